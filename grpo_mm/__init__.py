@@ -1,0 +1,14 @@
+"""Group-relative policy optimisation for generative and vision-language models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def train(config: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Runs a config; see `grpo_mm.train.train`."""
+    from grpo_mm.train import train as run
+
+    return run(config, *args, **kwargs)

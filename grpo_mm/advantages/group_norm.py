@@ -1,0 +1,91 @@
+"""Centre by the group, divide by a spread: the estimator that every other one starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grpo_mm.groups import Center, Scale, baseline, group_count, group_ids, spread
+from grpo_mm.table import Table
+
+
+def group_norm(
+    reward_N: Tensor,
+    group_N: Tensor,
+    *,
+    center: Center = "mean",
+    scale: Scale = "std",
+    scale_over: Literal["group", "batch"] = "group",
+    ddof: int = 0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Advantages relative to the group: (reward - centre of the group) / (spread + eps).
+
+    Args:
+        reward_N: [N] any float dtype, computed in float64; NaN rows take no part and stay NaN.
+        group_N: [N] integer; groups may have any size and order.
+        center: mean, leave_one_out (the mean of the others), median, or none.
+        scale: std, mad (median absolute deviation) or none.
+        scale_over: the spread of the group, or of all rewards of the batch ("global std").
+        ddof: 0 divides the variance by n (population), 1 by n - 1 (sample).
+        eps: added to the spread, never to the variance.
+
+    Returns:
+        [N] float64; exactly 0 in a group whose rewards are all equal. With leave_one_out a group of one is NaN.
+
+    Source: arXiv:2402.03300 (GRPO), section 4.1.2. Flow-GRPO (arXiv:2505.05470): ddof 0, eps 1e-4, scale_over batch;
+    DanceGRPO (arXiv:2505.07818): ddof 1, eps 1e-8, scale_over group; Dr.GRPO (arXiv:2503.20783): scale none.
+    """
+    reward_N, group_N = reward_N.double(), group_ids(group_N)
+    everything_N = torch.zeros_like(group_N)
+    centred_N = reward_N - baseline(reward_N, group_N, center=center)
+    if center != "none":
+        # Rounding in the mean must not be divided by a tiny eps: a constant group earns exactly nothing.
+        centred_N = torch.where(_is_constant(reward_N, group_N) & torch.isfinite(centred_N), 0.0, centred_N)
+    if scale == "none":
+        return centred_N
+    over_N = group_N if scale_over == "group" else everything_N
+    return centred_N / (spread(reward_N, over_N, scale=scale, ddof=ddof) + eps)
+
+
+def _is_constant(value_N: Tensor, group_N: Tensor) -> Tensor:
+    num_groups = int(group_N.max()) + 1 if group_N.numel() else 0
+    finite_N = torch.isfinite(value_N)
+    ends = [
+        value_N.new_full((num_groups,), fill).scatter_reduce(
+            0, group_N, torch.where(finite_N, value_N, fill), reduce=reduce
+        )
+        for reduce, fill in (("amin", torch.inf), ("amax", -torch.inf))
+    ]
+    return (ends[0] == ends[1])[group_N]
+
+
+@dataclass(frozen=True)
+class GroupNorm:
+    """`group_norm` on every component of the table; before `weighted_sum` it is "normalise, then sum"."""
+
+    key: tuple[str, ...] = ("prompt",)
+    """The comparison set: any columns of the table."""
+    center: Center = "mean"
+    scale: Scale = "std"
+    scale_over: Literal["group", "batch"] = "group"
+    ddof: Literal[0, 1] = 0
+    eps: float = 1e-4
+
+    min_group_size = 2
+
+    def __call__(self, table: Table) -> Table:
+        group_M = table.key(self.key)
+        settings = dict(center=self.center, scale=self.scale, scale_over=self.scale_over, ddof=self.ddof, eps=self.eps)
+        return table.with_values({name: group_norm(value, group_M, **settings) for name, value in table.values.items()})
+
+
+def zero_group_fraction(value_M: Tensor, group_M: Tensor) -> float:
+    """Share of groups, among those with a scored row, in which every value is the same: they teach nothing."""
+    scored = group_count(value_M, group_M) > 0
+    constant_M = _is_constant(value_M, group_M)
+    constant = torch.zeros(scored.shape[0], dtype=torch.bool).index_put_((group_M,), constant_M)
+    return float((constant & scored).sum() / scored.sum().clamp_min(1))

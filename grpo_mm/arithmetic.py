@@ -1,0 +1,20 @@
+"""The batch arithmetic of a config in words, and what memory it will take."""
+
+from __future__ import annotations
+
+from grpo_mm.run_config import RunConfig
+
+
+def lines(config: RunConfig, world: int = 1) -> list[str]:
+    """What `show` prints below the resolved config."""
+    rows = config.prompts_per_step * config.group_size
+    actions = config.engine.actions()
+    updates = config.updates.count
+    per_update = rows * actions // updates
+    report = [
+        f"{config.prompts_per_step} prompts × {config.group_size} samples = {rows} rows per step, {rows // world} per process",
+        f"{actions} trained actions per row = {rows * actions} actions per step",
+        f"{updates} optimiser update(s) per step, split by {config.updates.by}: {per_update} actions each",
+        f"{config.steps} steps = {config.steps * updates} optimiser updates",
+    ]
+    return report + config.engine.describe(config.policy, rows=rows, needs_reference=config.needs_reference, world=world)

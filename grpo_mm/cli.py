@@ -1,0 +1,179 @@
+"""`grpo-mm`: train, sample, eval, show, methods, report, bench, zoo."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grpo_mm.errors import TrainingStopped, UserError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Group-relative policy optimisation for generative and vision-language models.",
+)  # fmt: skip
+zoo_app = typer.Typer(no_args_is_help=True, help="The tiny checkpoints that ship with the package.")
+app.add_typer(zoo_app, name="zoo")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
+
+
+def main() -> None:
+    """Runs a command; what a user can fix is one paragraph and exit code 2, a stopped run exit code 3."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except TrainingStopped as error:
+        print(f"TrainingStopped: {error}", file=sys.stderr)
+        sys.exit(3)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="a YAML file")],
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option(help="start over, deleting the run folder")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="go on from this checkpoint instead of the newest")] = None,
+) -> None:
+    """Trains a config, or goes on where the run was interrupted."""
+    from grpo_mm.console import before_after, progress
+    from grpo_mm.report import write_report
+    from grpo_mm.run_config import read
+    from grpo_mm.train import train as run
+
+    settings = read(config, overrides or [])
+    with progress(settings) as on_step:
+        summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
+    if is_main():
+        report = write_report(settings.folder)
+        before_after(summary, settings.folder, report)
+
+
+def is_main() -> bool:
+    """Whether this is the only process, or the first of several."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="a run folder, or a config for the untrained model")],
+    prompt: Annotated[list[str], typer.Option("--prompt", help="may be given several times")],
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("samples"),
+    count: Annotated[int, typer.Option(help="pictures of each prompt")] = 1,
+    seed: Annotated[int, typer.Option(help="of the initial noise")] = 0,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
+) -> None:
+    """Draws pictures with the deterministic sampler; latents.safetensors holds the initial noise of each."""
+    from grpo_mm.inference import sample as draw
+
+    for path in draw(run, prompts=prompt, out=out, count=count, seed=seed, overrides=overrides or []):
+        typer.echo(path)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run folder, or a config for the untrained model")],
+    overrides: Overrides = None,
+    checkpoint: Annotated[str | None, typer.Option(help="a checkpoint of the run; default: the newest")] = None,
+) -> None:
+    """Scores the held-out prompts with the deterministic sampler."""
+    from grpo_mm.inference import evaluate as score
+
+    for name, value in score(run, overrides=overrides or [], checkpoint=checkpoint).items():
+        typer.echo(f"{name:40s} {value:.4f}")
+
+
+@app.command()
+def show(config: Annotated[Path, typer.Argument(help="a YAML file")], overrides: Overrides = None) -> None:
+    """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model."""
+    import yaml
+
+    from grpo_mm.arithmetic import lines
+    from grpo_mm.run_config import plain, read
+
+    settings = read(config, overrides or [])
+    settings.check()
+    typer.echo(yaml.safe_dump(plain(settings), sort_keys=False))
+    for line in lines(settings):
+        typer.echo(line)
+
+
+@app.command()
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    kind: Annotated[str | None, typer.Option(help="sampler, advantage, objective, reward, strategy, preset, …")] = None,
+) -> None:
+    """Lists every method and component: name, kind, paper, module, function, config."""
+    from grpo_mm.registry import entries
+
+    rows = []
+    for entry in entries(kind):
+        module, _, function = entry.target.partition(":")
+        preset = entry.role == "preset"
+        rows.append(
+            {"name": entry.kind, "kind": entry.role, "paper": entry.paper, "module": "" if preset else module,
+             "function": function, "config": entry.config}
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        typer.echo(f"{row['kind']:12s} {row['name']:20s} {row['paper']:18s} {row['module'] or row['config']}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+    """Writes the run as one HTML page."""
+    from grpo_mm.report import write_report
+
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml.")
+    typer.echo(write_report(run))
+
+
+@app.command()
+def bench(
+    config: Annotated[Path, typer.Argument(help="a YAML file")],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="timed steps after one warm-up step")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+) -> None:
+    """Seconds and memory by phase of whole training steps, without evaluation or logging."""
+    from grpo_mm.bench import bench as measure
+    from grpo_mm.bench import table
+
+    result = measure(config, overrides or [], steps=steps)
+    typer.echo(json.dumps(result, indent=1) if as_json else table(result))
+
+
+@zoo_app.command("build")
+def zoo_build(
+    name: Annotated[str, typer.Argument(help="text_to_image")],
+    out: Annotated[Path, typer.Option(help="folder for the checkpoint")],
+    seed: int = 0,
+) -> None:
+    """Makes a shipped checkpoint again from scratch."""
+    from grpo_mm.zoo_build import build
+
+    build(name, out, seed=seed)
+
+
+@zoo_app.command("path")
+def zoo_path(name: Annotated[str, typer.Argument(help="text_to_image")]) -> None:
+    """Prints where a shipped checkpoint lies."""
+    from grpo_mm.pipelines.zoo import path
+
+    typer.echo(path(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Collectors: the one rollout-side seam, from prompts to scored batches."""

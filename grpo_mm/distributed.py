@@ -1,0 +1,74 @@
+"""One process or many, behind the few operations the core needs; accelerate starts and places the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grpo_mm.errors import ConfigError
+
+
+class Processes:
+    """Rank, world size, device, and sums over ranks. World size 1 needs no launcher and no communication."""
+
+    def __init__(self, *, device: str = "auto", log_with: Sequence[str] = (), project_dir: str | None = None) -> None:
+        from accelerate import Accelerator
+
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device is {device!r}, but torch sees no CUDA device here. Use device=cpu or device=auto.")
+        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        self.accelerator = Accelerator(cpu=cpu, log_with=list(log_with) or None, project_dir=project_dir)
+        self.rank = self.accelerator.process_index
+        self.world = self.accelerator.num_processes
+        self.device = self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, thing: Any) -> list[Any]:
+        """`thing` of every rank, in rank order, on every rank. For small CPU tables."""
+        if self.world == 1:
+            return [thing]
+        things: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(things, thing)
+        return things
+
+    def sum(self, value: float) -> float:
+        return float(sum(self.gather(value)))
+
+    def max(self, value: float) -> float:
+        return float(max(self.gather(value)))
+
+    def sync_gradients(self, params: Sequence[nn.Parameter]) -> None:
+        """Sums the gradients over ranks. Every term has a global denominator, so a sum is what is wanted."""
+        if self.world == 1:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+        for bucket in _buckets(grads):
+            flat = torch.cat([g.flatten() for g in bucket])
+            torch.distributed.all_reduce(flat)
+            for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                g.copy_(part.view_as(g))
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+
+
+def _buckets(grads: Sequence[Tensor], limit: int = 64 * 2**20) -> list[list[Tensor]]:
+    """Consecutive gradients of one dtype, at most `limit` elements together."""
+    buckets: list[list[Tensor]] = []
+    size = 0
+    for grad in grads:
+        if not buckets or size + grad.numel() > limit or buckets[-1][0].dtype != grad.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(grad)
+        size += grad.numel()
+    return buckets

@@ -1,0 +1,58 @@
+"""Held-out evaluation: deterministic pictures from fixed noise, all rewards and watches, diversity within a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.clock import phase
+from grpo_mm.distributed import Processes
+from grpo_mm.diversity import pairwise_distance
+from grpo_mm.rows import evaluation_rows
+from grpo_mm.run_config import RunConfig
+from grpo_mm.scoring import Scoring, mean_scores
+from grpo_mm.types import Prompt
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Metrics are the same on every rank; the pictures are those of rank 0's first rows."""
+
+    metrics: dict[str, float]
+    """"eval/score" is the weighted sum of reward means: the held-out score."""
+    shown: Tensor
+    shown_prompts: list[str]
+    shown_rewards: dict[str, Tensor]
+
+
+def evaluate(
+    config: RunConfig, policy: Any, prompts: tuple[Prompt, ...], rewards: Scoring, watch: Scoring, processes: Processes
+) -> EvalResult:
+    """Renders every prompt `samples_per_prompt` times and scores the result."""
+    settings = config.evaluation
+    rows = evaluation_rows(prompts, samples=settings.samples_per_prompt, rank=processes.rank, world=processes.world)
+    with phase("eval"):
+        images = config.engine.render(policy, rows, seed=settings.seed)
+        row_prompts = [prompts[p] for p in rows.prompt_N.tolist()]
+        scores = rewards(images, row_prompts)
+        watched = watch(images, row_prompts)
+    metrics = mean_scores(scores, processes, prefix="eval", names={"score": "mean"})
+    metrics |= mean_scores(watched, processes, prefix="eval", names={})
+    metrics["eval/score"] = sum(
+        scorer.weight * metrics[f"eval/{name}/mean"] for name, scorer in config.rewards.items() if scorer.weight
+    )
+    diversity = pairwise_distance(images, rows.prompt_N) if len(rows) else torch.zeros(0)
+    ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))
+    if sum(n for _, n in ranks):
+        metrics["eval/diversity"] = sum(s for s, _ in ranks) / sum(n for _, n in ranks)
+    first = torch.nonzero(rows.sample_N == 0).flatten()
+    first = first[torch.linspace(0, len(first) - 1, min(settings.show, len(first))).long()] if len(first) else first
+    return EvalResult(
+        metrics=dict(sorted(metrics.items())),
+        shown=images[first],
+        shown_prompts=[row_prompts[i].text for i in first.tolist()],
+        shown_rewards={name: parts["score"][first] for name, parts in scores.items()},
+    )

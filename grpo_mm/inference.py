@@ -1,0 +1,90 @@
+"""Using a run, or an untrained model, without training: pictures and held-out scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from grpo_mm import checkpoint as checkpoints
+from grpo_mm.config import build
+from grpo_mm.distributed import Processes
+from grpo_mm.errors import ConfigError
+from grpo_mm.evaluate import evaluate as score_held_out
+from grpo_mm.run_config import RunConfig, read
+from grpo_mm.run_folder import RunFolder, find_checkpoint, read_config
+from grpo_mm.scoring import Scoring
+from grpo_mm.trainer import held_out_prompts
+from grpo_mm.types import Prompt, Rows
+
+
+class Loaded:
+    """A policy on its device with the weights of a run's checkpoint, or as it was before training."""
+
+    def __init__(self, run: Path, *, overrides: Sequence[str], checkpoint: str | None) -> None:
+        self.config = _config(run, overrides)
+        self.config.check()
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        self.processes = Processes(device=self.config.device)
+        self.policy = self.config.policy.load(self.processes.device)
+        if run.is_dir():
+            path = find_checkpoint(RunFolder(run), checkpoint)
+            if path is None:
+                raise ConfigError(f"{run} has no checkpoint yet. Give its config file to use the untrained model.")
+            loaded = checkpoints.read(path)
+            checkpoints.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=str(path))
+            self.policy.snapshots.load(loaded.tensors["snapshots"])
+
+    def weights(self):
+        """The averaged weights where the run kept them."""
+        return self.policy.snapshots.use("ema") if "ema" in self.policy.snapshots else nullcontext()
+
+
+def _config(run: Path, overrides: Sequence[str]) -> RunConfig:
+    if run.is_dir():
+        from grpo_mm.config import override
+
+        mapping = read_config(run)
+        for text in overrides:
+            mapping = override(mapping, text)
+        return build(RunConfig, mapping)
+    return read(run, overrides)
+
+
+def sample(
+    run: Path, *, prompts: Sequence[str], out: Path, count: int = 1, seed: int = 0, overrides: Sequence[str] = ()
+) -> list[Path]:
+    """Writes `out/000_0.png`, … and the initial noise of all pictures as `out/latents.safetensors`."""
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    loaded = Loaded(run, overrides=overrides, checkpoint=None)
+    asked = tuple(Prompt(id=f"sample/{i}", text=text) for i, text in enumerate(prompts))
+    size = len(asked) * count
+    rows = Rows(asked, torch.arange(len(asked)).repeat_interleave(count), torch.arange(count).repeat(len(asked)))
+    with loaded.weights():
+        images = loaded.config.engine.render(loaded.policy, rows, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    noise = loaded.config.engine.evaluation_noise(loaded.policy, rows, seed=seed)
+    save_file({"latents": noise.cpu().contiguous()}, out / "latents.safetensors")
+    paths = [out / f"{int(rows.prompt_N[i]):03d}_{int(rows.sample_N[i])}.png" for i in range(size)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return paths
+
+
+def evaluate(run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None = None) -> dict[str, float]:
+    """Held-out metrics of a run's checkpoint or of an untrained model."""
+    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint)
+    config, device = loaded.config, loaded.processes.device
+    prompts = held_out_prompts(config)
+    if not prompts:
+        raise ConfigError("the config has no `eval_prompts`.")
+    with loaded.weights():
+        result = score_held_out(
+            config, loaded.policy, prompts, Scoring(config.rewards, device), Scoring(config.watch, device), loaded.processes
+        )
+    return result.metrics

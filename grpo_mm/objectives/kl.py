@@ -1,0 +1,82 @@
+"""Staying close to the reference policy, in every form that is in circulation, each under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
+from grpo_mm.types import Couples, Term, View
+
+KlForm = Literal["k1", "k2", "k3", "gaussian", "gaussian_no_dt", "mean_shift", "velocity"]
+
+_NEEDS: dict[str, set[str]] = {
+    "k1": {"logprobs", "ref_logprobs"},
+    "k2": {"logprobs", "ref_logprobs"},
+    "k3": {"logprobs", "ref_logprobs"},
+    "gaussian": {"mean_shift_ref", "std"},
+    "gaussian_no_dt": {"mean_shift_ref", "std", "dt"},
+    "mean_shift": {"mean_shift_ref"},
+    "velocity": {"velocity_shift_ref"},
+}
+
+
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """log π - log π_ref: unbiased in value; its gradient in a loss has expectation zero."""
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """½ (log π - log π_ref)²: biased in value, its gradient is that of the true KL on-policy."""
+    return 0.5 * (logprobs - ref_logprobs) ** 2
+
+
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """π_ref/π - 1 - log(π_ref/π): unbiased in value and never negative (arXiv:2402.03300, eq. 4)."""
+    log_ratio = ref_logprobs - logprobs
+    return log_ratio.expm1() - log_ratio
+
+
+def gaussian_kl(mean_shift: Tensor, std: Tensor) -> Tensor:
+    """KL of two Gaussians of equal `std` whose means differ by `mean_shift` = mean over elements of Δμ²; per element."""
+    return mean_shift / (2 * std**2)
+
+
+@dataclass(frozen=True)
+class Kl:
+    """β · KL(π ‖ π_ref) as a term of the loss.
+
+    gaussian: mean(Δμ²)/(2 g²δ), the exact KL of one step (arXiv:2505.05470; β .004).
+    gaussian_no_dt: mean(Δμ²)/(2 g²), as the released SD3 trainer has it (β .04); g² = std²/δ.
+    mean_shift: mean(Δμ²) (the CPS fork).   velocity: mean((v - v_ref)²) (AWM, NFT).
+    k1, k2, k3: estimates from log-probabilities. Values of β are not comparable between forms.
+    """
+
+    form: KlForm = "k3"
+    weight: float = 0.04
+    aggregate: Aggregate = "token"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(_NEEDS[self.form])
+
+    @property
+    def couples(self) -> Couples:
+        return "action"
+
+    def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
+        kl = self._kl(values)
+        weight, denominator = aggregate_weight(view, self.aggregate)
+        return Term("ref_kl", self.weight * kl, weight, denominator, stats={"ref_kl": kl.detach()})
+
+    def _kl(self, values: Mapping[str, Tensor]) -> Tensor:
+        if self.form in ("k1", "k2", "k3"):
+            return {"k1": k1, "k2": k2, "k3": k3}[self.form](values["logprobs"], values["ref_logprobs"])
+        if self.form == "gaussian":
+            return gaussian_kl(values["mean_shift_ref"], values["std"])
+        if self.form == "gaussian_no_dt":
+            return gaussian_kl(values["mean_shift_ref"], values["std"] / values["dt"].sqrt())
+        return values["mean_shift_ref" if self.form == "mean_shift" else "velocity_shift_ref"]

@@ -1,0 +1,46 @@
+"""The optimiser and its learning rate, a pure function of the number of updates so far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW; the defaults are those of the Flow-GRPO scripts (flow models, LoRA)."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    warmup_updates: int = 0
+    """Adam's first updates are sign steps of full length: without warm-up they leave a narrow clip range at once."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """linear and cosine fall to 0 at the last update."""
+    max_bad_updates: int = 5
+    """Non-finite updates in a row (each is skipped) after which the run stops."""
+
+    def build(self, params: list[nn.Parameter]) -> torch.optim.AdamW:
+        return torch.optim.AdamW(params, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, eps=self.eps)
+
+    def lr_at(self, update: int, total_updates: int) -> float:
+        """The learning rate of update number `update`, counted from 0."""
+        warm = min(1.0, (update + 1) / (self.warmup_updates + 1))
+        left = max(0.0, 1 - update / max(1, total_updates))
+        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[self.schedule]
+        return self.lr * warm * shape
+
+
+def grad_norm(params: list[nn.Parameter]) -> Tensor:
+    """The L2 norm over all gradients (sharded ones included), as a float tensor."""
+    grads = [p.grad for p in params if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    norm = nn.utils.get_total_norm(grads)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

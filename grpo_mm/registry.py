@@ -1,0 +1,129 @@
+"""The one visible table from (role, kind) to code, with the paper it comes from and a config that uses it.
+
+A `kind` that is not in the table may be `package.module:Name`. Nothing is imported until it is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_mm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table."""
+
+    role: str
+    kind: str
+    target: str
+    """package.module:Name; for a preset, the path of its config."""
+    paper: str = ""
+    config: str = ""
+
+
+_FLOW = "configs/flow/"
+
+TABLE: tuple[Entry, ...] = (
+    Entry("preset", "flow_grpo", _FLOW + "flow_grpo_sd35.yaml", "arXiv:2505.05470", _FLOW + "flow_grpo_sd35.yaml"),
+    Entry("preset", "flow_grpo_fast", _FLOW + "fast_sd35.yaml", "arXiv:2505.05470", _FLOW + "fast_sd35.yaml"),
+    Entry("preset", "flow_cps", _FLOW + "cps_sd35.yaml", "arXiv:2509.05952", _FLOW + "cps_sd35.yaml"),
+    Entry("preset", "grpo_guard", _FLOW + "guard_sd35.yaml", "arXiv:2510.22319", _FLOW + "guard_sd35.yaml"),
+    Entry("preset", "dance_grpo", _FLOW + "dance_flux.yaml", "arXiv:2505.07818", _FLOW + "dance_flux.yaml"),
+    Entry("preset", "mix_grpo", _FLOW + "mix_flux.yaml", "arXiv:2507.21802", _FLOW + "mix_flux.yaml"),
+    Entry("preset", "mix_grpo_flash", _FLOW + "mix_flash_flux.yaml", "arXiv:2507.21802", _FLOW + "mix_flash_flux.yaml"),
+    Entry("policy", "flow", "grpo_mm.pipelines.flow.policy:FlowPolicyConfig", "arXiv:2505.05470"),
+    Entry("flow_model", "sd3", "grpo_mm.pipelines.flow.sd3:Sd3", "arXiv:2403.03206"),
+    Entry("flow_model", "flux", "grpo_mm.pipelines.flow.flux:Flux"),
+    Entry("engine", "flow", "grpo_mm.pipelines.flow.engine:FlowEngine", "arXiv:2505.05470"),
+    Entry("schedule", "shifted", "grpo_mm.pipelines.flow.schedule:Shifted", "arXiv:2403.03206"),
+    Entry("schedule", "flux", "grpo_mm.pipelines.flow.schedule:FluxShift"),
+    Entry("schedule", "diffusers_sd3", "grpo_mm.pipelines.flow.schedule:DiffusersSd3"),
+    Entry("sampler", "ode", "grpo_mm.pipelines.flow.kernels:ode"),
+    Entry("sampler", "flow_sde", "grpo_mm.pipelines.flow.kernels:flow_sde", "arXiv:2505.05470", _FLOW + "flow_grpo_sd35.yaml"),
+    Entry("sampler", "dance_sde", "grpo_mm.pipelines.flow.kernels:dance_sde", "arXiv:2505.07818", _FLOW + "dance_flux.yaml"),
+    Entry("sampler", "cps", "grpo_mm.pipelines.flow.kernels:cps", "arXiv:2509.05952", _FLOW + "cps_sd35.yaml"),
+    Entry("sampler", "ddim", "grpo_mm.pipelines.flow.kernels:ddim", "arXiv:2509.16117"),
+    Entry("noise", "all", "grpo_mm.pipelines.flow.noise:AllSteps", "arXiv:2505.05470", _FLOW + "flow_grpo_sd35.yaml"),
+    Entry("noise", "window", "grpo_mm.pipelines.flow.noise:Window", "arXiv:2505.05470", _FLOW + "fast_sd35.yaml"),
+    Entry("noise", "sliding_window", "grpo_mm.pipelines.flow.noise:SlidingWindow", "arXiv:2507.21802", _FLOW + "mix_flux.yaml"),
+    Entry("solver", "euler", "grpo_mm.pipelines.flow.solver:Euler"),
+    Entry("solver", "dpmpp", "grpo_mm.pipelines.flow.solver:DpmSolverPP", "arXiv:2211.01095", _FLOW + "mix_flash_flux.yaml"),
+    Entry("strategy", "sample_and_score", "grpo_mm.collectors.sample_and_score:SampleAndScore"),
+    Entry("advantage", "group_norm", "grpo_mm.advantages.group_norm:GroupNorm", "arXiv:2402.03300", _FLOW + "flow_grpo_sd35.yaml"),
+    Entry("advantage", "weighted_sum", "grpo_mm.advantages.combine:WeightedSum", "", _FLOW + "flow_grpo_sd35.yaml"),
+    Entry("advantage", "clamp", "grpo_mm.advantages.combine:Clamp", "", _FLOW + "flow_grpo_sd35.yaml"),
+    Entry("advantage", "keep_extremes", "grpo_mm.advantages.select:KeepExtremes", "arXiv:2505.07818"),
+    Entry("objective", "clipped_ratio", "grpo_mm.objectives.clipped_ratio:ClippedRatio", "arXiv:1707.06347", _FLOW + "flow_grpo_sd35.yaml"),
+    Entry("objective", "ratio_norm", "grpo_mm.objectives.ratio_norm:RatioNorm", "arXiv:2510.22319", _FLOW + "guard_sd35.yaml"),
+    Entry("objective", "kl", "grpo_mm.objectives.kl:Kl", "arXiv:2402.03300", _FLOW + "flow_grpo_sd35.yaml"),
+    Entry("prompts", "file", "grpo_mm.datasets.files:PromptFile"),
+    Entry("prompts", "geneval", "grpo_mm.datasets.geneval:GenEvalPrompts", "arXiv:2310.11513"),
+    Entry("prompts", "ocr", "grpo_mm.datasets.ocr:OcrPrompts", "arXiv:2505.05470"),
+    Entry("prompts", "hub", "grpo_mm.datasets.hub:HubPrompts"),
+    Entry("prompts", "shape_world", "grpo_mm.datasets.shape_world:ShapeWorldPrompts", "", "configs/quickstart/flow.yaml"),
+    Entry("reward", "shape_world", "grpo_mm.rewards.shape_world:ShapeWorldReward", "", "configs/quickstart/flow.yaml"),
+    Entry("reward", "geneval", "grpo_mm.rewards.geneval:GenEvalReward", "arXiv:2310.11513"),
+    Entry("reward", "ocr", "grpo_mm.rewards.ocr:OcrReward", "arXiv:2505.05470"),
+    Entry("reward", "clip_score", "grpo_mm.rewards.clip_score:ClipScore", "arXiv:2104.08718"),
+    Entry("reward", "jpeg", "grpo_mm.rewards.jpeg:JpegSize", "arXiv:2305.13301"),
+    Entry("reward", "image_quality", "grpo_mm.rewards.image_quality:ImageQuality", "", "configs/quickstart/flow.yaml"),
+    Entry("reward", "function", "grpo_mm.function_reward:FunctionReward"),
+    Entry("color", "palette", "grpo_mm.rewards.colors:PaletteColors"),
+    Entry("color", "clip", "grpo_mm.rewards.colors:ClipColors", "arXiv:2310.11513"),
+    Entry("detector", "onnx", "grpo_mm.rewards.detectors:OnnxDetector"),
+    Entry("detector", "transformers", "grpo_mm.rewards.detectors:TransformersDetector"),
+)  # fmt: skip
+
+
+def entries(role: str | None = None) -> list[Entry]:
+    """The table, or the lines of one role."""
+    return [entry for entry in TABLE if role is None or entry.role == role]
+
+
+def lookup(role: str, kind: str) -> Any:
+    """The class or function behind a kind; raises ConfigError with the nearest name."""
+    for entry in TABLE:
+        if entry.role == role and entry.kind == kind:
+            return load(entry.target)
+    if ":" in kind:
+        return load(kind)
+    kinds = [entry.kind for entry in entries(role)]
+    near = difflib.get_close_matches(kind, kinds, n=1)
+    raise ConfigError(
+        f"unknown {role} kind {kind!r}."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+        + f" There are: {', '.join(kinds)}; or package.module:Name for your own."
+    )
+
+
+def load(target: str) -> Any:
+    """Imports `package.module:Name`."""
+    module_name, _, name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ConfigError(
+            f"{target!r}: no module named {error.name!r}. Is it installed, or in the folder you start from?"
+        ) from error
+    if not hasattr(module, name):
+        public = [n for n, v in vars(module).items() if inspect.isclass(v) or inspect.isfunction(v)]
+        near = difflib.get_close_matches(name, public, n=1)
+        raise ConfigError(f"{target!r}: {module_name} has no {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    return getattr(module, name)
+
+
+def kind_of(role: str, thing: Any) -> str:
+    """The inverse of `lookup`: the kind of an object's class, or of a function."""
+    cls = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
+    for entry in entries(role):
+        module_name, _, name = entry.target.partition(":")
+        if (cls.__module__, cls.__name__) == (module_name, name):
+            return entry.kind
+    return f"{cls.__module__}:{cls.__qualname__}"

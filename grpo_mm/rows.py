@@ -1,0 +1,42 @@
+"""Which rank makes which samples, and in which update they are trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grpo_mm.types import Prompt, Rows
+
+
+def plan_rows(
+    prompts: tuple[Prompt, ...], *, group_size: int, parts: int, rank: int = 0, world: int = 1
+) -> tuple[Rows, Tensor]:
+    """This rank's rows, and the update part each belongs to, [N].
+
+    The prompts are cut into `parts` runs of whole groups; each run's rows are cut into `world` equal pieces. So every
+    update trains the same rows whatever the number of ranks.
+
+    Example: 2 prompts × 2 samples, 1 part, rank 1 of 2: prompt_N = [1, 1], sample_N = [0, 1].
+    """
+    prompt_N = torch.arange(len(prompts)).repeat_interleave(group_size)
+    sample_N = torch.arange(group_size).repeat(len(prompts))
+    mine = [piece.chunk(world)[rank] for piece in torch.arange(len(prompt_N)).chunk(parts)]
+    rows = torch.cat(mine)
+    part_N = torch.cat([torch.full((len(piece),), part) for part, piece in enumerate(mine)])
+    return Rows(prompts, prompt_N[rows], sample_N[rows]), part_N
+
+
+def evaluation_rows(prompts: tuple[Prompt, ...], *, samples: int, rank: int, world: int) -> Rows:
+    """A nearly equal share of prompts × samples for each rank; none may be left empty-handed but by its share."""
+    prompt_N = torch.arange(len(prompts)).repeat_interleave(samples)
+    sample_N = torch.arange(samples).repeat(len(prompts))
+    mine = torch.tensor_split(torch.arange(len(prompt_N)), world)[rank]
+    return Rows(prompts, prompt_N[mine], sample_N[mine])
+
+
+def update_mask(mask_NA: Tensor, part_N: Tensor, *, by: str, part: int, parts: int) -> Tensor:
+    """[N, A] bool: the actions that update number `part` trains; over all parts every action once."""
+    if by == "group":
+        return mask_NA & (part_N.to(mask_NA.device) == part)[:, None]
+    action_A = torch.arange(mask_NA.shape[1], device=mask_NA.device)
+    return mask_NA & (action_A % parts == part)[None, :]

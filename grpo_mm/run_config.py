@@ -1,0 +1,248 @@
+"""What a run is: one YAML file, checked for contradictions before any model is loaded."""
+
+from __future__ import annotations
+
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
+from grpo_mm.collectors.sample_and_score import SampleAndScore
+from grpo_mm.config import Role, build, dump, read_yaml
+from grpo_mm.errors import ConfigError
+from grpo_mm.objectives import ClippedRatio
+from grpo_mm.optim import Optim
+from grpo_mm.snapshots import Ema
+from grpo_mm.table import Table
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of prompts and its share of the mixture."""
+
+    use: Annotated[Any, Role("prompts")]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A named reward: its weight, the prompt sources it applies to (None: all), and its time limit."""
+
+    use: Annotated[Any, Role("reward")]
+    weight: float = 1.0
+    sources: tuple[str, ...] | None = None
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How a rollout is spent: `count` optimiser updates on disjoint parts, split by groups or by actions."""
+
+    by: Literal["group", "action"] = "group"
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out evaluation, deterministic: every `every` steps, and before and after training."""
+
+    every: int = 0
+    """0: only before and after."""
+    limit: int | None = None
+    """At most so many prompts of each source."""
+    samples_per_prompt: int = 1
+    seed: int = 0
+    """Of the fixed noise; apart from the run's seed, so that runs are compared on the same pictures."""
+    show: int = 16
+    """Pictures kept of each evaluation."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better held-out score."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Every `every` steps and at the end; the last `keep_last` and the best one stay."""
+
+    every: int = 50
+    keep_last: int = 2
+    keep_best: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. What a file omits is the default here."""
+
+    name: str
+    policy: Annotated[Any, Role("policy")]
+    engine: Annotated[Any, Role("engine")]
+    prompts: dict[str, Source]
+    rewards: dict[str, Scorer]
+    steps: int
+    prompts_per_step: int
+    group_size: int
+    seed: int = 0
+    updates: Updates = field(default_factory=Updates)
+    collector: Annotated[Any, Role("strategy")] = field(default_factory=SampleAndScore)
+    advantage: tuple[Annotated[Any, Role("advantage")], ...] = field(
+        default_factory=lambda: (GroupNorm(), WeightedSum(), Clamp())
+    )
+    objective: tuple[Annotated[Any, Role("objective")], ...] = field(default_factory=lambda: (ClippedRatio(),))
+    old_logprobs: Literal["rollout", "recompute"] = "rollout"
+    """recompute: one pass in training shapes before the first update; for low precision, where batch shape matters."""
+    optim: Optim = field(default_factory=Optim)
+    ema: Ema | None = None
+    """Averaged weights; evaluation and the product use them."""
+    eval_prompts: dict[str, Source] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    watch: dict[str, Scorer] = field(default_factory=dict)
+    """Rewards that are logged and not optimised."""
+    samples_every: int = 10
+    """Steps between sheets of rollout pictures; 0: none."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    device: str = "auto"
+    threads: int | None = None
+    """CPU threads of torch; fix it where runs must agree bit for bit."""
+    runs_dir: str = "runs"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of all values that the objective reads."""
+        return frozenset().union(*(term.needs for term in self.objective))
+
+    @property
+    def needs_reference(self) -> bool:
+        return any("ref" in name.split("_") for name in self.needs)
+
+    def check(self, world: int = 1) -> None:
+        """Raises ConfigError for anything that cannot run, before any model is loaded."""
+        self._check_sizes(world)
+        self._check_advantage()
+        missing = sorted(self.needs - self.policy.provides)
+        if missing:
+            raise ConfigError(
+                f"the objective needs {', '.join(missing)}, which the policy does not provide; "
+                f"it provides {', '.join(sorted(self.policy.provides))}. Choose another objective or another policy."
+            )
+        if not self.rewards or not self.prompts:
+            raise ConfigError("a run needs at least one entry under `prompts` and one under `rewards`.")
+        if all(scorer.weight == 0 for scorer in self.rewards.values()):
+            raise ConfigError("every reward has weight 0; put rewards that are only logged under `watch`.")
+        self._check_sources()
+        self.policy.check()
+        self.engine.check(self.policy)
+        parts = [s.use for s in (*self.prompts.values(), *self.eval_prompts.values())]
+        parts += [s.use for s in (*self.rewards.values(), *self.watch.values())]
+        for part in parts:
+            if hasattr(part, "check"):
+                part.check()
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto.")
+
+    def _check_sizes(self, world: int) -> None:
+        if not self.name or os.sep in self.name or self.name.startswith("."):
+            raise ConfigError(f"name is {self.name!r}; wanted a plain folder name.")
+        for key in ("steps", "prompts_per_step", "group_size"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} = {getattr(self, key)}; wanted at least 1.")
+        if self.updates.count < 1:
+            raise ConfigError(f"updates.count = {self.updates.count}; wanted at least 1.")
+        parts = self.updates.count if self.updates.by == "group" else 1
+        if self.prompts_per_step % parts:
+            raise ConfigError(
+                f"prompts_per_step = {self.prompts_per_step} does not divide into updates.count = {parts} parts of whole "
+                f"groups. Use a multiple of {parts}, or updates.by=action."
+            )
+        if self.updates.by == "action" and self.engine.actions() < self.updates.count:
+            raise ConfigError(
+                f"updates.count = {self.updates.count} by action, but a row trains {self.engine.actions()} actions. "
+                f"Use at most {self.engine.actions()}."
+            )
+        rows = self.prompts_per_step // parts * self.group_size
+        if rows % world:
+            raise ConfigError(
+                f"{self.prompts_per_step // parts} prompts × group_size {self.group_size} = {rows} rows per update do not "
+                f"divide over {world} processes. Make prompts_per_step × group_size a multiple of {world * parts}."
+            )
+
+    def _check_advantage(self) -> None:
+        smallest = max((getattr(stage, "min_group_size", 1) for stage in self.advantage), default=1)
+        if self.group_size < smallest:
+            raise ConfigError(
+                f"group_size = {self.group_size}, but the advantage compares samples within a group and needs at least "
+                f"{smallest}."
+            )
+        table = _rehearsal_table(self.rewards, self.group_size)
+        for stage in self.advantage:
+            table = stage(table)
+        if len(table.values) != 1:
+            raise ConfigError(
+                f"the advantage stages leave {len(table.values)} components ({', '.join(table.values)}), wanted one: "
+                "add the stage {kind: weighted_sum}."
+            )
+
+    def _check_sources(self) -> None:
+        known = set(self.prompts) | set(self.eval_prompts)
+        for name, scorer in (self.rewards | self.watch).items():
+            unknown = set(scorer.sources or ()) - known
+            if unknown:
+                raise ConfigError(f"reward {name!r} applies to source {unknown.pop()!r}; there are: {', '.join(sorted(known))}.")
+        for name in self.prompts:
+            if not any(s.sources is None or name in s.sources for s in self.rewards.values()):
+                raise ConfigError(f"no reward applies to the prompts of source {name!r}.")
+        if set(self.rewards) & set(self.watch):
+            raise ConfigError(f"{sorted(set(self.rewards) & set(self.watch))} stands under both `rewards` and `watch`.")
+        total = sum(source.weight for source in self.prompts.values())
+        if any(source.weight < 0 for source in self.prompts.values()) or total <= 0:
+            raise ConfigError("the weights of the prompt sources must be 0 or more, and not all 0.")
+
+
+def _rehearsal_table(rewards: Mapping[str, Scorer], group_size: int) -> Table:
+    """A made-up table of two groups, so that missing columns and wrong orders show when the config is read."""
+    rows = 2 * group_size
+    prompt_M = torch.arange(rows) // group_size
+    columns = {
+        "prompt": prompt_M,
+        "sample": torch.arange(rows) % group_size,
+        "action": torch.full((rows,), -1),
+        "tag": torch.zeros(rows, dtype=torch.int64),
+        "failed": torch.zeros(rows, dtype=torch.bool),
+    }
+    values = {name: torch.linspace(0, 1, rows, dtype=torch.float64) for name in rewards}
+    return Table(values=values, columns=columns, weights={name: s.weight for name, s in rewards.items()})
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a file and its overrides describe; `check` it before use."""
+    try:
+        return build(RunConfig, read_yaml(path, overrides))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as plain values, defaults included."""
+    return dump(config)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys at which two plain configs differ."""
+    found = []
+    for key in sorted(set(a) | set(b)):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}: {left!r} there, {right!r} here")
+    return found
+
+

@@ -1,0 +1,202 @@
+"""Sample sheets: a few pictures of each step beside the curves, so that a person sees what is being reinforced.
+
+A sheet is a grid of tiles in a PNG and the words to it in a JSON of the same name. Equal input gives equal bytes, so a
+resumed run writes the same files again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+MAX_TILE_PX = 256
+MAX_COLUMNS = 24
+"""A wider group keeps its best and its worst dozen."""
+GAP_PX = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One tile of a sheet and what is known about it."""
+
+    prompt: str
+    rewards: Mapping[str, float | None]
+    """By name; None = could not be scored."""
+    advantage: float | None
+    """None on an evaluation sheet, and where it was not a number."""
+    box_px: tuple[int, int, int, int]
+    """Left, top, right, bottom in the PNG."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What `read_sheets` finds. Example: Sheet("step_000010", "rollout", 10, Path("…/step_000010.png"), rows)."""
+
+    name: str
+    kind: Literal["rollout", "eval"]
+    step: int
+    png: Path
+    rows: tuple[tuple[Cell, ...], ...]
+    """A rollout sheet has a row per group, best advantage first."""
+    row_sizes: tuple[int, ...]
+    """How many samples each row stands for: more than its cells where a group was too wide."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for row in self.rows for cell in row]
+
+
+def write_rollout_sheet(
+    folder: Path,
+    *,
+    step: int,
+    images_MCHW: Tensor,
+    prompt_M: Tensor,
+    prompts: Sequence[str],
+    advantage_M: Tensor,
+    rewards: Mapping[str, Tensor],
+    max_groups: int = 6,
+) -> Path:
+    """Writes `step_000010.png` and `.json` into `folder`: a row per group, its cells sorted by advantage, best first.
+
+    Args:
+        images_MCHW: uint8, 1 or 3 channels; more than 256 px are scaled down.
+        prompt_M: int, index into `prompts`; groups may have any size. The first `max_groups` are shown.
+        advantage_M: NaN sorts last.
+        rewards: each [M]; NaN = could not be scored. The first, or the one called "score", is what the report shows.
+
+    Raises:
+        ValueError: lengths differ, or the images are not uint8 [M, C, H, W].
+    """
+    _check(images_MCHW, {"prompt_M": prompt_M, "advantage_M": advantage_M, **rewards})
+    prompt, advantage = prompt_M.tolist(), advantage_M.tolist()
+    best_first = sorted(range(len(prompt)), key=lambda m: math.inf if math.isnan(advantage[m]) else -advantage[m])
+    groups = [[m for m in best_first if prompt[m] == p] for p in sorted(set(prompt))[:max_groups]]
+    shown = [_best_and_worst(members) for members in groups]
+    words = {
+        "groups": [
+            {
+                "prompt": prompts[prompt[members[0]]],
+                "size": len(members),
+                "cells": [{"advantage": _plain(advantage[m]), "rewards": _rewards_of(rewards, m)} for m in cells],
+            }
+            for members, cells in zip(groups, shown)
+        ]
+    }
+    return _write(folder, f"step_{step:06d}", images_MCHW, shown, {"step": step, "kind": "rollout"}, words)
+
+
+def write_eval_sheet(
+    folder: Path, *, name: str, step: int, images_MCHW: Tensor, prompts: Sequence[str], rewards: Mapping[str, Tensor]
+) -> Path:
+    """Writes `<name>.png` and `.json` into `folder`, cells row by row.
+
+    Args:
+        name: "eval_before", "eval_after" or "eval_step_000020".
+        prompts: aligned with the images, M of them.
+
+    Raises:
+        ValueError: lengths differ, or the images are not uint8 [M, C, H, W].
+    """
+    _check(images_MCHW, {"prompts": prompts, **rewards})
+    count = len(prompts)
+    columns = max(1, min(8, math.ceil(math.sqrt(count))))
+    grid = [list(range(start, min(start + columns, count))) for start in range(0, count, columns)]
+    words = {"cells": [{"prompt": prompts[m], "rewards": _rewards_of(rewards, m)} for m in range(count)]}
+    return _write(folder, name, images_MCHW, grid, {"step": step, "kind": "eval"}, words)
+
+
+def read_sheets(folder: Path) -> list[Sheet]:
+    """All whole sheets in a folder, by step; one whose PNG is missing or whose JSON is damaged is left out."""
+    sheets = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            sheets.append(_read(path))
+        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            continue
+    return sorted(sheets, key=lambda sheet: sheet.step)
+
+
+def _check(images_MCHW: Tensor, aligned: Mapping[str, Tensor | Sequence[str]]) -> None:
+    dtype, shape = images_MCHW.dtype, tuple(images_MCHW.shape)
+    if dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
+        raise ValueError(f"images have dtype {dtype} and shape {shape}; wanted torch.uint8 [M, 1 or 3, H, W].")
+    for name, values in aligned.items():
+        if len(values) != len(images_MCHW):
+            raise ValueError(f"{name} has {len(values)} entries for {len(images_MCHW)} images; wanted one for each.")
+
+
+def _best_and_worst(members: list[int]) -> list[int]:
+    half = MAX_COLUMNS // 2
+    return members if len(members) <= MAX_COLUMNS else members[:half] + members[-half:]
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN; six digits are what a float32 holds."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _rewards_of(rewards: Mapping[str, Tensor], m: int) -> dict[str, float | None]:
+    return {name: _plain(float(value_M[m])) for name, value_M in rewards.items()}
+
+
+def _write(
+    folder: Path, name: str, images_MCHW: Tensor, grid: list[list[int]], head: dict[str, Any], words: dict[str, Any]
+) -> Path:
+    height, width = images_MCHW.shape[2:]
+    shrink = min(1.0, MAX_TILE_PX / max(height, width))
+    tile_px = [max(1, round(height * shrink)), max(1, round(width * shrink))]
+    columns = max((len(row) for row in grid), default=0)
+    layout = {"tile_px": tile_px, "gap_px": GAP_PX, "columns": columns}
+    size_px = (columns * (tile_px[1] + GAP_PX), len(grid) * (tile_px[0] + GAP_PX))
+    sheet = Image.new("RGB", size_px if all(size_px) else (1, 1), "white")
+    for r, row in enumerate(grid):
+        for c, m in enumerate(row):
+            sheet.paste(_tile(images_MCHW[m], tile_px), _box(layout, r, c)[:2])
+    folder.mkdir(parents=True, exist_ok=True)
+    png, aside = folder / f"{name}.png", folder / f".writing_{name}"
+    sheet.save(aside, format="PNG")
+    os.replace(aside, png)
+    aside.write_text(json.dumps(head | layout | words, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    os.replace(aside, png.with_suffix(".json"))
+    return png
+
+
+def _tile(image_CHW: Tensor, tile_px: list[int]) -> Image.Image:
+    height, width = tile_px
+    tile = Image.fromarray(image_CHW.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy())
+    return tile if tile.size == (width, height) else tile.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _box(layout: Mapping[str, Any], row: int, column: int) -> tuple[int, int, int, int]:
+    (height, width), gap = layout["tile_px"], layout["gap_px"]
+    left, top = column * (width + gap), row * (height + gap)
+    return left, top, left + width, top + height
+
+
+def _read(path: Path) -> Sheet:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    png = path.with_suffix(".png")
+    if not png.is_file():
+        raise FileNotFoundError(png)
+    if found["kind"] == "rollout":
+        rows = [[cell | {"prompt": group["prompt"]} for cell in group["cells"]] for group in found["groups"]]
+        sizes = [group["size"] for group in found["groups"]]
+    else:
+        step = max(1, found["columns"])
+        rows = [found["cells"][start : start + step] for start in range(0, len(found["cells"]), step)]
+        sizes = [len(row) for row in rows]
+    cells = tuple(
+        tuple(Cell(w["prompt"], w["rewards"], w.get("advantage"), _box(found, r, c)) for c, w in enumerate(row))
+        for r, row in enumerate(rows)
+    )
+    return Sheet(path.stem, found["kind"], found["step"], png, cells, tuple(sizes))

@@ -1,0 +1,92 @@
+"""All rewards of a run over some outputs, with their failures counted."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.clock import count, phase
+from grpo_mm.distributed import Processes
+from grpo_mm.function_reward import call_function
+from grpo_mm.run_config import Scorer
+from grpo_mm.safe_call import score_safely
+from grpo_mm.types import Prompt
+
+log = logging.getLogger(__name__)
+
+
+class Scoring:
+    """Named scorers on a device. `errors` keeps the first failure of each, for the message if nothing can be scored."""
+
+    def __init__(self, scorers: Mapping[str, Scorer], device: torch.device) -> None:
+        self.scorers = {name: replace(scorer, use=_as_reward(scorer.use)) for name, scorer in scorers.items()}
+        self.device = device
+        self.first_error: dict[str, str] = {}
+        self._warned: set[str] = set()
+
+    def __call__(self, items: Any, prompts: Sequence[Prompt]) -> dict[str, dict[str, Tensor]]:
+        """Scorer name → {"score": [M], parts…}, float32 on the CPU; NaN where it failed or does not apply."""
+        return {name: self._one(name, scorer, items, prompts) for name, scorer in self.scorers.items()}
+
+    def _one(self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        applies = [i for i, p in enumerate(prompts) if scorer.sources is None or p.source in scorer.sources]
+        if not applies:
+            return {"score": torch.full((len(prompts),), torch.nan)}
+        index = torch.tensor(applies)
+        chosen = items[index] if isinstance(items, Tensor) else [items[i] for i in applies]
+        with phase("reward"):
+            self._move(scorer.use, self.device)
+            scores, errors = score_safely(
+                scorer.use, chosen, [prompts[i] for i in applies], timeout_seconds=scorer.timeout_seconds
+            )
+        count("rewards", len(applies))
+        if errors:
+            self.first_error.setdefault(name, errors[0])
+            if name not in self._warned:
+                self._warned.add(name)
+                log.warning("reward %r failed (its rows are left out): %s", name, errors[0])
+        return {part: torch.full((len(prompts),), torch.nan).index_put_((index,), value) for part, value in scores.items()}
+
+    @staticmethod
+    def _move(reward: Any, device: torch.device) -> None:
+        if hasattr(reward, "to"):
+            reward.to(device)
+
+    def leave_device(self) -> None:
+        """Network rewards go to main memory until they are asked again."""
+        for scorer in self.scorers.values():
+            self._move(scorer.use, torch.device("cpu"))
+
+
+def _as_reward(use: Any) -> Any:
+    """A user's plain function `(images, prompts, metadata)` behind the signature of a reward."""
+    return partial(call_function, use) if inspect.isfunction(use) else use
+
+
+def mean_scores(
+    scores: Mapping[str, Mapping[str, Tensor]], processes: Processes, *, prefix: str, names: Mapping[str, str]
+) -> dict[str, float]:
+    """Means over all ranks of every score and part, as `prefix/name/part`; `names` renames a part ("score": "mean").
+
+    Beside each score stands the share of rows that failed, where any did.
+    """
+    local = {
+        f"{prefix}/{name}/{names.get(part, part)}": (float(v.double().nansum()), int(v.isfinite().sum()), len(v))
+        for name, parts in scores.items()
+        for part, v in parts.items()
+    }
+    metrics: dict[str, float] = {}
+    ranks = processes.gather(local)
+    for key in sorted(set().union(*ranks)):
+        total, good, size = (sum(rank.get(key, (0.0, 0, 0))[i] for rank in ranks) for i in range(3))
+        metrics[key] = total / good if good else float("nan")
+        if good < size and key.endswith(names.get("score", "score")):
+            metrics[key.rsplit("/", 1)[0] + "/unscored_frac"] = 1 - good / size
+    return metrics

@@ -1,0 +1,70 @@
+"""Copies of the trainable weights: the reference, the policy that sampled, an average over updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ema:
+    """decay = min((1 + n)/(10 + n), `decay`) with n the number of averages so far (Flow-GRPO's warm-up)."""
+
+    decay: float = 0.9
+    every_updates: int = 8
+
+    def decay_at(self, averages: int) -> float:
+        return min((1 + averages) / (10 + averages), self.decay)
+
+
+class Snapshots:
+    """Named copies of named parameters, float32 or wider; `use(name)` puts one in place for a while."""
+
+    def __init__(self, params: Mapping[str, nn.Parameter]) -> None:
+        self._params = dict(params)
+        self._copies: dict[str, dict[str, Tensor]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._copies
+
+    def take(self, name: str) -> None:
+        """Copies the present weights under `name`."""
+        self._copies[name] = {
+            k: p.detach().clone().to(torch.promote_types(p.dtype, torch.float32)) for k, p in self._params.items()
+        }
+
+    @torch.no_grad()
+    def average(self, name: str, decay: float) -> None:
+        """copy ← decay · copy + (1 - decay) · weights."""
+        for k, p in self._params.items():
+            self._copies[name][k].lerp_(p.detach().to(self._copies[name][k].dtype), 1 - decay)
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[None]:
+        """Runs the block with the weights of `name`, then puts the present ones back bit for bit."""
+        present = {k: p.detach().clone() for k, p in self._params.items()}
+        self._write(self._copies[name])
+        try:
+            yield
+        finally:
+            self._write(present)
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        for k, p in self._params.items():
+            p.copy_(values[k])
+
+    def state(self) -> dict[str, Tensor]:
+        """All copies as one flat mapping "name/parameter" → tensor."""
+        return {f"{name}/{k}": t for name, copy in self._copies.items() for k, t in copy.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Replaces all copies; the devices are those of the parameters."""
+        self._copies = {}
+        for key, tensor in state.items():
+            name, _, k = key.partition("/")
+            self._copies.setdefault(name, {})[k] = tensor.to(self._params[k].device)

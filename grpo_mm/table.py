@@ -1,0 +1,95 @@
+"""The small table of rewards and declared columns that every rank holds whole.
+
+Rows are outputs, sorted by (prompt, sample, action, tag), so that sums are taken in the same order on 1 or 64 ranks and
+the credit is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.groups import group_ids
+from grpo_mm.types import Batch
+
+KEYS = ("prompt", "sample", "action", "tag")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Outputs × (values, columns), gathered from all ranks.
+
+    Example: two prompts × two samples scored by one reward: values = {"shape": [.5, 1., 0., .25]},
+    columns = {"prompt": [0, 0, 1, 1], "sample": [0, 1, 0, 1], "action": [-1, -1, -1, -1], "tag": [0, 0, 0, 0]}.
+    """
+
+    values: Mapping[str, Tensor]
+    """Component name → [M] float64; rewards at first, advantages after the stages. NaN = could not be scored."""
+    columns: Mapping[str, Tensor]
+    """[M] each. `action` is -1 for an output that credits all actions of its row."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Component name → its weight when components are summed."""
+
+    def __len__(self) -> int:
+        return self.columns["prompt"].shape[0]
+
+    def key(self, names: tuple[str, ...]) -> Tensor:
+        """Dense comparison-set ids [M] of the named columns."""
+        missing = [name for name in names if name not in self.columns]
+        if missing:
+            raise ConfigError(
+                f"the advantage compares by {list(names)}, but the rollout has no column {missing[0]!r}; "
+                f"it has {sorted(self.columns)}."
+            )
+        return group_ids(*(self.columns[name].long() for name in names))
+
+    def with_values(self, values: Mapping[str, Tensor]) -> Table:
+        return replace(self, values=values)
+
+
+def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None]) -> Table:
+    """The rows of this rank.
+
+    `applies_to`: reward name → the prompt sources it scores (None: all). A reward that does not apply to a row is NaN
+    there; one that applies and gave no finite score marks the row in the column `failed`.
+    """
+    outputs, rollout = batch.outputs, batch.rollout
+    row_M = outputs.row_M.cpu()
+    prompt_M = rollout.prompt_N.cpu()[row_M]
+    size = len(outputs)
+    columns = {
+        "prompt": prompt_M,
+        "sample": rollout.sample_N.cpu()[row_M],
+        "action": torch.full((size,), -1) if outputs.action_M is None else outputs.action_M.cpu(),
+        "tag": torch.zeros(size, dtype=torch.int64) if outputs.tag_M is None else outputs.tag_M.cpu(),
+        "local_row": row_M,
+    }
+    columns |= {name: column.cpu()[row_M] for name, column in rollout.columns.items() if column.dim() == 1}
+    values: dict[str, Tensor] = {}
+    failed_M = torch.zeros(size, dtype=torch.bool)
+    for name, scores in batch.scores.items():
+        sources = applies_to.get(name)
+        applies_P = torch.tensor([sources is None or prompt.source in sources for prompt in rollout.prompts])
+        score_M = scores["score"].double().cpu()
+        failed_M |= applies_P[prompt_M] & ~torch.isfinite(score_M)
+        values[name] = torch.where(applies_P[prompt_M], score_M, torch.nan)
+    return Table(values=values, columns=columns | {"failed": failed_M})
+
+
+def gather(tables: list[Table], *, weights: Mapping[str, float]) -> Table:
+    """Joins the tables of all ranks (in rank order) and sorts the rows by key."""
+    columns = {name: torch.cat([t.columns[name] for t in tables]) for name in tables[0].columns}
+    columns["rank"] = torch.cat([torch.full((len(t),), rank) for rank, t in enumerate(tables)])
+    values = {name: torch.cat([t.values[name] for t in tables]) for name in tables[0].values}
+    order = torch.arange(columns["prompt"].shape[0])
+    for name in reversed(KEYS):
+        order = order[torch.argsort(columns[name][order], stable=True)]
+    return Table(
+        values={name: value[order] for name, value in values.items()},
+        columns={name: column[order] for name, column in columns.items()},
+        weights=dict(weights),
+    )

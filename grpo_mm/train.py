@@ -1,0 +1,68 @@
+"""`train`: the Python entry, and what the command line calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpo_mm.distributed import Processes
+from grpo_mm.errors import ConfigError
+from grpo_mm.run_config import RunConfig, Scorer, read
+from grpo_mm.run_folder import check_same_config, open_folder
+from grpo_mm.trainer import OnStep, Trainer
+
+
+def train(
+    config: RunConfig | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    rewards: Mapping[str, Callable[..., Any] | Scorer] | None = None,
+    fresh: bool = False,
+    checkpoint: str | None = None,
+    on_step: OnStep | None = None,
+) -> dict[str, Any]:
+    """Runs a config to its end, or goes on with it where it was interrupted.
+
+    Args:
+        config: a config, or the path of its file.
+        overrides: "key.sub=value" texts, as on the command line.
+        rewards: replaces the config's rewards by functions `(images, prompts, metadata) -> list[float]` or reward objects.
+        fresh: start over, deleting the run folder.
+        checkpoint: go on from this one ("step_000020") instead of the newest.
+        on_step: called after each step with its number and metrics.
+
+    Returns:
+        The summary that also lies in `summary.json`.
+
+    Raises:
+        UserError: something the user can fix, before any model is loaded.
+        TrainingStopped: every reward failed, too many non-finite updates, or the disk is full.
+    """
+    if not isinstance(config, RunConfig):
+        config = read(config, overrides)
+    elif overrides:
+        raise ConfigError("overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace.")
+    if rewards:
+        config = replace(config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()})
+    config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
+    if not fresh:
+        check_same_config(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(config.folder))
+    folder = open_folder(config, fresh=fresh) if processes.is_main else None
+    processes.barrier()
+    folder = folder or open_folder(config, fresh=False)
+    trainer = Trainer(config, folder, processes)
+    if config.trackers:
+        processes.accelerator.init_trackers(config.name)
+    try:
+        return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+    finally:
+        if config.trackers:
+            processes.accelerator.end_training()

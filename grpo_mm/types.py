@@ -1,0 +1,233 @@
+"""The nouns of group-relative policy optimisation.
+
+Axes used across the package (upper case: the whole axis; lower case: a slice of it in one forward):
+
+    P prompts   N rows: all samples of all prompts, flat   A actions of a row (denoising steps, tokens, …)
+    M outputs: things that can be scored   K rewards   S denoising steps   C H W image
+
+Rows know their prompt by an integer, `prompt_N`; nothing assumes N == P * group_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the policy is asked, and what only the rewards may know.
+
+    Example: Prompt(id="geneval/12", text="a photo of two dogs", target={"include": [{"class": "dog", "count": 2}]})
+    """
+
+    id: str
+    """Stable over runs: random streams are keyed by it."""
+    text: str
+    media: tuple[Any, ...] = ()
+    """Images or videos (paths or arrays) that belong to the prompt. The core does not look inside."""
+    target: Any = None
+    """For rewards only: metadata, ground truth. Never shown to the policy."""
+    demo: Any = None
+    """A demonstration that a collector may inject. The core does not look inside."""
+    source: str = ""
+    """The name of the prompt source, so that rewards can differ by source."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which samples this rank makes.
+
+    Example: the second of two ranks, two prompts × two samples: prompt_N = [1, 1], sample_N = [0, 1].
+    """
+
+    prompts: tuple[Prompt, ...]
+    """All prompts of the step, the same tuple on every rank."""
+    prompt_N: Tensor
+    """[N] int64, index into `prompts`."""
+    sample_N: Tensor
+    """[N] int64, number of the sample within its group."""
+
+    def __len__(self) -> int:
+        return self.prompt_N.shape[0]
+
+    def take(self, rows: Tensor) -> Rows:
+        return replace(self, prompt_N=self.prompt_N[rows], sample_N=self.sample_N[rows])
+
+
+class Record(Protocol):
+    """What an engine must keep to replay its actions. The core only selects and joins rows."""
+
+    def take(self, rows: Tensor) -> Record: ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Rows × actions with their log-probabilities.
+
+    Example: two prompts, three samples each, four trained denoising steps: prompt_N = [0, 0, 0, 1, 1, 1],
+    sample_N = [0, 1, 2, 0, 1, 2], behaviour_NA is [6, 4].
+    """
+
+    prompts: tuple[Prompt, ...]
+    """The prompts that `prompt_N` counts in; the same tuple on every rank."""
+    prompt_N: Tensor
+    """[N] int64, index into `prompts`."""
+    sample_N: Tensor
+    """[N] int64, number of the sample within its group; with the prompt it names the row on any rank."""
+    behaviour_NA: Tensor
+    """[N, A] log-probability by the engine that sampled."""
+    mask_NA: Tensor
+    """[N, A] bool, the actions that may be trained."""
+    record: Any
+    """A `Record`; only the policy that goes with the engine looks inside."""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """Declared columns, each [N] or [N, A]."""
+
+    def __post_init__(self) -> None:
+        rows, actions = self.behaviour_NA.shape
+        for name in ("prompt_N", "sample_N"):
+            if getattr(self, name).shape != (rows,):
+                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, wanted ({rows},)")
+        if self.mask_NA.shape != (rows, actions):
+            raise ValueError(f"mask_NA has shape {tuple(self.mask_NA.shape)}, wanted ({rows}, {actions})")
+
+    @property
+    def num_rows(self) -> int:
+        return self.behaviour_NA.shape[0]
+
+    @property
+    def num_actions(self) -> int:
+        return self.behaviour_NA.shape[1]
+
+    def take(self, rows: Tensor) -> Rollout:
+        """The rows named by an index tensor, in its order."""
+        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name.endswith(("_N", "_NA"))}
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return replace(self, **picked, columns=columns, record=self.record.take(rows))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Things that can be scored: an image per row, or several per row (one per step, granularity or leaf)."""
+
+    items: Any
+    """[M] what rewards see: uint8 images [M, 3, H, W], or a list of M texts."""
+    row_M: Tensor
+    """[M] int64, the row an output came from."""
+    action_M: Tensor | None = None
+    """[M] int64, the action it credits; None credits every action of its row."""
+    tag_M: Tensor | None = None
+    """[M] int64, a second label (granularity λ, tree depth); None is all zero."""
+
+    def __len__(self) -> int:
+        return self.row_M.shape[0]
+
+
+Scores = Mapping[str, Tensor]
+"""What a reward returns: "score" [M] and any parts worth logging, float; NaN = could not be scored."""
+
+
+class Reward(Protocol):
+    """Scores outputs. Pure: looks at outputs and prompts only, so it can live in another process.
+
+    `items` are uint8 images [M, 3, H, W] or M texts; `prompts` is aligned, one per output.
+    """
+
+    def __call__(self, items: Any, prompts: Sequence[Prompt]) -> Scores | Tensor | Sequence[float]: ...
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What each action earned; read by pointwise and by set losses alike."""
+
+    advantage_NA: Tensor
+    """[N, A] float."""
+    keep_N: Tensor
+    """[N] bool; rows left out cost nothing and count nowhere."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rollout with what it earned, ready for the table."""
+
+    rollout: Rollout
+    outputs: Outputs
+    scores: Mapping[str, Scores]
+    """Reward name → its scores over the local outputs [M]."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Global sizes of one optimiser update: the only denominators there are."""
+
+    actions: float
+    """Trained actions on all ranks."""
+    rows: float
+    """Rows with at least one trained action, on all ranks."""
+    max_actions: int
+    """Actions a row can have, A."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What an objective may read beside the policy's values: one entry per action, any shape.
+
+    In one forward it holds the actions seen there; for an objective that couples whole rows or groups it is [N, A].
+    """
+
+    old_logprobs: Tensor
+    advantage: Tensor
+    mask: Tensor
+    """1 where the action is trained in this update, else 0."""
+    row: Tensor
+    """int64, the row of each action."""
+    group: Tensor
+    """int64, the prompt of each action."""
+    row_actions: Tensor
+    """How many actions of that row are trained in this update (at least 1)."""
+    counts: Counts
+
+    def at(self, index: Tensor) -> View:
+        """The entries at flat positions into [N · A], in the shape of `index`."""
+        return replace(
+            self, **{f.name: getattr(self, f.name).flatten()[index] for f in fields(self) if f.name != "counts"}
+        )
+
+
+Couples = Literal["action", "row", "group", "update"]
+"""The smallest set of actions whose loss can be taken apart from the rest."""
+
+
+class Objective(Protocol):
+    """One named term. `needs` are names of values that the policy must provide."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    @property
+    def couples(self) -> Couples: ...
+
+    def __call__(self, values: Mapping[str, Tensor], view: View) -> Term: ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named part of the objective: sum(loss · weight) / denominator."""
+
+    name: str
+    loss: Tensor
+    """Any shape, one entry per action seen."""
+    weight: Tensor
+    """Same shape."""
+    denominator: float
+    """Global: the same number on every rank and in every micro-batch."""
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per-action numbers to log (ratio, clipped, …), same shape; averaged over the trained actions."""
+
+    def value(self) -> Tensor:
+        return (self.loss * self.weight).sum() / self.denominator

@@ -1,0 +1,18 @@
+"""Hands the shape world to the recipes of the zoo: pipelines do not import data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grpo_mm.errors import UserError
+
+
+def build(name: str, out: Path, *, seed: int = 0) -> None:
+    """Makes the named checkpoint from scratch in `out`."""
+    if name != "text_to_image":
+        raise UserError(f"no recipe {name!r} in the zoo; there is: text_to_image.")
+    from grpo_mm.datasets.shape_world import ShapeWorldPrompts
+    from grpo_mm.pipelines.zoo.text_to_image import build as build_text_to_image
+    from grpo_mm.rewards.shape_world import ShapeWorldReward
+
+    raise NotImplementedError((build_text_to_image, ShapeWorldPrompts, ShapeWorldReward, out, seed))

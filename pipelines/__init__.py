@@ -1,0 +1,1 @@
+"""Pipelines turn prompts into rollouts and replay them."""

@@ -1,0 +1,1 @@
+"""Flow-matching text-to-image models as policies: schedule, kernels, noise, solver, engine, policy, model families."""

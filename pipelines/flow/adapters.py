@@ -1,0 +1,110 @@
+"""LoRA adapters through peft, in and out of plain diffusers files."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from grpo_mm.errors import ConfigError
+
+WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The Flow-GRPO defaults: rank 32, alpha 64, Gaussian init, all attention projections of both streams."""
+
+    rank: int = 32
+    alpha: float = 64.0
+    init: Literal["gaussian", "kaiming"] = "gaussian"
+    targets: tuple[str, ...] | None = None
+    """Module name endings; None: the family's attention projections."""
+    start_from: str | None = None
+    """An adapter folder (or .safetensors file) whose training is continued; its own rank and alpha are used."""
+
+    def check(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"policy.lora.rank = {self.rank}; wanted at least 1.")
+        if self.start_from is not None:
+            check_folder(self.start_from)
+
+
+def check_folder(path: str) -> None:
+    """Raises ConfigError unless `path` is an adapter on disk; hub names pass."""
+    folder = Path(path).expanduser()
+    if folder.suffix == ".safetensors":
+        if not folder.is_file():
+            raise ConfigError(f"no adapter file {path}.")
+    elif folder.exists():
+        if not (folder / WEIGHT_NAME).is_file():
+            raise ConfigError(f"{path} is not an adapter: it has no {WEIGHT_NAME}.")
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(f"adapter {path!r} is neither an existing folder nor a hub name of the form owner/name.")
+
+
+def add(network: nn.Module, lora: Lora, *, targets: tuple[str, ...], dtype: torch.dtype) -> None:
+    """Adds a trainable adapter to the transformer; its weights are `dtype` (float32) whatever the model runs in."""
+    if lora.start_from is not None:
+        load_into(network, lora.start_from)
+    else:
+        from peft import LoraConfig
+
+        network.add_adapter(
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+                target_modules=list(lora.targets or targets),
+            )
+        )
+    for name, parameter in network.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(True)
+    if not any("lora_" in name for name, _ in network.named_parameters()):
+        raise ConfigError(f"the adapter matches no module of {type(network).__name__}; targets: {lora.targets or targets}.")
+
+
+def load_into(network: nn.Module, path: str) -> None:
+    """Loads a diffusers LoRA file into the transformer."""
+    folder = Path(path).expanduser()
+    where = {"pretrained_model_name_or_path_or_dict": str(folder.parent if folder.is_file() else path)}
+    network.load_lora_adapter(**where, weight_name=folder.name if folder.is_file() else WEIGHT_NAME, prefix="transformer")
+
+
+def merge(pipe: Any, path: str) -> None:
+    """Folds an adapter into the transformer's weights for good."""
+    load_into(pipe.transformer, path)
+    pipe.transformer.fuse_lora(safe_fusing=True)
+    pipe.transformer.unload_lora()
+
+
+def save_adapter(pipe: Any, folder: Path) -> None:
+    """Writes the adapter with its rank and alpha, as `load_lora_weights` of a plain pipeline expects it."""
+    from peft.utils import get_peft_model_state_dict
+
+    network = pipe.transformer
+    config = network.peft_config["default" if "default" in network.peft_config else next(iter(network.peft_config))]
+    layers = {k: v.detach().float().cpu().contiguous() for k, v in get_peft_model_state_dict(network).items()}
+    pipe.save_lora_weights(
+        folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config.to_dict(), safe_serialization=True
+    )
+
+
+def save_pipeline(pipe: Any, folder: Path, *, dtype: torch.dtype) -> None:
+    """Writes the whole pipeline, the transformer in `dtype`."""
+    network = pipe.transformer
+    if next(network.parameters()).dtype == dtype:
+        pipe.save_pretrained(folder)
+        return
+    narrow = copy.deepcopy(network).to(dtype)
+    pipe.register_modules(transformer=narrow)
+    try:
+        pipe.save_pretrained(folder)
+    finally:
+        pipe.register_modules(transformer=network)

@@ -1,0 +1,231 @@
+"""A flow-matching model as a policy: guided velocity, log-probabilities of stored steps, adapters, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from grpo_mm.clock import count, phase
+from grpo_mm.config import Role
+from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.flow import adapters
+from grpo_mm.pipelines.flow.adapters import Lora
+from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, flow_values
+from grpo_mm.snapshots import Snapshots
+from grpo_mm.types import Couples, Prompt, Rollout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class FlowPolicyConfig:
+    """Settings of a flow policy; `load` makes it."""
+
+    model: Annotated[Any, Role("flow_model")]
+    lora: Lora | None = None
+    """None: full fine-tuning of the transformer, with float32 master weights."""
+    merge_adapter: str | None = None
+    """An adapter that is merged into the weights before training starts."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """What the network computes in. Latents, log-probabilities and trained weights are float32 whatever this is."""
+    guidance: float = 1.0
+    """> 1: the guided velocity is the policy, in rollout, training and evaluation alike."""
+    height: int = 512
+    width: int = 512
+    eval_height: int | None = None
+    eval_width: int | None = None
+    text_length: int = 128
+    micro_batch: int = 16
+    """Transitions in one training forward; changes memory and speed, not the gradient."""
+    decode_batch: int = 16
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    offload: tuple[Literal["encoders", "decoder"], ...] = ()
+    """Parts that stay in main memory except while they are used."""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return PROVIDES
+
+    def check(self) -> None:
+        self.model.check()
+        if self.lora is not None:
+            self.lora.check()
+        for name in ("height", "width", "eval_height", "eval_width"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or value % 8):
+                raise ConfigError(f"policy.{name} = {value}; wanted a multiple of 8.")
+        for name in ("micro_batch", "decode_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"policy.{name} = {getattr(self, name)}; wanted at least 1.")
+        if self.merge_adapter is not None:
+            adapters.check_folder(self.merge_adapter)
+
+    def load(self, device: torch.device) -> FlowPolicy:
+        return FlowPolicy(self, device)
+
+
+class FlowPolicy:
+    """The model on its device, with the parameters that are trained."""
+
+    unit: Couples = "action"
+    provides = PROVIDES
+
+    def __init__(self, config: FlowPolicyConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.family = config.model
+        self.dtype = DTYPES[config.dtype]
+        self.math_dtype = torch.promote_types(self.dtype, torch.float32)
+        self.pipe = self.family.load(self.dtype, full=config.lora is None)
+        if config.merge_adapter is not None:
+            adapters.merge(self.pipe, config.merge_adapter)
+        self.network: nn.Module = self.pipe.transformer
+        if config.lora is None:
+            self.network.requires_grad_(True)
+        else:
+            adapters.add(self.network, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
+        self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        self._place()
+        if config.gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+        if config.vae_slicing:
+            self.pipe.vae.enable_slicing()
+        if config.vae_tiling:
+            self.pipe.vae.enable_tiling()
+        if config.compile:
+            self.network.compile()
+        self.snapshots = Snapshots(self.trainable)
+        self._embeddings: dict[str, dict[str, Tensor]] = {}
+
+    def _place(self) -> None:
+        for name, part in self.pipe.components.items():
+            if isinstance(part, nn.Module):
+                away = (name in self.family.encoders and "encoders" in self.config.offload) or (
+                    name == "vae" and "decoder" in self.config.offload
+                )
+                part.to("cpu" if away else self.device)
+
+    def size(self, *, evaluation: bool) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        c = self.config
+        return (c.eval_height or c.height, c.eval_width or c.width) if evaluation else (c.height, c.width)
+
+    def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """The condition of each prompt, [P, ...]; each text is encoded once and alone, so that a batch cannot change it."""
+        with phase("encode"):
+            missing = [p.text for p in prompts if p.text not in self._embeddings]
+            if missing:
+                self._move(self.family.encoders, self.device, "encoders")
+                for text in dict.fromkeys(missing):
+                    c = self.family.encode(
+                        self.pipe, text, text_length=self.config.text_length, guidance=self.config.guidance
+                    )
+                    self._embeddings[text] = {k: v.to("cpu") for k, v in c.items()}
+                self._move(self.family.encoders, "cpu", "encoders")
+            rows = [self._embeddings[p.text] for p in prompts]
+            condition = {k: torch.cat([row[k] for row in rows]).to(self.device) for k in rows[0]}
+            while len(self._embeddings) > 1024:
+                del self._embeddings[next(iter(self._embeddings))]
+        return condition
+
+    def _move(self, names: Sequence[str], device: torch.device | str, part: Literal["encoders", "decoder"]) -> None:
+        if part in self.config.offload:
+            for name in names:
+                module = getattr(self.pipe, name, None)
+                if module is not None:
+                    module.to(device)
+
+    def velocity(
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float
+    ) -> Tensor:
+        """The guided velocity in float32 (float64 for a float64 model), [n, ...]."""
+        full_low_precision = self.config.lora is None and self.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=full_low_precision):
+            velocity = self.family.velocity(
+                self.pipe,
+                x.to(self.dtype),
+                sigma.to(self.math_dtype),
+                condition,
+                guidance=guidance,
+                size=size,
+            )
+        return velocity.to(self.math_dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
+        """Latents [n, ...] to uint8 images [n, 3, H, W] on the CPU."""
+        with phase("decode"):
+            self._move(["vae"], self.device, "decoder")
+            images = [
+                self.family.decode(self.pipe, part, size=size) for part in latents.split(self.config.decode_batch)
+            ]
+            self._move(["vae"], "cpu", "decoder")
+            unit = (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
+            return (unit * 255).round().to(torch.uint8).cpu()
+
+    def plan(self, mask_NA: Tensor) -> list[Tensor]:
+        """Flat positions of the masked transitions in micro-batches, one denoising step after the other."""
+        actions = mask_NA.shape[1]
+        position_AN = torch.arange(mask_NA.numel(), device=mask_NA.device).view(-1, actions).T
+        return list(position_AN[mask_NA.T.bool()].split(self.config.micro_batch))
+
+    def logprobs(
+        self, rollout: Rollout, plan: Sequence[Tensor], *, needs: frozenset[str], grad: bool
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """For each forward of the plan: its flat positions [n] and the named values [n]."""
+        for index in plan:
+            with torch.set_grad_enabled(grad), phase("train_network"):
+                # A rank that has run out still takes part in the collectives of a forward: row 0, weight nothing.
+                values = self._values(rollout, index if index.numel() else index.new_zeros(1), needs)
+            yield index, {k: v[: index.numel()] for k, v in values.items()}
+
+    def _values(self, rollout: Rollout, index: Tensor, needs: frozenset[str]) -> dict[str, Tensor]:
+        record: FlowRecord = rollout.record
+        row, action = index // rollout.num_actions, index % rollout.num_actions
+        x, step = record.x_NA[row, action], record.step_NA[row, action]
+        velocity = self._replay(record, row, x, step)
+        count("train_calls", index.numel() * self.family.network_rows(record.guidance))
+        old, ref = (None if v is None else v[row, action] for v in (record.velocity_old_NA, record.velocity_ref_NA))
+        return flow_values(
+            record, x=x, x_next=record.next_NA[row, action], velocity=velocity, step=step,
+            velocity_old=old, velocity_ref=ref, needs=needs,
+        )  # fmt: skip
+
+    def _replay(self, record: FlowRecord, row: Tensor, x: Tensor, step: Tensor) -> Tensor:
+        condition = {k: v[record.condition_N[row]] for k, v in record.condition.items()}
+        return self.velocity(x, record.sigma_S1[step], condition, size=record.size, guidance=record.guidance)
+
+    @torch.no_grad()
+    def with_reference(self, rollout: Rollout, mask_NA: Tensor) -> Rollout:
+        """The rollout with the reference's velocity at every masked transition, for closed-form and estimated KL."""
+        record: FlowRecord = rollout.record
+        velocity_ref = torch.zeros_like(record.x_NA)
+        with phase("ref_network"), self.snapshots.use("ref"):
+            for index in self.plan(mask_NA):
+                row, action = index // rollout.num_actions, index % rollout.num_actions
+                velocity_ref[row, action] = self._replay(record, row, record.x_NA[row, action], record.step_NA[row, action])
+                count("ref_calls", index.numel() * self.family.network_rows(record.guidance))
+        return replace(rollout, record=replace(record, velocity_ref_NA=velocity_ref))
+
+    @property
+    def product(self) -> str:
+        """What a run leaves: "adapter" or "model"."""
+        return "model" if self.config.lora is None else "adapter"
+
+    def usage(self) -> dict[str, str]:
+        """For the model card: the base model and the lines that load the product into plain diffusers."""
+        return {"base_model": self.family.path, "pipeline": type(self.pipe).__name__, "library": "diffusers"}
+
+    def save(self, folder: Path) -> None:
+        """The product of a run: an adapter for `load_lora_weights`, or a whole pipeline for `from_pretrained`."""
+        if self.config.lora is None:
+            adapters.save_pipeline(self.pipe, folder, dtype=self.dtype)
+        else:
+            adapters.save_adapter(self.pipe, folder)

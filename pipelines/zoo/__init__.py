@@ -1,0 +1,13 @@
+"""Tiny checkpoints in real formats that ship with the package, and the code that makes them."""
+
+from pathlib import Path
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+def path(name: str) -> Path:
+    """The folder of a shipped checkpoint, as `from_pretrained` wants it. Example: path("text_to_image")."""
+    if not (CHECKPOINTS / name).is_dir():
+        shipped = sorted(folder.name for folder in CHECKPOINTS.glob("*/"))
+        raise ValueError(f"no checkpoint {name!r} in the zoo, which holds {', '.join(shipped) or 'none'}")
+    return CHECKPOINTS / name

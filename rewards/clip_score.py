@@ -1,0 +1,134 @@
+"""CLIP similarity of picture and prompt."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.types import Prompt
+
+
+@dataclass
+class ClipScore:
+    """score = scale × cosine of the picture's and the prompt's features, both of length 1.
+
+    With scale 1 it is the cosine itself (about 0.2 to 0.4 for matching pictures under ViT-L-14), as DanceGRPO reports
+    it; Flow-GRPO's clipscore is scale = 100 / 30 = 3.333 (logit scale over 30), CLIPScore's own is 2.5.
+    Not clipped at 0. Prompts longer than the model's context are cut.
+
+    Source: arXiv:2104.08718, eq. in sec. 3, w = scale. Deviates: no max(., 0), and no "A photo depicts" in front.
+    """
+
+    model: str = "ViT-L-14"
+    """A name known to open_clip, "hf-hub:org/name", or a folder with open_clip_config.json and weights."""
+    pretrained: str | None = "openai"
+    """A tag known to open_clip or a file with weights; not used with a folder or a hub name."""
+    scale: float = 1.0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        self._clip = Clip(self.model, self.pretrained)
+
+    def check(self) -> None:
+        """Raises ConfigError if open_clip or a local file is missing."""
+        check_clip(self.model, self.pretrained)
+
+    def to(self, device: torch.device | str) -> ClipScore:
+        self._clip.to(device)
+        return self
+
+    def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """uint8 [M, 3, H, W] and M prompts -> score [M]."""
+        texts = sorted({prompt.text for prompt in prompts})  # a group shares its prompt
+        text_features = torch.cat([self._clip.text_features(texts[i : i + 256]) for i in range(0, len(texts), 256)])
+        place = {text: i for i, text in enumerate(texts)}
+        index = torch.tensor([place[prompt.text] for prompt in prompts], device=text_features.device)
+        image_features = torch.cat([self._clip.image_features(chunk) for chunk in items.split(self.batch_size)])
+        return {"score": self.scale * (image_features * text_features[index]).sum(-1)}
+
+
+class Clip:
+    """An open_clip model that is loaded when first needed; features are float32 of length 1."""
+
+    def __init__(self, model: str, pretrained: str | None) -> None:
+        self.name = f"local-dir:{model}" if os.path.isdir(model) else model
+        self.pretrained = None if self.name.startswith(("local-dir:", "hf-hub:")) else pretrained
+        self._device: torch.device | str = "cpu"
+        self._model: Any = None
+
+    def to(self, device: torch.device | str) -> None:
+        """Loads the model at the first call; moves it between devices by phase."""
+        self._device = device
+        self._load()
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """uint8 [M, 3, H, W] -> [M, D] on the model's device."""
+        self._load()
+        pixels = tensor_transform(self._transform, images.to(self._device))
+        return F.normalize(self._model.encode_image(pixels).float(), dim=-1)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """M texts -> [M, D] on the model's device."""
+        self._load()
+        tokens = self._tokenizer(list(texts)).to(self._device)
+        return F.normalize(self._model.encode_text(tokens).float(), dim=-1)
+
+    def _load(self) -> None:
+        if self._model is None:
+            import open_clip
+
+            model, _, self._transform = open_clip.create_model_and_transforms(self.name, pretrained=self.pretrained)
+            self._tokenizer = open_clip.get_tokenizer(self.name)
+            self._model = model.eval().requires_grad_(False)
+        self._model.to(self._device)
+
+
+def check_clip(model: str, pretrained: str | None) -> None:
+    """Raises ConfigError if open_clip or a local file is missing; downloads nothing."""
+    if importlib.util.find_spec("open_clip") is None:
+        raise ConfigError("open_clip is not installed; pip install open_clip_torch.")
+    if os.path.isdir(model):
+        if not os.path.isfile(os.path.join(model, "open_clip_config.json")):
+            raise ConfigError(f"model = {model!r} is a folder without open_clip_config.json; is it an open_clip model?")
+    elif os.sep in model and ":" not in model:
+        raise ConfigError(f"model = {model!r}: no such folder. For a model on the hub write hf-hub:{model}.")
+    elif pretrained is not None and os.sep in pretrained and not os.path.isfile(pretrained):
+        raise ConfigError(f"pretrained = {pretrained!r}: no such file.")
+
+
+def tensor_transform(transform: Any, images: Tensor) -> Tensor:
+    """open_clip's evaluation transform, run on a uint8 batch [M, 3, H, W] on its device.
+
+    The steps are the library's own; only what it does to PIL pictures is done here: the change to 0..1, and reading
+    the size before a resize that keeps the ratio. Equal to the library on PIL pictures to a grey level or two.
+    """
+    *geometric, normalize = transform.transforms
+    for step in geometric:
+        images = _STEPS.get(type(step).__name__, _apply)(step, images)
+    return normalize(images.float() / 255)
+
+
+def _apply(step: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return step(images)
+
+
+def _resize_keep_ratio(step: Any, images: Tensor) -> Tensor:
+    from torchvision.transforms.functional import resize
+
+    (height, width), (target_height, target_width) = images.shape[2:], step.size
+    ratios = sorted((height / target_height, width / target_width))
+    ratio = ratios[1] * step.longest + ratios[0] * (1 - step.longest)
+    return resize(images, [round(height / ratio), round(width / ratio)], step.interpolation, antialias=True)
+
+
+_STEPS: dict[str, Callable[[Any, Tensor], Tensor]] = {"ResizeKeepRatio": _resize_keep_ratio}

@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory) -> str:
+    """A random checkpoint in SD3.5 format."""
+    from tiny_models import build_sd3
+
+    return str(build_sd3(tmp_path_factory.mktemp("models") / "sd3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory) -> str:
+    """A random checkpoint in FLUX.1-dev format."""
+    from tiny_models import build_flux
+
+    return str(build_flux(tmp_path_factory.mktemp("models") / "flux"))

@@ -1,0 +1,235 @@
+"""A failed reward is a NaN row with an error, never a zero, and never the end of the run."""
+
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.function_reward import FunctionReward, call_function
+from grpo_mm.safe_call import as_scores, score_safely
+from grpo_mm.types import Prompt
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = [Prompt(f"p/{i}", f"text {i}", target={"i": i}) for i in range(4)]
+IMAGES = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 8)
+
+
+def test_only_the_rows_that_fail_become_nan():
+    def reward(items, prompts):
+        if any(p.id == "p/2" for p in prompts):
+            raise RuntimeError("no face found")
+        return {"score": items.float().mean((1, 2, 3)), "part": torch.ones(len(prompts))}
+
+    scores, errors = score_safely(reward, IMAGES, PROMPTS)
+    assert scores["score"].isnan().tolist() == [False, False, True, False] == scores["part"].isnan().tolist()
+    assert scores["score"][[0, 1, 3]].tolist() == [0, 1, 3]
+    assert len(errors) == 2 and "Traceback" in errors[0] and "no face found" in errors[0]
+    assert errors[1] == "'p/2', row 2: RuntimeError: no face found"
+
+
+def test_a_reward_over_sets_is_not_asked_row_by_row():
+    calls = []
+
+    def reward(items, prompts):
+        calls.append(len(prompts))
+        raise RuntimeError("broken")
+
+    scores, errors = score_safely(reward, IMAGES, PROMPTS, by_row=False)
+    assert scores["score"].isnan().all() and len(errors) == 1 and calls == [4]
+
+
+def test_a_reward_that_takes_too_long_makes_its_rows_nan_and_the_run_goes_on():
+    release = threading.Event()
+
+    def reward(items, prompts):
+        release.wait(20)
+        return [1.0] * len(prompts)
+
+    started = time.monotonic()
+    scores, errors = score_safely(reward, IMAGES, PROMPTS, timeout_seconds=0.1)
+    assert time.monotonic() - started < 5
+    assert scores["score"].shape == (4,) and scores["score"].isnan().all()
+    assert errors == ["no answer for 4 outputs within 0.1 seconds"]
+    release.set()
+    assert score_safely(reward, IMAGES, PROMPTS, timeout_seconds=10)[0]["score"].tolist() == [1, 1, 1, 1]
+
+
+def test_rows_that_were_done_before_the_time_was_over_are_kept():
+    release = threading.Event()
+
+    def reward(items, prompts):
+        if len(prompts) > 1:
+            raise RuntimeError("one at a time")
+        if prompts[0].id == "p/2":
+            release.wait(20)
+        return [float(items[0].float().mean())]
+
+    scores, errors = score_safely(reward, IMAGES, PROMPTS, timeout_seconds=0.3)
+    release.set()
+    assert scores["score"][:2].tolist() == [0, 1] and scores["score"][2:].isnan().all()
+    assert "one by one, 2 of 4 outputs were done" in errors[1]
+
+
+def test_a_hanging_reward_does_not_keep_the_process_alive():
+    code = (
+        "import time, torch\n"
+        "from grpo_mm.safe_call import score_safely\n"
+        "from grpo_mm.types import Prompt\n"
+        "hang = lambda items, prompts: time.sleep(600)\n"
+        "print(score_safely(hang, ['a'], [Prompt('0', 'a')], timeout_seconds=0.1)[0]['score'].isnan().all().item())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.strip() == "True" and done.returncode == 0, done.stderr
+
+
+def test_infinities_become_nan_and_are_told_but_a_nan_is_an_answer():
+    scores, errors = score_safely(lambda i, p: [1.0, float("inf"), float("nan"), -2.0], IMAGES, PROMPTS)
+    assert scores["score"].isnan().tolist() == [False, True, True, False]
+    assert errors == ["1 of 4 scores are infinite, rows [1]"]
+    assert score_safely(lambda i, p: [float("nan")] * 4, IMAGES, PROMPTS)[1] == []
+
+
+def test_a_wrong_number_of_scores_is_never_matched_to_rows():
+    calls = []
+
+    def reward(items, prompts):
+        calls.append(len(prompts))
+        return [1.0]
+
+    scores, errors = score_safely(reward, IMAGES, PROMPTS)
+    assert scores["score"].isnan().all() and calls == [4]
+    assert "returned 1 values for 'score'; wanted 4" in errors[0]
+
+
+def test_rewards_run_without_gradient_with_and_without_a_time_limit():
+    weight = torch.ones(1, requires_grad=True)
+    seen = []
+
+    def reward(items, prompts):
+        seen.append(torch.is_grad_enabled())
+        return weight * torch.arange(4.0)
+
+    for limit in (None, 30):
+        scores, errors = score_safely(reward, IMAGES, PROMPTS, timeout_seconds=limit)
+        assert scores["score"].tolist() == [0, 1, 2, 3] and not scores["score"].requires_grad and not errors
+    assert seen == [False, False] and torch.is_grad_enabled()
+
+
+def test_nothing_to_score_asks_nobody():
+    assert score_safely(lambda i, p: 1 / 0, [], [])[0]["score"].shape == (0,)
+
+
+def test_exiting_is_a_failure_like_any_other():
+    for limit in (None, 30):
+        scores, errors = score_safely(lambda i, p: sys.exit(3), IMAGES, PROMPTS, timeout_seconds=limit)
+        assert scores["score"].isnan().all() and "SystemExit" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        [1, 2.5],
+        (True, np.float32(2.5)),
+        np.array([1, 2.5]),
+        torch.tensor([1, 2.5]).double(),
+        torch.tensor([[1], [2.5]]),
+    ],
+)
+def test_any_sequence_of_numbers_is_a_score(output):
+    for form in (output, {"score": output}):
+        score = as_scores(form, 2)["score"]
+        assert score.tolist() == [1, 2.5] and score.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (0.5, "returned 0.5 for 'score'; wanted 2 numbers"),
+        (torch.tensor(0.5), "wanted 2 numbers"),
+        ("ab", "returned 'ab'"),
+        (None, "returned None"),
+        ([1.0, None], r"score\[1\] = None is no number; give float\(\"nan\"\)"),
+        ([1.0, "2"], r"score\[1\] = '2' is no number"),
+        ([1.0, [2, 3]], r"score\[1\] = \[2, 3\] is no number"),
+        (torch.ones(2, 3), r"score\[0\] = tensor"),
+        ([1.0], "returned 1 values"),
+        ({"total": [1.0, 2.0]}, "returned a dict with 'total'; wanted \"score\""),
+        ({"score": [1.0, 2.0], "part": [1.0]}, "returned 1 values for 'part'"),
+    ],
+)
+def test_what_is_no_score_is_told(output, message):
+    with pytest.raises(UserError, match=message):
+        as_scores(output, 2)
+
+
+MODULE = """
+def brightness(images, prompts, metadata):
+    assert all(image.size == (8, 8) and image.mode == "RGB" for image in images)
+    return [image.getpixel((0, 0))[0] + meta["i"] for image, meta in zip(images, metadata)]
+
+def length(texts, prompts, metadata):
+    return {"score": [len(t) for t in texts], "asked": [len(p) for p in prompts]}
+
+def short(images, prompts, metadata):
+    return [1.0]
+
+setting = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch) -> str:
+    (tmp_path / "my_own_rewards.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_own_rewards"
+    sys.modules.pop("my_own_rewards", None)
+
+
+def test_a_plain_function_is_a_reward(module):
+    reward = FunctionReward(f"{module}:brightness", timeout_seconds=30)
+    reward.check()
+    assert reward(IMAGES, PROMPTS)["score"].tolist() == [0, 2, 4, 6]
+    assert score_safely(reward, IMAGES, PROMPTS)[0]["score"].tolist() == [0, 2, 4, 6]
+    texts = FunctionReward(f"{module}:length")(["a", "bcd"], PROMPTS[:2])
+    assert texts["score"].tolist() == [1, 3] and texts["asked"].tolist() == [6, 6]
+    with pytest.raises(UserError, match="returned 1 values"):
+        FunctionReward(f"{module}:short")(IMAGES, PROMPTS)
+
+
+def test_a_function_may_be_given_in_python():
+    seen = []
+
+    def reward(images, prompts, metadata):
+        seen.append((images[0], prompts, metadata))
+        return [0.5, 1.5]
+
+    found = partial(call_function, reward)(IMAGES[:2], [PROMPTS[0], Prompt("x", "no target")])
+    assert found["score"].tolist() == [0.5, 1.5]
+    assert isinstance(seen[0][0], Image.Image) and seen[0][1:] == (["text 0", "no target"], [{"i": 0}, {}])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{}:brightnes", "Did you mean 'brightness'"),
+        ("{}:setting", "is 3, wanted a function"),
+        ("no_such_module_here:f", "no module named 'no_such_module_here'"),
+        ("{}.brightness", "wanted package.module:function"),
+    ],
+)
+def test_a_function_that_is_not_there_is_found_before_the_run(module, path, message):
+    with pytest.raises(ConfigError, match=message):
+        FunctionReward(path.format(module)).check()
+
+
+def test_a_time_limit_of_zero_is_refused():
+    with pytest.raises(ConfigError, match="timeout_seconds = 0"):
+        FunctionReward("a:b", timeout_seconds=0)
