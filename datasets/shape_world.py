@@ -36,7 +36,7 @@ HELD_OUT_PAIRS = 36
 
 @dataclass(frozen=True)
 class Thing:
-    """Example: Thing("circle", "red", x=0.3, y=0.5, size=0.35) lies left of the middle and is a third of the image wide."""
+    """Example: Thing("circle", "red", x=0.3, y=0.5, size=0.35): left of the middle, a third of the image wide."""
 
     shape: str
     color: str
@@ -170,18 +170,18 @@ class ShapeWorldPrompts:
 
 
 @dataclass(frozen=True)
-class MiscaptionedScenes:
-    """Draws training images whose captions are often wrong, for a model that renders well and obeys badly.
+class CaptionedScenes:
+    """Draws training images with captions of a split, a part of which may be wrong.
 
-    The caption is always one of the split. The scene follows it, except that each of its five attributes (two colours,
-    two shapes, the relation) is replaced with some probability.
+    The scene follows its caption, except that each of its five attributes (two colours, two shapes, the relation) is
+    replaced with some probability.
     """
 
     split: Split = "train"
-    size_px: int = 32
-    wrong_color: float = 0.3
-    wrong_shape: float = 0.25
-    wrong_relation: float = 0.35
+    size_px: int = 24
+    wrong_color: float = 0.0
+    wrong_shape: float = 0.0
+    wrong_relation: float = 0.0
 
     def __call__(self, count: int, rng: random.Random) -> tuple[np.ndarray, list[str]]:
         """`count` images, uint8 [count, H, W, 3], and their captions."""
@@ -202,6 +202,11 @@ class MiscaptionedScenes:
         if rng.random() < self.wrong_relation:
             relation = _another(relation, list(RELATIONS), rng)
         return {"things": things, "relation": relation}
+
+
+HONEST = CaptionedScenes()
+MISLEADING = CaptionedScenes(wrong_color=0.12, wrong_shape=0.15, wrong_relation=0.2)
+"""Enough mistakes to bring a model that obeys down to about half the score; more bring it down to chance."""
 
 
 def _another(value: str, values: Sequence[str], rng: random.Random) -> str:

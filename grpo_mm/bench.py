@@ -14,6 +14,7 @@ import torch
 
 from grpo_mm import clock
 from grpo_mm.distributed import Processes
+from grpo_mm.errors import ConfigError
 from grpo_mm.run_config import read
 from grpo_mm.run_folder import RunFolder
 from grpo_mm.trainer import Trainer
@@ -29,6 +30,8 @@ def bench(config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5) 
     Returns seconds by phase, milliseconds per row, the share of time outside network, encoder, decoder and reward, network
     calls, and peak memory above what was resident before the first step.
     """
+    if steps < 1:
+        raise ConfigError(f"steps = {steps}; wanted at least 1.")
     settings = replace(read(config, overrides), samples_every=0, eval_prompts={}, trackers=())
     settings.check()
     if settings.threads is not None:

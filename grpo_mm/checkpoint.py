@@ -47,7 +47,7 @@ def write(folder: Path, checkpoint: Checkpoint, *, step: int) -> Path:
         (aside / "state.json").write_text(json.dumps(checkpoint.state, indent=1, sort_keys=True))
         manifest = {"format": FORMAT, "step": step, "sha256": {p.name: _sha256(p) for p in sorted(aside.iterdir())}}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for path in aside.iterdir():
+        for path in (*aside.iterdir(), aside):
             _sync(path)
         if final.exists():
             shutil.rmtree(final)
@@ -60,13 +60,21 @@ def write(folder: Path, checkpoint: Checkpoint, *, step: int) -> Path:
 
 
 def _write_error(error: Exception, final: Path, folder: Path) -> Exception:
-    no_space = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    kept = steps(folder)
-    intact = f"The last checkpoint, {name_of(kept[-1])}, is intact." if kept else "There is no earlier checkpoint."
-    reason = "there is no space left on the device" if no_space else str(error)
+    full = is_no_space(error)
+    reason = "there is no space left on the device" if full else str(error)
     return TrainingStopped(
-        f"{final} could not be written: {reason}. {intact} Free some space and give the same command again to go on."
+        f"{final} could not be written: {reason}. {last_intact(folder)} {'Free some space' if full else 'Mend that'} and "
+        "give the same command again to go on."
     )
+
+
+def is_no_space(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def last_intact(folder: Path) -> str:
+    kept = steps(folder)
+    return f"The last checkpoint, {name_of(kept[-1])}, is intact." if kept else "There is no earlier checkpoint."
 
 
 def steps(folder: Path) -> list[int]:
@@ -76,10 +84,17 @@ def steps(folder: Path) -> list[int]:
 
 
 def read(path: Path) -> Checkpoint:
-    """Reads and verifies one checkpoint; raises CheckpointError that names what is wrong with it."""
+    """Verifies and reads one checkpoint."""
+    names = [n for n in verify(path) if n.endswith(".safetensors")]
+    tensors = {n.removesuffix(".safetensors"): load_file(path / n) for n in names}
+    return Checkpoint(tensors=tensors, state=json.loads((path / "state.json").read_text()))
+
+
+def verify(path: Path) -> list[str]:
+    """The names of the files of a checkpoint; raises CheckpointError that tells what is wrong with it."""
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
-        raise CheckpointError(f"{path} is not a checkpoint of this program: it has no manifest.json.")
+        raise CheckpointError(f"{path} is not a checkpoint of this program: it has no manifest.json.{_advice(path)}")
     try:
         manifest = json.loads(manifest_path.read_text())
         found_format = manifest["format"]
@@ -87,22 +102,25 @@ def read(path: Path) -> Checkpoint:
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{manifest_path} is damaged ({error}).{_advice(path)}") from error
     if found_format != FORMAT:
-        raise CheckpointError(f"{path} has the format {found_format!r}, wanted {FORMAT!r}.")
+        raise CheckpointError(f"{path} has the format {found_format!r}, wanted {FORMAT!r}.{_advice(path)}")
     surplus = {p.name for p in path.iterdir()} - set(hashes) - {"manifest.json"}
     if surplus:
-        raise CheckpointError(f"{path} holds files that its manifest does not list: {', '.join(sorted(surplus))}.")
+        raise CheckpointError(
+            f"{path} holds files that its manifest does not list: {', '.join(sorted(surplus))}. Remove them.{_advice(path)}"
+        )
+    if "state.json" not in hashes:
+        raise CheckpointError(f"{manifest_path} is damaged (it does not list state.json).{_advice(path)}")
     for name, expected in hashes.items():
         if not (path / name).is_file() or _sha256(path / name) != expected:
             raise CheckpointError(f"{path / name} is missing, truncated or altered: its SHA-256 differs.{_advice(path)}")
-    tensors = {n.removesuffix(".safetensors"): load_file(path / n) for n in hashes if n.endswith(".safetensors")}
-    return Checkpoint(tensors=tensors, state=json.loads((path / "state.json").read_text()))
+    return sorted(hashes)
 
 
 def _advice(path: Path) -> str:
     others = [name_of(s) for s in steps(path.parent) if name_of(s) != path.name]
     if not others:
-        return " There is no earlier one: start over with --fresh."
-    return f" To go on from an earlier one say so: --checkpoint {others[-1]}."
+        return " There is no other one: start over with --fresh."
+    return f" To go on from another one say so: --checkpoint {others[-1]}."
 
 
 def prune(folder: Path, *, keep: set[int]) -> None:
@@ -131,17 +149,23 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 def load_strictly(params: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, what: str) -> None:
     """Copies tensors into parameters; a missing, surplus or misshapen one is an error."""
+    check_fit(params, tensors, what=what)
+    with torch.no_grad():
+        for name, p in params.items():
+            p.copy_(tensors[name])
+
+
+def check_fit(params: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, what: str) -> None:
+    """Raises CheckpointError unless the tensors have the names and shapes of the parameters."""
     missing, surplus = sorted(set(params) - set(tensors)), sorted(set(tensors) - set(params))
     if missing or surplus:
         raise CheckpointError(
             f"{what} does not fit the model: {len(missing)} tensors missing (first: {missing[:1]}), "
             f"{len(surplus)} surplus (first: {surplus[:1]})."
         )
-    with torch.no_grad():
-        for name, p in params.items():
-            if p.shape != tensors[name].shape:
-                raise CheckpointError(f"{what}: {name} has shape {tuple(tensors[name].shape)}, wanted {tuple(p.shape)}.")
-            p.copy_(tensors[name])
+    for name, p in params.items():
+        if p.shape != tensors[name].shape:
+            raise CheckpointError(f"{what}: {name} has shape {tuple(tensors[name].shape)}, wanted {tuple(p.shape)}.")
 
 
 def _sha256(path: Path) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from grpo_mm.errors import TrainingStopped, UserError
+from grpo_mm.links import check_links
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -22,17 +25,22 @@ app.add_typer(zoo_app, name="zoo")
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
 
 
+MAX_ERROR = 4000
+"""Characters of an error that are printed: a setting that it quotes may be a whole file."""
+
+
 def main() -> None:
     """Runs a command; what a user can fix is one paragraph and exit code 2, a stopped run exit code 3."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING if is_main() else logging.ERROR, format="%(levelname)s %(message)s")
+    logging.getLogger("grpo_mm").setLevel(logging.INFO if is_main() else logging.ERROR)
+    sys.path.append(os.getcwd())  # a user's own rewards lie where the command is started
     try:
+        check_links()
         app()
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except TrainingStopped as error:
-        print(f"TrainingStopped: {error}", file=sys.stderr)
-        sys.exit(3)
+    except (UserError, TrainingStopped) as error:
+        text = f"{type(error).__name__}: {error}"
+        print(text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR // 2]} … {text[-MAX_ERROR // 2 :]}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 3)
 
 
 @app.command()
@@ -49,8 +57,12 @@ def train(
     from grpo_mm.train import train as run
 
     settings = read(config, overrides or [])
-    with progress(settings) as on_step:
-        summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
+    try:
+        with progress(settings) if is_main() else nullcontext() as on_step:
+            summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the newest checkpoint", err=True)
+        raise typer.Exit(130) from None
     if is_main():
         report = write_report(settings.folder)
         before_after(summary, settings.folder, report)
@@ -58,8 +70,6 @@ def train(
 
 def is_main() -> bool:
     """Whether this is the only process, or the first of several."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -94,17 +104,21 @@ def evaluate(
 
 @app.command()
 def show(config: Annotated[Path, typer.Argument(help="a YAML file")], overrides: Overrides = None) -> None:
-    """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model."""
+    """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model.
+
+    What still keeps it from training (files that are not there) comes last, with exit code 2.
+    """
     import yaml
 
     from grpo_mm.arithmetic import lines
     from grpo_mm.run_config import plain, read
 
     settings = read(config, overrides or [])
-    settings.check()
+    settings.check_settings()
     typer.echo(yaml.safe_dump(plain(settings), sort_keys=False))
     for line in lines(settings):
         typer.echo(line)
+    settings.check()
 
 
 @app.command()

@@ -56,7 +56,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} holds {type(mapping).__name__}, wanted a mapping of settings.")
     return mapping
@@ -82,7 +82,7 @@ def override(mapping: dict[str, Any], text: str) -> dict[str, Any]:
     try:
         value = yaml.safe_load(value_text) if value_text else ""
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     node: Any = mapping
     steps = key.split(".")
     for step in steps[:-1]:
@@ -90,7 +90,7 @@ def override(mapping: dict[str, Any], text: str) -> dict[str, Any]:
         if isinstance(node, str):
             raise ConfigError(f"override {text!r}: {step} is {node!r}, a plain value; set {step} itself.")
         if node is None or not isinstance(node, (dict, list)):
-            raise ConfigError(f"override {text!r}: {step} is {node!r} and has no keys.")
+            raise ConfigError(f"override {text!r}: {step} is {node!r} and has no keys; set {step} itself: {step}={{…}}.")
     if isinstance(node, list):
         node[_list_index(node, steps[-1], text)] = value
     elif isinstance(value, dict) and isinstance(node.get(steps[-1]), dict):
@@ -187,12 +187,14 @@ def component(role: Role, value: Any, *, path: str) -> Any:
         value = {"kind": value}
     if not isinstance(value, Mapping):
         if isinstance(value, (int, float, list)) or value is None:
-            raise ConfigError(f"{path}: found {value!r}, wanted a {role.name}: a mapping with `kind`.")
+            raise ConfigError(f"{path}: found {value!r}, wanted a mapping with `kind` ({role.name}).")
         return value
     if "kind" not in value:
         kinds = ", ".join(entry.kind for entry in registry.entries(role.name))
-        raise ConfigError(f"{path}: a {role.name} needs `kind`; there are: {kinds}.")
+        raise ConfigError(f"{path}: the key 'kind' is missing; there are: {kinds}.")
     settings = {k: v for k, v in value.items() if k != "kind"}
+    if not isinstance(value["kind"], str):
+        raise ConfigError(f"{path}: kind is {value['kind']!r}, wanted a name ({role.name}).")
     try:
         target = registry.lookup(role.name, value["kind"])
     except ConfigError as error:
@@ -201,7 +203,7 @@ def component(role: Role, value: Any, *, path: str) -> Any:
         return build(target, settings, path=path)
     if settings:
         raise ConfigError(f"{path}: {value['kind']} takes no settings, found {', '.join(settings)}.")
-    return target
+    return target() if inspect.isclass(target) else target
 
 
 def dump(value: Any, *, role: str | None = None) -> Any:

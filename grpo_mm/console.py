@@ -53,10 +53,14 @@ def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None
         for column in ("", "before", "after", "difference"):
             sheet.add_column(column, justify="left" if not column else "right")
         for name in sorted(after, key=lambda n: (n != "score", n)):
-            was = before.get(name)
-            row = ("–", f"{after[name]:.4f}", "–") if was is None else (f"{was:.4f}", f"{after[name]:.4f}", f"{after[name] - was:+.4f}")
-            sheet.add_row(name, *row)
+            was, now = before.get(name), after[name]
+            gain = None if was is None or now is None else f"{now - was:+.4f}"
+            sheet.add_row(name, *("–" if cell is None else cell for cell in (_number(was), _number(now), gain)))
         console.print(sheet)
     seconds = summary["seconds"]
     console.print(f"{seconds['train']:.0f} s of training, {seconds['eval']:.0f} s of evaluation", highlight=False)
     console.print(f"run folder  {folder}\nproduct     {folder / summary['product']}\nreport      {report}", highlight=False)
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"

@@ -22,7 +22,7 @@ class EvalResult:
     """Metrics are the same on every rank; the pictures are those of rank 0's first rows."""
 
     metrics: dict[str, float]
-    """"eval/score" is the weighted sum of reward means: the held-out score."""
+    """"eval/score" is the weighted sum of reward means: the held-out score. Rewards that no prompt asks for take no part."""
     shown: Tensor
     shown_prompts: list[str]
     shown_rewards: dict[str, Tensor]
@@ -34,15 +34,16 @@ def evaluate(
     """Renders every prompt `samples_per_prompt` times and scores the result."""
     settings = config.evaluation
     rows = evaluation_rows(prompts, samples=settings.samples_per_prompt, rank=processes.rank, world=processes.world)
+    row_prompts = [prompts[p] for p in rows.prompt_N.tolist()]
     with phase("eval"):
-        images = config.engine.render(policy, rows, seed=settings.seed)
-        row_prompts = [prompts[p] for p in rows.prompt_N.tolist()]
+        images = config.engine.render(policy, rows, seed=settings.seed) if len(rows) else torch.zeros(0, 3, 1, 1).byte()
         scores = rewards(images, row_prompts)
         watched = watch(images, row_prompts)
-    metrics = mean_scores(scores, processes, prefix="eval", names={"score": "mean"})
-    metrics |= mean_scores(watched, processes, prefix="eval", names={})
+    metrics = mean_scores(scores, processes, prefix="eval", names={"score": "mean"}, applied=rewards.applied(row_prompts))
+    metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
+    asked = rewards.applied(prompts)
     metrics["eval/score"] = sum(
-        scorer.weight * metrics[f"eval/{name}/mean"] for name, scorer in config.rewards.items() if scorer.weight
+        s.weight * metrics[f"eval/{name}/mean"] for name, s in config.rewards.items() if s.weight and asked[name]
     )
     diversity = pairwise_distance(images, rows.prompt_N) if len(rows) else torch.zeros(0)
     ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))

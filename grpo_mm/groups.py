@@ -23,9 +23,9 @@ def group_ids(*keys_M: Tensor) -> Tensor:
 
 
 def group_sum(value_M: Tensor, group_M: Tensor) -> Tensor:
-    """[M] -> [num_groups]; NaN counts as nothing."""
+    """[M] -> [num_groups]; NaN and infinities count as nothing."""
     num_groups = int(group_M.max()) + 1 if group_M.numel() else 0
-    return value_M.new_zeros(num_groups).index_add_(0, group_M, torch.nan_to_num(value_M))
+    return value_M.new_zeros(num_groups).index_add_(0, group_M, value_M.where(torch.isfinite(value_M), 0))
 
 
 def group_count(value_M: Tensor, group_M: Tensor) -> Tensor:

@@ -23,17 +23,19 @@ from grpo_mm.types import Prompt, Rows
 class Loaded:
     """A policy on its device with the weights of a run's checkpoint, or as it was before training."""
 
-    def __init__(self, run: Path, *, overrides: Sequence[str], checkpoint: str | None) -> None:
-        self.config = _config(run, overrides)
-        self.config.check()
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
-        self.processes = Processes(device=self.config.device)
-        self.policy = self.config.policy.load(self.processes.device)
-        if run.is_dir():
-            path = find_checkpoint(RunFolder(run), checkpoint)
-            if path is None:
-                raise ConfigError(f"{run} has no checkpoint yet. Give its config file to use the untrained model.")
+    def __init__(self, run: Path, *, overrides: Sequence[str], checkpoint: str | None, scores: bool) -> None:
+        self.config = config = _config(run, overrides)
+        if scores:
+            config.check()
+        else:  # pictures need neither the prompt files nor the rewards of the run
+            config.policy.check()
+            config.engine.check(config.policy)
+        path = _checkpoint(run, checkpoint)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.processes = Processes(device=config.device)
+        self.policy = config.policy.load(self.processes.device)
+        if path is not None:
             loaded = checkpoints.read(path)
             checkpoints.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=str(path))
             self.policy.snapshots.load(loaded.tensors["snapshots"])
@@ -41,6 +43,18 @@ class Loaded:
     def weights(self):
         """The averaged weights where the run kept them."""
         return self.policy.snapshots.use("ema") if "ema" in self.policy.snapshots else nullcontext()
+
+
+def _checkpoint(run: Path, name: str | None) -> Path | None:
+    if not run.is_dir():
+        if name is not None:
+            raise ConfigError(f"--checkpoint {name} needs a run folder; {run} is a config, which has no checkpoints.")
+        return None
+    path = find_checkpoint(RunFolder(run), name)
+    if path is None:
+        raise ConfigError(f"{run} has no checkpoint yet. Give its config file to use the untrained model.")
+    checkpoints.verify(path)
+    return path
 
 
 def _config(run: Path, overrides: Sequence[str]) -> RunConfig:
@@ -61,13 +75,18 @@ def sample(
     from PIL import Image
     from safetensors.torch import save_file
 
-    loaded = Loaded(run, overrides=overrides, checkpoint=None)
+    if count < 1 or not prompts:
+        raise ConfigError(f"{len(prompts)} prompts × count = {count} pictures; wanted at least one of each.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the pictures cannot be written to {out}: {error}.") from error
+    loaded = Loaded(run, overrides=overrides, checkpoint=None, scores=False)
     asked = tuple(Prompt(id=f"sample/{i}", text=text) for i, text in enumerate(prompts))
     size = len(asked) * count
     rows = Rows(asked, torch.arange(len(asked)).repeat_interleave(count), torch.arange(count).repeat(len(asked)))
     with loaded.weights():
         images = loaded.config.engine.render(loaded.policy, rows, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
     noise = loaded.config.engine.evaluation_noise(loaded.policy, rows, seed=seed)
     save_file({"latents": noise.cpu().contiguous()}, out / "latents.safetensors")
     paths = [out / f"{int(rows.prompt_N[i]):03d}_{int(rows.sample_N[i])}.png" for i in range(size)]
@@ -78,7 +97,7 @@ def sample(
 
 def evaluate(run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None = None) -> dict[str, float]:
     """Held-out metrics of a run's checkpoint or of an untrained model."""
-    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint)
+    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True)
     config, device = loaded.config, loaded.processes.device
     prompts = held_out_prompts(config)
     if not prompts:

@@ -125,6 +125,16 @@ class RunConfig:
 
     def check(self, world: int = 1) -> None:
         """Raises ConfigError for anything that cannot run, before any model is loaded."""
+        self.check_settings(world)
+        self.policy.check()
+        for part in (*self.prompts.values(), *self.eval_prompts.values(), *self.rewards.values(), *self.watch.values()):
+            if hasattr(part.use, "check"):
+                part.use.check()
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto.")
+
+    def check_settings(self, world: int = 1) -> None:
+        """The part of `check` that looks at no file and no machine: contradictions of the settings themselves."""
         self._check_sizes(world)
         self._check_advantage()
         missing = sorted(self.needs - self.policy.provides)
@@ -138,15 +148,7 @@ class RunConfig:
         if all(scorer.weight == 0 for scorer in self.rewards.values()):
             raise ConfigError("every reward has weight 0; put rewards that are only logged under `watch`.")
         self._check_sources()
-        self.policy.check()
         self.engine.check(self.policy)
-        parts = [s.use for s in (*self.prompts.values(), *self.eval_prompts.values())]
-        parts += [s.use for s in (*self.rewards.values(), *self.watch.values())]
-        for part in parts:
-            if hasattr(part, "check"):
-                part.check()
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto.")
 
     def _check_sizes(self, world: int) -> None:
         if not self.name or os.sep in self.name or self.name.startswith("."):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from grpo_mm import checkpoint, metrics
-from grpo_mm.errors import CheckpointError, ConfigError
+from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.run_config import RunConfig, differences, plain
 
 PACKAGES = ("grpo_mm", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
@@ -48,33 +52,86 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder: it has no config.yaml.")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is damaged: {error}. Restore it, or start over with --fresh.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} is damaged: it holds no settings. Restore it, or start over with --fresh.")
+    return found
 
 
-def check_same_config(config: RunConfig) -> None:
-    """Raises ConfigError if the folder holds a run of another config."""
-    if (config.folder / "config.yaml").is_file():
-        different = differences(read_config(config.folder), plain(config))
+def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None = None) -> None:
+    """Raises UserError if the run cannot live in its folder: another config's run, another thing, no right to write.
+
+    A run that has written neither a metric nor a checkpoint gives way to another config.
+    """
+    folder = RunFolder(config.folder)
+    if fresh and checkpoint_name is not None:
+        raise ConfigError(f"--fresh starts over without any checkpoint, so --checkpoint {checkpoint_name} contradicts it.")
+    there = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder.path} cannot be made or written: {there} is {'read-only' if there.is_dir() else 'a file'}.")
+    is_run = (folder.path / "config.yaml").is_file()
+    if folder.path.exists() and not is_run and any(not p.name.startswith(".writing_") for p in folder.path.iterdir()):
+        raise ConfigError(f"{folder.path} exists and is no run folder (it has no config.yaml). Use another name.")
+    if fresh:
+        return
+    if is_run and (folder.metrics.is_file() or checkpoint.steps(folder.checkpoints)):
+        different = differences(read_config(folder.path), plain(config))
         if different:
             raise ConfigError(
-                f"{config.folder} holds a run with another config ({'; '.join(different[:4])}"
+                f"{folder.path} holds a run with another config ({'; '.join(different[:4])}"
                 f"{'; …' if len(different) > 4 else ''}). Use another name, or start over with --fresh."
             )
+    path = find_checkpoint(folder, checkpoint_name)
+    checkpoint.verify(path) if path is not None else None
 
 
 def open_folder(config: RunConfig, *, fresh: bool) -> RunFolder:
-    """Makes the folder, or finds the one of an interrupted run with the same config. Main process only."""
+    """Makes the folder, or finds the one of an interrupted run; `check_folder` comes first. Main process only."""
     folder = RunFolder(config.folder)
-    if fresh and (folder.path / "config.yaml").is_file():
-        shutil.rmtree(folder.path)
-    if folder.path.exists() and any(folder.path.iterdir()) and not (folder.path / "config.yaml").is_file():
-        raise ConfigError(f"{folder.path} exists and is no run folder (it has no config.yaml). Use another name.")
-    check_same_config(config)
-    folder.samples.mkdir(parents=True, exist_ok=True)
-    folder.checkpoints.mkdir(exist_ok=True)
-    (folder.path / "versions.json").write_text(json.dumps(versions(), indent=1))
-    (folder.path / "config.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    if fresh and folder.path.exists():
+        gone = folder.path.with_name(f".deleting_{folder.path.name}")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(folder.path, gone)  # at once: a kill while files are deleted leaves no half a run behind
+        shutil.rmtree(gone)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        replace_text(folder.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        replace_text(folder.path / "versions.json", json.dumps(versions(), indent=1))
+        folder.samples.mkdir(exist_ok=True)
+        folder.checkpoints.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder.path} cannot be made or written: {error}. Choose another `runs_dir` or `name`.") from error
     return folder
+
+
+def finished(folder: RunFolder) -> dict[str, Any] | None:
+    """The summary of a run that came to its end: it is written last, and deleted when training goes on."""
+    return json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    aside = path.with_name(f".writing_{path.name}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+@contextmanager
+def full_disk_stops(folder: RunFolder) -> Iterator[None]:
+    """Whatever could not be written for lack of space stops the run with a sentence; checkpoints are untouched."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not checkpoint.is_no_space(error):
+            raise
+        what = getattr(error, "filename", None) or "a file of the run"
+        raise TrainingStopped(
+            f"{what} could not be written: there is no space left on the device. {checkpoint.last_intact(folder.checkpoints)} "
+            "Free some space and give the same command again to go on."
+        ) from error
 
 
 def find_checkpoint(folder: RunFolder, named: str | None) -> Path | None:
@@ -89,9 +146,10 @@ def find_checkpoint(folder: RunFolder, named: str | None) -> Path | None:
     return folder.checkpoints / checkpoint.name_of(steps[-1]) if steps else None
 
 
-def cut_back(folder: RunFolder, *, step: int, finished: bool) -> None:
-    """Forgets everything after `step`, so that a resumed run writes it again; of a `finished` one the last evaluation."""
-    metrics.cut_back(folder.metrics, step=step, without_eval=finished)
+def cut_back(folder: RunFolder, *, step: int, without_eval: bool) -> None:
+    """Forgets everything after `step`, and on request the evaluation there, so that a resumed run writes it again."""
+    folder.summary.unlink(missing_ok=True)
+    metrics.cut_back(folder.metrics, step=step, without_eval=without_eval)
     checkpoint.prune(folder.checkpoints, keep={s for s in checkpoint.steps(folder.checkpoints) if s <= step})
 
 

@@ -72,7 +72,7 @@ def write_rollout_sheet(
         images_MCHW: uint8, 1 or 3 channels; more than 256 px are scaled down.
         prompt_M: int, index into `prompts`; groups may have any size. The first `max_groups` are shown.
         advantage_M: NaN sorts last.
-        rewards: each [M]; NaN = could not be scored. The first, or the one called "score", is what the report shows.
+        rewards: each [M]; NaN = could not be scored or does not apply. The report shows the first number there is.
 
     Raises:
         ValueError: lengths differ, or the images are not uint8 [M, C, H, W].

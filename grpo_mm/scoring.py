@@ -35,8 +35,12 @@ class Scoring:
         """Scorer name → {"score": [M], parts…}, float32 on the CPU; NaN where it failed or does not apply."""
         return {name: self._one(name, scorer, items, prompts) for name, scorer in self.scorers.items()}
 
+    def applied(self, prompts: Sequence[Prompt]) -> dict[str, int]:
+        """Scorer name → how many of the prompts it applies to."""
+        return {name: len(_applies(scorer, prompts)) for name, scorer in self.scorers.items()}
+
     def _one(self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        applies = [i for i, p in enumerate(prompts) if scorer.sources is None or p.source in scorer.sources]
+        applies = _applies(scorer, prompts)
         if not applies:
             return {"score": torch.full((len(prompts),), torch.nan)}
         index = torch.tensor(applies)
@@ -65,28 +69,38 @@ class Scoring:
             self._move(scorer.use, torch.device("cpu"))
 
 
+def _applies(scorer: Scorer, prompts: Sequence[Prompt]) -> list[int]:
+    return [i for i, p in enumerate(prompts) if scorer.sources is None or p.source in scorer.sources]
+
+
 def _as_reward(use: Any) -> Any:
     """A user's plain function `(images, prompts, metadata)` behind the signature of a reward."""
-    return partial(call_function, use) if inspect.isfunction(use) else use
+    return partial(call_function, use) if inspect.isroutine(use) else use
 
 
 def mean_scores(
-    scores: Mapping[str, Mapping[str, Tensor]], processes: Processes, *, prefix: str, names: Mapping[str, str]
+    scores: Mapping[str, Mapping[str, Tensor]],
+    processes: Processes,
+    *,
+    prefix: str,
+    names: Mapping[str, str],
+    applied: Mapping[str, int],
 ) -> dict[str, float]:
     """Means over all ranks of every score and part, as `prefix/name/part`; `names` renames a part ("score": "mean").
 
-    Beside each score stands the share of rows that failed, where any did.
+    Beside a score stands `unscored_frac`, the share without one of the local rows that the reward is `applied` to.
     """
     local = {
-        f"{prefix}/{name}/{names.get(part, part)}": (float(v.double().nansum()), int(v.isfinite().sum()), len(v))
+        (name, part): (float(v.double().nansum()), int(v.isfinite().sum()), applied[name])
         for name, parts in scores.items()
         for part, v in parts.items()
     }
     metrics: dict[str, float] = {}
     ranks = processes.gather(local)
-    for key in sorted(set().union(*ranks)):
-        total, good, size = (sum(rank.get(key, (0.0, 0, 0))[i] for rank in ranks) for i in range(3))
-        metrics[key] = total / good if good else float("nan")
-        if good < size and key.endswith(names.get("score", "score")):
-            metrics[key.rsplit("/", 1)[0] + "/unscored_frac"] = 1 - good / size
+    # The score last: a part that is called "mean" must not take its place.
+    for name, part in sorted(set().union(*ranks), key=lambda key: (key[0], key[1] == "score", key[1])):
+        total, good, size = (sum(rank.get((name, part), (0.0, 0, 0))[i] for rank in ranks) for i in range(3))
+        metrics[f"{prefix}/{name}/{names.get(part, part)}"] = total / good if good else float("nan")
+        if part == "score" and good < size:
+            metrics[f"{prefix}/{name}/unscored_frac"] = 1 - good / size
     return metrics

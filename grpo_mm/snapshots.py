@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from grpo_mm.checkpoint import check_fit
+
 
 @dataclass(frozen=True)
 class Ema:
@@ -16,6 +18,12 @@ class Ema:
 
     decay: float = 0.9
     every_updates: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1 or self.every_updates < 1:
+            raise ValueError(
+                f"decay = {self.decay}, every_updates = {self.every_updates}; wanted a decay in [0, 1) and at least 1."
+            )
 
     def decay_at(self, averages: int) -> float:
         return min((1 + averages) / (10 + averages), self.decay)
@@ -63,8 +71,13 @@ class Snapshots:
         return {f"{name}/{k}": t for name, copy in self._copies.items() for k, t in copy.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Replaces all copies; the devices are those of the parameters."""
-        self._copies = {}
+        """Replaces all copies; the devices are those of the parameters. A missing or surplus tensor is an error."""
+        copies: dict[str, dict[str, Tensor]] = {}
         for key, tensor in state.items():
             name, _, k = key.partition("/")
-            self._copies.setdefault(name, {})[k] = tensor.to(self._params[k].device)
+            copies.setdefault(name, {})[k] = tensor
+        for name, copy in copies.items():
+            check_fit(self._params, copy, what=f"the copy {name!r} of the weights")
+        self._copies = {
+            name: {k: tensor.to(self._params[k].device) for k, tensor in copy.items()} for name, copy in copies.items()
+        }

@@ -38,14 +38,17 @@ class Table:
         return self.columns["prompt"].shape[0]
 
     def key(self, names: tuple[str, ...]) -> Tensor:
-        """Dense comparison-set ids [M] of the named columns."""
+        """Dense comparison-set ids [M] of the named columns; no names: everything is one set."""
         missing = [name for name in names if name not in self.columns]
         if missing:
             raise ConfigError(
                 f"the advantage compares by {list(names)}, but the rollout has no column {missing[0]!r}; "
                 f"it has {sorted(self.columns)}."
             )
-        return group_ids(*(self.columns[name].long() for name in names))
+        if not names:
+            return torch.zeros(len(self), dtype=torch.int64)
+        # Ids first, column by column, so that a column of fractions is a key too.
+        return group_ids(*(group_ids(self.columns[name]) for name in names))
 
     def with_values(self, values: Mapping[str, Tensor]) -> Table:
         return replace(self, values=values)
@@ -59,6 +62,8 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
     """
     outputs, rollout = batch.outputs, batch.rollout
     row_M = outputs.row_M.cpu()
+    if outputs.action_M is not None and len(outputs) and int(outputs.action_M.max()) >= rollout.num_actions:
+        raise ValueError(f"an output credits action {int(outputs.action_M.max())}; the rows have {rollout.num_actions}.")
     prompt_M = rollout.prompt_N.cpu()[row_M]
     size = len(outputs)
     columns = {
@@ -75,8 +80,9 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
         sources = applies_to.get(name)
         applies_P = torch.tensor([sources is None or prompt.source in sources for prompt in rollout.prompts])
         score_M = scores["score"].double().cpu()
-        failed_M |= applies_P[prompt_M] & ~torch.isfinite(score_M)
-        values[name] = torch.where(applies_P[prompt_M], score_M, torch.nan)
+        scored_M = applies_P[prompt_M] & torch.isfinite(score_M)
+        failed_M |= applies_P[prompt_M] & ~scored_M
+        values[name] = torch.where(scored_M, score_M, torch.nan)
     return Table(values=values, columns=columns | {"failed": failed_M})
 
 

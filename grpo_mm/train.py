@@ -13,7 +13,7 @@ import torch
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
 from grpo_mm.run_config import RunConfig, Scorer, read
-from grpo_mm.run_folder import check_same_config, open_folder
+from grpo_mm.run_folder import RunFolder, check_folder, finished, open_folder
 from grpo_mm.trainer import OnStep, Trainer
 
 
@@ -50,15 +50,18 @@ def train(
     if rewards:
         config = replace(config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()})
     config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
-    if not fresh:
-        check_same_config(config)
+    folder = RunFolder(config.folder)
+    check_folder(config, fresh=fresh, checkpoint_name=checkpoint)
+    summary = None if fresh or checkpoint else finished(folder)
+    if summary is not None:
+        return summary
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(config.folder))
-    folder = open_folder(config, fresh=fresh) if processes.is_main else None
-    processes.barrier()
-    folder = folder or open_folder(config, fresh=False)
     trainer = Trainer(config, folder, processes)
+    if processes.is_main:
+        open_folder(config, fresh=fresh)
+    processes.barrier()
     if config.trackers:
         processes.accelerator.init_trackers(config.name)
     try:

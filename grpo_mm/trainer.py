@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,14 +25,15 @@ from grpo_mm.advantages.credit import credit
 from grpo_mm.checkpoint import Checkpoint
 from grpo_mm.distributed import Processes
 from grpo_mm.diversity import pairwise_distance
-from grpo_mm.errors import TrainingStopped
+from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.evaluate import EvalResult, evaluate
 from grpo_mm.model_card import write_model_card
 from grpo_mm.optim import grad_norm
 from grpo_mm.prompt_stream import PromptStream
+from grpo_mm.rng import stream_seed
 from grpo_mm.rows import plan_rows, update_mask
 from grpo_mm.run_config import RunConfig
-from grpo_mm.run_folder import RunFolder, cut_back, find_checkpoint
+from grpo_mm.run_folder import RunFolder, cut_back, find_checkpoint, full_disk_stops, replace_text
 from grpo_mm.scoring import Scoring, mean_scores
 from grpo_mm.table import gather, local_table
 from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores
@@ -50,6 +52,7 @@ class Trainer:
         sources = {name: source.use.load() for name, source in config.prompts.items()}
         self.prompts = PromptStream(sources, {name: source.weight for name, source in config.prompts.items()})
         self.eval_prompts = held_out_prompts(config)
+        torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
         self.policy = config.policy.load(processes.device)
         self.params = list(self.policy.trainable.values())
         self.optimizer = config.optim.build(self.params)
@@ -60,7 +63,8 @@ class Trainer:
         self.state: dict[str, Any] = {
             "step": 0, "updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0,
             "best_score": None, "best_step": None, "evaluations_without_gain": 0,
-            "calls": {}, "seconds": {"train": 0.0, "eval": 0.0}, "eval_before": None,
+            "calls": {}, "seconds": {"train": 0.0, "eval": 0.0}, "eval_before": None, "eval_last": None,
+            "stopped_early": None,
         }  # fmt: skip
 
     # ── one step ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,7 +83,8 @@ class Trainer:
         return found
 
     def _sample(self, rows: Rows, step: int) -> tuple[Rollout, Outputs]:
-        return self.config.engine.sample(self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs)
+        with clock.phase("rollout"):
+            return self.config.engine.sample(self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs)
 
     def _score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
         prompts = [rollout.prompts[p] for p in rollout.prompt_N[outputs.row_M].tolist()]
@@ -106,7 +111,10 @@ class Trainer:
         applies_to = {name: scorer.sources for name, scorer in config.rewards.items()}
         tables = self.processes.gather(local_table(batch, applies_to=applies_to))
         table = gather(tables, weights={name: scorer.weight for name, scorer in config.rewards.items()})
-        found = mean_scores(batch.scores, self.processes, prefix="reward", names={"score": "mean"})
+        prompts = _prompts_of(batch)
+        found = mean_scores(
+            batch.scores, self.processes, prefix="reward", names={"score": "mean"}, applied=self.rewards.applied(prompts)
+        )
         if bool(table.columns["failed"].all()):
             errors = [e for rank in self.processes.gather(self.rewards.first_error) for e in rank.values()]
             raise TrainingStopped(
@@ -125,8 +133,9 @@ class Trainer:
         prompt_M = rollout.prompt_N[outputs.row_M]
         found: dict[str, float] = {}
         if config.watch:
-            watched = self.watch(outputs.items, [rollout.prompts[p] for p in prompt_M.tolist()])
-            found |= mean_scores(watched, self.processes, prefix="watch", names={})
+            prompts = _prompts_of(batch)
+            watched = self.watch(outputs.items, prompts)
+            found |= mean_scores(watched, self.processes, prefix="watch", names={}, applied=self.watch.applied(prompts))
         if not isinstance(outputs.items, Tensor):
             return found
         with clock.phase("look"):
@@ -159,13 +168,16 @@ class Trainer:
             )
 
     def _old_logprobs(self, rollout: Rollout) -> Tensor:
-        if self.config.old_logprobs == "rollout":
-            return rollout.behaviour_NA
-        old_NA = rollout.behaviour_NA.clone()
-        plan = self.policy.plan(rollout.mask_NA)
-        for index, values in self.policy.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=False):
-            old_NA.view(-1)[index] = values["logprobs"].to(old_NA.dtype)
-        return old_NA
+        """What ratios are taken against, [N, A]: NaN entries are computed now, before the weights change."""
+        old_NA = rollout.behaviour_NA if rollout.old_NA is None else rollout.old_NA
+        if self.config.old_logprobs == "recompute":
+            old_NA = torch.full_like(old_NA, torch.nan)
+        plan = self.policy.plan(rollout.mask_NA & old_NA.isnan())
+        if plan:
+            old_NA = old_NA.clone()
+            for index, values in self.policy.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=False):
+                old_NA.view(-1)[index] = values["logprobs"].to(old_NA.dtype)
+        return old_NA.nan_to_num()
 
     def _apply(self, result: UpdateResult) -> dict[str, float]:
         """One optimiser update, or none if the loss or a gradient is not finite."""
@@ -222,6 +234,8 @@ class Trainer:
         seconds = time.perf_counter() - began
         self.state["seconds"]["eval"] += seconds
         self._record({"step": step, **result.metrics, "time/eval_seconds": seconds})
+        self.state["eval_last"] = {"step": step, "metrics": result.metrics}
+        self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
             self._write_eval_sheet(result, step, name)
         return result.metrics
@@ -240,7 +254,7 @@ class Trainer:
 
     def _note_score(self, score: float, step: int) -> None:
         state = self.state
-        if state["best_score"] is None or score > state["best_score"]:
+        if math.isfinite(score) and (state["best_score"] is None or score > state["best_score"]):
             state |= {"best_score": score, "best_step": step, "evaluations_without_gain": 0}
         else:
             state["evaluations_without_gain"] += 1
@@ -254,22 +268,24 @@ class Trainer:
                 "optimizer": checkpoint.optimizer_tensors(self.optimizer),
                 "snapshots": self.policy.snapshots.state(),
             }
-            path = checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, self.state), step=step)
-            self._prune(step)
-            with (self.folder.path / "checkpoints.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "path": str(path), "best_step": self.state["best_step"]}) + "\n")
+            checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, self.state), step=step)
+            self._prune()
         self.processes.barrier()
 
-    def _prune(self, step: int) -> None:
-        policy, there = self.config.checkpoints, checkpoint.steps(self.folder.checkpoints)
-        keep = set(there[-policy.keep_last :])
-        if policy.keep_best and self.state["best_step"] in there:
-            keep.add(self.state["best_step"])
+    def _prune(self) -> None:
+        """Deletes what is no longer kept and lists what there is in checkpoints.jsonl."""
+        policy, there, best = self.config.checkpoints, checkpoint.steps(self.folder.checkpoints), self.state["best_step"]
+        keep = {*there[-policy.keep_last :], *({best} if policy.keep_best else ())}
         checkpoint.prune(self.folder.checkpoints, keep=keep)
+        rows = [{"step": s, "name": checkpoint.name_of(s), "best": s == best} for s in there if s in keep]
+        replace_text(self.folder.path / "checkpoints.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def load(self, path: Path) -> None:
         """Takes weights, optimiser, snapshots and counters from a checkpoint."""
         loaded = checkpoint.read(path)
+        missing = {"weights", "optimizer", "snapshots"} - set(loaded.tensors)
+        if missing:
+            raise CheckpointError(f"{path} was not written by a training run: it has no {', '.join(sorted(missing))}.")
         checkpoint.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=str(path / "weights.safetensors"))
         checkpoint.load_optimizer(self.optimizer, loaded.tensors["optimizer"])
         self.policy.snapshots.load(loaded.tensors["snapshots"])
@@ -278,36 +294,42 @@ class Trainer:
     # ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self, *, from_checkpoint: str | None = None, on_step: OnStep | None = None) -> dict[str, Any]:
-        """Trains to the last step, from the newest checkpoint if there is one; returns the summary."""
-        config, state = self.config, self.state
+        """Trains to the last step, from the newest checkpoint if there is one; returns the summary.
+
+        Raises:
+            SystemExit, KeyboardInterrupt: after SIGTERM or Ctrl-C, when the step is done and a checkpoint is written.
+        """
+        with full_disk_stops(self.folder):
+            return self._run(from_checkpoint, on_step)
+
+    def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
         self._clock = clock.use(clock.Clock())
         path = find_checkpoint(self.folder, from_checkpoint)
         if path is not None:
             self.load(path)
-            state = self.state
             log.info("going on from %s", path)
-        if state["step"] == config.steps and self.folder.summary.is_file():
-            return json.loads(self.folder.summary.read_text())
+        config, state = self.config, self.state
         if self.processes.is_main:
-            cut_back(self.folder, step=state["step"] if path else -1, finished=state["step"] == config.steps)
+            evaluated = state["eval_last"] is not None and state["eval_last"]["step"] == state["step"]
+            cut_back(self.folder, step=state["step"] if path else -1, without_eval=not evaluated)
         self.processes.barrier()
         if path is None:
             state["eval_before"] = self.evaluate(0, name="eval_before")
-            if state["eval_before"]:
-                self._note_score(state["eval_before"]["eval/score"], 0)
-        stop = ""
-        with _sigterm() as asked_to_stop:
-            while state["step"] < config.steps and not stop:
+        asked = 0
+        with _stop_signals() as signal_asked:
+            while state["step"] < config.steps and not state["stopped_early"] and not asked:
                 row = self._timed_step(state["step"])
                 state["step"] += 1
                 self._record({"step": state["step"], **row})
                 if on_step is not None:
                     on_step(state["step"], row)
-                stop = self._after_step(asked_to_stop)
-        if stop == "terminated":
-            log.warning("SIGTERM: saved at step %d; the same command goes on from there", state["step"])
-            raise SystemExit(143)
-        return self._finish(stop)
+                asked = int(self.processes.max(signal_asked()))
+                self._after_step(must_save=bool(asked))
+            asked = asked or int(self.processes.max(signal_asked()))
+        if asked:
+            log.warning("%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"])
+            raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
+        return self._finish()
 
     def _timed_step(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
@@ -316,38 +338,36 @@ class Trainer:
         seconds, counts = self._clock.take()
         total = time.perf_counter() - began
         self.state["seconds"]["train"] += total
-        for name, number in counts.items():
-            number = int(self.processes.sum(number))
-            self.state["calls"][name] = self.state["calls"].get(name, 0) + number
-            row[f"calls/{name}"] = number
+        ranks = self.processes.gather(counts)
+        for name in sorted(set().union(*ranks)):
+            row[f"calls/{name}"] = sum(rank.get(name, 0) for rank in ranks)
+            self.state["calls"][name] = self.state["calls"].get(name, 0) + row[f"calls/{name}"]
         row |= {f"time/{name}_seconds": s for name, s in sorted(seconds.items())}
         return row | {"time/step_seconds": total}
 
-    def _after_step(self, asked_to_stop: Callable[[], bool]) -> str:
-        """Evaluation and checkpoint where they are due; "terminated" or "patience" ends the run early."""
+    def _after_step(self, *, must_save: bool) -> None:
+        """Evaluation and checkpoint where they are due; notes when patience ends the run."""
         config, state, step = self.config, self.state, self.state["step"]
-        terminated = self.processes.max(float(asked_to_stop())) > 0
-        every = config.evaluation.every
-        patience = config.evaluation.patience
-        stop = "terminated" if terminated else ""
+        every, patience = config.evaluation.every, config.evaluation.patience
         if every and step % every == 0 and step < config.steps and self.eval_prompts:
-            found = self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
-            self._note_score(found["eval/score"], step)
-            if patience is not None and state["evaluations_without_gain"] >= patience and not stop:
-                stop = "patience"
-        if terminated or step == config.steps or (config.checkpoints.every and step % config.checkpoints.every == 0) or (
-            state["best_step"] == step and config.checkpoints.keep_best
-        ):
+            self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
+            if patience is not None and state["evaluations_without_gain"] >= patience:
+                state["stopped_early"] = "patience"
+        is_due = config.checkpoints.every and step % config.checkpoints.every == 0
+        is_best = config.checkpoints.keep_best and state["best_step"] == step
+        if must_save or is_due or is_best or state["stopped_early"] or step == config.steps:
             self.save(step)
-        return stop
 
-    def _finish(self, stop: str) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
+        """The last evaluation, the product and the summary, which is written last: it says that the run is done."""
         state, step = self.state, self.state["step"]
-        after = self.evaluate(step, name="eval_after")
+        last = state["eval_last"]
+        after = last["metrics"] if last and last["step"] == step else self.evaluate(step, name="eval_after")
+        self._prune() if self.processes.is_main else None
         summary = {
             "name": self.config.name,
             "steps": step,
-            "stopped_early": stop or None,
+            "stopped_early": state["stopped_early"],
             "eval_before": _short(state["eval_before"] or {}),
             "eval_after": _short(after),
             "best_step": state["best_step"],
@@ -361,7 +381,7 @@ class Trainer:
             with self.evaluation_weights():
                 self.policy.save(self.folder.path / self.policy.product)
             write_model_card(self.folder.path / self.policy.product, summary, usage=self.policy.usage())
-            self.folder.summary.write_text(json.dumps(summary, indent=1))
+            replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))
         self.processes.barrier()
         return summary
 
@@ -376,6 +396,11 @@ def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
     )
 
 
+def _prompts_of(batch: Batch) -> list[Prompt]:
+    """The prompt of each local output."""
+    return [batch.rollout.prompts[p] for p in batch.rollout.prompt_N[batch.outputs.row_M].tolist()]
+
+
 def _summarise(results: list[UpdateResult]) -> dict[str, float]:
     found = {"policy/logprob_gap": results[0].logprob_gap, "loss/total": sum(r.loss for r in results) / len(results)}
     for prefix, which in (("loss", "terms"), ("objective", "stats")):
@@ -384,24 +409,28 @@ def _summarise(results: list[UpdateResult]) -> dict[str, float]:
     return found
 
 
-def _short(found: dict[str, float]) -> dict[str, float]:
-    return {key.removeprefix("eval/"): value for key, value in found.items()}
+def _short(found: dict[str, float]) -> dict[str, float | None]:
+    return {key.removeprefix("eval/"): value if math.isfinite(value) else None for key, value in found.items()}
 
 
 @contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a flag that the loop reads between steps."""
-    asked = [False]
+def _stop_signals() -> Iterator[Callable[[], int]]:
+    """Turns SIGTERM and Ctrl-C into a number that the loop reads between steps; a second one acts at once."""
+    asked, before = [0], {}
 
-    def note(_signal: int, _frame: Any) -> None:
-        asked[0] = True
+    def note(number: int, _frame: Any) -> None:
+        asked[0] = number
+        signal.signal(number, before[number])
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
 
     try:
-        before = signal.signal(signal.SIGTERM, note)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and the like stay in force
+                before[number] = signal.signal(number, note)
     except ValueError:  # not in the main thread: whoever started us handles signals
-        yield lambda: False
-        return
+        pass
     try:
         yield lambda: asked[0]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

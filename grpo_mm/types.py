@@ -79,13 +79,16 @@ class Rollout:
     sample_N: Tensor
     """[N] int64, number of the sample within its group; with the prompt it names the row on any rank."""
     behaviour_NA: Tensor
-    """[N, A] log-probability by the engine that sampled."""
+    """[N, A] log-probability by the engine that sampled; NaN for rows it did not sample (demonstrations)."""
     mask_NA: Tensor
     """[N, A] bool, the actions that may be trained."""
     record: Any
     """A `Record`; only the policy that goes with the engine looks inside."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     """Declared columns, each [N] or [N, A]."""
+    old_NA: Tensor | None = None
+    """[N, A] log-probability that ratios are taken against, in the training context; NaN entries are filled by one pass
+    without gradient before the first update. None: `behaviour_NA`."""
 
     def __post_init__(self) -> None:
         rows, actions = self.behaviour_NA.shape
@@ -105,7 +108,8 @@ class Rollout:
 
     def take(self, rows: Tensor) -> Rollout:
         """The rows named by an index tensor, in its order."""
-        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name.endswith(("_N", "_NA"))}
+        names = [f.name for f in fields(self) if f.name.endswith(("_N", "_NA")) and getattr(self, f.name) is not None]
+        picked = {name: getattr(self, name)[rows] for name in names}
         columns = {name: column[rows] for name, column in self.columns.items()}
         return replace(self, **picked, columns=columns, record=self.record.take(rows))
 

@@ -53,7 +53,8 @@ class UpdateResult:
     terms: Mapping[str, float]
     stats: Mapping[str, float]
     logprob_gap: float
-    """max |log-prob now - log-prob of the engine that sampled|; zero to rounding while the weights are unchanged."""
+    """max |log-prob now - log-prob of the engine that sampled|, infinite where the former is NaN; zero to rounding
+    while the weights are unchanged."""
     num_forwards: int
 
 
@@ -90,41 +91,48 @@ def accumulate(
     if _ORDER.index(coupled) <= _ORDER.index(policy.unit):
         for index, values in policy.logprobs(rollout, plan, needs=needs, grad=True):
             here = view.at(index)
-            terms = [term(values, here) for term in objective]
+            trained = _trained(values, here)
+            terms = [term(trained, here) for term in objective]
             with phase("train_network"):
                 sum(t.value() for t in terms).backward()
             log.add(terms, here)
             log.gap(values, rollout, index, here)
     else:
-        leaves, first = _values_without_grad(policy, rollout, plan, needs, view, log)
+        leaves = _values_without_grad(policy, rollout, plan, needs, view, log)
         gradient = _gradient_of_values(objective, leaves, view, processes, coupled, log)
         for index, values in policy.logprobs(rollout, plan, needs=needs, grad=True):
-            parts = [(gradient[k].flatten()[index] * v).sum() for k, v in values.items() if k in gradient and v.requires_grad]
+            trained = _trained(values, view.at(index))
+            parts = [(gradient[k].flatten()[index] * v).sum() for k, v in trained.items() if v.requires_grad]
             with phase("train_network"):
-                sum(parts, start=0.0 * values[first].sum()).backward()
+                sum(parts).backward()
     return log.result(processes, len(plan))
 
 
 def _padded(plan: list[Tensor], processes: Processes) -> list[Tensor]:
-    """Ranks with fewer forwards repeat one with weight zero, or sharded collectives wait for ever."""
-    if processes.world == 1:
-        return plan
-    longest = int(processes.max(len(plan)))
+    """Ranks with fewer forwards add empty ones, or sharded collectives wait for ever.
+
+    There is at least one, so that an update in which nothing is trained still has its terms, and a gradient of 0.
+    """
+    longest = max(1, int(processes.max(len(plan))))
     return plan + [torch.zeros(0, dtype=torch.int64)] * (longest - len(plan))
+
+
+def _trained(values: Mapping[str, Tensor], view: View) -> dict[str, Tensor]:
+    """The values where actions are trained, 1 elsewhere: what a policy gives for padding reaches no loss and no gradient."""
+    return {name: torch.where(view.mask.bool(), value, 1.0) for name, value in values.items()}
 
 
 def _values_without_grad(
     policy: Replays, rollout: Rollout, plan: list[Tensor], needs: frozenset[str], view: View, log: _Log
-) -> tuple[dict[str, Tensor], str]:
+) -> dict[str, Tensor]:
     leaves: dict[str, Tensor] = {}
-    first = ""
     for index, values in policy.logprobs(rollout, plan, needs=needs, grad=False):
-        log.gap(values, rollout, index, view.at(index))
-        for name, value in values.items():
-            first = first or name
+        here = view.at(index)
+        log.gap(values, rollout, index, here)
+        for name, value in _trained(values, here).items():
             leaf = leaves.setdefault(name, torch.ones_like(view.old_logprobs, dtype=value.dtype))
             leaf.view(-1)[index.flatten()] = value.detach().flatten()
-    return leaves, first
+    return leaves
 
 
 def _gradient_of_values(
@@ -151,8 +159,10 @@ def _gradient_of_values(
     terms = [term(leaves, whole) for term in objective]
     share = 1.0 if whole is view else 1.0 / processes.world
     log.add(terms, whole, share=share)
-    grads = torch.autograd.grad(sum(t.value() for t in terms), list(leaves.values()), allow_unused=True)
-    return {k: g[mine] for k, g in zip(leaves, grads, strict=True) if g is not None}
+    # Added up with nothing of every leaf: a set loss that found no set to work on has a gradient, of 0.
+    total = sum((leaf.flatten()[:0].sum() for leaf in leaves.values()), start=sum(t.value() for t in terms))
+    grads = torch.autograd.grad(total, list(leaves.values()))
+    return {k: g[mine] for k, g in zip(leaves, grads, strict=True)}
 
 
 def _join(processes: Processes, value: Tensor) -> Tensor:
@@ -176,8 +186,9 @@ class _Log:
     def gap(self, values: Mapping[str, Tensor], rollout: Rollout, index: Tensor, view: View) -> None:
         if "logprobs" in values and index.numel():
             behaviour = rollout.behaviour_NA.flatten()[index].to(values["logprobs"].device)
-            difference = (values["logprobs"].detach() - behaviour).abs() * view.mask
-            self._gap = max(self._gap, float(difference.max()))
+            difference = (values["logprobs"].detach() - behaviour).abs().nan_to_num(torch.inf, torch.inf)
+            difference = difference.masked_fill(behaviour.isnan(), 0)  # rows that no engine sampled
+            self._gap = max(self._gap, float(difference.where(view.mask.bool(), 0).max()))
 
     def result(self, processes: Processes, num_forwards: int) -> UpdateResult:
         ranks = processes.gather((dict(self._terms), dict(self._stats), self._gap))

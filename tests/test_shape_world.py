@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo_mm.datasets import shape_world as world
-from grpo_mm.datasets.shape_world import MiscaptionedScenes, Scene, ShapeWorldPrompts, Thing, random_scene, render
+from grpo_mm.datasets.shape_world import CaptionedScenes, Scene, ShapeWorldPrompts, Thing, random_scene, render
 from grpo_mm.pipelines import zoo
 from grpo_mm.rewards import shape_world as verifier
 from grpo_mm.rewards.shape_world import ShapeWorldReward, detect, score
@@ -63,12 +63,11 @@ def test_an_impossible_scene_is_refused_with_advice():
 
 def test_captions_are_wrong_as_often_as_asked():
     specs = {world.caption(spec): spec for spec in world.specs("train")}
-    faithful = MiscaptionedScenes(wrong_color=0, wrong_shape=0, wrong_relation=0)
-    images, captions = faithful(32, random.Random(0))
+    images, captions = world.HONEST(32, random.Random(0))
     assert all(score(image, specs[text])["all_correct"] for image, text in zip(images, captions))
-    images, captions = MiscaptionedScenes()(200, random.Random(0))
+    images, captions = world.MISLEADING(200, random.Random(0))
     correct = np.mean([score(image, specs[text])["all_correct"] for image, text in zip(images, captions)])
-    assert 0.1 < correct < 0.4
+    assert 0.3 < correct < 0.6
 
 
 def test_verifier_knows_the_colors_and_relations_of_the_world():
@@ -186,7 +185,9 @@ def test_model_is_built_from_scratch_in_real_format(tmp_path):
 
     from grpo_mm.pipelines.zoo.text_to_image import build, sample
 
-    build(tmp_path, draw=MiscaptionedScenes(size_px=16), steps=2, batch=4, pool=64, autoencoder_steps=20, dim=32, layers=1)
+    draw = CaptionedScenes(size_px=16)
+    sizes = {"steps": 1, "misleading_steps": 1, "autoencoder_steps": 20, "pool": 64, "dim": 32, "layers": 1}
+    build(tmp_path, draw=draw, draw_misleading=draw, **sizes)
     pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None)
     assert sample(pipe, ["a red circle above a blue square"], steps=2).shape == (1, 3, 16, 16)
-    assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 2

@@ -18,7 +18,7 @@ def weighted_sum(value_NK: Tensor, weight_K: Sequence[float]) -> Tensor:
     """
     weight = torch.as_tensor(weight_K, dtype=value_NK.dtype)
     applies_NK = torch.isfinite(value_NK)
-    total_N = (torch.nan_to_num(value_NK) * weight).sum(dim=1)
+    total_N = (value_NK.where(applies_NK, 0) * weight).sum(dim=1)
     return torch.where(applies_NK.any(dim=1), total_N, torch.nan)
 
 

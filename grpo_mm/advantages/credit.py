@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from grpo_mm.advantages.group_norm import zero_group_fraction
 from grpo_mm.errors import ConfigError
+from grpo_mm.groups import group_sum
 from grpo_mm.table import Table
 from grpo_mm.types import Credit, Rollout
 
@@ -24,7 +24,6 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
 
     Source: the credit maps of arXiv:2505.05470 (terminal), arXiv:2510.01982 eq. 9 (sum over granularities).
     """
-    rewards = table.values
     for stage in stages:
         table = stage(table)
     if len(table.values) != 1:
@@ -33,11 +32,9 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
             "add the stage {kind: weighted_sum}."
         )
     (advantage_M,) = table.values.values()
-    prompt_M = table.key(("prompt",))
-    total_M = torch.stack(list(rewards.values())).nansum(0) if rewards else advantage_M
     finite_M = torch.isfinite(advantage_M)
     metrics = {
-        "advantage/zero_groups_frac": zero_group_fraction(total_M, prompt_M),
+        "advantage/zero_groups_frac": _zero_groups_frac(advantage_M, table.key(("prompt",))),
         "advantage/abs_mean": float(advantage_M[finite_M].abs().mean()) if finite_M.any() else 0.0,
         "advantage/max": float(advantage_M[finite_M].max()) if finite_M.any() else 0.0,
         "advantage/left_out_frac": float((~finite_M).double().mean()),
@@ -55,9 +52,17 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
     )
 
 
+def _zero_groups_frac(advantage_M: Tensor, group_M: Tensor) -> float:
+    """Share of groups, among those with a scored row, in which every advantage is 0: they teach nothing."""
+    finite_M = torch.isfinite(advantage_M)
+    scored = group_sum(finite_M.double(), group_M) > 0
+    teaching = group_sum((finite_M & (advantage_M != 0)).double(), group_M) > 0
+    return float((scored & ~teaching).sum() / scored.sum().clamp_min(1))
+
+
 def _spread(advantage_M: Tensor, row_M: Tensor, action_M: Tensor, *, rows: int, actions: int) -> tuple[Tensor, Tensor]:
     finite_M = torch.isfinite(advantage_M)
-    value_M = torch.nan_to_num(advantage_M)
+    value_M = advantage_M.where(finite_M, 0)
     whole_M = action_M < 0
     row_N = value_M.new_zeros(rows).index_add_(0, row_M[whole_M], value_M[whole_M])
     advantage_NA = row_N[:, None].repeat(1, actions)

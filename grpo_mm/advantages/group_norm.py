@@ -8,8 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grpo_mm.groups import Center, Scale, baseline, group_count, group_ids, spread
+from grpo_mm.groups import Center, Scale, baseline, group_ids, spread
 from grpo_mm.table import Table
+
+
+CONSTANT = 1e-8
+"""Rewards of a group that lie closer together than this are equal: what is left is rounding."""
 
 
 def group_norm(
@@ -34,7 +38,8 @@ def group_norm(
         eps: added to the spread, never to the variance.
 
     Returns:
-        [N] float64; exactly 0 in a group whose rewards are all equal. With leave_one_out a group of one is NaN.
+        [N] float64; exactly 0 in a group whose rewards are all equal (within 1e-8), or that has one scored row, unless
+        center is none.
 
     Source: arXiv:2402.03300 (GRPO), section 4.1.2. Flow-GRPO (arXiv:2505.05470): ddof 0, eps 1e-4, scale_over batch;
     DanceGRPO (arXiv:2505.07818): ddof 1, eps 1e-8, scale_over group; Dr.GRPO (arXiv:2503.20783): scale none.
@@ -43,8 +48,8 @@ def group_norm(
     everything_N = torch.zeros_like(group_N)
     centred_N = reward_N - baseline(reward_N, group_N, center=center)
     if center != "none":
-        # Rounding in the mean must not be divided by a tiny eps: a constant group earns exactly nothing.
-        centred_N = torch.where(_is_constant(reward_N, group_N) & torch.isfinite(centred_N), 0.0, centred_N)
+        # Rounding must not be divided by a tiny eps: a constant group earns exactly nothing.
+        centred_N = torch.where(_is_constant(reward_N, group_N) & torch.isfinite(reward_N), 0.0, centred_N)
     if scale == "none":
         return centred_N
     over_N = group_N if scale_over == "group" else everything_N
@@ -60,7 +65,7 @@ def _is_constant(value_N: Tensor, group_N: Tensor) -> Tensor:
         )
         for reduce, fill in (("amin", torch.inf), ("amax", -torch.inf))
     ]
-    return (ends[0] == ends[1])[group_N]
+    return (ends[1] - ends[0] <= CONSTANT)[group_N]
 
 
 @dataclass(frozen=True)
@@ -75,17 +80,13 @@ class GroupNorm:
     ddof: Literal[0, 1] = 0
     eps: float = 1e-4
 
-    min_group_size = 2
+    @property
+    def min_group_size(self) -> int:
+        """2 where samples of one prompt are compared with each other."""
+        compares = self.center != "none" or (self.scale != "none" and self.scale_over == "group")
+        return 2 if compares and "prompt" in self.key else 1
 
     def __call__(self, table: Table) -> Table:
         group_M = table.key(self.key)
         settings = dict(center=self.center, scale=self.scale, scale_over=self.scale_over, ddof=self.ddof, eps=self.eps)
         return table.with_values({name: group_norm(value, group_M, **settings) for name, value in table.values.items()})
-
-
-def zero_group_fraction(value_M: Tensor, group_M: Tensor) -> float:
-    """Share of groups, among those with a scored row, in which every value is the same: they teach nothing."""
-    scored = group_count(value_M, group_M) > 0
-    constant_M = _is_constant(value_M, group_M)
-    constant = torch.zeros(scored.shape[0], dtype=torch.bool).index_put_((group_M,), constant_M)
-    return float((constant & scored).sum() / scored.sum().clamp_min(1))

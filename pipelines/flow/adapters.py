@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
 
@@ -47,13 +47,15 @@ def check_folder(path: str) -> None:
         raise ConfigError(f"adapter {path!r} is neither an existing folder nor a hub name of the form owner/name.")
 
 
-def add(network: nn.Module, lora: Lora, *, targets: tuple[str, ...], dtype: torch.dtype) -> None:
+def add(pipe: Any, lora: Lora, *, targets: tuple[str, ...], dtype: torch.dtype) -> None:
     """Adds a trainable adapter to the transformer; its weights are `dtype` (float32) whatever the model runs in."""
-    if lora.start_from is not None:
-        load_into(network, lora.start_from)
-    else:
-        from peft import LoraConfig
+    from peft import LoraConfig, set_peft_model_state_dict
 
+    network: nn.Module = pipe.transformer
+    stored: dict[str, Tensor] = {}
+    if lora.start_from is not None:
+        stored = load_into(pipe, lora.start_from)
+    else:
         network.add_adapter(
             LoraConfig(
                 r=lora.rank,
@@ -66,20 +68,27 @@ def add(network: nn.Module, lora: Lora, *, targets: tuple[str, ...], dtype: torc
         if "lora_" in name:
             parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(True)
+    if stored:  # loading rounded them to the dtype of the network
+        set_peft_model_state_dict(network, stored)
     if not any("lora_" in name for name, _ in network.named_parameters()):
         raise ConfigError(f"the adapter matches no module of {type(network).__name__}; targets: {lora.targets or targets}.")
 
 
-def load_into(network: nn.Module, path: str) -> None:
-    """Loads a diffusers LoRA file into the transformer."""
-    folder = Path(path).expanduser()
-    where = {"pretrained_model_name_or_path_or_dict": str(folder.parent if folder.is_file() else path)}
-    network.load_lora_adapter(**where, weight_name=folder.name if folder.is_file() else WEIGHT_NAME, prefix="transformer")
+def load_into(pipe: Any, path: str) -> dict[str, Tensor]:
+    """Loads a diffusers LoRA file into the transformer; gives the transformer's part of it as it is stored."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        where, name = str(local.parent), local.name
+    else:
+        where, name = str(local) if local.exists() else path, WEIGHT_NAME
+    weights, metadata = pipe.lora_state_dict(where, weight_name=name, return_lora_metadata=True)
+    pipe.transformer.load_lora_adapter(weights, metadata=metadata, prefix="transformer", adapter_name="default")
+    return {k.removeprefix("transformer."): v for k, v in weights.items() if k.startswith("transformer.")}
 
 
 def merge(pipe: Any, path: str) -> None:
     """Folds an adapter into the transformer's weights for good."""
-    load_into(pipe.transformer, path)
+    load_into(pipe, path)
     pipe.transformer.fuse_lora(safe_fusing=True)
     pipe.transformer.unload_lora()
 
@@ -89,11 +98,9 @@ def save_adapter(pipe: Any, folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
 
     network = pipe.transformer
-    config = network.peft_config["default" if "default" in network.peft_config else next(iter(network.peft_config))]
     layers = {k: v.detach().float().cpu().contiguous() for k, v in get_peft_model_state_dict(network).items()}
-    pipe.save_lora_weights(
-        folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config.to_dict(), safe_serialization=True
-    )
+    metadata = network.peft_config["default"].to_dict()
+    pipe.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata)
 
 
 def save_pipeline(pipe: Any, folder: Path, *, dtype: torch.dtype) -> None:

@@ -164,8 +164,7 @@ class FlowEngine:
             if noise_level == 0:
                 x_next = self.solver.step(x, velocity, sigma, sigma_next, history)
             else:
-                sigma_n, next_n, level_n = (torch.as_tensor(v).to(x).expand(len(rows)) for v in (sigma, sigma_next, noise_level))
-                mean, std = transition(self.kernel, x, velocity, sigma_n, next_n, level_n)
+                mean, std = transition(self.kernel, x, velocity, sigma, sigma_next, noise_level_S[i])
                 x_next = mean + std * _normal(generators, x)
                 row, action = torch.nonzero(picked_na == i, as_tuple=True)
                 if row.numel():
@@ -179,7 +178,7 @@ class FlowEngine:
         return stored, x
 
     @torch.no_grad()
-    def latents(self, policy: FlowPolicy, rows: Rows, *, seed: int, guidance: float | None = None) -> Tensor:
+    def latents(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
         """Deterministic samples (Euler, `eval_steps`) from fixed noise keyed by prompt and sample, [N, ...]."""
         size = policy.size(evaluation=True)
         tokens = policy.family.image_tokens(policy.pipe, *size)
@@ -190,8 +189,7 @@ class FlowEngine:
             x = self.evaluation_noise(policy, rows.take(chunk), seed=seed)
             here = {k: v[condition_N[chunk]] for k, v in condition.items()}
             for sigma, sigma_next in zip(sigma_S1[:-1].to(x), sigma_S1[1:].to(x), strict=True):
-                scale = policy.config.guidance if guidance is None else guidance
-                velocity = self._network(policy, x, sigma, here, size=size, guidance=scale)
+                velocity = self._network(policy, x, sigma, here, size=size, guidance=policy.config.guidance)
                 x = Euler().step(x, velocity, sigma, sigma_next, [])
             finished.append(x)
         return torch.cat(finished)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines import zoo
+from grpo_mm.pipelines.zoo.random_weights import random_pipeline
 
 Condition = Mapping[str, Tensor]
 """What the network sees of a prompt; every tensor is [n, ...], one entry per prompt or row."""
@@ -57,20 +58,27 @@ class Family(Protocol):
 
 
 def resolve(path: str) -> str:
-    """"zoo:NAME" is the shipped checkpoint of that name; anything else is a hub name or a folder already."""
-    return str(zoo.path(path.removeprefix("zoo:"))) if path.startswith("zoo:") else path
+    """The folder or hub name: "zoo:NAME" is the shipped checkpoint of that name.
+
+    "random:SIZE" stays as it is: `load_pipeline` makes random weights of that size, for benchmarks.
+    """
+    if path.startswith("zoo:"):
+        return str(zoo.path(path.removeprefix("zoo:")))
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def check_pipeline(path: str, pipeline_class: str) -> None:
     """Raises ConfigError, before anything is loaded, when `path` is a local folder that holds no such pipeline."""
+    if path.startswith("random:"):
+        return
     path = resolve(path)
     folder = Path(path)
-    looks_local = path.startswith((".", "/", "~")) or folder.exists()
+    looks_local = path.startswith((".", "/")) or folder.exists()
     if not looks_local:
         if path.count("/") != 1:
             raise ConfigError(f"model path {path!r} is neither an existing folder nor a hub name of the form owner/name.")
         return
-    index = folder.expanduser() / "model_index.json"
+    index = folder / "model_index.json"
     if not index.is_file():
         raise ConfigError(
             f"{path} is not a diffusers checkpoint: it has no model_index.json. "
@@ -84,6 +92,14 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
         raise ConfigError(f"{path} holds a {found}, wanted a {pipeline_class}. Choose the policy's model kind to match.")
 
 
+def pixels_per_token(path: str) -> int:
+    """The side of one image token in pixels: the decoder's factor times patches of 2; 16 where no file tells."""
+    file = Path(resolve(path)).expanduser() / "vae" / "config.json"
+    if not file.is_file():
+        return 16
+    return 2 ** len(json.loads(file.read_text())["block_out_channels"])
+
+
 def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -> Any:
     """`from_pretrained` with the family's revision and variant, everything frozen and in eval mode."""
     from diffusers.utils import logging as diffusers_logging
@@ -91,25 +107,34 @@ def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    if family.path.startswith("random:"):
+        return _frozen(random_pipeline(family.path.removeprefix("random:"), dtype), dtype, full=full)
+    wide = torch.promote_types(dtype, torch.float32)
+    # Read in their own precision: loading in bfloat16 and widening afterwards would round what is stored as float32.
+    dtypes = {"default": dtype, "vae": wide} | ({"transformer": wide} if full else {})
+    path = resolve(family.path)
     try:
-        pipe = cls.from_pretrained(
-            resolve(family.path), revision=family.revision, variant=family.variant, dtype=dtype, **_absent(resolve(family.path))
-        )
-    except OSError as error:
+        pipe = cls.from_pretrained(path, revision=family.revision, variant=family.variant, dtype=dtypes, **_absent(path))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{family.path} could not be loaded: {error}") from error
+    return _frozen(pipe, dtype, full=full)
+
+
+def _frozen(pipe: Any, dtype: torch.dtype, *, full: bool) -> Any:
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
-    if full:
-        pipe.transformer.to(torch.promote_types(dtype, torch.float32))
-    pipe.vae.to(torch.promote_types(dtype, torch.float32))
+    wide = torch.promote_types(dtype, torch.float32)
+    for part in (pipe.transformer, pipe.vae) if full else (pipe.vae,):
+        if part.dtype != wide:
+            part.to(wide)
     return pipe
 
 
 def _absent(path: str) -> dict[str, None]:
     """Components that a local checkpoint was saved without; diffusers wants to be told of each."""
-    index = Path(path).expanduser() / "model_index.json"
+    index = Path(path) / "model_index.json"
     if not index.is_file():
         return {}
     return {name: None for name, value in json.loads(index.read_text()).items() if value == [None, None]}
@@ -118,5 +143,6 @@ def _absent(path: str) -> dict[str, None]:
 def encode_prompt(pipe: Any, text: str, names: Sequence[str], **settings: Any) -> dict[str, Tensor]:
     """The pipeline's `encode_prompt` for one text, with its results named; absent ones are left out."""
     with torch.no_grad():
-        results = pipe.encode_prompt(prompt=text, **settings)
+        # The first text encoder's device: what the pipeline would guess depends on which parts are offloaded.
+        results = pipe.encode_prompt(prompt=text, device=pipe.text_encoder.device, **settings)
     return {name: value for name, value in zip(names, results, strict=True) if value is not None}

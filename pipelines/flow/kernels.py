@@ -2,7 +2,8 @@
 
 Convention: x_σ = (1 - σ)·x0 + σ·e, the network predicts v = e - x0, and sampling goes from σ = 1 down to σ' < σ.
 With dt = σ' - σ < 0 and δ = -dt. Each kernel gives (mean, std) of x' given x; an action is x' = mean + std·ε.
-All arguments broadcast over the batch; computed in float32, or float64 if an argument is.
+σ, σ' and the noise level are scalars, one value per row [N], or anything that broadcasts over x [N, ...]; computed in
+float32, or float64 if an argument is.
 
     x̂0 = x - σ·v   clean estimate          x̂1 = x + (1 - σ)·v   noise estimate          score = -x̂1/σ
 """
@@ -19,11 +20,19 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 """(x, velocity, sigma, sigma_next, noise_level) -> (mean, std)."""
 
 
-def _wide(*values: Tensor | float) -> list[Tensor]:
-    tensors = [torch.as_tensor(v) for v in values]
+def _wide(x: Tensor, *others: Tensor | float) -> list[Tensor]:
+    """All arguments on x's device in float32, or float64 if one of them is; one value per row broadcasts over x."""
+    x = torch.as_tensor(x)
+    tensors = [x, *(v for v in others if isinstance(v, Tensor))]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    device = tensors[0].device
-    return [t.to(device=device, dtype=dtype) for t in tensors]
+    wide = [torch.as_tensor(v).to(device=x.device, dtype=dtype) if isinstance(v, Tensor) else x.new_tensor(v, dtype=dtype) for v in others]
+    per_row = (-1, *([1] * (x.dim() - 1)))
+    return [x.to(dtype), *(v.view(per_row) if v.dim() == 1 and x.dim() > 1 else v for v in wide)]
+
+
+def _mean_per_row(value: Tensor) -> Tensor:
+    """[N, ...] -> [N]."""
+    return value.reshape(value.shape[0] if value.dim() else 1, -1).mean(1)
 
 
 def ode(x: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +113,7 @@ def gaussian_logprob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     x_next, mean, std = _wide(x_next.detach(), mean, std)
     squared = ((x_next - mean) / std) ** 2
     density = -0.5 * squared - torch.log(std) - 0.5 * math.log(2 * math.pi)
-    return density.flatten(1).mean(1)
+    return _mean_per_row(density)
 
 
 def cps_logprob(x_next: Tensor, mean: Tensor) -> Tensor:
@@ -113,4 +122,4 @@ def cps_logprob(x_next: Tensor, mean: Tensor) -> Tensor:
     Source: arXiv:2509.05952, released code. Gradients are weighted by m·n instead of m/n, so clip ranges shrink to 1e-5.
     """
     x_next, mean = _wide(x_next.detach(), mean)
-    return -((x_next - mean) ** 2).flatten(1).mean(1)
+    return -_mean_per_row((x_next - mean) ** 2)

@@ -15,6 +15,7 @@ from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import adapters
 from grpo_mm.pipelines.flow.adapters import Lora
+from grpo_mm.pipelines.flow.family import pixels_per_token
 from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, flow_values
 from grpo_mm.snapshots import Snapshots
 from grpo_mm.types import Couples, Prompt, Rollout
@@ -60,8 +61,9 @@ class FlowPolicyConfig:
             self.lora.check()
         for name in ("height", "width", "eval_height", "eval_width"):
             value = getattr(self, name)
-            if value is not None and (value < 1 or value % 8):
-                raise ConfigError(f"policy.{name} = {value}; wanted a multiple of 8.")
+            side = pixels_per_token(self.model.path)
+            if value is not None and (value < 1 or value % side):
+                raise ConfigError(f"policy.{name} = {value}; wanted a multiple of {side}, the side of one image token.")
         for name in ("micro_batch", "decode_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"policy.{name} = {getattr(self, name)}; wanted at least 1.")
@@ -90,7 +92,7 @@ class FlowPolicy:
         if config.lora is None:
             self.network.requires_grad_(True)
         else:
-            adapters.add(self.network, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
+            adapters.add(self.pipe, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self._place()
         if config.gradient_checkpointing:

@@ -49,16 +49,11 @@ class FlowRecord:
         return self.sigma_S1[step], self.sigma_S1[step + 1], self.noise_level_S[step]
 
 
-def spread_like(value_n: Tensor, x: Tensor) -> Tensor:
-    """[n] -> [n, 1, …, 1] to broadcast over x [n, ...]."""
-    return value_n.view(-1, *([1] * (x.dim() - 1)))
-
-
 def transition(
     kernel: Kernel, x: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The kernel on a batch with one σ per row: the only transition function, for sampling and for training."""
-    return kernel(x, velocity, *(spread_like(v.to(x.dtype), x) for v in (sigma, sigma_next, noise_level)))
+    return kernel(x, velocity, *(v.to(x.dtype) for v in (sigma, sigma_next, noise_level)))
 
 
 def logprob_of(form: Logprob, x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:

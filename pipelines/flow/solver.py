@@ -79,10 +79,10 @@ class DpmSolverPP:
 
     def grid(self, sigma_S1: Tensor, noise_level_S: Tensor) -> tuple[Tensor, Tensor]:
         noisy = torch.nonzero(noise_level_S > 0).flatten()
-        if self.keep_ratio == 1 or noisy.numel() == 0:
-            return sigma_S1, noise_level_S
-        first = int(noisy[-1]) + 1
+        first = int(noisy[-1]) + 1 if noisy.numel() else 0
         tail = noise_level_S.shape[0] - first
+        if self.keep_ratio == 1 or first == 0 or tail == 0:
+            return sigma_S1, noise_level_S
         steps = max(1, int(tail * self.keep_ratio))
         sigma = float(sigma_S1[first])
         u_first = sigma / (self.shift - (self.shift - 1) * sigma)  # the inverse of shift_sigmas

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from grpo_mm.errors import UserError
+
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
@@ -9,5 +11,5 @@ def path(name: str) -> Path:
     """The folder of a shipped checkpoint, as `from_pretrained` wants it. Example: path("text_to_image")."""
     if not (CHECKPOINTS / name).is_dir():
         shipped = sorted(folder.name for folder in CHECKPOINTS.glob("*/"))
-        raise ValueError(f"no checkpoint {name!r} in the zoo, which holds {', '.join(shipped) or 'none'}")
+        raise UserError(f"no checkpoint {name!r} in the zoo, which holds {', '.join(shipped) or 'none'}")
     return CHECKPOINTS / name

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def train_autoencoder(
-    images_NCHW: Tensor, *, steps: int, batch: int = 64, lr: float = 2e-3, kl_weight: float = 2e-3
-):
+def train_autoencoder(images_NCHW: Tensor, *, steps: int, batch: int = 64, lr: float = 2e-3, kl_weight: float = 2e-3):
     """A diffusers `AutoencoderKL` that halves the image's height and width, with four latent channels.
 
     Args:

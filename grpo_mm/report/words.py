@@ -1,0 +1,68 @@
+"""Numbers as a reader wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def change_of(before: Any, after: Any) -> dict[str, str] | None:
+    if not (finite(before) and finite(after)):
+        return None
+    digits = 3 if max(abs(before), abs(after)) < 100 else 1
+    change = round(after - before, digits) + 0.0
+    text = f"{change:+.{digits}f}".replace("-", "−")
+    return {"text": text if change else text[1:], "sign": sign(change)}
+
+
+def sign(x: float) -> str:
+    return "up" if x > 0 else "down" if x < 0 else "same"
+
+
+def finite(x: Any) -> bool:
+    return isinstance(x, (int, float)) and math.isfinite(x)
+
+
+def score(x: Any) -> str:
+    if not finite(x):
+        return "–"
+    x = round(x, 3) + 0.0  # no minus before a zero
+    return (f"{x:.3f}" if abs(x) < 100 else f"{x:.1f}").replace("-", "−")
+
+
+def number(x: float) -> str:
+    """About four digits: 0.61, 12300, 3×10⁻⁵."""
+    if x == 0 or 1e-3 <= abs(x) < 1e6:
+        return (f"{x:.4g}" if abs(x) < 1e3 else f"{x:.0f}").replace("-", "−")
+    digits, _, exponent = f"{x:.2e}".partition("e")
+    power = "10" + superscript(int(exponent))
+    digits = digits.rstrip("0").rstrip(".").replace("-", "−")
+    return power if digits == "1" else f"{digits}×{power}"
+
+
+def superscript(exponent: int) -> str:
+    """−7 as ⁻⁷."""
+    return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def duration(seconds: float) -> str:
+    """4.2 s, 3 min 05 s, 1 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole // 60 % 60:02d} min"
+
+
+def count(x: float) -> str:
+    """950, 48.2 thousand, 1.2 million."""
+    if x < 1e4:
+        return f"{x:.0f}"
+    return f"{x / 1e3:.3g} thousand" if x < 1e6 else f"{x / 1e6:,.3g} million"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return found

@@ -1,0 +1,110 @@
+"""Pipelines of real size with random weights, made on the spot: for benchmarks where no checkpoint can be had.
+
+The transformer and the decoder have the published sizes. The text encoders are one-layer stand-ins of the right width,
+because a step encodes each prompt once and caches it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from grpo_mm.errors import UserError
+from grpo_mm.pipelines.zoo.word_tokenizer import word_tokenizer
+
+SD3_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "sd35_medium": dict(
+        num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)),
+    ),
+    "sd35_large": dict(num_layers=38, num_attention_heads=38, caption_projection_dim=2432, pos_embed_max_size=192),
+}  # fmt: skip
+"""From the models' published configurations."""
+
+FLUX_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "flux_dev": dict(num_layers=19, num_single_layers=38, num_attention_heads=24, attention_head_dim=128)
+}
+
+
+def random_pipeline(name: str, dtype: torch.dtype) -> Any:
+    """A diffusers pipeline of the named size, on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name in SD3_TRANSFORMERS:
+        return _sd3(SD3_TRANSFORMERS[name], device, dtype)
+    if name in FLUX_TRANSFORMERS:
+        return _flux(FLUX_TRANSFORMERS[name], device, dtype)
+    raise UserError(f"no size {name!r}; there are: {', '.join([*SD3_TRANSFORMERS, *FLUX_TRANSFORMERS])}.")
+
+
+def _sd3(size: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(
+            sample_size=128, patch_size=2, in_channels=16, out_channels=16, attention_head_dim=64,
+            joint_attention_dim=4096, pooled_projection_dim=2048, qk_norm="rms_norm", **size,
+        )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=fill(transformer, device, dtype), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(device, scaling=1.5305, shift=0.0609),
+        text_encoder=_clip(768, device, dtype, projected=True), tokenizer=_tokenizer(),
+        text_encoder_2=_clip(1280, device, dtype, projected=True), tokenizer_2=_tokenizer(),
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+
+
+def _flux(size: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(
+            patch_size=1, in_channels=64, joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
+            axes_dims_rope=(16, 56, 56), **size,
+        )  # fmt: skip
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz"]
+    encoder = T5EncoderModel(T5Config(vocab_size=len(pieces), d_model=4096, d_kv=64, d_ff=64, num_layers=1, num_heads=4))
+    return FluxPipeline(
+        transformer=fill(transformer, device, dtype),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=_vae(device, scaling=0.3611, shift=0.1159),
+        text_encoder=_clip(768, device, dtype, projected=False), tokenizer=_tokenizer(),
+        text_encoder_2=encoder.to(device, dtype), tokenizer_2=T5Tokenizer(vocab=pieces, extra_ids=0),
+    )  # fmt: skip
+
+
+def fill(network: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
+    """Small random weights in place of a network built on the meta device."""
+    network = network.to_empty(device=device).to(dtype)
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.normal_(0, 0.02)
+    return network
+
+
+def _vae(device: str, *, scaling: float, shift: float) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    blocks = 4
+    return AutoencoderKL(
+        latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+        scaling_factor=scaling, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False,
+    ).to(device)  # fmt: skip
+
+
+def _tokenizer() -> Any:
+    return word_tokenizer(["a", "photo", "of"], max_length=77)
+
+
+def _clip(width: int, device: str, dtype: torch.dtype, *, projected: bool) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    size = len(_tokenizer())
+    config = CLIPTextConfig(
+        vocab_size=size, hidden_size=width, intermediate_size=width, projection_dim=width, num_hidden_layers=2,
+        num_attention_heads=width // 64, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
+    )  # fmt: skip
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).to(device, dtype)

@@ -1,0 +1,147 @@
+"""Micro-batches, accumulation and the number of processes change nothing but rounding.
+
+The reward sees uint8 pictures, so a rounding of 1e-15 could in principle turn a pixel and with it a reward; the mean
+brightness moves by 1e-6 then, and with these seeds no pixel lies that close to a half.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import ROOT, record, write_config
+
+from grpo_mm.train import train
+
+BASE = {
+    "policy": {"dtype": "float64", "micro_batch": 32},
+    "objective": [
+        {"kind": "clipped_ratio", "clip_low": 1e-3, "clip_high": 1e-3},
+        {"kind": "kl", "form": "gaussian", "weight": 0.1},
+    ],
+    "eval_prompts": None,
+    "checkpoints": {"every": 0},
+    "samples_every": 0,
+}
+COUPLED = [{"kind": "clipped_ratio", "ratio": "row", "aggregate": "row", "clip_low": 1e-3, "clip_high": 1e-3}]
+SETTINGS = {
+    "by group": {},
+    "by action": {"updates": {"by": "action", "count": 2}, "old_logprobs": "recompute"},
+    "coupled rows": {"objective": COUPLED},
+    "one reward for each source": {
+        "rewards": {
+            "bright": {"use": "tiny_rewards:bright", "sources": ["lines"]},
+            "dark": {"use": "tiny_rewards:dark", "sources": ["more"], "weight": 2},
+        },
+        "prompts": {"more": {"use": {"kind": "file", "path": "prompts.txt"}}},
+        "eval_prompts": {"more": {"use": {"kind": "file", "path": "prompts.txt", "limit": 1}}},  # none for the second process
+    },
+    "first gradient, float32": {
+        "steps": 1, "updates": {"by": "group", "count": 1}, "policy": {"dtype": "float32", "lora": None},
+        "optim": {"max_grad_norm": 1e9},
+    },
+}  # fmt: skip
+
+
+def write(folder: Path, model: str, settings: dict, *, micro_batch: int | None = None) -> Path:
+    from grpo_mm.config import merge
+
+    folder.mkdir(parents=True)
+    changes = merge(BASE, settings)
+    if micro_batch is not None:
+        changes = merge(changes, {"policy": {"micro_batch": micro_batch}})
+    config = write_config(folder, model, changes)
+    config.write_text(config.read_text().replace(" prompts.txt", f" {folder}/prompts.txt"))
+    return config
+
+
+def last(config: Path, name: str) -> dict[str, torch.Tensor]:
+    (path,) = (config.parent / "runs/tiny/checkpoints").iterdir()
+    return load_file(path / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_sd3, tmp_path_factory) -> dict[str, Path]:
+    """Every setting, trained by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    configs = {name: write(folder / name, tiny_sd3, settings) for name, settings in SETTINGS.items()}
+    for path in configs.values():
+        train(path)
+    return configs
+
+
+@pytest.fixture(scope="module")
+def together(tiny_sd3, tmp_path_factory) -> dict[str, Path]:
+    """Every setting, trained by two processes that `accelerate launch` starts once."""
+    folder = tmp_path_factory.mktemp("together")
+    configs = {name: write(folder / name, tiny_sd3, settings) for name, settings in SETTINGS.items()}
+    script = folder / "train_all.py"
+    script.write_text("import sys\nfrom grpo_mm.train import train\nfor path in sys.argv[1:]:\n    train(path)\n")
+    launch(script, *configs.values())
+    return configs
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"),
+        "--main_process_port", str(port), *map(str, arguments),
+    ]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+@pytest.mark.parametrize("name", ["by group", "by action", "coupled rows"])
+def test_micro_batches_do_not_change_three_steps(name, micro_batch, alone, tiny_sd3, tmp_path):
+    config = write(tmp_path / "run", tiny_sd3, SETTINGS[name], micro_batch=micro_batch)
+    train(config)
+    assert_equal(last(config, "weights"), last(alone[name], "weights"), to=1e-9)
+    moved = last(alone[name], "weights")
+    assert max(float(w.abs().max()) for n, w in moved.items() if "lora_B" in n) > 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if "float32" not in name])
+def test_two_processes_train_as_one(name, alone, together):
+    assert_equal(last(together[name], "weights"), last(alone[name], "weights"), to=1e-9)
+    one, two = (record(configs[name].parent / "runs/tiny") for configs in (alone, together))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for row, other in zip(one, two):
+        assert row.keys() == other.keys()
+        assert all(other[key] == pytest.approx(row[key], rel=1e-6, abs=1e-9) for key in row if row[key] is not None)
+
+
+def test_first_gradients_in_float32_agree_over_processes_and_micro_batches(alone, together, tiny_sd3, tmp_path):
+    name = "first gradient, float32"
+    small = write(tmp_path / "run", tiny_sd3, SETTINGS[name], micro_batch=3)
+    train(small)
+    expected = first_gradient(alone[name])
+    assert len(expected) == len(last(alone[name], "weights")) > 50
+    for config in (small, together[name]):
+        found = first_gradient(config)
+        assert norm({k: found[k] - expected[k] for k in expected}) < 1e-5 * norm(expected)
+
+
+def first_gradient(config: Path) -> dict[str, torch.Tensor]:
+    """Adam's first moment after one update is a tenth of the gradient."""
+    return {k: 10 * v for k, v in last(config, "optimizer").items() if k.endswith("exp_avg")}
+
+
+def norm(tensors: dict[str, torch.Tensor]) -> float:
+    return float(torch.stack([t.double().norm() for t in tensors.values()]).norm())
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, to: float) -> None:
+    assert found.keys() == expected.keys() and next(iter(found.values())).dtype == torch.float64
+    assert max(float((found[k] - expected[k]).abs().max()) for k in expected) < to

@@ -1,0 +1,61 @@
+"""What only a CUDA device can show: the same properties as on the CPU, in the precision people train in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def _bench(path: str, kind: str, *overrides: str) -> dict:
+    from grpo_mm.bench import bench
+
+    settings = [f"policy.model={{kind: {kind}, path: {path}}}", "policy.height=64", "policy.width=64", *overrides]
+    if kind == "flux":
+        settings.append("engine.schedule={kind: flux}")
+    return bench("configs/bench/sd35_medium.yaml", settings, steps=2)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_training_step_runs_on_the_gpu(kind, dtype, request):
+    result = _bench(request.getfixturevalue(f"tiny_{kind}"), kind, f"policy.dtype={dtype}")
+    assert result["calls_per_step"]["train_calls"] > 0
+    assert result["peak_memory_mib"] > 0
+
+
+def test_compiled_and_checkpointed_networks_train(tiny_sd3):
+    assert _bench(tiny_sd3, "sd3", "policy.compile=true")["seconds_per_step"] > 0
+    assert _bench(tiny_sd3, "sd3", "policy.gradient_checkpointing=true")["seconds_per_step"] > 0
+
+
+def test_offloaded_parts_leave_the_gpu(tiny_sd3):
+    from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
+    from grpo_mm.pipelines.flow.sd3 import Sd3
+    from grpo_mm.types import Prompt
+
+    config = FlowPolicyConfig(model=Sd3(tiny_sd3), height=32, width=32, text_length=16, offload=("encoders", "decoder"))
+    policy = config.load(torch.device("cuda"))
+    policy.encode([Prompt("a", "a red circle")])
+    assert next(policy.pipe.text_encoder.parameters()).device.type == "cpu"
+    assert next(policy.pipe.vae.parameters()).device.type == "cpu"
+    assert next(policy.network.parameters()).device.type == "cuda"
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_rollout_and_replay_agree_in_float32_on_the_gpu(kind, request):
+    from grpo_mm import registry
+    from grpo_mm.config import build
+    from grpo_mm.pipelines.flow.engine import FlowEngine
+    from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
+    from grpo_mm.types import Prompt, Rows
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = registry.lookup("flow_model", kind)(request.getfixturevalue(f"tiny_{kind}"))
+    policy = FlowPolicyConfig(model=model, height=32, width=32, text_length=16).load(torch.device("cuda"))
+    engine = build(FlowEngine, {"steps": 4, "schedule": "flux" if kind == "flux" else "diffusers_sd3"})
+    rows = Rows((Prompt("a", "a red circle"),), torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    rollout, _ = engine.sample(policy, rows, step=0, seed=0, needs=frozenset({"logprobs"}))
+    for index, values in policy.logprobs(rollout, policy.plan(rollout.mask_NA), needs=frozenset({"logprobs"}), grad=False):
+        assert (values["logprobs"] - rollout.behaviour_NA.flatten()[index]).abs().max() < 1e-5

@@ -1,0 +1,233 @@
+import json
+import re
+
+import pytest
+import torch
+import yaml
+
+from grpo_mm import metrics
+from grpo_mm.errors import UserError
+from grpo_mm.report import read_run, view, write_report
+from grpo_mm.report.curves import charts, log_axis, value_axis
+from grpo_mm.report.words import count, duration, number
+from grpo_mm.samples import write_eval_sheet, write_rollout_sheet
+
+BEFORE = {"score": 0.487, "shape/mean": 0.487, "shape/all_correct": 0.14, "quality/score": 0.72, "diversity": 0.31}
+AFTER = {"score": 0.622, "shape/mean": 0.622, "shape/all_correct": 0.33, "quality/score": 0.70, "diversity": 0.27}
+PROMPTS = ["a red circle left of a blue square", "a green square above a cyan circle"]
+
+
+def a_run(tmp_path, *, steps=12, prompts=PROMPTS):
+    """A finished run of two prompts, three samples each."""
+    folder = tmp_path / "a_run"
+    folder.mkdir()
+    config = {
+        "name": "a_run", "steps": steps, "prompts_per_step": 2, "group_size": 3, "seed": 0, "policy": {"kind": "sd3"},
+        "rewards": {"shape": {"use": {"kind": "shape_world"}, "weight": 1.0}}, "watch": {"quality": {}},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "versions.json").write_text(json.dumps({"torch": "2.15.0", "git_commit": "abc123"}))
+    metrics.append(folder / "metrics.jsonl", {"step": 0, **{f"eval/{k}": v for k, v in BEFORE.items()}})
+    for step in range(1, steps + 1):
+        metrics.append(folder / "metrics.jsonl", train_row(step))
+    metrics.append(folder / "metrics.jsonl", {"step": steps, **{f"eval/{k}": v for k, v in AFTER.items()}})
+    summary = {
+        "name": "a_run", "steps": steps, "eval_before": BEFORE, "eval_after": AFTER, "product": "adapter",
+        "seconds": {"train": 100.0, "eval": 25.0, "total": 125.0},
+        "network_calls": {"rollout_calls": 1_200_000, "train_calls": 10_000, "rewards": 5_000_000},
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    images = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for name, step in (("eval_before", 0), ("eval_after", steps)):
+        write_eval_sheet(
+            folder / "samples", name=name, step=step, images_MCHW=images[:2], prompts=prompts,
+            rewards={"shape": torch.tensor([0.25, 0.75])},
+        )  # fmt: skip
+    for step in range(1, steps + 1):
+        write_rollout_sheet(
+            folder / "samples", step=step, images_MCHW=images, prompt_M=torch.arange(6) // 3, prompts=prompts,
+            advantage_M=torch.tensor([1.0, float("nan"), -1.0, 0.0, 0.0, 0.0]), rewards={"shape": torch.rand(6)},
+        )  # fmt: skip
+    return folder
+
+
+def train_row(step):
+    return {
+        "step": step, "reward/shape/mean": 0.5 + step / 99, "reward/shape/all_correct": 0.2, "watch/quality/score": 0.7,
+        "diversity/mean": 0.3, "advantage/zero_groups_frac": 0.0, "objective/clip_frac": 0.2, "objective/ratio": 1.0,
+        "objective/ref_kl": float("nan"), "policy/logprob_gap": 2e-7, "optim/lr": 3e-4, "optim/grad_norm": 1.0,
+        "time/rollout_network_seconds": 1.5, "time/train_network_seconds": 0.5, "time/step_seconds": 2.0,
+        "calls/rollout_calls": 100, "calls/rewards": 7,
+    }  # fmt: skip
+
+
+def text_of(path):
+    """What a reader of the page sees."""
+    page = re.sub(r"<(script|style).*?</\1>", " ", path.read_text(), flags=re.S)
+    page = re.sub(r"</?(b|span)\b[^>]*>|<wbr>", "", page).replace("&nbsp;", " ")
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def test_first_sentence_tells_the_result(tmp_path):
+    text = text_of(write_report(a_run(tmp_path)))
+    assert (
+        "Held-out score 0.487 → 0.622 (+0.135) after 12 steps, in 2 min 05 s, with 1.21 million network calls." in text
+    )
+
+
+def test_report_of_a_killed_run_says_so(tmp_path):
+    folder = a_run(tmp_path)
+    (folder / "summary.json").unlink()
+    metrics.cut_back(folder / "metrics.jsonl", step=5)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "reward/sha')
+    text = text_of(write_report(folder))
+    assert "still going, or it was stopped, after step 5 of 12" in text
+    assert "0.487 before training; 5 steps so far, in 10 s, with 500 network calls" in text
+    assert "there is no later evaluation yet" in text  # the sheets of step 12 are leftovers
+
+
+def test_a_run_between_evaluations_names_the_step_of_its_score(tmp_path):
+    folder = a_run(tmp_path)
+    (folder / "summary.json").unlink()
+    metrics.append(folder / "metrics.jsonl", train_row(13))
+    assert "0.487 → 0.622 (+0.135) at step 12; 13 steps so far" in text_of(write_report(folder))
+
+
+def test_a_run_that_stopped_early_gives_the_reason(tmp_path):
+    folder = a_run(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"steps": 8, "stopped_early": "patience"}))
+    assert "Stopped early after step 8 of 12: patience." in text_of(write_report(folder))
+
+
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "summary.json", "versions.json", "config.yaml", "samples"])
+def test_any_piece_may_be_missing(tmp_path, missing):
+    folder = a_run(tmp_path)
+    (folder / missing).rename(folder / "elsewhere")
+    assert "a_run" in text_of(write_report(folder))
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path):
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "config.yaml").write_text("steps: [")
+    text = text_of(write_report(folder))
+    for sentence in ("No held-out evaluation", "holds no whole row", "No rollout sheets", "No evaluation pictures"):
+        assert sentence in text
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_prompt_text_is_escaped(tmp_path):
+    evil = '"><script>alert(1)</script>'
+    folder = a_run(tmp_path, prompts=[evil, "<img src=x onerror=alert(2)>"])
+    (folder / "config.yaml").write_text("name: </pre><script>alert(3)</script>\n")
+    metrics.append(folder / "metrics.jsonl", {"step": 12, "reward/</script><b>/mean": 1.0})
+    page = write_report(folder).read_text()
+    assert "<script>alert" not in page and "<img src=x" not in page and "</script><b>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_page_needs_nothing_else(tmp_path):
+    page = write_report(a_run(tmp_path)).read_text()
+    assert not re.search(r"https?://|@import|<link", page)
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', page))
+
+
+def test_equal_runs_give_equal_pages(tmp_path):
+    folder = a_run(tmp_path)
+    assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+
+
+def test_primary_score_comes_first_and_watched_scores_last(tmp_path):
+    rows = view(read_run(a_run(tmp_path)))["scores"]
+    assert [(row["key"], row["role"]) for row in rows] == [
+        ("score", "primary"),
+        ("shape/mean", "optimised"),
+        ("shape/all_correct", "part"),
+        ("quality/score", "watched"),
+        ("diversity", "watched"),
+    ]
+    assert rows[3]["change"] == {"text": "−0.020", "sign": "down"}
+
+
+def test_pictures_are_paired_by_prompt_even_if_it_repeats(tmp_path):
+    twice = ["the same", "the same"]
+    pairs = view(read_run(a_run(tmp_path, prompts=twice)))["pictures"]["pairs"]
+    assert [prompt for prompt, _, _ in pairs] == twice
+    assert [before["score"] for _, before, _ in pairs] == ["0.250", "0.750"]
+    assert all(before["src"] == after["src"] for _, before, after in pairs)
+
+
+def test_rollout_sheets_are_the_first_some_between_and_the_last(tmp_path):
+    found = view(read_run(a_run(tmp_path)))
+    steps = [sheet["step"] for sheet in found["rollouts"]]
+    assert steps[0] == 1 and steps[-1] == 12 and len(steps) == 5
+    with_signal, without = found["rollouts"][0]["groups"]
+    assert [tile["advantage"] for tile in with_signal["tiles"]] == ["+1.00", "−1.00", None]
+    assert with_signal["signal"] and not without["signal"]
+
+
+def test_a_single_reward_and_the_score_share_one_line():
+    rows = [{"step": s, "eval/score": s / 10, "eval/shape/mean": s / 10} for s in range(3)]
+    (chart,) = charts(rows, "eval/*")
+    assert [series["name"] for series in chart["series"]] == ["score"]
+
+
+def test_each_reward_has_its_chart_and_unmatched_names_have_none():
+    rows = [{"step": 1, "reward/a/mean": 1.0, "reward/b/mean": 30.0, "reward/failed_frac": 0.0}]
+    assert [chart["family"] for chart in charts(rows, "reward/*/*", split=True)] == ["a", "b"]
+    assert charts(rows, "eval/*") == charts([], "reward/*") == []
+
+
+def test_series_of_different_scales_do_not_share_an_axis():
+    rows = [{"step": s, "watch/q/score": 0.5, "watch/q/part": 0.1 * s, "watch/q/sharpness": 5000.0 + s} for s in (1, 2)]
+    assert [(chart["family"], len(chart["series"])) for chart in charts(rows, "watch/*", split=True)] == [
+        ("q", 2),
+        ("q · sharpness", 1),
+    ]
+
+
+def test_missing_values_leave_no_point():
+    rows = [{"step": 1, "a/x": 1.0}, {"step": 2, "a/x": None}, {"step": 4, "a/x": 0.5}]
+    (chart,) = charts(rows, "a/*")
+    assert chart["data"]["steps"] == [1, 4]
+    assert "nan" not in chart["series"][0]["path"]
+
+
+def test_small_phases_are_summed_into_other():
+    rows = [{"step": s, **{f"time/{name}_seconds": 1.0 + i for i, name in enumerate("abcdefgh")}} for s in (1, 2)]
+    (chart,) = charts(rows, "time/*", stacked=True)
+    assert [series["name"] for series in chart["series"]] == ["h", "g", "f", "e", "d", "other"]
+    assert chart["data"]["values"][-1] == ["6.00", "6.00"]  # phases a, b and c
+
+
+def test_what_a_chart_leaves_out_is_counted():
+    (chart,) = charts([{"step": 1, **{f"a/{i}": i / 10 for i in range(9)}}], "a/*")
+    assert chart["more"] == 3
+
+
+def test_zero_has_a_place_on_a_logarithmic_axis():
+    axis = log_axis([0.0, 2e-7, 3e-3])
+    assert axis.place(0.0) == 0 < axis.place(2e-7) < axis.place(3e-3) < 1000
+    assert log_axis([0.0]).place(0.0) == 0 and log_axis([0.0]).ticks == [0.0]
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.0], [-3.0], [1.0, 1.0 + 2e-16], [0.99998, 1.00002], [0, 1e-9], [-2, 7], [5e9, 6e9]]
+)
+def test_axis_holds_its_values(values):
+    axis = value_axis(values)
+    assert all(-1e-6 <= axis.place(v) <= 1000 + 1e-6 for v in values)
+    assert len({axis.show(v, tick=True) for v in axis.ticks}) == len(axis.ticks) >= 2
+
+
+def test_numbers_are_short():
+    assert [number(x) for x in (0, 0.61, -12300, 3e-5, 1e-7)] == ["0", "0.61", "−12300", "3×10⁻⁵", "10⁻⁷"]
+    assert [duration(x) for x in (4.23, 59.7, 185, 4350)] == ["4.2 s", "1 min 00 s", "3 min 05 s", "1 h 12 min"]
+    assert [count(x) for x in (950, 48_200, 1_210_000)] == ["950", "48.2 thousand", "1.21 million"]

@@ -1,0 +1,330 @@
+"""A run that is killed anywhere and started again leaves what an undisturbed one leaves, bit for bit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_rewards
+import torch
+from safetensors.torch import load_file
+from tiny_runs import ROOT, command_line, in_child, record, summary, weights, write_config
+
+from grpo_mm import checkpoint, run_folder, trainer
+from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
+from grpo_mm.train import train
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_sd3, tmp_path_factory):
+    """A run that nobody disturbs, evaluated on the way; the folder it lies in is copied, never changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(write_config(folder, tiny_sd3, {"ema": {"every_updates": 1}, "evaluation": {"every": 2}}))
+    return folder / "runs/tiny"
+
+
+@pytest.fixture
+def config(tiny_sd3, tmp_path) -> Path:
+    return write_config(tmp_path, tiny_sd3, {"ema": {"every_updates": 1}, "evaluation": {"every": 2}})
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    assert record(run) == record(whole)
+    for name in ("weights", "optimizer", "snapshots"):
+        of = [(folder / f"checkpoints/step_{STEPS:06d}/{name}.safetensors").read_bytes() for folder in (run, whole)]
+        assert of[0] == of[1], name
+    products = [load_file(folder / "adapter/pytorch_lora_weights.safetensors") for folder in (run, whole)]
+    assert products[0].keys() == products[1].keys()
+    assert all(torch.equal(products[0][name], products[1][name]) for name in products[0])
+    untimed = [{k: v for k, v in summary(f).items() if k != "seconds"} for f in (run, whole)]
+    assert untimed[0] == untimed[1]
+    assert sorted(p.name for p in run.rglob("*")) == sorted(p.name for p in whole.rglob("*"))
+    pictures = [{p.name: p.read_bytes() for p in (folder / "samples").iterdir()} for folder in (run, whole)]
+    assert pictures[0] == pictures[1]
+
+
+def die(*_args, **_kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(number: int, function, *, before: bool = True, then=die):
+    """`function`, but its `number`th call runs `then` before (or after) its work."""
+    calls = [0]
+
+    def wrapped(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == number and before:
+            then(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if calls[0] == number and not before:
+            then(*args, **kwargs)
+        return result
+
+    return wrapped
+
+
+def torn_row(path, row):
+    with path.open("a") as file:
+        file.write(json.dumps(row)[:50])
+    die()
+
+
+def torn_state(path):
+    path.write_bytes(path.read_bytes()[:100])
+    die()
+
+
+def half_deleted(folder, keep):
+    (folder / "step_000001/state.json").unlink()
+    die()
+
+
+# Where the process dies: an object, the name of its function, and its replacement.
+MOMENTS = {
+    "making the folder": lambda: (run_folder, "replace_text", at_call(1, run_folder.replace_text)),
+    "with a config and nothing else": lambda: (run_folder, "replace_text", at_call(2, run_folder.replace_text)),
+    "evaluating before training": lambda: (tiny_rewards, "bright", at_call(1, tiny_rewards.bright)),
+    "rollout of step 3": lambda: (tiny_rewards, "bright", at_call(5, tiny_rewards.bright)),
+    "between the updates of step 2": lambda: (trainer.Trainer, "_average", at_call(4, trainer.Trainer._average)),
+    "writing a row": lambda: (trainer.metrics, "append", at_call(3, trainer.metrics.append, then=torn_row)),
+    "between row and checkpoint": lambda: (trainer.metrics, "append", at_call(3, trainer.metrics.append, before=False)),
+    "writing the first checkpoint": lambda: (checkpoint, "_sha256", at_call(2, checkpoint._sha256)),
+    "writing the last checkpoint": lambda: (checkpoint, "_sync", at_call(16, checkpoint._sync, then=torn_state)),
+    "deleting an old checkpoint": lambda: (checkpoint, "prune", at_call(4, checkpoint.prune, then=half_deleted)),
+    "evaluating after training": lambda: (tiny_rewards, "bright", at_call(6, tiny_rewards.bright)),
+    "writing the model card": lambda: (trainer, "write_model_card", at_call(1, trainer.write_model_card)),
+    "writing the summary": lambda: (trainer, "replace_text", at_call(4, trainer.replace_text)),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_bit_for_bit(moment, config, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(*MOMENTS[moment]())
+        assert in_child(command_line("train", config), tmp_path / "killed.txt") == -signal.SIGKILL
+    run = tmp_path / "runs/tiny"
+    assert not (run / "summary.json").exists()
+    train(config)
+    assert_same(run, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_killed_at_any_touch_of_a_file_goes_on_bit_for_bit(tiny_sd3, whole, tmp_path):
+    """Every open, rename and removal below the run folder in turn is the last thing the process does."""
+
+    def killed_at_touch(folder: Path, number: int):
+        touches = [0]
+
+        def hook(event: str, arguments: tuple) -> None:
+            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
+                if str(folder / "runs") in str(arguments[0]) or event in ("os.remove", "os.rmdir"):
+                    touches[0] += 1
+                    if touches[0] == number:
+                        die()
+
+        def work() -> None:
+            sys.addaudithook(hook)
+            command_line("train", folder / "run.yaml")()
+
+        return work
+
+    number, code = 0, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        number += 1
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config = write_config(folder, tiny_sd3, {"ema": {"every_updates": 1}, "evaluation": {"every": 2}})
+        code = in_child(killed_at_touch(folder, number), folder / "killed.txt")
+        if code == -signal.SIGKILL:
+            train(config)
+            assert_same(folder / "runs/tiny", whole)
+        shutil.rmtree(folder)
+    assert code == 0 and number > 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_command_killed_at_random_times_ends_like_one_that_is_not(tiny_sd3, tmp_path):
+    """`kill -9` from outside, again and again, on the real command."""
+    changes = {"steps": 60, "checkpoints": {"every": 7}, "evaluation": {"every": 20}}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    runs, rng, kills = {}, random.Random(0), 0
+    for name in ("killed", "left alone"):
+        (tmp_path / name).mkdir()
+        config = write_config(tmp_path / name, tiny_sd3, changes)
+        command = [sys.executable, "-m", "grpo_mm.cli", "train", str(config)]
+        runs[name] = run = tmp_path / name / "runs/tiny"
+        while not (run / "summary.json").exists():
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+            if name == "killed":
+                while process.poll() is None and not (run / "metrics.jsonl").exists():
+                    time.sleep(0.05)
+                time.sleep(rng.uniform(0, 4))
+                kills += process.poll() is None
+                process.kill()
+            assert process.wait() in (0, -signal.SIGKILL)
+    assert kills > 1
+    assert record(runs["killed"]) == record(runs["left alone"])
+    assert weights(runs["killed"], 60) == weights(runs["left alone"], 60)
+
+
+def test_sigterm_saves_leaves_and_the_same_command_goes_on(config, whole, tmp_path, monkeypatch):
+    train_until_signal(signal.SIGTERM, config, tmp_path, monkeypatch, code=143)
+    run = tmp_path / "runs/tiny"
+    assert checkpoint.steps(run / "checkpoints") == [2] and not (run / "summary.json").exists()
+    assert "saved at step 2; the same command goes on from there" in (tmp_path / "stopped.txt").read_text()
+    train(config)
+    assert_same(run, whole)
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on_and_no_traceback(config, whole, tmp_path, monkeypatch):
+    train_until_signal(signal.SIGINT, config, tmp_path, monkeypatch, code=130)
+    said = (tmp_path / "stopped.txt").read_text()
+    assert "Traceback" not in said and "once more stops at once" in said and "the same command goes on" in said
+    train(config)
+    assert_same(tmp_path / "runs/tiny", whole)
+
+
+def test_a_second_ctrl_c_stops_at_once(config, whole, tmp_path, monkeypatch):
+    train_until_signal(signal.SIGINT, config, tmp_path, monkeypatch, code=130, times=2)
+    assert checkpoint.steps(tmp_path / "runs/tiny/checkpoints") == [1]
+    assert "Traceback" not in (tmp_path / "stopped.txt").read_text()
+    train(config)
+    assert_same(tmp_path / "runs/tiny", whole)
+
+
+def train_until_signal(number: int, config: Path, folder: Path, monkeypatch, *, code: int, times: int = 1) -> None:
+    """The signal comes while step 2 is rolled out; the config saves every step, so the one of step 1 is there."""
+
+    def send(*_args):
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=send))
+        patch.setattr(checkpoint, "prune", lambda folder, keep: None)
+        assert in_child(command_line("train", config), folder / "stopped.txt") == code
+    if times == 1:
+        shutil.rmtree(folder / "runs/tiny/checkpoints/step_000001")
+
+
+@pytest.fixture
+def run(config, whole, tmp_path) -> Path:
+    """A finished run of its own."""
+    shutil.copytree(whole, tmp_path / "runs/tiny")
+    plain = (tmp_path / "runs/tiny/config.yaml").read_text().replace(str(whole.parents[1]), str(tmp_path))
+    (tmp_path / "runs/tiny/config.yaml").write_text(plain)
+    return tmp_path / "runs/tiny"
+
+
+def test_a_finished_run_is_not_trained_again(config, run):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    assert train(config) == summary(run)
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_another_config_in_the_same_folder_is_refused_with_the_keys_that_differ(config, run, tmp_path):
+    before = record(run)
+    with pytest.raises(ConfigError, match=r"optim.lr: 0.001 there, 0.5 here; seed: 0 there, 3 here.*--fresh"):
+        train(config, ["optim.lr=0.5", "seed=3"])
+    assert in_child(command_line("train", config, "steps=9"), tmp_path / "out.txt") == 2
+    assert (tmp_path / "out.txt").read_text().startswith("ConfigError: ") and record(run) == before
+
+
+def test_fresh_starts_over_with_any_config(config, run):
+    train(config, ["steps=1", "optim.lr=0.01"], fresh=True)
+    assert [row["step"] for row in record(run)] == [0, 1, 1]
+    assert checkpoint.steps(run / "checkpoints") == [1]
+    assert [p.name for p in run.parent.iterdir()] == ["tiny"]
+
+
+def test_a_run_that_has_done_nothing_yet_gives_way_to_another_config(config, tmp_path):
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/config.yaml").write_text("name: tiny\nsteps: 7\n")
+    train(config, ["steps=1"])
+    assert summary(tmp_path / "runs/tiny")["steps"] == 1
+
+
+def test_a_named_checkpoint_goes_back(config, run, whole):
+    train(config, checkpoint="step_000002")
+    assert_same(run, whole)
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'step_000001'; there are: step_000002, step_000003"):
+        train(config, checkpoint="step_000001")
+    with pytest.raises(ConfigError, match="--fresh starts over without any checkpoint"):
+        train(config, checkpoint="step_000002", fresh=True)
+    assert_same(run, whole)
+
+
+def test_a_truncated_checkpoint_is_refused_by_name_and_never_passed_over(config, run, whole, monkeypatch):
+    (run / "summary.json").unlink()
+    broken = run / "checkpoints/step_000003/weights.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-7])
+    monkeypatch.setattr(trainer, "Trainer", None)  # it is found before a model is loaded
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"step_000003/weights.safetensors is .*truncated.*--checkpoint step_000002"):
+            train(config)
+    monkeypatch.undo()
+    train(config, checkpoint="step_000002")
+    assert_same(run, whole)
+
+
+def test_a_foreign_checkpoint_is_refused_by_name(config, run, tiny_sd3, tmp_path):
+    (run / "summary.json").unlink()
+    (tmp_path / "other").mkdir()
+    train(write_config(tmp_path / "other", tiny_sd3, {"steps": 1, "policy": {"lora": {"rank": 3}}}))
+    shutil.copytree(tmp_path / "other/runs/tiny/checkpoints/step_000001", run / "checkpoints/step_000004")
+    with pytest.raises(CheckpointError, match=r"step_000004/weights.safetensors: .* has shape .* wanted"):
+        train(config)
+    shutil.rmtree(run / "checkpoints/step_000004")
+    (run / "checkpoints/step_000004").mkdir()
+    with pytest.raises(CheckpointError, match=r"step_000004 is not a checkpoint of this program.*--checkpoint step_000003"):
+        train(config)
+
+
+def no_space(*_args, **_kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_stops_with_a_sentence_and_leaves_the_last_checkpoint(config, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", at_call(5, checkpoint.save_file, then=no_space))
+        assert in_child(command_line("train", config), tmp_path / "full.txt") == 3
+    said = (tmp_path / "full.txt").read_text()
+    assert "Traceback" not in said
+    assert "step_000002 could not be written: there is no space left on the device. " in said
+    assert "The last checkpoint, step_000001, is intact. Free some space and give the same command again" in said
+    run = tmp_path / "runs/tiny"
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_000001"]
+    train(config)
+    assert_same(run, whole)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_wherever_it_shows(config, whole, tmp_path, monkeypatch):
+    """The record is a link to a device that is always full."""
+    run = tmp_path / "runs/tiny"
+
+    def fill(*_args):
+        (run / "metrics.jsonl").rename(run / "kept")
+        (run / "metrics.jsonl").symlink_to("/dev/full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=fill))
+        with pytest.raises(TrainingStopped, match=r"could not be written: there is no space.*step_000001, is"):
+            train(config)
+    (run / "kept").replace(run / "metrics.jsonl")
+    train(config)
+    assert_same(run, whole)

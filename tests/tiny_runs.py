@@ -1,0 +1,107 @@
+"""Tiny runs for tests: a config that trains in a second, and forked processes that may be killed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from grpo_mm import metrics
+from grpo_mm.config import merge
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = ("a red circle", "a blue square", "a photo of the green circle", "the red square", "a green square and a circle")
+
+
+def write_config(folder: Path, model: str, changes: Mapping[str, Any] = {}, *, file: str = "run.yaml") -> Path:  # noqa: B006
+    """A config of 3 steps on an SD3 checkpoint, with its prompt file; runs go to `folder/runs`.
+
+    `changes` are merged in; None takes a top-level key out.
+    """
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS) + "\n")
+    settings = {
+        "name": "tiny",
+        "steps": 3,
+        "prompts_per_step": 2,
+        "group_size": 4,
+        "updates": {"by": "group", "count": 2},
+        "policy": {
+            "kind": "flow", "model": {"kind": "sd3", "path": model}, "lora": {"rank": 2}, "height": 32, "width": 32,
+            "text_length": 16, "micro_batch": 8,
+        },
+        "engine": {"kind": "flow", "steps": 3, "eval_steps": 2},
+        "prompts": {"lines": {"use": {"kind": "file", "path": str(prompts)}}},
+        "eval_prompts": {"lines": {"use": {"kind": "file", "path": str(prompts), "limit": 2}}},
+        "rewards": {"bright": {"use": {"kind": "function", "path": "tiny_rewards:bright"}}},
+        "optim": {"lr": 1e-3},
+        "checkpoints": {"every": 1, "keep_last": 2},
+        "device": "cpu",
+        "threads": 1,
+        "runs_dir": str(folder / "runs"),
+    }  # fmt: skip
+    path = folder / file
+    settings = {key: value for key, value in merge(settings, changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def record(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics.read(run / "metrics.jsonl")]
+
+
+def weights(run: Path, step: int) -> bytes:
+    """The trained weights of a checkpoint, bit for bit."""
+    return (run / f"checkpoints/step_{step:06d}/weights.safetensors").read_bytes()
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+def in_child(work: Callable[[], object], output: Path) -> int:
+    """Runs `work` in a forked process, whose imports are done; its exit code, or minus the signal that ended it.
+
+    What it prints goes to the file `output`.
+    """
+    torch.set_num_threads(1)  # threads do not survive a fork
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with output.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                sys.stdout = sys.stderr = file
+                logging.root.handlers.clear()  # pytest's
+                try:
+                    work()
+                    code = 0
+                except SystemExit as leaving:
+                    code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+                except BaseException:
+                    traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def command_line(*arguments: object) -> Callable[[], None]:
+    """`grpo-mm ARGUMENTS` as work for `in_child`."""
+
+    def work() -> None:
+        from grpo_mm.cli import main
+
+        sys.argv = ["grpo-mm", *map(str, arguments)]
+        main()
+
+    return work
