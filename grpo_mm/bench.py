@@ -15,9 +15,8 @@ import torch
 from grpo_mm import clock
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
+from grpo_mm.learner import Learner
 from grpo_mm.run_config import read
-from grpo_mm.run_folder import RunFolder
-from grpo_mm.trainer import Trainer
 
 NETWORK = ("rollout_network", "train_network", "ref_network")
 """Phases in which the policy's network runs; with encode, decode and reward they are the work that has to be done."""
@@ -38,14 +37,14 @@ def bench(config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5) 
         torch.set_num_threads(settings.threads)
     processes = Processes(device=settings.device)
     with TemporaryDirectory() as folder:
-        trainer = Trainer(settings, RunFolder(Path(folder)), processes)
+        learner = Learner(settings, processes, samples=Path(folder))
         times = clock.use(clock.Clock(sync=True))
         resident = _memory_mib(processes.device)
         found, totals = [], []
         for step in range(steps + 1):
             times.take()
             with clock.phase("other"):
-                trainer.step(step)
+                learner.step(step)
             seconds, counts = times.take()
             if step > 0:
                 found.append(seconds)

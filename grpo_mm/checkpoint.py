@@ -106,7 +106,8 @@ def verify(path: Path) -> list[str]:
     surplus = {p.name for p in path.iterdir()} - set(hashes) - {"manifest.json"}
     if surplus:
         raise CheckpointError(
-            f"{path} holds files that its manifest does not list: {', '.join(sorted(surplus))}. Remove them.{_advice(path)}"
+            f"{path} holds files that its manifest does not list: {', '.join(sorted(surplus))}. Remove them."
+            + _advice(path)
         )
     if "state.json" not in hashes:
         raise CheckpointError(f"{manifest_path} is damaged (it does not list state.json).{_advice(path)}")

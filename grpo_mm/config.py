@@ -54,12 +54,23 @@ def _load(path: Path) -> dict[str, Any]:
         near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"no config file {path}." + (f" In that folder: {', '.join(sorted(near))}." if near else ""))
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        mapping = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoRepeats)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} holds {type(mapping).__name__}, wanted a mapping of settings.")
     return mapping
+
+
+class _NoRepeats(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error; otherwise the first one would be ignored silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +101,7 @@ def override(mapping: dict[str, Any], text: str) -> dict[str, Any]:
         if isinstance(node, str):
             raise ConfigError(f"override {text!r}: {step} is {node!r}, a plain value; set {step} itself.")
         if node is None or not isinstance(node, (dict, list)):
-            raise ConfigError(f"override {text!r}: {step} is {node!r} and has no keys; set {step} itself: {step}={{…}}.")
+            raise ConfigError(f"override {text!r}: {step} is {node!r} and has no keys; set {step} itself, {step}={{…}}.")
     if isinstance(node, list):
         node[_list_index(node, steps[-1], text)] = value
     elif isinstance(value, dict) and isinstance(node.get(steps[-1]), dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +100,8 @@ class RunConfig:
     evaluation: Evaluation = field(default_factory=Evaluation)
     watch: dict[str, Scorer] = field(default_factory=dict)
     """Rewards that are logged and not optimised."""
+    offload_rewards: bool = False
+    """Network rewards leave the device while they are not asked."""
     samples_every: int = 10
     """Steps between sheets of rollout pictures; 0: none."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)

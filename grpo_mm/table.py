@@ -62,8 +62,9 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
     """
     outputs, rollout = batch.outputs, batch.rollout
     row_M = outputs.row_M.cpu()
-    if outputs.action_M is not None and len(outputs) and int(outputs.action_M.max()) >= rollout.num_actions:
-        raise ValueError(f"an output credits action {int(outputs.action_M.max())}; the rows have {rollout.num_actions}.")
+    last = -1 if outputs.action_M is None or not len(outputs) else int(outputs.action_M.max())
+    if last >= rollout.num_actions:
+        raise ValueError(f"an output credits action {last}, counted from 0; the rows have {rollout.num_actions}.")
     prompt_M = rollout.prompt_N.cpu()[row_M]
     size = len(outputs)
     columns = {

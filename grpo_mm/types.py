@@ -164,6 +164,10 @@ class Batch:
     scores: Mapping[str, Scores]
     """Reward name → its scores over the local outputs [M]."""
 
+    def output_prompts(self) -> list[Prompt]:
+        """The prompt of each local output, M of them."""
+        return [self.rollout.prompts[p] for p in self.rollout.prompt_N[self.outputs.row_M.cpu()].tolist()]
+
 
 @dataclass(frozen=True)
 class Counts:

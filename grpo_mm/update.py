@@ -39,6 +39,7 @@ class Replays(Protocol):
     ) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
         """For each forward of the plan, in order: its positions and the named values there, in the same shape.
 
+        Positions may be empty, on a rank that has run out: then so are the values; their graph still reaches the weights.
         The consumer runs backward before it asks for the next one; an engine that shares a prefix may finish its own
         backward after the last.
         """
@@ -118,7 +119,7 @@ def _padded(plan: list[Tensor], processes: Processes) -> list[Tensor]:
 
 
 def _trained(values: Mapping[str, Tensor], view: View) -> dict[str, Tensor]:
-    """The values where actions are trained, 1 elsewhere: what a policy gives for padding reaches no loss and no gradient."""
+    """The values where actions are trained, 1 elsewhere: what a policy gives for padding has no loss and no gradient."""
     return {name: torch.where(view.mask.bool(), value, 1.0) for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""Rewards to advantages: hand-worked numbers, the properties every estimator has, and the way back to rows and actions."""
+"""Rewards to advantages: worked numbers, properties that every estimator has, the way back to rows and actions."""
 
 import math
 
@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_mm.advantages import (
-    Clamp, GroupNorm, KeepExtremes, Shuffle, WeightedSum, credit, group_norm, keep_extremes, weighted_sum,
-)  # fmt: skip
+    Clamp,
+    GroupNorm,
+    KeepExtremes,
+    Shuffle,
+    WeightedSum,
+    credit,
+    group_norm,
+    keep_extremes,
+    weighted_sum,
+)
 from grpo_mm.errors import ConfigError
 from grpo_mm.table import Table, gather, local_table
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout
@@ -87,7 +95,7 @@ def only(stage, t):
     return value_M
 
 
-# ── worked numbers ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── worked numbers ──
 
 
 @pytest.mark.parametrize(
@@ -120,7 +128,7 @@ def test_batch_scale_divides_by_the_std_of_all_rewards_and_still_centres_by_grou
     torch.testing.assert_close(found, column(0.5, -0.5, 0, 0) / (std + 1e-4))
 
 
-# ── properties ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── properties ──
 
 
 def dense(reward_BG, *, center="mean", scale="std", scale_over="group", ddof=0, eps=1e-4):
@@ -146,7 +154,9 @@ def dense(reward_BG, *, center="mean", scale="std", scale_over="group", ddof=0, 
 def test_flat_groups_equal_the_rectangle(estimator):
     reward_BG = torch.rand(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     group_N = torch.arange(5).repeat_interleave(4)
-    torch.testing.assert_close(group_norm(reward_BG.flatten(), group_N, **estimator), dense(reward_BG, **estimator).flatten())
+    torch.testing.assert_close(
+        group_norm(reward_BG.flatten(), group_N, **estimator), dense(reward_BG, **estimator).flatten()
+    )
 
 
 @over([e for e in COMPARING if "scale_over" not in e])
@@ -154,7 +164,9 @@ def test_ragged_groups_equal_each_group_alone(estimator):
     reward_N, group_N = column(3, 1, 4, 1, 5, 9, 2, 6), ids(2, 0, 2, 1, 2, 1, 0, 1)
     found = group_norm(reward_N, group_N, **estimator)
     for group in range(3):
-        torch.testing.assert_close(found[group_N == group], one_group(*reward_N[group_N == group].tolist(), **estimator))
+        torch.testing.assert_close(
+            found[group_N == group], one_group(*reward_N[group_N == group].tolist(), **estimator)
+        )
 
 
 @st.composite
@@ -217,7 +229,9 @@ def test_advantages_around_a_mean_sum_to_zero_in_every_group(center, groups):
 @given(rewards_in_groups())
 def test_leave_one_out_is_the_centred_mean_times_g_over_g_minus_one(groups):
     reward_N, group_N = groups
-    size_N = torch.tensor([float((reward_N[group_N == g].isfinite()).sum()) for g in group_N.tolist()], dtype=torch.float64)
+    size_N = torch.tensor(
+        [float((reward_N[group_N == g].isfinite()).sum()) for g in group_N.tolist()], dtype=torch.float64
+    )
     centred = group_norm(reward_N, group_N, scale="none")
     found = group_norm(reward_N, group_N, center="leave_one_out", scale="none")
     torch.testing.assert_close(found, centred * size_N / (size_N - 1).clamp_min(1), **closely)
@@ -246,7 +260,7 @@ def test_advantages_are_float64_whatever_the_rewards_are():
     assert group_norm(torch.tensor([1.0, 0.0]), ids(0, 0)).dtype == torch.float64
 
 
-# ── several rewards ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── several rewards ──
 
 
 def test_weighted_sum_adds_the_components_that_apply():
@@ -263,11 +277,24 @@ def test_the_order_of_the_stages_is_the_order_of_sum_and_normalisation():
     torch.testing.assert_close(normalised_first, one_group(*a) + 0.5 * one_group(*b))
 
 
+def test_a_last_stage_over_the_batch_whitens():
+    """GDPO: normalise each reward in its group, add up, normalise over the batch."""
+    t = table({"a": [1, 0, 0, 1], "b": [0, 30, 60, 90]}, prompt=[0, 0, 1, 1], weights={"a": 1.0, "b": 0.5})
+    summed = WeightedSum()(GroupNorm()(t))
+    found = only(GroupNorm(key=(), eps=0), summed)
+    assert found.mean().item() == pytest.approx(0) and found.std(correction=0).item() == pytest.approx(1)
+    (value_M,) = summed.values.values()
+    torch.testing.assert_close(found, (value_M - value_M.mean()) / value_M.std(correction=0))
+
+
 def test_a_failed_reward_leaves_its_row_out_and_one_that_does_not_apply_does_not():
     batch = Batch(
         rollout(rows=4, actions=1, prompt=[0, 0, 1, 1], sources=("shapes", "words")),
         Outputs(items=None, row_M=torch.arange(4)),
-        scores={"shape": {"score": torch.tensor([1.0, NAN, 9.0, 9.0])}, "ocr": {"score": torch.tensor([9.0, 9.0, 1.0, 0.0])}},
+        scores={
+            "shape": {"score": torch.tensor([1.0, NAN, 9.0, 9.0])},
+            "ocr": {"score": torch.tensor([9.0, 9.0, 1.0, 0.0])},
+        },
     )
     t = gather([local_table(batch, applies_to={"shape": ["shapes"], "ocr": ["words"]})], weights={})
     assert t.columns["failed"].tolist() == [False, True, False, False]
@@ -282,17 +309,21 @@ def test_a_row_is_left_out_if_one_of_two_rewards_failed_on_it():
 
 def test_an_infinite_score_is_a_failed_one():
     batch = Batch(
-        rollout(rows=2, actions=1), Outputs(items=None, row_M=torch.arange(2)), {"r": {"score": torch.tensor([math.inf, 1])}}
+        rollout(rows=2, actions=1),
+        Outputs(items=None, row_M=torch.arange(2)),
+        {"r": {"score": torch.tensor([math.inf, 1])}},
     )
     t = local_table(batch, applies_to={"r": None})
     assert t.columns["failed"].tolist() == [True, False] and t.values["r"].isnan().tolist() == [True, False]
 
 
 def test_clamp_bounds_and_keeps_what_is_unscored():
-    torch.testing.assert_close(only(Clamp(5), table({"r": [9, -9, 1, NAN]}, prompt=[0] * 4)), column(5, -5, 1, NAN), **exactly)
+    torch.testing.assert_close(
+        only(Clamp(5), table({"r": [9, -9, 1, NAN]}, prompt=[0] * 4)), column(5, -5, 1, NAN), **exactly
+    )
 
 
-# ── comparison sets ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── comparison sets ──
 
 
 def test_the_comparison_set_is_any_tuple_of_columns():
@@ -323,7 +354,7 @@ def test_two_samples_are_wanted_only_where_samples_are_compared():
     assert GroupNorm(key=()).min_group_size == 1
 
 
-# ── the control ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the control ──
 
 
 def shuffled(**values):
@@ -346,7 +377,7 @@ def test_shuffling_is_another_one_for_other_rewards_and_the_same_for_the_same():
     assert not torch.equal(shuffled(a=list(range(40))).values["a"], shuffled(a=list(range(1, 41))).values["a"] - 1)
 
 
-# ── choosing rows ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── choosing rows ──
 
 
 def kept(*advantages, keep, group=None):
@@ -383,7 +414,9 @@ def test_what_is_kept_lies_outside_what_is_not(groups, keep):
     chosen_N = keep_extremes(advantage_N, group_N, keep=keep)
     for group in group_N.unique():
         scored = (group_N == group) & advantage_N.isfinite()
-        assert int((chosen_N & scored).sum()) == min(keep, int(scored.sum())) == int((chosen_N & (group_N == group)).sum())
+        assert (
+            int((chosen_N & scored).sum()) == min(keep, int(scored.sum())) == int((chosen_N & (group_N == group)).sum())
+        )
         order = advantage_N[scored].sort().values
         wanted = torch.cat([order[: keep // 2], order[-(keep // 2) :]]) if len(order) > keep else order
         torch.testing.assert_close(advantage_N[chosen_N & scored].sort().values, wanted, **exactly)
@@ -400,7 +433,7 @@ def test_extremes_of_several_components_are_refused():
         KeepExtremes(2)(table({"a": [1, 0], "b": [0, 1]}, prompt=[0, 0]))
 
 
-# ── back to rows and actions ──────────────────────────────────────────────────────────────────────────────────────────
+# ── back to rows and actions ──
 
 
 def test_an_output_of_a_whole_row_credits_all_its_actions():
@@ -440,7 +473,7 @@ def test_two_components_left_over_are_refused_with_the_stage_that_is_missing():
 
 def test_an_action_that_the_row_does_not_have_is_refused():
     outputs = Outputs(items=None, row_M=ids(0), action_M=ids(3))
-    with pytest.raises(ValueError, match="action 3; the rows have 3"):
+    with pytest.raises(ValueError, match="action 3, counted from 0; the rows have 3"):
         local_table(Batch(rollout(rows=1, actions=3), outputs, {"r": {"score": torch.ones(1)}}), applies_to={})
 
 
@@ -462,13 +495,16 @@ def test_rewards_that_cancel_in_a_plain_sum_teach_if_their_weights_differ():
     assert zero_groups_frac(values, stages, prompt=[0, 0]) == 1
 
 
-# ── many ranks ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── many ranks ──
 
 
 def test_the_table_is_sorted_by_prompt_then_sample_then_action_then_tag():
     columns = {
-        "prompt": [1, 0, 0, 0, 0, 0], "sample": [0, 1, 0, 0, 0, 0], "action": [0, 0, 1, 0, 0, -1], "tag": [0, 0, 0, 1, 0, 2],
-    }  # fmt: skip
+        "prompt": [1, 0, 0, 0, 0, 0],
+        "sample": [0, 1, 0, 0, 0, 0],
+        "action": [0, 0, 1, 0, 0, -1],
+        "tag": [0, 0, 0, 1, 0, 2],
+    }
     t = Table({"r": torch.arange(6).double()}, {name: torch.tensor(c) for name, c in columns.items()})
     assert gather([t], weights={}).values["r"].tolist() == [5, 4, 3, 2, 1, 0]
 
@@ -484,8 +520,14 @@ def test_credit_does_not_depend_on_which_rank_made_which_rows_to_the_last_bit():
         """Row name → advantage, with the rows of each rank named by index."""
         batches = []
         for rows in shares:
-            r = Rollout((Prompt("p", "text"),) * 4, prompt_N[rows], sample_N[rows], torch.zeros(len(rows), 2),
-                        torch.ones(len(rows), 2, dtype=torch.bool), record=None)  # fmt: skip
+            r = Rollout(
+                (Prompt("p", "text"),) * 4,
+                prompt_N[rows],
+                sample_N[rows],
+                torch.zeros(len(rows), 2),
+                torch.ones(len(rows), 2, dtype=torch.bool),
+                record=None,
+            )
             batches.append(Batch(r, Outputs(None, torch.arange(len(rows))), {"r": {"score": score_N[rows]}}))
         t = gather([local_table(b, applies_to={}) for b in batches], weights={"r": 1.0})
         found = torch.full((20,), NAN, dtype=torch.float64)
@@ -498,5 +540,10 @@ def test_credit_does_not_depend_on_which_rank_made_which_rows_to_the_last_bit():
     shuffled = torch.randperm(20, generator=generator)
     one = earned(everything)
     assert one.isnan().nonzero().flatten().tolist() == [3, 11]
-    for shares in ([everything[:7], everything[7:]], [everything[12:], everything[:12]], list(shuffled.chunk(3)), [shuffled]):
+    for shares in (
+        [everything[:7], everything[7:]],
+        [everything[12:], everything[:12]],
+        list(shuffled.chunk(3)),
+        [shuffled],
+    ):
         torch.testing.assert_close(earned(*shares), one, **exactly)

@@ -15,7 +15,17 @@ from safetensors import SafetensorError
 from torch import nn
 
 from grpo_mm import checkpoint, metrics
-from grpo_mm.checkpoint import Checkpoint, load_optimizer, load_strictly, name_of, optimizer_tensors, prune, read, steps, write
+from grpo_mm.checkpoint import (
+    Checkpoint,
+    load_optimizer,
+    load_strictly,
+    name_of,
+    optimizer_tensors,
+    prune,
+    read,
+    steps,
+    write,
+)
 from grpo_mm.errors import CheckpointError, TrainingStopped
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +58,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-# ── writing and reading ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── writing and reading ──
 
 
 def test_what_is_read_is_what_was_written_bit_for_bit(folder):
@@ -109,7 +119,7 @@ def test_pruning_keeps_what_it_is_told_and_clears_what_an_interrupted_write_left
     assert sorted(p.name for p in folder.iterdir()) == ["step_000002"]
 
 
-# ── damage ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── damage ──
 
 
 def truncate(path: Path) -> None:
@@ -128,8 +138,11 @@ def rewrite(path: Path, **change) -> None:
 
 
 DAMAGE = {
-    "truncated weights": (lambda p: truncate(p / "weights.safetensors"), r"weights\.safetensors is missing, truncated or altered"),
-    "altered weights": (lambda p: flip(p / "weights.safetensors"), r"weights\.safetensors is missing, truncated or altered"),
+    "truncated weights": (lambda p: truncate(p / "weights.safetensors"), r"weights\.safetensors is missing, truncated"),
+    "altered weights": (
+        lambda p: flip(p / "weights.safetensors"),
+        r"weights\.safetensors is missing, truncated or altered",
+    ),
     "altered state": (lambda p: flip(p / "state.json"), r"state\.json is missing, truncated or altered"),
     "weights gone": (lambda p: (p / "weights.safetensors").unlink(), r"weights\.safetensors is missing"),
     "truncated manifest": (lambda p: truncate(p / "manifest.json"), r"manifest\.json is damaged"),
@@ -137,13 +150,22 @@ DAMAGE = {
     "empty manifest": (lambda p: (p / "manifest.json").write_text("[]"), r"manifest\.json is damaged"),
     "manifest without hashes": (lambda p: rewrite(p / "manifest.json", sha256=None), r"manifest\.json is damaged"),
     "manifest without state": (
-        lambda p: ((p / "state.json").unlink(), rewrite(p / "manifest.json", sha256={"weights.safetensors": "", "snapshots.safetensors": ""})),
+        lambda p: (
+            (p / "state.json").unlink(),
+            rewrite(p / "manifest.json", sha256=dict.fromkeys(["weights.safetensors", "snapshots.safetensors"], "")),
+        ),
         r"does not list state\.json",
     ),
-    "no manifest": (lambda p: (p / "manifest.json").unlink(), r"not a checkpoint of this program: it has no manifest\.json"),
-    "foreign format": (lambda p: rewrite(p / "manifest.json", format="other 1"), "has the format 'other 1', wanted 'grpo_mm"),
+    "no manifest": (
+        lambda p: (p / "manifest.json").unlink(),
+        r"not a checkpoint of this program: it has no manifest\.json",
+    ),
+    "foreign format": (
+        lambda p: rewrite(p / "manifest.json", format="other 1"),
+        "has the format 'other 1', wanted 'grpo_mm",
+    ),
     "surplus file": (lambda p: (p / "extra.pt").write_bytes(b"x"), r"does not list: extra\.pt\. Remove them"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -182,7 +204,7 @@ def test_weights_that_do_not_fit_the_model_are_refused_and_change_nothing(change
     assert_equal({k: p.data for k, p in params.items()}, some(1).tensors["weights"])
 
 
-# ── a full disk, a sudden end ─────────────────────────────────────────────────────────────────────────────────────────
+# ── a full disk, a sudden end ──
 
 
 def no_space(*_args, **_kwargs):
@@ -190,14 +212,19 @@ def no_space(*_args, **_kwargs):
 
 
 def no_space_in_rust(*_args, **_kwargs):
-    raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.parametrize(
     ("module", "name", "failure"),
-    [(checkpoint, "save_file", no_space), (checkpoint, "save_file", no_space_in_rust), (os, "replace", no_space), (os, "fsync", no_space)],
+    [
+        (checkpoint, "save_file", no_space),
+        (checkpoint, "save_file", no_space_in_rust),
+        (os, "replace", no_space),
+        (os, "fsync", no_space),
+    ],
     ids=["while writing", "while writing, in safetensors", "while renaming", "while flushing"],
-)  # fmt: skip
+)
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_intact(folder, monkeypatch, module, name, failure):
     monkeypatch.setattr(module, name, failure)
     with pytest.raises(TrainingStopped) as caught:
@@ -243,7 +270,7 @@ def test_a_run_killed_while_it_writes_leaves_the_last_checkpoint(folder, monkeyp
     assert sorted(p.name for p in folder.iterdir()) == ["step_000003"]
 
 
-# ── the record ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the record ──
 
 
 def test_rows_are_read_as_they_were_written_and_what_is_not_finite_is_null(tmp_path):
@@ -281,14 +308,20 @@ def test_cutting_back_keeps_the_rows_up_to_the_checkpoint_to_the_last_digit(tmp_
 
 def test_a_finished_run_forgets_its_last_evaluation_only(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = [{"step": 0, "eval/score": 0.1}, {"step": 1}, {"step": 1, "eval/score": 0.2}, {"step": 2}, {"step": 2, "eval/score": 0.3}]
+    rows = [
+        {"step": 0, "eval/score": 0.1},
+        {"step": 1},
+        {"step": 1, "eval/score": 0.2},
+        {"step": 2},
+        {"step": 2, "eval/score": 0.3},
+    ]
     for row in rows:
         metrics.append(path, row)
     metrics.cut_back(path, step=2, without_eval=True)
     assert metrics.read(path) == rows[:4]
 
 
-# ── nothing unpickles ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── nothing unpickles ──
 
 
 def unpickling(tree: ast.AST):
@@ -312,5 +345,6 @@ def test_no_code_of_ours_unpickles():
 
 
 def test_the_search_for_unpickling_finds_it():
-    text = "import pickle\nfrom dill import loads\ntorch.load(f)\nnp.load(f, allow_pickle=True)\ntorch.load(f, weights_only=True)\n"
+    text = "import pickle\nfrom dill import loads\ntorch.load(f)\nnp.load(f, allow_pickle=True)\n"
+    text += "torch.load(f, weights_only=True)\n"
     assert list(unpickling(ast.parse(text))) == [1, 2, 3, 4]

@@ -59,15 +59,18 @@ def write(tmp_path):
     return write_file
 
 
-# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── files ──
 
 
 def test_a_file_inherits_from_one_beside_it_key_by_key(write):
     write("base.yaml", "steps: 10\nengine: {kind: flow, steps: 8, noise: {kind: all, level: 0.7}}\nlist: [1, 2]\n")
     child = write("child.yaml", "inherit: base.yaml\nengine: {noise: {level: 0.5}}\nlist: [3]\nname: child\n")
     assert read_yaml(child) == {
-        "steps": 10, "name": "child", "list": [3], "engine": {"kind": "flow", "steps": 8, "noise": {"kind": "all", "level": 0.5}},
-    }  # fmt: skip
+        "steps": 10,
+        "name": "child",
+        "list": [3],
+        "engine": {"kind": "flow", "steps": 8, "noise": {"kind": "all", "level": 0.5}},
+    }
 
 
 def test_a_second_inheritance_is_refused_with_both_names(write):
@@ -84,7 +87,16 @@ def test_a_missing_file_names_those_that_are_there(write):
     assert "base.yaml" in refusal(read_yaml, write("child.yaml", "inherit: base.yaml\n"))
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("a: [1\n", "not valid YAML"), ("- 1\n", "holds list"), ("", "holds NoneType")])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "holds list"),
+        ("", "holds NoneType"),
+        ("steps: 1\nsteps: 2\n", "the key 'steps' stands twice"),
+        ("engine: {steps: 1, steps: 1}\n", "the key 'steps' stands twice"),
+    ],
+)
 def test_a_file_that_is_no_mapping_is_refused(write, text, wanted):
     message = refusal(read_yaml, write("x.yaml", text))
     assert wanted in message and "x.yaml" in message
@@ -105,14 +117,17 @@ def test_merging_changes_neither_side():
     assert below == {"a": {"b": 1}} and above == {"a": {"c": 2}}
 
 
-# ── overrides ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── overrides ──
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
         ("steps=7", {"steps": 7}),
-        ("optim.lr=1e-5", {"optim": {"lr": "1e-5", "betas": [0.9, 0.99]}}),  # YAML 1.1 reads a text; the field makes it 1e-5
+        (
+            "optim.lr=1e-5",
+            {"optim": {"lr": "1e-5", "betas": [0.9, 0.99]}},
+        ),  # YAML 1.1 reads a text; the field makes it 1e-5
         ("optim.betas.1=0.5", {"optim": {"lr": 0.1, "betas": [0.9, 0.5]}}),
         ("stages.0.eps=0", {"stages": [{"kind": "group_norm", "eps": 0}]}),
         ("new.deep.key=[1, 2]", {"new": {"deep": {"key": [1, 2]}}}),
@@ -150,7 +165,7 @@ def test_overrides_lie_above_the_file(write):
     assert build(Settings, read_yaml(path, ["optim.lr=1e-5", "steps=3"])) == Settings(steps=3, optim=Optimiser(lr=1e-5))
 
 
-# ── building ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── building ──
 
 
 def test_what_is_left_out_is_the_default():
@@ -184,7 +199,10 @@ def test_a_single_component_may_stand_for_a_list_of_one():
     [
         ({}, ["the key 'steps' is missing"]),
         ({"steps": 1, "optm": {}}, ["unknown key 'optm'", "Did you mean 'optim'?", "Known keys: steps, optim"]),
-        ({"steps": 1, "optim": {"learning_rate": 1}}, ["optim: unknown key 'learning_rate'", "Known keys: lr, betas, schedule"]),
+        (
+            {"steps": 1, "optim": {"learning_rate": 1}},
+            ["optim: unknown key 'learning_rate'", "Known keys: lr, betas, schedule"],
+        ),
         ({"steps": "many"}, ["steps: found 'many'", "valid integer"]),
         ({"steps": 1.5}, ["steps: found 1.5", "integer"]),
         ({"steps": 1, "flag": "perhaps"}, ["flag: found 'perhaps'", "boolean"]),
@@ -193,11 +211,20 @@ def test_a_single_component_may_stand_for_a_list_of_one():
         ({"steps": 1, "optim": 3}, ["optim: found 3, wanted a mapping with the keys lr, betas, schedule"]),
         ({"steps": 1, "parts": [1]}, ["parts: found [1], wanted a mapping of names"]),
         ({"steps": 1, "parts": {"a": {"lr": "x"}}}, ["parts.a.lr: found 'x'"]),
-        ({"steps": 1, "stages": [{"kind": "groupnorm"}]}, ["stages.0: unknown advantage kind 'groupnorm'", "'group_norm'?"]),
-        ({"steps": 1, "stages": [{"eps": 1}]}, ["stages.0: the key 'kind' is missing", "there are: group_norm, weighted_sum"]),
+        (
+            {"steps": 1, "stages": [{"kind": "groupnorm"}]},
+            ["stages.0: unknown advantage kind 'groupnorm'", "'group_norm'?"],
+        ),
+        (
+            {"steps": 1, "stages": [{"eps": 1}]},
+            ["stages.0: the key 'kind' is missing", "there are: group_norm, weighted_sum"],
+        ),
         ({"steps": 1, "stages": [3]}, ["stages.0: found 3, wanted a mapping with `kind` (advantage)"]),
         ({"steps": 1, "stages": [{"kind": 3}]}, ["stages.0: kind is 3, wanted a name (advantage)"]),
-        ({"steps": 1, "stages": ["clamp", {"kind": "clamp", "max": 1}]}, ["stages.1: unknown key 'max'", "Known keys: limit"]),
+        (
+            {"steps": 1, "stages": ["clamp", {"kind": "clamp", "max": 1}]},
+            ["stages.1: unknown key 'max'", "Known keys: limit"],
+        ),
         ({"steps": 1, "stages": {"kind": "keep_extremes", "keep": 3}}, ["stages.0: keep = 3", "even number"]),
         ({"steps": 1, "kernel": {"kind": "cps", "eta": 1}}, ["kernel: cps takes no settings, found eta"]),
         ([1], ["the config: found [1], wanted a mapping"]),
@@ -235,9 +262,14 @@ def test_an_import_that_fails_inside_own_code_shows_itself(tmp_path, monkeypatch
 
 def test_writing_out_and_reading_in_is_a_fixed_point():
     settings = Settings(
-        steps=3, optim=Optimiser(lr=1e-5, betas=(0.5, 0.6)), ema=Optimiser(), sources=("x", "y"),
-        stages=(GroupNorm(ddof=1), KeepExtremes(4), Clamp()), kernel=registry.lookup("sampler", "cps"), parts={"a": Optimiser()},
-    )  # fmt: skip
+        steps=3,
+        optim=Optimiser(lr=1e-5, betas=(0.5, 0.6)),
+        ema=Optimiser(),
+        sources=("x", "y"),
+        stages=(GroupNorm(ddof=1), KeepExtremes(4), Clamp()),
+        kernel=registry.lookup("sampler", "cps"),
+        parts={"a": Optimiser()},
+    )
     written = dump(settings)
     assert build(Settings, yaml.safe_load(yaml.safe_dump(written))) == settings
     assert dump(build(Settings, written)) == written
@@ -260,7 +292,7 @@ def test_differences_name_the_keys():
     ]
 
 
-# ── contradictions of a run ───────────────────────────────────────────────────────────────────────────────────────────
+# ── contradictions of a run ──
 
 
 @dataclass(frozen=True)
@@ -291,9 +323,15 @@ def judge(items, prompts):
 
 
 GOOD = RunConfig(
-    name="run", policy=FakePolicy(), engine=FakeEngine(), prompts={"shapes": Source(FakePrompts())},
-    rewards={"judge": Scorer(judge)}, steps=2, prompts_per_step=4, group_size=4,
-)  # fmt: skip
+    name="run",
+    policy=FakePolicy(),
+    engine=FakeEngine(),
+    prompts={"shapes": Source(FakePrompts())},
+    rewards={"judge": Scorer(judge)},
+    steps=2,
+    prompts_per_step=4,
+    group_size=4,
+)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
@@ -315,31 +353,44 @@ REFUSED = {
         "prompts_per_step = 5 does not divide into updates.count = 2 parts.* multiple of 2, or updates.by=action",
     ),
     "more updates than actions": (
-        dict(updates=Updates("action", 4)), "updates.count = 4 by action, but a row trains 3 actions. Use at most 3",
+        dict(updates=Updates("action", 4)),
+        "updates.count = 4 by action, but a row trains 3 actions. Use at most 3",
     ),
-    "two components left": (dict(rewards=two, advantage=(GroupNorm(),)), r"leave 2 components \(judge, other\).*weighted_sum"),
-    "extremes of two": (dict(rewards=two, advantage=(GroupNorm(), KeepExtremes(2))), "2 components.*weighted_sum.* before it"),
+    "two components left": (
+        dict(rewards=two, advantage=(GroupNorm(),)),
+        r"leave 2 components \(judge, other\).*weighted_sum",
+    ),
+    "extremes of two": (
+        dict(rewards=two, advantage=(GroupNorm(), KeepExtremes(2))),
+        "2 components.*weighted_sum.* before it",
+    ),
     "unknown column": (
-        dict(advantage=(GroupNorm(key=("prompt", "stratum")),)), "compares by .*'stratum'.* no column 'stratum'; it has",
+        dict(advantage=(GroupNorm(key=("prompt", "stratum")),)),
+        "compares by .*'stratum'.* no column 'stratum'; it has",
     ),
     "value not provided": (
-        dict(objective=(RatioNorm(),)), "needs dt, mean_shift_old, which the policy does not provide; it provides logprobs, std",
+        dict(objective=(RatioNorm(),)),
+        "needs dt, mean_shift_old, which the policy does not provide; it provides logprobs, std",
     ),
     "no reference": (dict(objective=(ClippedRatio(), Kl())), "needs ref_logprobs, which the policy does not provide"),
     "no prompts": (dict(prompts={}), "at least one entry under `prompts`"),
     "no rewards": (dict(rewards={}), "one under `rewards`"),
     "rewards of weight 0": (dict(rewards={"judge": Scorer(judge, weight=0)}), "every reward has weight 0; .*`watch`"),
     "unknown source": (
-        dict(rewards={"judge": Scorer(judge, sources=("shape",))}), "reward 'judge' applies to source 'shape'; there are: shapes",
+        dict(rewards={"judge": Scorer(judge, sources=("shape",))}),
+        "reward 'judge' applies to source 'shape'; there are: shapes",
     ),
     "source without a reward": (
-        dict(prompts=GOOD.prompts | {"words": Source(FakePrompts())}, rewards={"judge": Scorer(judge, sources=("shapes",))}),
+        dict(
+            prompts=GOOD.prompts | {"words": Source(FakePrompts())},
+            rewards={"judge": Scorer(judge, sources=("shapes",))},
+        ),
         "no reward applies to the prompts of source 'words'",
     ),
     "watched and optimised": (dict(watch={"judge": Scorer(judge)}), "'judge'.* under both `rewards` and `watch`"),
     "sources of weight 0": (dict(prompts={"shapes": Source(FakePrompts(), weight=0)}), "weights of the prompt sources"),
     "no objective": (dict(objective=()), "objective"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -360,7 +411,9 @@ def test_rows_that_do_not_divide_over_the_processes_are_refused_with_the_numbers
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_cuda_is_refused_where_there_is_none():
-    with pytest.raises(ConfigError, match="device is 'cuda', but torch sees no CUDA device. Use device=cpu or device=auto"):
+    with pytest.raises(
+        ConfigError, match="device is 'cuda', but torch sees no CUDA device. Use device=cpu or device=auto"
+    ):
         replace(GOOD, device="cuda").check()
 
 

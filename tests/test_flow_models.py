@@ -350,10 +350,17 @@ def test_a_folder_without_the_wanted_pipeline_is_refused_before_loading(model, p
 
 
 @pytest.mark.parametrize("setting", ["height", "width", "eval_height", "eval_width"])
-@pytest.mark.parametrize("value", [0, -16, 40, 33])
-def test_a_size_that_leaves_half_a_patch_is_refused(model, setting, value):
-    with pytest.raises(ConfigError, match=f"policy.{setting}"):
+@pytest.mark.parametrize("value", [0, -16, 34, 33])
+def test_a_size_that_leaves_half_a_token_is_refused(model, setting, value):
+    with pytest.raises(ConfigError, match=f"policy.{setting} = {value}; wanted a multiple of 4"):
         model.config(**{setting: value}).check()
+
+
+def test_without_files_on_disk_a_token_is_taken_to_have_16_pixels(model):
+    hub = replace(model.family, path="owner/name")
+    model.config(model=hub, height=48).check()
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        model.config(model=hub, height=40).check()
 
 
 def test_one_family_refuses_the_checkpoint_of_the_other(model):
@@ -484,10 +491,10 @@ def train(config: RunConfig) -> SimpleNamespace:
     """A finished run: its trainer, the logged steps, and the evaluation latents of the untrained policy."""
     config.check()
     trainer = Trainer(config, open_folder(config, fresh=True), Processes(device="cpu"))
-    start = config.engine.latents(trainer.policy, EVAL_ROWS, seed=0)
+    start = config.engine.latents(trainer.learner.policy, EVAL_ROWS, seed=0)
     steps: list[dict[str, float]] = []
     trainer.run(on_step=lambda _, row: steps.append(row))
-    return SimpleNamespace(trainer=trainer, policy=trainer.policy, steps=steps, start=start, config=config)
+    return SimpleNamespace(trainer=trainer, policy=trainer.learner.policy, steps=steps, start=start, config=config)
 
 
 @pytest.fixture(scope="module", params=["adapter", "model"])
@@ -542,7 +549,7 @@ def test_before_training_plain_diffusers_ends_at_the_same_latents(model):
 def test_the_product_renders_the_same_pictures_in_plain_diffusers(model, trained):
     engine, pipe = trained.config.engine, load_product(model, trained)
     noise = engine.evaluation_noise(trained.policy, EVAL_ROWS, seed=0)
-    with trained.trainer.evaluation_weights():
+    with trained.trainer.learner.evaluation_weights():
         latents = engine.latents(trained.policy, EVAL_ROWS, seed=0)
         images = engine.render(trained.policy, EVAL_ROWS, seed=0)
     assert (latents - trained.start).abs().max() > 1e-3, "training changed nothing to compare"

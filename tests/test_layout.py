@@ -19,11 +19,23 @@ from grpo_mm.errors import UserError
 from grpo_mm.links import FOLDERS, check_links
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("diffusers", "transformers", "peft", "accelerate", "open_clip", "qwen_vl_utils", "decord", "datasets", "vllm", "ray", "wandb")
+HEAVY = (
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "open_clip",
+    "qwen_vl_utils",
+    "decord",
+    "datasets",
+    "vllm",
+    "ray",
+    "wandb",
+)
 CORE = [p for p in (ROOT / "grpo_mm").rglob("*.py") if p.relative_to(ROOT / "grpo_mm").parts[0] not in FOLDERS]
 
 
-# ── folders and links ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── folders and links ──
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -42,7 +54,9 @@ def test_code_is_imported_as_part_of_the_package_and_lies_in_the_folder(name):
 def test_a_missing_link_is_explained_with_the_commands(tmp_path):
     check_links()
     (tmp_path / "pipelines").mkdir()
-    with pytest.raises(UserError, match=r"lacks datasets, rewards.*ln -sfn \.\./datasets datasets && ln -sfn \.\./rewards"):
+    with pytest.raises(
+        UserError, match=r"lacks datasets, rewards.*ln -sfn \.\./datasets datasets && ln -sfn \.\./rewards"
+    ):
         check_links(tmp_path)
 
 
@@ -65,7 +79,7 @@ def test_setuptools_packs_one_package():
     assert any(d.startswith("datasets") for d in project["project"]["dependencies"])
 
 
-# ── imports ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── imports ──
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +155,7 @@ def test_our_code_is_imported_by_its_full_name_only():
     assert bare == []
 
 
-# ── the table of components ───────────────────────────────────────────────────────────────────────────────────────────
+# ── the table of components ──
 
 
 @pytest.mark.parametrize("entry", registry.TABLE, ids=lambda e: f"{e.role}-{e.kind}")
@@ -163,6 +177,10 @@ def test_every_role_that_a_config_asks_for_is_in_the_table():
     asked = set()
     for path in [*CORE, *(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Role" and isinstance(node.args[0], ast.Constant):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "Role"
+                and isinstance(node.args[0], ast.Constant)
+            ):
                 asked.add(node.args[0].value)
     assert {"policy", "engine", "reward", "advantage"} <= asked <= {entry.role for entry in registry.TABLE}

@@ -16,7 +16,7 @@ from grpo_mm.pipelines.flow.noise import AllSteps, SlidingWindow, Window, traine
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Shifted
 from grpo_mm.pipelines.flow.sd3 import Sd3
-from grpo_mm.pipelines.flow.solver import DpmSolverPP, Euler
+from grpo_mm.pipelines.flow.solver import DpmSolverPP, Euler, dpmpp_2m
 from grpo_mm.rng import stream
 from grpo_mm.rows import plan_rows
 from grpo_mm.types import Prompt, Rows
@@ -303,6 +303,28 @@ def test_a_rollout_does_not_depend_on_batch_or_rank(policy, settings):
         assert torch.equal(torch.cat([rollout.record.step_NA for rollout, _ in parts]), whole.record.step_NA)
         joined = torch.cat([outputs.items for _, outputs in parts])
         assert (joined.int() - images.items.int()).abs().max() <= 1
+
+
+def test_noisy_steps_feed_the_history_of_the_solver(policy):
+    settings = {"steps": 6, "noise": Window(size=1, within=(3, 4))}
+    rollout, outputs = roll(policy, solver=DpmSolverPP(), **settings)
+    record, row = rollout.record, torch.arange(6)
+    sigma = record.sigma_S1
+    x, velocity = record.x_NA[:, 0], policy._replay(record, row, record.x_NA[:, 0], record.step_NA[:, 0])
+    history = [sigma[3], x - sigma[3] * velocity]
+    x = record.next_NA[:, 0]
+    condition = {k: v[record.condition_N] for k, v in record.condition.items()}
+    for i in (4, 5):
+        with torch.no_grad():
+            velocity = policy.velocity(x, sigma[i].expand(6), condition, size=(16, 16), guidance=1.0)
+        clean = x - sigma[i] * velocity
+        x = dpmpp_2m(x, clean, sigma[i], sigma[i + 1], history[1], history[0])
+        history = [sigma[i], clean]
+    images = policy.decode(x, size=(16, 16)).int()
+    assert (images - outputs.items.int()).abs().max() <= 1
+    euler = roll(policy, solver=Euler(), **settings)
+    assert (record.x_NA - euler[0].record.x_NA).abs().max() > 1e-4
+    assert (images - euler[1].items.int()).abs().max() > 1
 
 
 def test_noise_of_a_step_has_unit_variance_and_is_not_reused(policy):

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from grpo_mm.objectives import (
-    ClippedRatio, Kl, RatioNorm, aggregate_weight, clipped_ratio, gaussian_kl, k1, k2, k3, ratio_norm,
+    ClippedRatio,
+    Kl,
+    RatioNorm,
+    aggregate_weight,
+    clipped_ratio,
+    gaussian_kl,
+    k1,
+    k2,
+    k3,
+    ratio_norm,
 )  # fmt: skip
 from grpo_mm.objectives.clipped_ratio import ratio_stats
 from grpo_mm.types import Counts, View
@@ -33,7 +42,7 @@ def view(*, advantage, mask=None, old=None, max_actions=None):
     )
 
 
-# ── the clipped ratio ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the clipped ratio ──
 
 
 @pytest.mark.parametrize(
@@ -57,7 +66,8 @@ def test_clipped_ratio_by_hand(advantage, ratio, loss, slope):
 
 
 @pytest.mark.parametrize(
-    ("advantage", "ratio", "loss", "slope"), [(-1, 5, 3, 0), (-1, 2, 2, 2), (-2, 5, 6, 0), (1, 5, -1.2, 0), (1, 1, -1, -1)]
+    ("advantage", "ratio", "loss", "slope"),
+    [(-1, 5, 3, 0), (-1, 2, 2, 2), (-2, 5, 6, 0), (1, 5, -1.2, 0), (1, 1, -1, -1)],
 )
 def test_dual_clip_bounds_the_loss_of_bad_actions_only(advantage, ratio, loss, slope):
     logprob = array(math.log(ratio)).requires_grad_()
@@ -81,11 +91,13 @@ def test_the_clip_counts_as_active_where_it_stops_the_gradient():
     assert stats["approx_kl"][0].item() == pytest.approx(0.5 * math.log(1.5) ** 2)
 
 
-# ── averaging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── averaging ──
 
 
 @pytest.mark.parametrize(
-    ("aggregate", "wanted"), [("row", 0), ("token", -2 / 6), ("constant", -2 / (2 * 8))], ids=["row", "token", "constant"]
+    ("aggregate", "wanted"),
+    [("row", 0), ("token", -2 / 6), ("constant", -2 / (2 * 8))],
+    ids=["row", "token", "constant"],
 )
 def test_rows_of_two_and_four_actions_average_as_the_papers_do(aggregate, wanted):
     here = view(advantage=[[1] * 4, [-1] * 4], mask=[[1, 1, 0, 0], [1, 1, 1, 1]], max_actions=8)
@@ -104,7 +116,7 @@ def test_rows_left_out_count_nowhere(aggregate):
     assert found.value().item() == pytest.approx(wanted.value().item())
 
 
-# ── one ratio for a whole row ─────────────────────────────────────────────────────────────────────────────────────────
+# ── one ratio for a whole row ──
 
 
 def test_row_ratio_is_the_geometric_mean_of_the_actions_it_trains():
@@ -131,11 +143,13 @@ def test_row_ratio_has_the_gradient_of_gspo():
 def test_row_ratio_of_single_actions_is_the_action_ratio():
     logprobs = array([0.02], [-0.3], [0.9])
     here = view(advantage=[[1], [-1], [2]])
-    row, action = (ClippedRatio(ratio=r, clip_low=0.1, clip_high=0.1)({"logprobs": logprobs}, here) for r in ("row", "action"))
+    row, action = (
+        ClippedRatio(ratio=r, clip_low=0.1, clip_high=0.1)({"logprobs": logprobs}, here) for r in ("row", "action")
+    )
     torch.testing.assert_close(row.loss, action.loss, rtol=0, atol=0)
 
 
-# ── staying close to the reference ────────────────────────────────────────────────────────────────────────────────────
+# ── staying close to the reference ──
 
 
 @pytest.mark.parametrize(
@@ -185,7 +199,14 @@ def test_kl_estimates_average_to_the_kl_of_two_gaussians():
     ],
 )
 def test_every_form_of_kl_reads_what_it_declares(form, wanted):
-    everything = {"logprobs": 0.4, "ref_logprobs": 0.3, "mean_shift_ref": 0.02, "std": 0.5, "dt": 0.25, "velocity_shift_ref": 0.7}
+    everything = {
+        "logprobs": 0.4,
+        "ref_logprobs": 0.3,
+        "mean_shift_ref": 0.02,
+        "std": 0.5,
+        "dt": 0.25,
+        "velocity_shift_ref": 0.7,
+    }
     objective = Kl(form=form, weight=0.04)
     values = {name: array([everything[name], everything[name]]) for name in objective.needs}
     term = objective(values, view(advantage=[[1, 1]]))
@@ -193,7 +214,7 @@ def test_every_form_of_kl_reads_what_it_declares(form, wanted):
     assert term.stats["ref_kl"].tolist()[0] == pytest.approx([wanted, wanted])
 
 
-# ── GRPO-Guard ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── GRPO-Guard ──
 
 
 def test_ratio_norm_identity_of_the_specification():
@@ -215,7 +236,7 @@ def test_ratio_norm_takes_the_drift_out_of_the_ratio():
     torch.testing.assert_close(found, (noise * shift).mean(), rtol=1e-9, atol=1e-12)
 
 
-# ── every policy term ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── every policy term ──
 
 STD, DT = array([0.5, 0.3, 0.2], [0.5, 0.3, 0.2]), array([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
 ADVANTAGE = [[1.5] * 3, [-0.5] * 3]

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import ROOT, command_line, in_child, record, summary, weights, write_config
 
-from grpo_mm import checkpoint, run_folder, trainer
+from grpo_mm import checkpoint, learner, run_folder, trainer
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.train import train
 
@@ -97,7 +97,7 @@ MOMENTS = {
     "with a config and nothing else": lambda: (run_folder, "replace_text", at_call(2, run_folder.replace_text)),
     "evaluating before training": lambda: (tiny_rewards, "bright", at_call(1, tiny_rewards.bright)),
     "rollout of step 3": lambda: (tiny_rewards, "bright", at_call(5, tiny_rewards.bright)),
-    "between the updates of step 2": lambda: (trainer.Trainer, "_average", at_call(4, trainer.Trainer._average)),
+    "between the updates of step 2": lambda: (learner.Learner, "_average", at_call(4, learner.Learner._average)),
     "writing a row": lambda: (trainer.metrics, "append", at_call(3, trainer.metrics.append, then=torn_row)),
     "between row and checkpoint": lambda: (trainer.metrics, "append", at_call(3, trainer.metrics.append, before=False)),
     "writing the first checkpoint": lambda: (checkpoint, "_sha256", at_call(2, checkpoint._sha256)),
@@ -137,7 +137,7 @@ def test_a_run_killed_at_any_touch_of_a_file_goes_on_bit_for_bit(tiny_sd3, whole
 
         def work() -> None:
             sys.addaudithook(hook)
-            command_line("train", folder / "run.yaml")()
+            train(folder / "run.yaml")
 
         return work
 
@@ -170,15 +170,20 @@ def test_a_command_killed_at_random_times_ends_like_one_that_is_not(tiny_sd3, tm
         while not (run / "summary.json").exists():
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
             if name == "killed":
-                while process.poll() is None and not (run / "metrics.jsonl").exists():
+                started = touched(run / "metrics.jsonl")
+                while process.poll() is None and touched(run / "metrics.jsonl") == started:
                     time.sleep(0.05)
-                time.sleep(rng.uniform(0, 4))
+                time.sleep(rng.uniform(0, 3))
                 kills += process.poll() is None
                 process.kill()
             assert process.wait() in (0, -signal.SIGKILL)
     assert kills > 1
     assert record(runs["killed"]) == record(runs["left alone"])
     assert weights(runs["killed"], 60) == weights(runs["left alone"], 60)
+
+
+def touched(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def test_sigterm_saves_leaves_and_the_same_command_goes_on(config, whole, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from grpo_mm.optim import Optim, grad_norm
 from grpo_mm.rng import stream, stream_seed
 from grpo_mm.snapshots import Ema, Snapshots
 
-# ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── streams ──
 
 
 def test_a_stream_is_the_same_each_time():
@@ -40,7 +40,7 @@ def test_neighbouring_streams_are_unrelated():
     assert correlation.abs().max() < 4 / math.sqrt(4000)
 
 
-# ── copies of the weights ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── copies of the weights ──
 
 
 def weights(dtype=torch.float32) -> dict[str, nn.Parameter]:
@@ -105,7 +105,8 @@ def test_a_copy_does_not_follow_the_weights():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wanted"), [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)]
+    ("dtype", "wanted"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)],
 )
 def test_copies_are_float32_or_wider(dtype, wanted):
     snapshots = Snapshots(weights(dtype))
@@ -163,7 +164,7 @@ def test_copies_that_do_not_fit_are_refused(key):
         snapshots.load(state)
 
 
-# ── learning rate ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── learning rate ──
 
 
 def test_the_learning_rate_warms_up_in_even_steps():

@@ -29,7 +29,7 @@ PROMPTS, GROUP, ACTIONS, FEATURES = 4, 4, 3, 5
 N = PROMPTS * GROUP
 
 
-# ── a policy small enough to see through ──────────────────────────────────────────────────────────────────────────────
+# ── a policy small enough to see through ──
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class OneOfMany(Alone):
         return things
 
 
-# ── losses that couple more than an action, as methods to come will have them ─────────────────────────────────────────
+# ── losses that couple more than an action, as methods to come will have them ──
 
 
 def row_log_ratio(values, view) -> tuple[Tensor, Tensor]:
@@ -196,7 +196,10 @@ class SetLoss:
 
 OBJECTIVES = {
     "action": [ClippedRatio(clip_low=0.3, clip_high=0.3), Kl(form="k3", aggregate="row")],
-    "row": [ClippedRatio(clip_low=0.3, clip_high=0.3, ratio="row", aggregate="row", step_weight="inverse_dt"), Kl(form="k2")],
+    "row": [
+        ClippedRatio(clip_low=0.3, clip_high=0.3, ratio="row", aggregate="row", step_weight="inverse_dt"),
+        Kl(form="k2"),
+    ],
     "ratio_norm": [RatioNorm(clip_low=0.3, clip_high=0.3, aggregate="constant")],
     "group": [StandardisedRegression()],
     "update": [SetLoss(), Kl(form="k3")],
@@ -216,7 +219,9 @@ def one_piece(objective, *, mask_NA: Tensor | None = None) -> tuple[Tensor, dict
     policy, rollout = ToyPolicy(), make_rollout()
     mask_NA = rollout.mask_NA if mask_NA is None else mask_NA
     view = make_view(rollout, make_credit(), mask_NA, rollout.behaviour_NA, Alone())
-    values = policy.values(replace(rollout, record=replace(rollout.record, padding_NA=~mask_NA)), torch.arange(N * ACTIONS))
+    values = policy.values(
+        replace(rollout, record=replace(rollout.record, padding_NA=~mask_NA)), torch.arange(N * ACTIONS)
+    )
     values = {k: v.view(N, ACTIONS).where(view.mask.bool(), 1.0) for k, v in values.items()}
     terms = [term(values, view) for term in objective]
     sum(term.value() for term in terms).backward()
@@ -228,7 +233,7 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
 
 
-# ── cutting into forwards ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── cutting into forwards ──
 
 
 @every_objective
@@ -239,7 +244,9 @@ def test_the_gradient_does_not_show_how_actions_are_cut_into_forwards(name, unit
     result = run(policy, OBJECTIVES[name])
     wanted, terms = one_piece(OBJECTIVES[name])
     assert_same(policy.gradient, wanted)
-    assert result.terms == pytest.approx(terms, rel=1e-12) and result.loss == pytest.approx(sum(terms.values()), rel=1e-12)
+    assert result.terms == pytest.approx(terms, rel=1e-12) and result.loss == pytest.approx(
+        sum(terms.values()), rel=1e-12
+    )
 
 
 @every_objective
@@ -275,7 +282,7 @@ def test_gradients_add_up_over_calls():
     torch.testing.assert_close(policy.gradient, 2 * once)
 
 
-# ── what is trained ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is trained ──
 
 
 @pytest.mark.parametrize("unit", ["action", "row"])
@@ -326,7 +333,7 @@ def test_an_update_of_some_actions_has_the_gradient_of_those_actions(name):
     assert_same(policy.gradient, one_piece(OBJECTIVES[name], mask_NA=mask_NA)[0])
 
 
-# ── what is logged ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is logged ──
 
 
 def test_statistics_are_means_over_the_trained_actions():
@@ -349,15 +356,19 @@ def gap(name, policy, behaviour_NA, old_NA):
 @pytest.mark.parametrize("name", ["action", "group"])
 def test_the_gap_to_the_engine_is_zero_on_unchanged_weights_and_infinite_where_the_policy_gives_nan(name):
     policy, broken = ToyPolicy(), ToyPolicy()
-    exact_NA = policy.values(make_rollout(), torch.arange(N * ACTIONS))["logprobs"].detach().view(N, ACTIONS).nan_to_num(9.0)
+    exact_NA = (
+        policy.values(make_rollout(), torch.arange(N * ACTIONS))["logprobs"].detach().view(N, ACTIONS).nan_to_num(9.0)
+    )
     assert gap(name, policy, exact_NA, exact_NA) == 0
-    assert gap(name, policy, exact_NA.index_fill(0, torch.tensor([0]), torch.nan), exact_NA) == 0  # no engine sampled row 0
+    assert (
+        gap(name, policy, exact_NA.index_fill(0, torch.tensor([0]), torch.nan), exact_NA) == 0
+    )  # no engine sampled row 0
     with torch.no_grad():
         broken.v[0] = torch.nan
     assert gap(name, broken, exact_NA, exact_NA) == torch.inf
 
 
-# ── many ranks ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── many ranks ──
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -436,7 +447,13 @@ def test_two_processes_sum_to_the_gradient_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, str(tmp_path / f"{rank}.json")],

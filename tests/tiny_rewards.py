@@ -9,3 +9,11 @@ def bright(images, prompts, metadata):
 
 def dark(images, prompts, metadata):
     return [-score for score in bright(images, prompts, metadata)]
+
+
+def level(images, prompts, metadata):
+    return [entry["level"] for entry in metadata]
+
+
+def broken(images, prompts, metadata):
+    return [1 / 0 for _ in images]

@@ -11,7 +11,6 @@ from torch import Tensor
 from grpo_mm.groups import Center, Scale, baseline, group_ids, spread
 from grpo_mm.table import Table
 
-
 CONSTANT = 1e-8
 """Rewards of a group that lie closer together than this are equal: what is left is rounding."""
 

@@ -2,7 +2,7 @@
 
 from grpo_mm.objectives.aggregate import aggregate_weight
 from grpo_mm.objectives.clipped_ratio import ClippedRatio, clipped_ratio
-from grpo_mm.objectives.kl import Kl, k1, k2, k3, gaussian_kl
+from grpo_mm.objectives.kl import Kl, gaussian_kl, k1, k2, k3
 from grpo_mm.objectives.ratio_norm import RatioNorm, ratio_norm
 
 __all__ = [

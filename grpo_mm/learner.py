@@ -1,0 +1,203 @@
+"""One training step: rollout, credit, updates.
+
+    prompts ─▶ collector(sample, score) ─▶ table ─▶ advantage stages ─▶ credit ─▶ updates
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm import checkpoint, clock
+from grpo_mm.advantages.credit import credit
+from grpo_mm.checkpoint import Checkpoint
+from grpo_mm.distributed import Processes
+from grpo_mm.errors import CheckpointError, TrainingStopped
+from grpo_mm.onlooker import Onlooker
+from grpo_mm.optim import grad_norm
+from grpo_mm.prompt_stream import PromptStream
+from grpo_mm.rng import stream_seed
+from grpo_mm.rows import plan_rows, update_mask
+from grpo_mm.run_config import RunConfig
+from grpo_mm.scoring import Scoring, mean_scores
+from grpo_mm.stateful import load_parts, stateful_parts
+from grpo_mm.table import Table, gather, local_table
+from grpo_mm.types import Batch, Credit, Outputs, Rollout, Rows, Scores
+from grpo_mm.update import UpdateResult, accumulate, make_view
+
+log = logging.getLogger(__name__)
+
+
+class Learner:
+    """The policy with its optimiser. Everything random is keyed by the step, so state is weights and a few counters."""
+
+    def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
+        self.config, self.processes = config, processes
+        sources = {name: source.use.load() for name, source in config.prompts.items()}
+        self.prompts = PromptStream(sources, {name: source.weight for name, source in config.prompts.items()})
+        torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
+        self.policy = config.policy.load(processes.device)
+        self.params = list(self.policy.trainable.values())
+        self.optimizer = config.optim.build(self.params)
+        self.rewards = Scoring(config.rewards, processes.device)
+        self.onlooker = Onlooker(config, processes, samples=samples)
+        self.policy.snapshots.take("ref") if config.needs_reference else None
+        self.policy.snapshots.take("ema") if config.ema else None
+        self.counters: dict[str, int] = {"updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0}
+
+    def step(self, step: int) -> dict[str, float]:
+        """Rollout, credit and updates of training step `step` (from 0); returns what is logged."""
+        config = self.config
+        prompts = tuple(self.prompts.batch(step, config.prompts_per_step, config.seed))
+        parts = config.updates.count if config.updates.by == "group" else 1
+        rows, part_N = plan_rows(
+            prompts, group_size=config.group_size, parts=parts, rank=self.processes.rank, world=self.processes.world
+        )
+        found: dict[str, float] = {}
+        for batch in config.collector(lambda r: self._sample(r, step), self._score, rows):
+            found |= self._train_on(batch, part_N, step)
+        return found
+
+    def _sample(self, rows: Rows, step: int) -> tuple[Rollout, Outputs]:
+        with clock.phase("rollout"):
+            return self.config.engine.sample(self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs)
+
+    def _score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
+        prompts = [rollout.prompts[p] for p in rollout.prompt_N[outputs.row_M].tolist()]
+        scores = self.rewards(outputs.items, prompts)
+        if self.config.offload_rewards:
+            self.rewards.leave_device()
+        return scores
+
+    def _train_on(self, batch: Batch, part_N: Tensor, step: int) -> dict[str, float]:
+        table = self._table(batch)
+        found, earned = self._credit(batch, table, step)
+        rollout = batch.rollout
+        if self.config.needs_reference:
+            kept_NA = rollout.mask_NA & earned.keep_N[:, None].to(rollout.mask_NA.device)
+            rollout = self.policy.with_reference(rollout, kept_NA)
+        old_NA = self._old_logprobs(rollout)
+        updates = self.config.updates
+        results = []
+        for part in range(updates.count):
+            mask_NA = update_mask(rollout.mask_NA, part_N, by=updates.by, part=part, parts=updates.count)
+            view = make_view(rollout, earned, mask_NA, old_NA, self.processes)
+            result = accumulate(self.policy, rollout, self.config.objective, view, self.processes)
+            results.append(result)
+            found |= self._apply(result)
+        if self.counters["bad_in_a_row"] == 0:
+            for _, part_with_state in stateful_parts(self.config):
+                part_with_state.update(table)
+        return found | _summarise(results)
+
+    def _table(self, batch: Batch) -> Table:
+        """Rewards and columns of all ranks."""
+        rewards = self.config.rewards
+        local = local_table(batch, applies_to={name: scorer.sources for name, scorer in rewards.items()})
+        return gather(self.processes.gather(local), weights={name: scorer.weight for name, scorer in rewards.items()})
+
+    def _credit(self, batch: Batch, table: Table, step: int) -> tuple[dict[str, float], Credit]:
+        applied = self.rewards.applied(batch.output_prompts())
+        found = mean_scores(batch.scores, self.processes, prefix="reward", names={"score": "mean"}, applied=applied)
+        if bool(table.columns["failed"].all()):
+            errors = [e for rank in self.processes.gather(self.rewards.first_error) for e in rank.values()]
+            raise TrainingStopped(
+                f"step {step + 1}: every one of {len(table)} rows failed to be scored. The first error was:\n"
+                + (errors[0] if errors else "no exception: the reward returned NaN for every row.")
+            )
+        found["reward/failed_frac"] = float(table.columns["failed"].double().mean())
+        earned = credit(table, self.config.advantage, rollout=batch.rollout, rank=self.processes.rank)
+        found |= earned.metrics
+        return found | self.onlooker(batch, earned, step), earned
+
+    def _old_logprobs(self, rollout: Rollout) -> Tensor:
+        """What ratios are taken against, [N, A]: NaN entries are computed now, before the weights change."""
+        old_NA = rollout.behaviour_NA if rollout.old_NA is None else rollout.old_NA
+        if self.config.old_logprobs == "recompute":
+            old_NA = torch.full_like(old_NA, torch.nan)
+        plan = self.policy.plan(rollout.mask_NA & old_NA.isnan())
+        if plan:
+            old_NA = old_NA.clone()
+            for index, values in self.policy.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=False):
+                old_NA.view(-1)[index] = values["logprobs"].to(old_NA.dtype)
+        return old_NA.nan_to_num()
+
+    def _apply(self, result: UpdateResult) -> dict[str, float]:
+        """One optimiser update, or none if the loss or a gradient is not finite."""
+        optim, counters = self.config.optim, self.counters
+        self.processes.sync_gradients(self.params)
+        norm = grad_norm(self.params)
+        finite = math.isfinite(result.loss) and bool(torch.isfinite(norm))
+        lr = optim.lr_at(counters["updates"], self.config.steps * self.config.updates.count)
+        with clock.phase("optim"):
+            if finite:
+                scale = min(1.0, optim.max_grad_norm / (float(norm) + 1e-6))
+                for p in self.params:
+                    if p.grad is not None:
+                        p.grad.mul_(scale)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                self.optimizer.step()
+                counters["updates"] += 1
+                counters["bad_in_a_row"] = 0
+                self._average()
+            else:
+                counters["bad_updates"] += 1
+                counters["bad_in_a_row"] += 1
+                log.warning("a non-finite %s: this update is skipped", "loss" if not math.isfinite(result.loss) else "gradient")
+            self.optimizer.zero_grad(set_to_none=True)
+        if counters["bad_in_a_row"] >= optim.max_bad_updates:
+            raise TrainingStopped(
+                f"{counters['bad_in_a_row']} updates in a row had a non-finite loss or gradient and were skipped; the weights "
+                "are those before them. Lower optim.lr, or look at the rewards and log-probs in metrics.jsonl."
+            )
+        return {"optim/lr": lr, "optim/grad_norm": float(norm), "optim/bad_updates": counters["bad_updates"]}
+
+    def _average(self) -> None:
+        ema, counters = self.config.ema, self.counters
+        if ema is not None and counters["updates"] % ema.every_updates == 0:
+            self.policy.snapshots.average("ema", ema.decay_at(counters["averages"]))
+            counters["averages"] += 1
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """The averaged weights if the run keeps them, else the present ones."""
+        with self.policy.snapshots.use("ema") if self.config.ema else nullcontext():
+            yield
+
+    def checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """(tensors by file, plain values): all that the next step depends on."""
+        tensors = {
+            "weights": {k: p.detach() for k, p in self.policy.trainable.items()},
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "snapshots": self.policy.snapshots.state(),
+        }
+        parts = {path: part.state_dict() for path, part in stateful_parts(self.config)}
+        return tensors, {"counters": self.counters, "parts": parts}
+
+    def load(self, loaded: Checkpoint, *, name: str) -> None:
+        """The inverse of `checkpoint`; `name` is for messages."""
+        missing = {"weights", "optimizer", "snapshots"} - set(loaded.tensors)
+        if missing or "learner" not in loaded.state:
+            what = ", ".join(sorted(missing)) or "counters"
+            raise CheckpointError(f"{name} was not written by a training run: it has no {what}.")
+        checkpoint.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=f"{name}/weights.safetensors")
+        checkpoint.load_optimizer(self.optimizer, loaded.tensors["optimizer"])
+        self.policy.snapshots.load(loaded.tensors["snapshots"])
+        self.counters = dict(loaded.state["learner"]["counters"])
+        load_parts(self.config, loaded.state["learner"]["parts"])
+
+
+def _summarise(results: list[UpdateResult]) -> dict[str, float]:
+    found = {"policy/logprob_gap": results[0].logprob_gap, "loss/total": sum(r.loss for r in results) / len(results)}
+    for prefix, which in (("loss", "terms"), ("objective", "stats")):
+        for name in getattr(results[0], which):
+            found[f"{prefix}/{name}"] = sum(getattr(r, which)[name] for r in results) / len(results)
+    return found
