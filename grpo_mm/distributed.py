@@ -18,7 +18,7 @@ class Processes:
     def __init__(self, *, device: str = "auto", log_with: Sequence[str] = (), project_dir: str | None = None) -> None:
         from accelerate import Accelerator
 
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device is {device!r}, but torch sees no CUDA device here. Use device=cpu or device=auto.")
         absent = [name for name in log_with if importlib.util.find_spec(name) is None]
         if absent:
@@ -51,9 +51,12 @@ class Processes:
         """Sums the gradients over ranks. Every term has a global denominator, so a sum is what is wanted."""
         if self.world == 1:
             return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
+        used = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=self.device)
+        torch.distributed.all_reduce(used)
+        params = [p for p, ranks in zip(params, used.tolist(), strict=True) if ranks]  # the optimiser skips the others
+        for p in params:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        grads = [p.grad for p in params if p.grad is not None]
         for bucket in _buckets(grads):
             flat = torch.cat([g.flatten() for g in bucket])
             torch.distributed.all_reduce(flat)

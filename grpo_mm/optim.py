@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from grpo_mm.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -25,6 +27,13 @@ class Optim:
     """linear and cosine fall to 0 at the last update."""
     max_bad_updates: int = 5
     """Non-finite updates in a row (each is skipped) after which the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.lr < 0 or self.max_grad_norm <= 0 or self.warmup_updates < 0 or self.max_bad_updates < 1:
+            raise ConfigError(
+                f"optim: lr = {self.lr} must be 0 or more, max_grad_norm = {self.max_grad_norm} above 0, warmup_updates = "
+                f"{self.warmup_updates} 0 or more, max_bad_updates = {self.max_bad_updates} at least 1."
+            )
 
     def build(self, params: list[nn.Parameter]) -> torch.optim.AdamW:
         return torch.optim.AdamW(params, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, eps=self.eps)

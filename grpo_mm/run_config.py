@@ -106,7 +106,8 @@ class RunConfig:
     """Steps between sheets of rollout pictures; 0: none."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Which of several GPUs: CUDA_VISIBLE_DEVICES, or the launcher."""
     threads: int | None = None
     """CPU threads of torch; fix it where runs must agree bit for bit."""
     runs_dir: str = "runs"
@@ -131,21 +132,22 @@ class RunConfig:
         for part in (*self.prompts.values(), *self.eval_prompts.values(), *self.rewards.values(), *self.watch.values()):
             if hasattr(part.use, "check"):
                 part.use.check()
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
+        if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto.")
 
     def check_settings(self, world: int = 1) -> None:
         """The part of `check` that looks at no file and no machine: contradictions of the settings themselves."""
         self._check_sizes(world)
+        if not self.rewards or not self.prompts or not self.objective:
+            raise ConfigError("a run needs at least one entry each under `prompts`, `rewards` and `objective`.")
         self._check_advantage()
-        missing = sorted(self.needs - self.policy.provides)
+        provides = self.policy.provides & self.engine.provides
+        missing = sorted(self.needs - provides)
         if missing:
             raise ConfigError(
                 f"the objective needs {', '.join(missing)}, which the policy does not provide; "
-                f"it provides {', '.join(sorted(self.policy.provides))}. Choose another objective or another policy."
+                f"with this engine it provides {', '.join(sorted(provides))}. Choose another objective, policy or engine setting."
             )
-        if not self.rewards or not self.prompts:
-            raise ConfigError("a run needs at least one entry under `prompts` and one under `rewards`.")
         if all(scorer.weight == 0 for scorer in self.rewards.values()):
             raise ConfigError("every reward has weight 0; put rewards that are only logged under `watch`.")
         self._check_sources()

@@ -77,7 +77,7 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
         raise ConfigError(f"{folder.path} exists and is no run folder (it has no config.yaml). Use another name.")
     if fresh:
         return
-    if is_run and (folder.metrics.is_file() or checkpoint.steps(folder.checkpoints)):
+    if is_run and (metrics.read(folder.metrics) or checkpoint.steps(folder.checkpoints)):
         different = differences(read_config(folder.path), plain(config))
         if different:
             raise ConfigError(

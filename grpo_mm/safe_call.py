@@ -28,7 +28,7 @@ def score_safely(
 
     A reward that raises on the batch is asked again row by row, so that only the rows that fail become NaN. One that
     exceeds its time limit, or gives a wrong number of scores, makes all its rows NaN. Infinities become NaN. A NaN that
-    the reward gives itself means "does not apply" and is no error.
+    the reward gives itself is a row that could not be scored, without a message.
 
     The time limit holds for the batch and once more for the row by row round, of which finished rows are kept. It works
     by leaving a daemon thread behind: Python cannot kill a thread, so a call that hangs keeps its memory and its core

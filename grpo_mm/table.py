@@ -74,6 +74,9 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
         "tag": torch.zeros(size, dtype=torch.int64) if outputs.tag_M is None else outputs.tag_M.cpu(),
         "local_row": row_M,
     }
+    taken = sorted(set(rollout.columns) & set(columns))
+    if taken:
+        raise ValueError(f"a rollout must not declare the column {taken[0]!r}: the table has one of that name")
     columns |= {name: column.cpu()[row_M] for name, column in rollout.columns.items() if column.dim() == 1}
     values: dict[str, Tensor] = {}
     failed_M = torch.zeros(size, dtype=torch.bool)

@@ -305,6 +305,8 @@ class FakePolicy:
 
 @dataclass(frozen=True)
 class FakeEngine:
+    provides = frozenset({"logprobs", "std", "dt", "ref_logprobs", "mean_shift_old", "mean_shift_ref"})
+
     def actions(self) -> int:
         return 3
 
@@ -370,11 +372,11 @@ REFUSED = {
     ),
     "value not provided": (
         dict(objective=(RatioNorm(),)),
-        "needs dt, mean_shift_old, which the policy does not provide; it provides logprobs, std",
+        "needs dt, gaussian_logprobs, mean_shift_old, which the policy does not provide; with this engine it provides logprobs, std",
     ),
     "no reference": (dict(objective=(ClippedRatio(), Kl())), "needs ref_logprobs, which the policy does not provide"),
-    "no prompts": (dict(prompts={}), "at least one entry under `prompts`"),
-    "no rewards": (dict(rewards={}), "one under `rewards`"),
+    "no prompts": (dict(prompts={}), "at least one entry each under `prompts`"),
+    "no rewards": (dict(rewards={}), "each under `prompts`, `rewards`"),
     "rewards of weight 0": (dict(rewards={"judge": Scorer(judge, weight=0)}), "every reward has weight 0; .*`watch`"),
     "unknown source": (
         dict(rewards={"judge": Scorer(judge, sources=("shape",))}),

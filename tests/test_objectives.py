@@ -263,7 +263,7 @@ def test_at_ratio_one_the_gradient_is_reinforce(objective, step_weight, aggregat
     here = view(advantage=ADVANTAGE, old=[[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
     logprobs = here.old_logprobs.clone().requires_grad_()
     shift = torch.zeros_like(logprobs)
-    values = {"logprobs": logprobs, "mean_shift_old": shift, "std": STD, "dt": DT}
+    values = {"logprobs": logprobs, "gaussian_logprobs": logprobs, "mean_shift_old": shift, "std": STD, "dt": DT}
     term = replace(objective, aggregate=aggregate)({k: values[k] for k in objective.needs}, here)
     (gradient,) = torch.autograd.grad(term.value(), logprobs)
     average, denominator = aggregate_weight(here, aggregate)
@@ -279,5 +279,5 @@ def test_terms_say_what_they_need_and_what_they_couple(objective):
 
 def test_needs_follow_the_settings():
     assert ClippedRatio(step_weight="inverse_dt").needs == {"logprobs", "dt"}
-    assert RatioNorm().needs == {"logprobs", "mean_shift_old", "std", "dt"}
-    assert RatioNorm(step_weight="none").needs == {"logprobs", "mean_shift_old", "std"}
+    assert RatioNorm().needs == {"logprobs", "gaussian_logprobs", "mean_shift_old", "std", "dt"}
+    assert RatioNorm(step_weight="none").needs == {"logprobs", "gaussian_logprobs", "mean_shift_old", "std"}

@@ -186,7 +186,7 @@ def test_model_is_built_from_scratch_in_real_format(tmp_path):
     from grpo_mm.pipelines.zoo.text_to_image import build, sample
 
     draw = CaptionedScenes(size_px=16)
-    sizes = {"steps": 1, "misleading_steps": 1, "autoencoder_steps": 20, "pool": 64, "dim": 32, "layers": 1}
+    sizes = {"steps": 1, "misleading_steps": 1, "autoencoder_steps": 3, "pool": 64, "dim": 32, "layers": 1}
     build(tmp_path, draw=draw, draw_misleading=draw, **sizes)
     pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None)
     assert sample(pipe, ["a red circle above a blue square"], steps=2).shape == (1, 3, 16, 16)

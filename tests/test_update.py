@@ -78,6 +78,7 @@ class ToyPolicy:
             "dt": torch.full_like(score, 0.1).detach(),
             "logprobs": F.logsigmoid(score).where(~padding, torch.nan),
             "ref_logprobs": F.logsigmoid(x.sum(-1)).where(~padding, torch.nan),
+            "gaussian_logprobs": F.logsigmoid(score).where(~padding, torch.nan),
             "mean_shift_old": (score - x.mean(-1)) ** 2,
             "std": (0.2 + x[..., 0] ** 2).where(~padding, 0),
         }

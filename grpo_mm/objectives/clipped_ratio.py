@@ -12,6 +12,9 @@ from torch import Tensor
 from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
 from grpo_mm.types import Couples, Term, View
 
+MAX_LOG_RATIO = 20.0
+"""Beyond every clip range; above 88 the ratio overflows in float32 and its gradient is NaN."""
+
 StepWeight = Literal["none", "inverse_dt", "std"]
 
 
@@ -45,7 +48,7 @@ def surrogate(
 ) -> Tensor:
     """The clipped loss of a log-ratio of any definition (action, row mean, RatioNorm)."""
     advantage = advantage.to(log_ratio.dtype)
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip is not None:
         loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * dual_clip), loss)
@@ -55,7 +58,7 @@ def surrogate(
 def ratio_stats(log_ratio: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float) -> dict[str, Tensor]:
     """What is logged of every ratio: its mean, how often the clip is active, and the k2 estimate of the step's KL."""
     with torch.no_grad():
-        ratio = log_ratio.exp()
+        ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
         active = ((ratio > 1 + clip_high) & (advantage > 0)) | ((ratio < 1 - clip_low) & (advantage < 0))
         return {"ratio": ratio, "clip_frac": active.to(ratio.dtype), "approx_kl": 0.5 * log_ratio**2}
 

@@ -44,15 +44,15 @@ class RatioNorm:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"logprobs", "mean_shift_old", "std"} | ({"dt"} if self.step_weight == "inverse_dt" else set()))
+        return frozenset({"logprobs", "gaussian_logprobs", "mean_shift_old", "std"} | ({"dt"} if self.step_weight == "inverse_dt" else set()))
 
     @property
     def couples(self) -> Couples:
         return "action"
 
     def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
-        log_ratio = torch.where(view.mask.bool(), values["logprobs"] - view.old_logprobs, 0.0)
-        log_ratio = ratio_norm(log_ratio, values["mean_shift_old"], values["std"])
+        plain = torch.where(view.mask.bool(), values["gaussian_logprobs"] - view.old_logprobs, 0.0)
+        log_ratio = ratio_norm(plain, values["mean_shift_old"], values["std"])
         clip = dict(clip_low=self.clip_low, clip_high=self.clip_high)
         weight, denominator = aggregate_weight(view, self.aggregate)
         return Term(
@@ -60,5 +60,5 @@ class RatioNorm:
             loss=self.weight * step_weight(self.step_weight, values) * surrogate(log_ratio, view.advantage, **clip),
             weight=weight,
             denominator=denominator,
-            stats=ratio_stats(log_ratio, view.advantage, **clip),
+            stats=ratio_stats(log_ratio, view.advantage, **clip) | {"approx_kl": 0.5 * plain.detach() ** 2},
         )

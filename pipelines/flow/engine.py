@@ -16,7 +16,7 @@ from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.memory import memory_lines
 from grpo_mm.pipelines.flow.noise import AllSteps, trained_mask, trained_subset
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
-from grpo_mm.pipelines.flow.record import FlowRecord, Logprob, logprob_of, transition
+from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob, logprob_of, transition
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
 from grpo_mm.rng import stream
@@ -41,6 +41,11 @@ class FlowEngine:
     """Each row trains a random share of its noisy steps (DanceGRPO's τ)."""
     rollout_batch: int = 16
     """Rows in one sampling forward; changes memory and speed only."""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """The values that a rollout of these settings can be replayed for."""
+        return PROVIDES if self.logprob == "gaussian" else PROVIDES - {"gaussian_logprobs"}
 
     def check(self, policy: FlowPolicyConfig) -> None:
         """Raises ConfigError for settings that cannot work together."""

@@ -176,7 +176,8 @@ class FlowPolicy:
         """Flat positions of the masked transitions in micro-batches, one denoising step after the other."""
         actions = mask_NA.shape[1]
         position_AN = torch.arange(mask_NA.numel(), device=mask_NA.device).view(-1, actions).T
-        return list(position_AN[mask_NA.T.bool()].split(self.config.micro_batch))
+        masked = position_AN[mask_NA.T.bool()]
+        return list(masked.split(self.config.micro_batch)) if masked.numel() else []
 
     def logprobs(
         self, rollout: Rollout, plan: Sequence[Tensor], *, needs: frozenset[str], grad: bool

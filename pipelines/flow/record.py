@@ -86,6 +86,8 @@ def flow_values(
         shift, _ = transition(record.kernel, torch.zeros_like(x), velocity - other, sigma, sigma_next, noise_level)
         return (shift**2).flatten(1).mean(1)
 
+    if record.logprob == "gaussian":
+        values["gaussian_logprobs"] = values["logprobs"]
     if velocity_old is not None and "mean_shift_old" in needs:
         values["mean_shift_old"] = mean_shift(velocity_old)
     if velocity_ref is not None:
@@ -100,7 +102,7 @@ def flow_values(
 
 
 PROVIDES = frozenset(
-    {"logprobs", "std", "dt", "mean_shift_old", "mean_shift_ref", "velocity_shift_ref", "ref_logprobs"}
+    {"logprobs", "gaussian_logprobs", "std", "dt", "mean_shift_old", "mean_shift_ref", "velocity_shift_ref", "ref_logprobs"}
 )
-"""logprobs: of the step. std: its noise. dt: δ = σ - σ' > 0. mean_shift_*: mean over elements of (μ - μ_*)².
+"""logprobs: of the step, in the engine's form; gaussian_logprobs: the same, where that form is the Gaussian density. std: its noise. dt: δ = σ - σ' > 0. mean_shift_*: mean over elements of (μ - μ_*)².
 velocity_shift_ref: mean of (v - v_ref)². ref_logprobs: under the reference."""
