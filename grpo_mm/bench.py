@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import statistics
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from grpo_mm import clock
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
 from grpo_mm.learner import Learner
-from grpo_mm.run_config import read
+from grpo_mm.run_config import Evaluation, read
 
 NETWORK = ("rollout_network", "train_network", "ref_network")
 """Phases in which the policy's network runs; with encode, decode and reward they are the work that has to be done."""
@@ -31,7 +32,7 @@ def bench(config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5) 
     """
     if steps < 1:
         raise ConfigError(f"steps = {steps}; wanted at least 1.")
-    settings = replace(read(config, overrides), samples_every=0, eval_prompts={}, trackers=())
+    settings = replace(read(config, overrides), samples_every=0, eval_prompts={}, evaluation=Evaluation(), trackers=())
     settings.check()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -39,7 +40,7 @@ def bench(config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5) 
     with TemporaryDirectory() as folder:
         learner = Learner(settings, processes, samples=Path(folder))
         times = clock.use(clock.Clock(sync=True))
-        resident = _memory_mib(processes.device)
+        resident = _start_peak_mib(processes.device)
         found, totals = [], []
         for step in range(steps + 1):
             times.take()
@@ -65,7 +66,7 @@ def bench(config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5) 
         "outside_share": outside,
         "milliseconds_per_row_outside": 1000 * outside * total / rows,
         "calls_per_step": counts,
-        "peak_memory_mib": _memory_mib(processes.device, peak=True) - resident,
+        "peak_memory_mib": _peak_mib(processes.device) - resident,
         "resident_memory_mib": resident,
     }
 
@@ -90,11 +91,31 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-def _memory_mib(device: torch.device, *, peak: bool = False) -> float:
-    """On a GPU what torch has allocated; else the process's (peak) resident size."""
+def _start_peak_mib(device: torch.device) -> float:
+    """What is resident now; from here on the peak counts anew, so that loading the model is not in it.
+
+    On a GPU what torch has allocated, else the process's resident size, which Linux alone can count anew.
+    """
     if device.type == "cuda":
-        return (torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status_mib("VmRSS") or _peak_mib(device)
+
+
+def _peak_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return _status_mib("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _status_mib(name: str) -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _device_name(device: torch.device) -> str:

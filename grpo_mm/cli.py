@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -41,6 +42,11 @@ def main() -> None:
         text = f"{type(error).__name__}: {error}"
         print(text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR // 2]} … {text[-MAX_ERROR // 2 :]}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 3)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"there is no space left on the device ({error.filename or 'report or pictures'}).", file=sys.stderr)
+        sys.exit(3)
 
 
 @app.command()
@@ -127,8 +133,11 @@ def methods(
     kind: Annotated[str | None, typer.Option(help="sampler, advantage, objective, reward, strategy, preset, …")] = None,
 ) -> None:
     """Lists every method and component: name, kind, paper, module, function, config."""
-    from grpo_mm.registry import entries
+    from grpo_mm.registry import TABLE, entries
 
+    kinds = sorted({entry.role for entry in TABLE})
+    if kind is not None and kind not in kinds:
+        raise UserError(f"there is no kind {kind!r} of method; there are: {', '.join(kinds)}.")
     rows = []
     for entry in entries(kind):
         module, _, function = entry.target.partition(":")

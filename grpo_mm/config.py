@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,9 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     mapping = _load(path)
     parent_name = mapping.pop("inherit", None)
     if parent_name is not None:
-        parent_path = path.parent / parent_name
-        parent = _load(parent_path)
+        if not isinstance(parent_name, str):
+            raise ConfigError(f"{path}: inherit is {parent_name!r}, wanted the name of one file.")
+        parent = _load(path.parent / parent_name)
         if "inherit" in parent:
             raise ConfigError(
                 f"{path}: inherits {parent_name}, which itself inherits {parent['inherit']!r}. One level is allowed, "
@@ -55,7 +57,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no config file {path}." + (f" In that folder: {', '.join(sorted(near))}." if near else ""))
     try:
         mapping = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoRepeats)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no date or number after all
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} holds {type(mapping).__name__}, wanted a mapping of settings.")
@@ -86,13 +88,16 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(mapping: dict[str, Any], text: str) -> dict[str, Any]:
-    """Sets one `key.sub=value` in a plain mapping, which is changed and returned; list entries go by index."""
+    """Sets one `key.sub=value` in a plain mapping, which is changed and returned; list entries go by index.
+
+    A mapping is merged into the one that is there; `key={}` empties it.
+    """
     key, sign, value_text = text.partition("=")
     if not sign or not key:
         raise ConfigError(f"override {text!r} is not of the form key.sub=value, e.g. optim.lr=1e-5.")
     try:
         value = yaml.safe_load(value_text) if value_text else ""
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     node: Any = mapping
     steps = key.split(".")
@@ -104,7 +109,7 @@ def override(mapping: dict[str, Any], text: str) -> dict[str, Any]:
             raise ConfigError(f"override {text!r}: {step} is {node!r} and has no keys; set {step} itself, {step}={{…}}.")
     if isinstance(node, list):
         node[_list_index(node, steps[-1], text)] = value
-    elif isinstance(value, dict) and isinstance(node.get(steps[-1]), dict):
+    elif value and isinstance(value, dict) and isinstance(node.get(steps[-1]), dict):
         node[steps[-1]] = merge(node[steps[-1]], value)
     else:
         node[steps[-1]] = value
@@ -175,11 +180,16 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
         return {str(k): convert(args[1], item, path=f"{path}.{k}") for k, item in value.items()}
     if dataclasses.is_dataclass(annotation):
         return value if isinstance(value, annotation) else build(annotation, value, path=path)
+    if isinstance(value, bool) and annotation in (int, float):
+        raise ConfigError(f"{path}: found {value!r}; input should be a number.")
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        found = TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"{path}: found {value!r}; {problem['msg'].lower()}.") from error
+    if isinstance(found, float) and not math.isfinite(found):
+        raise ConfigError(f"{path}: found {value!r}; input should be a finite number.")
+    return found
 
 
 def _role(annotation: Any) -> Role | None:

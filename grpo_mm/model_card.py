@@ -6,26 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_LOAD = {
-    "adapter": """from diffusers import {pipeline}
-
-pipe = {pipeline}.from_pretrained("{base_model}")
-pipe.load_lora_weights("path/of/this/folder")
-image = pipe("a prompt").images[0]""",
-    "model": """from diffusers import {pipeline}
-
-pipe = {pipeline}.from_pretrained("path/of/this/folder")
-image = pipe("a prompt").images[0]""",
-}
-
-
 def write_model_card(folder: Path, summary: Mapping[str, Any], *, usage: Mapping[str, str]) -> Path:
-    """Writes README.md: what it is, how to load it without this package, held-out scores before and after."""
+    """Writes README.md: what it is, how to load it without this package, held-out scores before and after.
+
+    `usage`: "base_model", the "library" that loads the product, and the "code" that does.
+    """
     before, after = summary["eval_before"], summary["eval_after"]
     rows = [f"| {k} | {_number(before.get(k))} | {_number(after[k])} |" for k in after]
     table = "\n".join(["| held-out | before | after |", "| --- | --- | --- |", *rows]) if rows else "No held-out prompts."
     base = usage["base_model"]
-    header = ["---", "library_name: diffusers", "tags: [text-to-image, grpo, grpo_mm]"]
+    header = ["---", f"library_name: {usage['library']}", "tags: [text-to-image, grpo, grpo_mm]"]
     if not base.startswith((".", "/")) and base.count("/") == 1:
         header.append(f"base_model: {base}")
     text = "\n".join(
@@ -38,7 +28,7 @@ def write_model_card(folder: Path, summary: Mapping[str, Any], *, usage: Mapping
             f"{summary.get('versions', {}).get('grpo_mm', '')}.",
             "",
             "```python",
-            _LOAD[summary["product"]].format(**usage),
+            usage["code"],
             "```",
             "",
             table,

@@ -29,10 +29,12 @@ class Optim:
     """Non-finite updates in a row (each is skipped) after which the run stops."""
 
     def __post_init__(self) -> None:
-        if self.lr < 0 or self.max_grad_norm <= 0 or self.warmup_updates < 0 or self.max_bad_updates < 1:
+        for name, least in (("lr", 0), ("weight_decay", 0), ("warmup_updates", 0), ("max_bad_updates", 1)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"optim.{name} = {getattr(self, name)}; wanted at least {least}.")
+        if not self.max_grad_norm > 0 or not self.eps > 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(
-                f"optim: lr = {self.lr} must be 0 or more, max_grad_norm = {self.max_grad_norm} above 0, warmup_updates = "
-                f"{self.warmup_updates} 0 or more, max_bad_updates = {self.max_bad_updates} at least 1."
+                f"optim: max_grad_norm = {self.max_grad_norm} and eps = {self.eps} must be above 0, betas = {self.betas} in [0, 1)."
             )
 
     def build(self, params: list[nn.Parameter]) -> torch.optim.AdamW:

@@ -80,10 +80,11 @@ class RunConfig:
     policy: Annotated[Any, Role("policy")]
     engine: Annotated[Any, Role("engine")]
     prompts: dict[str, Source]
-    rewards: dict[str, Scorer]
     steps: int
     prompts_per_step: int
     group_size: int
+    rewards: dict[str, Scorer] = field(default_factory=dict)
+    """At least one; those given to `grpo_mm.train` in Python take their place."""
     seed: int = 0
     updates: Updates = field(default_factory=Updates)
     collector: Annotated[Any, Role("strategy")] = field(default_factory=SampleAndScore)
@@ -137,6 +138,7 @@ class RunConfig:
 
     def check_settings(self, world: int = 1) -> None:
         """The part of `check` that looks at no file and no machine: contradictions of the settings themselves."""
+        self._check_numbers()
         self._check_sizes(world)
         if not self.rewards or not self.prompts or not self.objective:
             raise ConfigError("a run needs at least one entry each under `prompts`, `rewards` and `objective`.")
@@ -153,14 +155,29 @@ class RunConfig:
         self._check_sources()
         self.engine.check(self.policy)
 
+    def _check_numbers(self) -> None:
+        evaluation, saving = self.evaluation, self.checkpoints
+        for key, value, least in (
+            ("steps", self.steps, 1), ("prompts_per_step", self.prompts_per_step, 1), ("group_size", self.group_size, 1),
+            ("updates.count", self.updates.count, 1), ("samples_every", self.samples_every, 0), ("threads", self.threads, 1),
+            ("evaluation.every", evaluation.every, 0), ("evaluation.limit", evaluation.limit, 1),
+            ("evaluation.samples_per_prompt", evaluation.samples_per_prompt, 1), ("evaluation.show", evaluation.show, 0),
+            ("evaluation.patience", evaluation.patience, 1), ("checkpoints.every", saving.every, 0),
+            ("checkpoints.keep_last", saving.keep_last, 1),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise ConfigError(f"{key} = {value}; wanted at least {least}.")
+        for name, scorer in (self.rewards | self.watch).items():
+            if scorer.timeout_seconds is not None and scorer.timeout_seconds <= 0:
+                raise ConfigError(f"{name}: timeout_seconds = {scorer.timeout_seconds}; wanted above 0, or null for no limit.")
+        if evaluation.patience is not None and not evaluation.every:
+            raise ConfigError(f"evaluation.patience = {evaluation.patience}, but with evaluation.every = 0 there is none to count.")
+        if evaluation.every and not self.eval_prompts:
+            raise ConfigError(f"evaluation.every = {evaluation.every}, but there are no `eval_prompts` to evaluate on.")
+
     def _check_sizes(self, world: int) -> None:
-        if not self.name or os.sep in self.name or self.name.startswith("."):
-            raise ConfigError(f"name is {self.name!r}; wanted a plain folder name.")
-        for key in ("steps", "prompts_per_step", "group_size"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} = {getattr(self, key)}; wanted at least 1.")
-        if self.updates.count < 1:
-            raise ConfigError(f"updates.count = {self.updates.count}; wanted at least 1.")
+        if not self.name or os.sep in self.name or self.name.startswith(".") or not self.name.isprintable() or len(self.name) > 100:
+            raise ConfigError(f"name is {self.name!r}; wanted a plain folder name of at most 100 characters.")
         parts = self.updates.count if self.updates.by == "group" else 1
         if self.prompts_per_step % parts:
             raise ConfigError(
@@ -186,7 +203,7 @@ class RunConfig:
                 f"group_size = {self.group_size}, but the advantage compares samples within a group and needs at least "
                 f"{smallest}."
             )
-        table = _rehearsal_table(self.rewards, self.group_size)
+        table = _rehearsal_table(self.rewards, min(self.group_size, 64))
         for stage in self.advantage:
             table = stage(table)
         if len(table.values) != 1:
@@ -231,7 +248,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return build(RunConfig, read_yaml(path, overrides))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}") from error
 
 
 def plain(config: RunConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
+from grpo_mm.links import check_links
 from grpo_mm.run_config import RunConfig, Scorer, read
 from grpo_mm.run_folder import RunFolder, check_folder, finished, open_folder
 from grpo_mm.trainer import OnStep, Trainer
@@ -43,6 +44,7 @@ def train(
         UserError: something the user can fix, before any model is loaded.
         TrainingStopped: every reward failed, too many non-finite updates, or the disk is full.
     """
+    check_links()
     if not isinstance(config, RunConfig):
         config = read(config, overrides)
     elif overrides:

@@ -82,9 +82,20 @@ def together(tiny_sd3, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("together")
     configs = {name: write(folder / name, tiny_sd3, settings) for name, settings in SETTINGS.items()}
     script = folder / "train_all.py"
-    script.write_text("import sys\nfrom grpo_mm.train import train\nfor path in sys.argv[1:]:\n    train(path)\n")
+    script.write_text(TRAIN_ALL)
     launch(script, *configs.values())
     return configs
+
+
+TRAIN_ALL = """
+import sys
+import torch
+from grpo_mm.train import train
+
+for path in sys.argv[1:]:
+    train(path)
+    assert torch.distributed.get_world_size() == 2
+"""
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess:

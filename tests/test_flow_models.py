@@ -79,13 +79,21 @@ class Model:
         return pipe
 
 
-def plain(pipe, noise: Tensor, *, guidance: float, side: int = 32, output: str = "latent", steps: int = 3):
-    """What plain diffusers makes of the evaluation rows from given initial latents."""
-    texts = [PROMPTS[p].text for p in EVAL_ROWS.prompt_N]
-    return pipe(
-        texts, latents=noise, guidance_scale=guidance, num_inference_steps=steps, height=side, width=side,
-        max_sequence_length=TEXT_LENGTH, output_type=output,
-    ).images  # fmt: skip
+def assert_plain_diffusers_renders_the_same(pipe, policy: FlowPolicy, engine: FlowEngine) -> None:
+    """Latents and pictures of the evaluation rows, from the same initial latents."""
+    height, width = policy.size(evaluation=True)
+
+    def plain(output: str) -> Tensor:
+        return pipe(
+            [PROMPTS[p].text for p in EVAL_ROWS.prompt_N], latents=engine.evaluation_noise(policy, EVAL_ROWS, seed=0),
+            guidance_scale=policy.config.guidance, num_inference_steps=engine.eval_steps, height=height, width=width,
+            max_sequence_length=TEXT_LENGTH, output_type=output,
+        ).images  # fmt: skip
+
+    torch.testing.assert_close(engine.latents(policy, EVAL_ROWS, seed=0), plain("latent"), rtol=0, atol=1e-5)
+    images = engine.render(policy, EVAL_ROWS, seed=0)
+    assert images.shape == (2, 3, height, width)
+    assert (images.int() - (plain("pt") * 255).round().int()).abs().max() <= 1
 
 
 @pytest.fixture(scope="module", params=["sd3", "flux"])
@@ -121,15 +129,15 @@ def values_of(
     return {name: value.view(rollout.behaviour_NA.shape) for name, value in found.items()}
 
 
-def velocity_of(policy: FlowPolicy, *, side: int = 32) -> Tensor:
+def velocity_of(policy: FlowPolicy) -> Tensor:
     """The guided velocity on fixed latents of the evaluation rows."""
     condition, condition_N = encode_rows(policy, EVAL_ROWS)
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn((2, *policy.family.latent_shape(policy.pipe, side, side)), generator=generator)
+    x = torch.randn((2, *policy.family.latent_shape(policy.pipe, 32, 32)), generator=generator)
     with torch.no_grad():
         return policy.velocity(
             x.to(policy.math_dtype), torch.tensor([0.9, 0.4]), {k: v[condition_N] for k, v in condition.items()},
-            size=(side, side), guidance=policy.config.guidance,
+            size=(32, 32), guidance=policy.config.guidance,
         )  # fmt: skip
 
 
@@ -231,6 +239,12 @@ def test_low_precision_rounds_neither_masters_nor_decoder(model, lora):
         assert all(torch.equal(weights[k], close[k]) for k in close)
 
 
+def test_guidance_is_applied_in_float32(tiny_sd3):
+    policy = Model("sd3", tiny_sd3).load(dtype="bfloat16")
+    velocity = velocity_of(policy)
+    assert not torch.equal(velocity, velocity.bfloat16().float())
+
+
 def assert_same_weights(network, other) -> None:
     a, b = network.state_dict(), other.state_dict()
     assert a.keys() == b.keys()
@@ -301,8 +315,7 @@ def test_offloading_changes_no_number(model, policy):
 
 def test_training_and_evaluation_may_differ_in_size(model):
     policy, engine = model.load(eval_height=16, eval_width=48), model.engine()
-    _, outputs = roll(policy, engine)
-    assert outputs.items.shape == (6, 3, 32, 32)
+    assert roll(policy, engine)[1].items.shape == (6, 3, 32, 32)
     assert engine.render(policy, EVAL_ROWS, seed=0).shape == (2, 3, 16, 48)
 
 
@@ -527,35 +540,17 @@ def test_training_starts_on_policy_and_moves_the_weights(trained):
     assert trained.trainer.state["calls"]["rollout_calls"] > 0
 
 
-def test_before_training_plain_diffusers_ends_at_the_same_latents(model):
-    policy, engine, pipe = model.load(), model.engine(), model.pipeline()
-    noise = engine.evaluation_noise(policy, EVAL_ROWS, seed=0)
-    latents = engine.latents(policy, EVAL_ROWS, seed=0)
-    torch.testing.assert_close(latents, plain(pipe, noise, guidance=model.guidance), rtol=0, atol=1e-5)
-    unguided = model.load(guidance=1.0)
-    torch.testing.assert_close(
-        engine.latents(unguided, EVAL_ROWS, seed=0), plain(pipe, noise, guidance=1.0), rtol=0, atol=1e-5
-    )
-    larger = model.load(eval_height=48, eval_width=48)
-    noise = engine.evaluation_noise(larger, EVAL_ROWS, seed=0)
-    torch.testing.assert_close(
-        engine.latents(larger, EVAL_ROWS, seed=0),
-        plain(pipe, noise, guidance=model.guidance, side=48),
-        rtol=0,
-        atol=1e-5,
-    )
+@pytest.mark.parametrize("settings", [{}, {"guidance": 1.0}, {"eval_height": 48, "eval_width": 16}])
+def test_before_training_plain_diffusers_renders_the_same_pictures(model, settings):
+    assert_plain_diffusers_renders_the_same(model.pipeline(), model.load(**settings), model.engine())
 
 
 def test_the_product_renders_the_same_pictures_in_plain_diffusers(model, trained):
-    engine, pipe = trained.config.engine, load_product(model, trained)
-    noise = engine.evaluation_noise(trained.policy, EVAL_ROWS, seed=0)
+    engine = trained.config.engine
     with trained.trainer.learner.evaluation_weights():
-        latents = engine.latents(trained.policy, EVAL_ROWS, seed=0)
-        images = engine.render(trained.policy, EVAL_ROWS, seed=0)
-    assert (latents - trained.start).abs().max() > 1e-3, "training changed nothing to compare"
-    torch.testing.assert_close(latents, plain(pipe, noise, guidance=model.guidance), rtol=0, atol=1e-5)
-    pictures = torch.as_tensor(plain(pipe, noise, guidance=model.guidance, output="pt"))
-    assert (images.int() - (pictures * 255).round().int()).abs().max() <= 1
+        moved = engine.latents(trained.policy, EVAL_ROWS, seed=0) - trained.start
+        assert moved.abs().max() > 1e-3, "training changed nothing to compare"
+        assert_plain_diffusers_renders_the_same(load_product(model, trained), trained.policy, engine)
 
 
 def test_the_product_asks_for_nothing_of_ours(trained):

@@ -38,6 +38,8 @@ def test_offloaded_parts_leave_the_gpu(tiny_sd3):
     config = FlowPolicyConfig(model=Sd3(tiny_sd3), height=32, width=32, text_length=16, offload=("encoders", "decoder"))
     policy = config.load(torch.device("cuda"))
     policy.encode([Prompt("a", "a red circle")])
+    shape = policy.family.latent_shape(policy.pipe, 32, 32)
+    assert policy.decode(torch.zeros(1, *shape, device="cuda"), size=(32, 32)).shape == (1, 3, 32, 32)
     assert next(policy.pipe.text_encoder.parameters()).device.type == "cpu"
     assert next(policy.pipe.vae.parameters()).device.type == "cpu"
     assert next(policy.network.parameters()).device.type == "cuda"

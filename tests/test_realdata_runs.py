@@ -31,7 +31,7 @@ def test_geneval_prompts_train_with_the_real_detector(tmp_path, tiny_sd3):
     weights = DATA / "weights/fastestdet"
     detector = {"kind": "onnx", "path": str(weights / "FastestDet.onnx"), "names_path": str(weights / "coco.names")}
     changes = {
-        "prompts": {"geneval": {"use": {"kind": "geneval", "path": str(DATA / "prompts/geneval/evaluation_metadata.jsonl")}}},
+        "prompts": {"lines": {"use": {"kind": "geneval", "path": str(DATA / "prompts/geneval/evaluation_metadata.jsonl")}}},
         "rewards": {"geneval": {"use": {"kind": "geneval", "detector": detector}}},
     }
     for row in run(tmp_path, tiny_sd3, changes):
@@ -42,7 +42,7 @@ def test_geneval_prompts_train_with_the_real_detector(tmp_path, tiny_sd3):
 
 def test_ocr_prompts_train_with_rapidocr(tmp_path, tiny_sd3):
     changes = {
-        "prompts": {"ocr": {"use": {"kind": "ocr", "path": str(DATA / "prompts/flow_grpo/ocr_test.txt")}}},
+        "prompts": {"lines": {"use": {"kind": "ocr", "path": str(DATA / "prompts/flow_grpo/ocr_test.txt")}}},
         "rewards": {"ocr": {"use": "ocr"}},
     }
     for row in run(tmp_path, tiny_sd3, changes):

@@ -105,13 +105,14 @@ def save_adapter(pipe: Any, folder: Path) -> None:
 
 def save_pipeline(pipe: Any, folder: Path, *, dtype: torch.dtype) -> None:
     """Writes the whole pipeline, the transformer in `dtype`."""
-    network = pipe.transformer
-    if next(network.parameters()).dtype == dtype:
-        pipe.save_pretrained(folder)
-        return
-    narrow = copy.deepcopy(network).to(dtype)
-    pipe.register_modules(transformer=narrow)
+    from diffusers.utils import logging
+
+    network, level = pipe.transformer, logging.get_verbosity()
+    if next(network.parameters()).dtype != dtype:
+        pipe.register_modules(transformer=copy.deepcopy(network).to(dtype))
+    logging.set_verbosity_error()  # it warns of every encoder that the checkpoint has always been without
     try:
         pipe.save_pretrained(folder)
     finally:
+        logging.set_verbosity(level)
         pipe.register_modules(transformer=network)

@@ -72,11 +72,15 @@ class FlowEngine:
     def describe(self, policy: FlowPolicyConfig, *, rows: int, needs_reference: bool, world: int) -> list[str]:
         """Network calls of a step and an estimate of memory, in words; loads no model."""
         guided = policy.model.network_rows(policy.guidance)
-        calls = {"rollout": rows * self.steps, "training": rows * self.actions()}
+        sigma_S1 = self.schedule(self.steps, image_tokens=1024)  # a compressed tail changes their number, not their values
+        rollout_steps = self.solver.grid(sigma_S1, self.noise(self.steps, step=0, seed=0))[1].numel()
+        calls = {"rollout": rows * rollout_steps, "training": rows * self.actions()}
         if needs_reference:
             calls["reference"] = rows * self.actions()
         words = " + ".join(f"{number * guided} {name}" for name, number in calls.items())
-        report = [f"network calls per step: {words}" + (" (guidance counts twice)" if guided == 2 else "")]
+        notes = ["guidance counts twice"] * (guided == 2)
+        notes += ["the first step's; the compressed tail shrinks as the window moves"] * (rollout_steps != self.steps)
+        report = [f"network calls per step: {words}" + (f" ({'; '.join(notes)})" if notes else "")]
         return report + memory_lines(policy, self, rows=rows // world, needs_reference=needs_reference)
 
     def plan(self, policy: FlowPolicy, *, step: int, seed: int) -> tuple[Tensor, Tensor]:

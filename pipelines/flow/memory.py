@@ -10,7 +10,7 @@ from typing import Any
 from grpo_mm.pipelines.flow.family import resolve
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
 
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 GIB = 2**30
 
 

@@ -93,6 +93,7 @@ class SlidingWindow:
     progressive: the start advances by `stride` every `every` training steps, and returns to 0 past the end.
     random: the start is uniform for each training step.
     decay: like progressive, but the training steps spent at position l fall linearly from `every` to 1.
+    exp_decay: the training steps spent at position l are ⌈every · exp(-.1 · max(0, l - 13))⌉.
     frozen: the start stays 0.
 
     Source: arXiv:2507.21802 (MixGRPO), section 3.2; τ = `every`, s = `stride`, w = `size`. The released window shrinks
@@ -102,7 +103,7 @@ class SlidingWindow:
     size: int = 4
     every: int = 25
     stride: int = 1
-    strategy: Literal["progressive", "random", "decay", "frozen"] = "progressive"
+    strategy: Literal["progressive", "random", "decay", "exp_decay", "frozen"] = "progressive"
     roll_back: bool = True
     level: float = 0.7
 
@@ -118,6 +119,8 @@ class SlidingWindow:
             return int(torch.randint(0, positions[-1] + 1, (), generator=stream(seed, "noise_window", step)))
         if self.strategy == "progressive":
             stay = [self.every] * len(positions)
+        elif self.strategy == "exp_decay":
+            stay = [math.ceil(self.every * math.exp(-0.1 * max(0, position - 13))) for position in positions]
         else:
             last = max(1, len(positions) - 1)
             stay = [max(1, round(self.every - (self.every - 1) * i / last)) for i in range(len(positions))]

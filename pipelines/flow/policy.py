@@ -15,12 +15,14 @@ from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import adapters
 from grpo_mm.pipelines.flow.adapters import Lora
-from grpo_mm.pipelines.flow.family import pixels_per_token
+from grpo_mm.pipelines.flow.card import loading_code
+from grpo_mm.pipelines.flow.family import pixels_per_token, resolve
 from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, flow_values
 from grpo_mm.snapshots import Snapshots
 from grpo_mm.types import Couples, Prompt, Rollout
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+"""No float16: gradients of mean log-probabilities underflow in it, and every GPU of today has bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class FlowPolicyConfig:
     """None: full fine-tuning of the transformer, with float32 master weights."""
     merge_adapter: str | None = None
     """An adapter that is merged into the weights before training starts."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """What the network computes in. Latents, log-probabilities and trained weights are float32 whatever this is."""
     guidance: float = 1.0
     """> 1: the guided velocity is the policy, in rollout, training and evaluation alike."""
@@ -148,7 +150,7 @@ class FlowPolicy:
         self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float
     ) -> Tensor:
         """The guided velocity in float32 (float64 for a float64 model), [n, ...]."""
-        full_low_precision = self.config.lora is None and self.dtype in (torch.bfloat16, torch.float16)
+        full_low_precision = self.config.lora is None and self.dtype == torch.bfloat16
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=full_low_precision):
             velocity = self.family.velocity(
                 self.pipe,
@@ -224,7 +226,11 @@ class FlowPolicy:
 
     def usage(self) -> dict[str, str]:
         """For the model card: the base model and the lines that load the product into plain diffusers."""
-        return {"base_model": self.family.path, "pipeline": type(self.pipe).__name__, "library": "diffusers"}
+        return {
+            "base_model": resolve(self.family.path),
+            "library": "diffusers",
+            "code": loading_code(self.config, self.pipe),
+        }
 
     def save(self, folder: Path) -> None:
         """The product of a run: an adapter for `load_lora_weights`, or a whole pipeline for `from_pretrained`."""

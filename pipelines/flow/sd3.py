@@ -72,7 +72,7 @@ class Sd3:
             return_dict=False,
         )[0]
         if guidance > 1:
-            without, with_text = velocity.chunk(2)
+            without, with_text = velocity.to(sigma.dtype).chunk(2)  # float32: guidance magnifies rounding
             velocity = without + guidance * (with_text - without)
         return velocity
 
