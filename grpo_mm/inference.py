@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from grpo_mm import checkpoint as checkpoints
-from grpo_mm.config import build
+from grpo_mm.config import build, override, read_yaml
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
 from grpo_mm.evaluate import evaluate as score_held_out
-from grpo_mm.run_config import RunConfig, read
+from grpo_mm.run_config import RunConfig
 from grpo_mm.run_folder import RunFolder, find_checkpoint, read_config
 from grpo_mm.scoring import Scoring
 from grpo_mm.trainer import held_out_prompts
@@ -24,10 +24,10 @@ class Loaded:
     """A policy on its device with the weights of a run's checkpoint, or as it was before training."""
 
     def __init__(self, run: Path, *, overrides: Sequence[str], checkpoint: str | None, scores: bool) -> None:
-        self.config = config = _config(run, overrides)
+        self.config = config = _config(run, overrides, scores=scores)
         if scores:
             config.check()
-        else:  # pictures need neither the prompt files nor the rewards of the run
+        else:
             config.policy.check()
             config.engine.check(config.policy)
         path = _checkpoint(run, checkpoint)
@@ -57,15 +57,14 @@ def _checkpoint(run: Path, name: str | None) -> Path | None:
     return path
 
 
-def _config(run: Path, overrides: Sequence[str]) -> RunConfig:
-    if run.is_dir():
-        from grpo_mm.config import override
-
-        mapping = read_config(run)
-        for text in overrides:
-            mapping = override(mapping, text)
-        return build(RunConfig, mapping)
-    return read(run, overrides)
+def _config(run: Path, overrides: Sequence[str], *, scores: bool) -> RunConfig:
+    """The config of a run folder or of a file. Pictures alone need neither prompt files nor the user's own rewards."""
+    mapping = read_config(run) if run.is_dir() else read_yaml(run)
+    for text in overrides:
+        mapping = override(mapping, text)
+    if not scores:
+        mapping |= {"prompts": {}, "eval_prompts": {}, "rewards": {}, "watch": {}}
+    return build(RunConfig, mapping)
 
 
 def sample(

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -112,6 +112,37 @@ def finished(folder: RunFolder) -> dict[str, Any] | None:
     return json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else None
 
 
+@contextmanager
+def exclusive(folder: RunFolder) -> Iterator[None]:
+    """Keeps other processes out of the run, such as one that survived its launcher; a lock goes with its process.
+
+    Raises:
+        ConfigError: another process is in there.
+    """
+    path = folder.path.with_name(f".lock_{folder.path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise ConfigError(f"{path.parent} cannot be made or written: {error}. Choose another `runs_dir`.") from error
+    with file:
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its children do not keep it
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise ConfigError(
+                f"process {file.read().strip() or '?'} is training in {folder.path} at this moment. Wait for it, or end it."
+            ) from None
+        except (ImportError, OSError):  # a system or a file system without locks
+            pass
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     aside = path.with_name(f".writing_{path.name}")
@@ -161,7 +192,8 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if git.returncode == 0:
-        found["git_commit"] = git.stdout.strip()
+    with suppress(OSError):  # no git on this machine
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        if git.returncode == 0:
+            found["git_commit"] = git.stdout.strip()
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
 from grpo_mm.run_config import RunConfig, Scorer, read
-from grpo_mm.run_folder import RunFolder, check_folder, finished, open_folder
+from grpo_mm.run_folder import RunFolder, check_folder, exclusive, finished, open_folder
 from grpo_mm.trainer import OnStep, Trainer
 
 
@@ -60,14 +61,15 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(config.folder))
-    trainer = Trainer(config, folder, processes)
-    if processes.is_main:
-        open_folder(config, fresh=fresh)
-    processes.barrier()
-    if config.trackers:
-        processes.accelerator.init_trackers(config.name)
-    try:
-        return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
-    finally:
+    with exclusive(folder) if processes.is_main else nullcontext():
+        trainer = Trainer(config, folder, processes)
+        if processes.is_main:
+            open_folder(config, fresh=fresh)
+        processes.barrier()
         if config.trackers:
-            processes.accelerator.end_training()
+            processes.accelerator.init_trackers(config.name)
+        try:
+            return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+        finally:
+            if config.trackers:
+                processes.accelerator.end_training()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,18 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_runs import PROMPTS, ROOT, command_line, in_child, summary, write_config
+from tiny_runs import (
+    PROMPTS,
+    ROOT,
+    command_line,
+    in_child,
+    launch,
+    launching,
+    record,
+    summary,
+    weights,
+    write_config,
+)
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
@@ -48,40 +61,105 @@ REFUSED = {
     "a key that stands twice": ("train HERE/twice.yaml", "the key 'steps' stands twice"),
     "a parent that has a parent": ("train HERE/child.yaml", "which itself inherits 'run.yaml'. One level is allowed"),
     "an override without a value": ("train CONFIG steps", "override 'steps' is not of the form key.sub=value"),
-    "a prompt file that is not there": ("train CONFIG prompts.lines.use.path=none.txt", "none.txt: no such file (looked in "),
+    "a prompt file that is not there": (
+        "train CONFIG prompts.lines.use.path=none.txt",
+        "none.txt: no such file (looked in ",
+    ),
     "an empty prompt file": ("train CONFIG prompts.lines.use.path=HERE/empty.txt", "empty.txt: there is no prompt"),
-    "an empty file of held-out prompts": ("train CONFIG eval_prompts.lines.use.path=HERE/empty.txt", "there is no prompt"),
+    "an empty file of held-out prompts": (
+        "train CONFIG eval_prompts.lines.use.path=HERE/empty.txt",
+        "there is no prompt",
+    ),
     "no prompts at all": ("train CONFIG prompts={}", "at least one entry each under `prompts`, `rewards`"),
-    "a group of one": ("train CONFIG group_size=1", "group_size = 1, but the advantage compares samples within a group"),
-    "sizes that do not divide": ("train CONFIG prompts_per_step=3", "prompts_per_step = 3 does not divide into updates.count = 2"),
-    "more updates than actions": ("train CONFIG updates={by: action, count: 3}", "a row trains 2 actions. Use at most 2"),
-    "an objective without its values": ("train CONFIG objective=[{kind: needy:Needy}]", "needs entropy, which the policy does not"),
+    "a group of one": (
+        "train CONFIG group_size=1",
+        "group_size = 1, but the advantage compares samples within a group",
+    ),
+    "sizes that do not divide": (
+        "train CONFIG prompts_per_step=3",
+        "prompts_per_step = 3 does not divide into updates.count = 2",
+    ),
+    "more updates than actions": (
+        "train CONFIG updates={by: action, count: 3}",
+        "a row trains 2 actions. Use at most 2",
+    ),
+    "an objective without its values": (
+        "train CONFIG objective=[{kind: needy:Needy}]",
+        "needs entropy, which the policy does not",
+    ),
     "one denoising step": ("train CONFIG engine.steps=1", "1 denoising step leaves nothing to train"),
     "no noise": ("train CONFIG engine.kernel=ode", "a ratio objective needs noise"),
     "an empty window": ("train CONFIG engine.noise={kind: window, size: 0, within: [0, 2]}", "has size 0: it is empty"),
-    "a window that overruns": ("train CONFIG engine.noise={kind: window, size: 2, within: [1, 3]}", "reaches step 2 of 3"),
+    "a window that overruns": (
+        "train CONFIG engine.noise={kind: window, size: 2, within: [1, 3]}",
+        "reaches step 2 of 3",
+    ),
     "a size between two tokens": ("train CONFIG policy.height=30", "policy.height = 30; wanted a multiple of"),
+    "a negative clip range": (
+        "train CONFIG objective=[{kind: clipped_ratio, clip_low: -1}]",
+        "objective.0: clip_low = -1.0 and clip_high = 0.0001; wanted 0 or more",
+    ),
+    "a negative length": ("train CONFIG policy.text_length=-1", "policy.text_length = -1; wanted at least 0"),
     "no threads": ("train CONFIG threads=0", "threads = 0; wanted at least 1"),
-    "no held-out samples": ("train CONFIG evaluation.samples_per_prompt=0", "samples_per_prompt = 0; wanted at least 1"),
-    "patience without evaluations": ("train CONFIG evaluation.patience=2", "evaluation.every = 0 there is none to count"),
-    "evaluations without prompts": ("train CONFIG evaluation.every=2 eval_prompts={}", "no `eval_prompts` to evaluate on"),
+    "no held-out samples": (
+        "train CONFIG evaluation.samples_per_prompt=0",
+        "samples_per_prompt = 0; wanted at least 1",
+    ),
+    "patience without evaluations": (
+        "train CONFIG evaluation.patience=2",
+        "evaluation.every = 0 there is none to count",
+    ),
+    "evaluations without prompts": (
+        "train CONFIG evaluation.every=2 eval_prompts={}",
+        "no `eval_prompts` to evaluate on",
+    ),
     "no checkpoint kept": ("train CONFIG checkpoints.keep_last=0", "checkpoints.keep_last = 0; wanted at least 1"),
-    "a time limit of nothing": ("train CONFIG rewards.bright.timeout_seconds=0", "timeout_seconds = 0.0; wanted above 0"),
+    "a time limit of nothing": (
+        "train CONFIG rewards.bright.timeout_seconds=0",
+        "timeout_seconds = 0.0; wanted above 0",
+    ),
     "no reward": ("train CONFIG rewards={}", "at least one entry each under `prompts`, `rewards`"),
-    "a reward's module": ("train CONFIG rewards.bright.use.path=none:f", "no module named 'none'. Is it installed, or in the folder"),
-    "a reward's name": ("train CONFIG rewards.bright.use.path=tiny_rewards:birght", "has no 'birght'. Did you mean 'bright'?"),
+    "a reward's module": (
+        "train CONFIG rewards.bright.use.path=none:f",
+        "no module named 'none'. Is it installed, or in the folder",
+    ),
+    "a reward's name": (
+        "train CONFIG rewards.bright.use.path=tiny_rewards:birght",
+        "has no 'birght'. Did you mean 'bright'?",
+    ),
     "a source that is not there": ("train CONFIG rewards.bright.sources=[films]", "source 'films'; there are: lines"),
     "a folder for a name": ("train CONFIG name=a/b", "name is 'a/b'; wanted a plain folder name"),
-    "a folder that is no checkpoint": ("train CONFIG policy.model.path=HERE", "not a diffusers checkpoint: it has no model_index.json"),
-    "another family's checkpoint": ("train CONFIG policy.model.kind=flux", "holds a StableDiffusion3Pipeline, wanted a FluxPipeline"),
+    "a folder that is no checkpoint": (
+        "train CONFIG policy.model.path=HERE",
+        "not a diffusers checkpoint: it has no model_index.json",
+    ),
+    "another family's checkpoint": (
+        "train CONFIG policy.model.kind=flux",
+        "holds a StableDiffusion3Pipeline, wanted a FluxPipeline",
+    ),
     "a family that is not there": ("train CONFIG policy.model.kind=sd33", "Did you mean 'sd3'? There are: sd3, flux"),
-    "a folder that is no adapter": ("train CONFIG policy.lora.start_from=HERE", "not an adapter: it has no pytorch_lora_weights"),
-    "a device that is not there": ("train CONFIG device=tpu", "device: found 'tpu'; input should be 'auto', 'cpu' or 'cuda'"),
+    "a folder that is no adapter": (
+        "train CONFIG policy.lora.start_from=HERE",
+        "not an adapter: it has no pytorch_lora_weights",
+    ),
+    "a device that is not there": (
+        "train CONFIG device=tpu",
+        "device: found 'tpu'; input should be 'auto', 'cpu' or 'cuda'",
+    ),
     "a tracker that is not there": ("train CONFIG trackers=[mlflow]", "should be 'tensorboard' or 'wandb'"),
     "a run folder in a file": ("train CONFIG runs_dir=HERE/empty.txt", "empty.txt is a file"),
-    "a run folder that is something else": ("train CONFIG name=other", "exists and is no run folder (it has no config.yaml)"),
-    "a checkpoint that is not there": ("train CONFIG --checkpoint step_9", "has no checkpoint 'step_9'; there are: none"),
-    "going back and starting over": ("train CONFIG --fresh --checkpoint x", "--fresh starts over without any checkpoint"),
+    "a run folder that is something else": (
+        "train CONFIG name=other",
+        "exists and is no run folder (it has no config.yaml)",
+    ),
+    "a checkpoint that is not there": (
+        "train CONFIG --checkpoint step_9",
+        "has no checkpoint 'step_9'; there are: none",
+    ),
+    "going back and starting over": (
+        "train CONFIG --fresh --checkpoint x",
+        "--fresh starts over without any checkpoint",
+    ),
     "showing what cannot run": ("show CONFIG steps=0", "steps = 0; wanted at least 1"),
     "sampling from no run": ("sample HERE --prompt x", "HERE is not a run folder: it has no config.yaml"),
     "sampling nothing": ("sample CONFIG --prompt x --count 0", "wanted at least one of each"),
@@ -92,8 +170,11 @@ REFUSED = {
     "no steps to time": ("bench CONFIG --steps 0", "steps = 0; wanted at least 1"),
     "a model that is not in the zoo": ("zoo path nothing", "no checkpoint 'nothing' in the zoo"),
     "a recipe that is not in the zoo": ("zoo build nothing --out HERE/z", "no recipe 'nothing' in the zoo"),
-    "a kind of method that is not there": ("methods --kind trick", "there is no kind 'trick' of method; there are: advantage"),
-}  # fmt: skip
+    "a kind of method that is not there": (
+        "methods --kind trick",
+        "there is no kind 'trick' of method; there are: advantage",
+    ),
+}
 
 ASK_ALL = """
 import contextlib, io, json, sys, time
@@ -158,7 +239,7 @@ def refusals(tiny_sd3, tmp_path_factory) -> tuple[dict, dict[str, str]]:
     command = [sys.executable, "-c", ASK_ALL, "asked.json"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert list(folder.glob("runs/*")) == [folder / "runs/other"]
+    assert {p.name for p in (folder / "runs").iterdir()} <= {"other", ".lock_tiny"}
     return json.loads((folder / "answers.json").read_text()), places
 
 
@@ -189,9 +270,13 @@ def test_a_checkout_without_its_links_says_how_to_make_them(left, tmp_path):
         for name in folders:
             (tmp_path / "grpo_mm" / name).write_text(f"../{name}")
     command = [sys.executable, "-m", "grpo_mm.cli", "show", str(ROOT / "configs/quickstart/flow.yaml")]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"UserError: {tmp_path}/grpo_mm lacks datasets, pipelines, rewards: in a checkout these are")
+    assert done.stderr.startswith(
+        f"UserError: {tmp_path}/grpo_mm lacks datasets, pipelines, rewards: in a checkout these are"
+    )
     assert "ln -sfn ../pipelines pipelines" in done.stderr and "\n\n" not in done.stderr.strip()
 
 
@@ -249,7 +334,9 @@ def test_sampled_pictures_are_those_of_plain_diffusers_from_the_same_latents(run
         latents = load_file(tmp_path / name / "latents.safetensors")["latents"]
         assert latents.shape == (4, 4, 16, 16)
         settings = dict(guidance_scale=3.0, num_inference_steps=4, height=32, width=32, max_sequence_length=16)
-        plain = [pipe(prompts[i // 2], latents=latents[i : i + 1], output_type="np", **settings).images[0] for i in range(4)]
+        plain = [
+            pipe(prompts[i // 2], latents=latents[i : i + 1], output_type="np", **settings).images[0] for i in range(4)
+        ]
         pictures[name] = [np.array(Image.open(p)) for p in sorted((tmp_path / name).glob("*.png"))]
         for ours, theirs in zip(pictures[name], plain, strict=True):
             assert np.abs(ours - 255 * theirs).max() < 0.51  # the pictures are rounded, nothing else
@@ -261,6 +348,7 @@ def test_sampling_needs_neither_prompt_files_nor_rewards(run, tmp_path):
     shutil.copytree(run, copy)
     settings = yaml.safe_load((copy / "config.yaml").read_text())
     settings["prompts"]["lines"]["use"]["path"] = "gone.txt"
+    settings["rewards"]["bright"]["use"] = "__main__:a_function_of_the_session_that_trained"
     (copy / "config.yaml").write_text(yaml.safe_dump(settings))
     say("sample", copy, "--prompt", "a red circle", "--out", tmp_path / "out")
     assert (tmp_path / "out/000_0.png").exists()
@@ -291,7 +379,9 @@ def test_show_prints_what_would_run(run):
 
 def test_methods_lists_what_there_is_and_nothing_else():
     rows = json.loads(say("methods", "--json"))
-    assert len(rows) == len(TABLE) and all(set(row) == {"name", "kind", "paper", "module", "function", "config"} for row in rows)
+    assert len(rows) == len(TABLE) and all(
+        set(row) == {"name", "kind", "paper", "module", "function", "config"} for row in rows
+    )
     for row in rows:
         assert row["kind"] == "preset" or load(f"{row['module']}:{row['function']}")
         assert not row["config"] or (ROOT / row["config"]).is_file()
@@ -319,15 +409,24 @@ def test_zoo_path_is_a_pipeline():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_command_runs_under_accelerate_launch(processes, tiny_sd3, tmp_path):
-    """Killed in the middle on all ranks, and started again."""
-    from test_exactness import launch
-    from tiny_runs import record
-
-    config = write_config(tmp_path, tiny_sd3)
-    launch("--num_processes", processes, "-m", "grpo_mm.cli", "train", config)
-    whole = record(tmp_path / "runs/tiny")
-    assert [row["step"] for row in whole] == [0, 1, 2, 3, 3]
-    launch("--num_processes", processes, "-m", "grpo_mm.cli", "train", config, "--checkpoint", "step_000002")
-    assert record(tmp_path / "runs/tiny") == whole
+def test_the_command_runs_under_accelerate_launch_and_goes_on_after_kill_9(processes, tiny_sd3, tmp_path):
+    changes = {"steps": 30, "checkpoints": {"every": 4}, "watch": {"rank": {"use": "tiny_rewards:rank"}}}
+    runs = {}
+    for name in ("left alone", "killed"):
+        (tmp_path / name).mkdir()
+        config = write_config(tmp_path / name, tiny_sd3, changes)
+        runs[name] = tmp_path / name / "runs/tiny"
+        command = ["--num_processes", processes, "-m", "grpo_mm.cli", "train", config]
+        if name == "killed":
+            started = subprocess.Popen(**launching(*command), start_new_session=True)
+            while len(record(runs[name])) < 10:
+                time.sleep(0.05)
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+            assert 0 < len(record(runs[name])) < 32
+        launch(*command)
+    assert record(runs["killed"]) == record(runs["left alone"]) and len(record(runs["killed"])) == 32
+    assert weights(runs["killed"], 30) == weights(runs["left alone"], 30)
+    assert record(runs["killed"])[1]["watch/rank/score"] == (processes - 1) / 2

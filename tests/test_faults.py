@@ -47,7 +47,9 @@ def test_rows_that_fail_are_counted_and_left_out(reward, tiny_sd3, tmp_path, cap
         assert 0 < len(good) < len(scores) == 8
         share = 1 - len(good) / len(scores)
         assert row["reward/bright/mean"] == pytest.approx(sum(good) / len(good))  # no zero for what failed
-        assert row["reward/failed_frac"] == row["reward/bright/unscored_frac"] == row["advantage/left_out_frac"] == share
+        assert (
+            row["reward/failed_frac"] == row["reward/bright/unscored_frac"] == row["advantage/left_out_frac"] == share
+        )
         assert row["calls/train_calls"] == 2 * len(good) and row["optim/bad_updates"] == 0
     told = [r.message for r in caplog.records if "'bright' failed" in r.message]
     assert len(told) == (reward is raises_for_dark)
@@ -107,7 +109,9 @@ def test_a_run_in_which_nothing_can_be_scored_stops_with_the_first_error(tiny_sd
     assert "TrainingStopped: step 1: every one of 8 rows failed to be scored. The first error was:" in said
     assert 'tiny_rewards.py", line' in said and "ZeroDivisionError: division by zero" in said
     assert checkpoint.steps(tmp_path / "runs/tiny/checkpoints") == []
-    with pytest.raises(TrainingStopped, match="the reward returned NaN for every row"):  # a run without a step gives way
+    with pytest.raises(
+        TrainingStopped, match="the reward returned NaN for every row"
+    ):  # a run without a step gives way
         train(config, rewards={"bright": lambda images, prompts, metadata: [NAN] * len(images)})
 
 
@@ -160,7 +164,12 @@ def spoiled(monkeypatch):
 @pytest.mark.parametrize("only_gradient", [False, True])
 def test_an_update_that_is_no_number_is_skipped_and_counted(only_gradient, spoiled, tiny_sd3, tmp_path, caplog):
     spoiled({2, 3}, only_gradient=only_gradient)  # of 6: the last one of step 1, the first one of step 2
-    settings = {"ema": {"every_updates": 1}, "policy": {"micro_batch": 64}, "eval_prompts": None, "checkpoints": {"keep_last": 9}}
+    settings = {
+        "ema": {"every_updates": 1},
+        "policy": {"micro_batch": 64},
+        "eval_prompts": None,
+        "checkpoints": {"keep_last": 9},
+    }
     found = train(write_config(tmp_path, tiny_sd3, settings))
     assert found["bad_updates"] == 2
     run = tmp_path / "runs/tiny"
@@ -177,7 +186,9 @@ def test_too_many_of_them_in_a_row_stop_the_run(spoiled, tiny_sd3, tmp_path):
     spoiled(range(3, 99))
     settings = {"steps": 9, "policy": {"micro_batch": 64}, "optim": {"max_bad_updates": 3}, "eval_prompts": None}
     config = write_config(tmp_path, tiny_sd3, settings)
-    with pytest.raises(TrainingStopped, match="3 updates in a row had a non-finite loss or gradient.*weights are those before"):
+    with pytest.raises(
+        TrainingStopped, match="3 updates in a row had a non-finite loss or gradient.*weights are those before"
+    ):
         train(config)
     saved = checkpoint.read(tmp_path / "runs/tiny/checkpoints/step_000002")
     assert all(bool(torch.isfinite(t).all()) for t in saved.tensors["weights"].values())
@@ -188,8 +199,8 @@ def test_an_exploding_gradient_is_clipped_and_an_overflowing_one_is_skipped(tiny
     """Weights are finite whatever the loss is multiplied with."""
     for weight, bad in ((1e15, False), (1e39, True)):
         settings = {
-            "steps": 1, "name": f"w{weight:g}", "updates": {"count": 1}, "eval_prompts": None, "optim": {"max_bad_updates": 9},
-            "objective": [{"kind": "clipped_ratio", "weight": weight}],
+            "steps": 1, "name": f"w{weight:g}", "updates": {"count": 1}, "eval_prompts": None,
+            "optim": {"max_bad_updates": 9}, "objective": [{"kind": "clipped_ratio", "weight": weight}],
         }  # fmt: skip
         found = train(write_config(tmp_path, tiny_sd3, settings))
         assert found["bad_updates"] == int(bad)

@@ -123,17 +123,22 @@ def test_a_killed_run_goes_on_bit_for_bit(moment, config, whole, tmp_path, monke
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_run_killed_at_any_touch_of_a_file_goes_on_bit_for_bit(tiny_sd3, whole, tmp_path):
-    """Every open, rename and removal below the run folder in turn is the last thing the process does."""
+    """Every open, rename and removal below the run folder in turn is the last thing the process does, and somewhat
+    later the last thing of the process that goes on."""
 
     def killed_at_touch(folder: Path, number: int):
         touches = [0]
 
         def hook(event: str, arguments: tuple) -> None:
-            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
-                if str(folder / "runs") in str(arguments[0]) or event in ("os.remove", "os.rmdir"):
-                    touches[0] += 1
-                    if touches[0] == number:
-                        die()
+            is_here = str(folder / "runs") in str(arguments[:1])
+            if (
+                event in ("os.remove", "os.rmdir")
+                or event in ("open", "os.rename", "os.mkdir", "shutil.rmtree")
+                and is_here
+            ):
+                touches[0] += 1
+                if touches[0] == number:
+                    die()
 
         def work() -> None:
             sys.addaudithook(hook)
@@ -149,6 +154,7 @@ def test_a_run_killed_at_any_touch_of_a_file_goes_on_bit_for_bit(tiny_sd3, whole
         config = write_config(folder, tiny_sd3, {"ema": {"every_updates": 1}, "evaluation": {"every": 2}})
         code = in_child(killed_at_touch(folder, number), folder / "killed.txt")
         if code == -signal.SIGKILL:
+            in_child(killed_at_touch(folder, 1 + number // 3), folder / "again.txt")
             train(config)
             assert_same(folder / "runs/tiny", whole)
         shutil.rmtree(folder)
@@ -253,7 +259,7 @@ def test_fresh_starts_over_with_any_config(config, run):
     train(config, ["steps=1", "optim.lr=0.01"], fresh=True)
     assert [row["step"] for row in record(run)] == [0, 1, 1]
     assert checkpoint.steps(run / "checkpoints") == [1]
-    assert [p.name for p in run.parent.iterdir()] == ["tiny"]
+    assert sorted(p.name for p in run.parent.iterdir()) == [".lock_tiny", "tiny"]
 
 
 def test_a_run_that_has_done_nothing_yet_gives_way_to_another_config(config, tmp_path):
@@ -279,7 +285,9 @@ def test_a_truncated_checkpoint_is_refused_by_name_and_never_passed_over(config,
     broken.write_bytes(broken.read_bytes()[:-7])
     monkeypatch.setattr(trainer, "Trainer", None)  # it is found before a model is loaded
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"step_000003/weights.safetensors is .*truncated.*--checkpoint step_000002"):
+        with pytest.raises(
+            CheckpointError, match=r"step_000003/weights.safetensors is .*truncated.*--checkpoint step_000002"
+        ):
             train(config)
     monkeypatch.undo()
     train(config, checkpoint="step_000002")
@@ -295,8 +303,22 @@ def test_a_foreign_checkpoint_is_refused_by_name(config, run, tiny_sd3, tmp_path
         train(config)
     shutil.rmtree(run / "checkpoints/step_000004")
     (run / "checkpoints/step_000004").mkdir()
-    with pytest.raises(CheckpointError, match=r"step_000004 is not a checkpoint of this program.*--checkpoint step_000003"):
+    with pytest.raises(
+        CheckpointError, match=r"step_000004 is not a checkpoint of this program.*--checkpoint step_000003"
+    ):
         train(config)
+
+
+def test_two_processes_are_never_in_one_run(config, whole, tmp_path, monkeypatch):
+    def start_another(*_args):
+        monkeypatch.undo()
+        assert in_child(command_line("train", config, "--fresh"), tmp_path / "other.txt") == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=start_another))
+        train(config)
+    assert f"process {os.getpid()} is training in {tmp_path / 'runs/tiny'}" in (tmp_path / "other.txt").read_text()
+    assert_same(tmp_path / "runs/tiny", whole)
 
 
 def no_space(*_args, **_kwargs):

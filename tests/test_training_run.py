@@ -47,11 +47,13 @@ def run(tiny_sd3, tmp_path_factory) -> Path:
 
 def test_the_run_folder_holds_all_that_is_promised(run):
     assert {p.name for p in run.iterdir()} >= {
-        "config.yaml", "versions.json", "metrics.jsonl", "summary.json", "samples", "checkpoints", "checkpoints.jsonl", "adapter",
+        "config.yaml", "versions.json", "metrics.jsonl", "summary.json", "samples", "checkpoints", "checkpoints.jsonl",
+        "adapter",
     }  # fmt: skip
     assert {"grpo_mm", "torch", "diffusers", "python"} <= set(json.loads((run / "versions.json").read_text()))
     assert {p.name for p in (run / "samples").iterdir()} >= {
-        "eval_before.png", "eval_after.png", "step_000001.png", "step_000001.json", "step_000002.png", "eval_step_000001.png",
+        "eval_before.png", "eval_after.png", "step_000001.png", "step_000001.json", "step_000002.png",
+        "eval_step_000001.png",
     }  # fmt: skip
     assert not [p for p in run.rglob("*") if "writing" in p.name]
 
@@ -78,10 +80,15 @@ def test_metrics_have_their_names_and_finite_values(run):
 
 def test_the_summary_tells_before_and_after(run):
     found, rows = summary(run), [row for row in read(run / "metrics.jsonl") if "eval/score" in row]
-    assert found["eval_before"]["score"] == rows[0]["eval/score"] and found["eval_after"]["score"] == rows[-1]["eval/score"]
+    assert (
+        found["eval_before"]["score"] == rows[0]["eval/score"]
+        and found["eval_after"]["score"] == rows[-1]["eval/score"]
+    )
     assert found["steps"] == 3 and found["stopped_early"] is None and found["bad_updates"] == 0
     assert found["best_step"] == max(rows, key=lambda row: row["eval/score"])["step"]
-    assert found["seconds"]["train"] > 0 and found["seconds"]["eval"] > 0 and found["network_calls"]["rollout_calls"] == 72
+    assert (
+        found["seconds"]["train"] > 0 and found["seconds"]["eval"] > 0 and found["network_calls"]["rollout_calls"] == 72
+    )
     assert "torch" in found["versions"]
 
 
@@ -139,8 +146,9 @@ def test_evaluation_sees_the_averaged_weights(run, tiny_sd3, tmp_path):
 
 
 FAST = {
-    "steps": 8, "group_size": 8, "updates": {"count": 1}, "engine": {"steps": 2, "noise": {"kind": "all", "level": 0.7}},
-    "policy": {"lora": None, "micro_batch": 32}, "objective": [{"kind": "clipped_ratio", "clip_low": 0.1, "clip_high": 0.1}],
+    "steps": 8, "group_size": 8, "updates": {"count": 1}, "engine": {"steps": 2},
+    "policy": {"lora": None, "micro_batch": 32},
+    "objective": [{"kind": "clipped_ratio", "clip_low": 0.1, "clip_high": 0.1}],
     "optim": {"lr": 0.01}, "checkpoints": {"every": 0}, "samples_every": 0,
 }  # fmt: skip
 
@@ -158,7 +166,9 @@ def test_a_reward_rises_and_a_shuffled_one_does_not(tiny_sd3, tmp_path):
 
 def test_a_reward_in_python_replaces_those_of_the_file(tiny_sd3, tmp_path):
     """`dark` is minus `bright`: what rises in one falls in the other."""
-    config = write_config(tmp_path, tiny_sd3, FAST | {"watch": {"bright": {"use": "tiny_rewards:bright"}}})
+    config = write_config(
+        tmp_path, tiny_sd3, FAST | {"watch": {"bright": {"use": "tiny_rewards:bright"}}, "rewards": None}
+    )
     seen = []
 
     def dark(images, prompts, metadata):
@@ -193,7 +203,7 @@ def test_sources_have_their_own_rewards_and_shares(tiny_sd3, tmp_path):
         tiny_sd3,
         {
             "steps": 2, "prompts_per_step": 4, "updates": {"by": "action", "count": 2}, "eval_prompts": None,
-            "prompts": {"lines": {"weight": 3}, "more": {"use": {"kind": "file", "path": str(tmp_path / "more.jsonl")}}},
+            "prompts": {"lines": {"weight": 3}, "more": {"use": {"kind": "file", "path": f"{tmp_path}/more.jsonl"}}},
             "rewards": {
                 "bright": {"weight": 2.0},
                 "level": {"use": "tiny_rewards:level", "sources": ["more"], "weight": 0.5},
@@ -203,7 +213,9 @@ def test_sources_have_their_own_rewards_and_shares(tiny_sd3, tmp_path):
     train(config)
     for row in record(tmp_path / "runs/tiny"):
         assert row["calls/rewards"] == 4 * 4 + 1 * 4 and row["reward/level/mean"] == 1
-        assert row["reward/failed_frac"] == 0 == row["advantage/left_out_frac"] and "reward/level/unscored_frac" not in row
+        assert (
+            row["reward/failed_frac"] == 0 == row["advantage/left_out_frac"] and "reward/level/unscored_frac" not in row
+        )
 
 
 def test_the_best_and_the_last_checkpoints_stay_and_patience_ends_the_run(tiny_sd3, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Rewards as a user writes them, for tests."""
 
+import os
+
 import numpy as np
 
 
@@ -17,3 +19,7 @@ def level(images, prompts, metadata):
 
 def broken(images, prompts, metadata):
     return [1 / 0 for _ in images]
+
+
+def rank(images, prompts, metadata):
+    return [float(os.environ.get("RANK", 0))] * len(images)

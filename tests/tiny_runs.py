@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,7 +20,13 @@ from grpo_mm import metrics
 from grpo_mm.config import merge
 
 ROOT = Path(__file__).parents[1]
-PROMPTS = ("a red circle", "a blue square", "a photo of the green circle", "the red square", "a green square and a circle")
+PROMPTS = (
+    "a red circle",
+    "a blue square",
+    "a photo of the green circle",
+    "the red square",
+    "a green square and a circle",
+)
 
 
 def write_config(folder: Path, model: str, changes: Mapping[str, Any] = {}, *, file: str = "run.yaml") -> Path:  # noqa: B006
@@ -105,3 +113,22 @@ def command_line(*arguments: object) -> Callable[[], None]:
         main()
 
     return work
+
+
+def launch(*arguments: object) -> None:
+    """`accelerate launch` with two processes on the CPU; fails with what it said."""
+    done = subprocess.run(**launching(*arguments), capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def launching(*arguments: object) -> dict[str, Any]:
+    """What `subprocess` wants to know."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"),
+        "--main_process_port", str(port), *map(str, arguments),
+    ]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {"args": command, "env": os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}}

@@ -83,6 +83,10 @@ class ClippedRatio:
     step_weight: StepWeight = "none"
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.clip_low < 0 or self.clip_high < 0:
+            raise ValueError(f"clip_low = {self.clip_low} and clip_high = {self.clip_high}; wanted 0 or more.")
+
     @property
     def needs(self) -> frozenset[str]:
         extra = {"none": set(), "inverse_dt": {"dt"}, "std": {"std"}}[self.step_weight]

@@ -42,6 +42,10 @@ class RatioNorm:
     step_weight: StepWeight = "inverse_dt"
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.clip_low < 0 or self.clip_high < 0:
+            raise ValueError(f"clip_low = {self.clip_low} and clip_high = {self.clip_high}; wanted 0 or more.")
+
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"logprobs", "gaussian_logprobs", "mean_shift_old", "std"} | ({"dt"} if self.step_weight == "inverse_dt" else set()))

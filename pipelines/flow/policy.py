@@ -66,9 +66,9 @@ class FlowPolicyConfig:
             side = pixels_per_token(self.model.path)
             if value is not None and (value < 1 or value % side):
                 raise ConfigError(f"policy.{name} = {value}; wanted a multiple of {side}, the side of one image token.")
-        for name in ("micro_batch", "decode_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"policy.{name} = {getattr(self, name)}; wanted at least 1.")
+        for name, least in (("micro_batch", 1), ("decode_batch", 1), ("text_length", 0), ("guidance", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"policy.{name} = {getattr(self, name)}; wanted at least {least}.")
         if self.merge_adapter is not None:
             adapters.check_folder(self.merge_adapter)
 
