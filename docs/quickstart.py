@@ -74,7 +74,9 @@ def mean(values: list[float]) -> str:
 
 
 def rollout_diversity() -> str:
-    rows = [row["diversity/mean"] for row in read(Path("runs/quickstart_seed0/metrics.jsonl")) if "diversity/mean" in row]
+    rows = [
+        row["diversity/mean"] for row in read(Path("runs/quickstart_seed0/metrics.jsonl")) if "diversity/mean" in row
+    ]
     return f"{rows[0]:.3f} → {rows[-1]:.3f}"
 
 

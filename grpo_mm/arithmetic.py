@@ -17,4 +17,6 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
         f"{updates} optimiser update(s) per step, split by {config.updates.by}: {per_update} actions each",
         f"{config.steps} steps = {config.steps * updates} optimiser updates",
     ]
-    return report + config.engine.describe(config.policy, rows=rows, needs_reference=config.needs_reference, world=world)
+    return report + config.engine.describe(
+        config.policy, rows=rows, needs_reference=config.needs_reference, world=world
+    )

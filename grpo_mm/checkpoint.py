@@ -113,7 +113,9 @@ def verify(path: Path) -> list[str]:
         raise CheckpointError(f"{manifest_path} is damaged (it does not list state.json).{_advice(path)}")
     for name, expected in hashes.items():
         if not (path / name).is_file() or _sha256(path / name) != expected:
-            raise CheckpointError(f"{path / name} is missing, truncated or altered: its SHA-256 differs.{_advice(path)}")
+            raise CheckpointError(
+                f"{path / name} is missing, truncated or altered: its SHA-256 differs.{_advice(path)}"
+            )
     return sorted(hashes)
 
 

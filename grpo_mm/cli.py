@@ -40,7 +40,9 @@ def main() -> None:
         app()
     except (UserError, TrainingStopped) as error:
         text = f"{type(error).__name__}: {error}"
-        print(text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR // 2]} … {text[-MAX_ERROR // 2 :]}", file=sys.stderr)
+        print(
+            text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR // 2]} … {text[-MAX_ERROR // 2 :]}", file=sys.stderr
+        )
         sys.exit(2 if isinstance(error, UserError) else 3)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -80,7 +80,11 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
+        if (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        ):
             result[key] = merge(old, value)
         else:
             result[key] = value
@@ -106,7 +110,9 @@ def override(mapping: dict[str, Any], text: str) -> dict[str, Any]:
         if isinstance(node, str):
             raise ConfigError(f"override {text!r}: {step} is {node!r}, a plain value; set {step} itself.")
         if node is None or not isinstance(node, (dict, list)):
-            raise ConfigError(f"override {text!r}: {step} is {node!r} and has no keys; set {step} itself, {step}={{…}}.")
+            raise ConfigError(
+                f"override {text!r}: {step} is {node!r} and has no keys; set {step} itself, {step}={{…}}."
+            )
     if isinstance(node, list):
         node[_list_index(node, steps[-1], text)] = value
     elif value and isinstance(value, dict) and isinstance(node.get(steps[-1]), dict):
@@ -231,7 +237,9 @@ def dump(value: Any, *, role: str | None = None) -> Any:
     """The inverse of `build`: plain values that can be written as YAML, defaults included."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = typing.get_type_hints(type(value), include_extras=True)
-        plain = {f.name: _dump_field(hints[f.name], getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        plain = {
+            f.name: _dump_field(hints[f.name], getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+        }
         return ({"kind": registry.kind_of(role, value)} if role else {}) | plain
     if inspect.isfunction(value) or isinstance(value, type):
         return registry.kind_of(role or "", value)

@@ -29,11 +29,19 @@ def progress(config: RunConfig) -> Iterator[OnStep]:
 
         def line(step: int, row: dict[str, float]) -> None:
             if step % every == 0 or step == config.steps:
-                console.print(f"step {step}/{config.steps}  {words(row)}  {row['time/step_seconds']:.2f} s", highlight=False)
+                console.print(
+                    f"step {step}/{config.steps}  {words(row)}  {row['time/step_seconds']:.2f} s", highlight=False
+                )
 
         yield line
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bars:
         task = bars.add_task("evaluating before training", total=config.steps)
 
@@ -59,7 +67,9 @@ def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None
         console.print(sheet)
     seconds = summary["seconds"]
     console.print(f"{seconds['train']:.0f} s of training, {seconds['eval']:.0f} s of evaluation", highlight=False)
-    console.print(f"run folder  {folder}\nproduct     {folder / summary['product']}\nreport      {report}", highlight=False)
+    console.print(
+        f"run folder  {folder}\nproduct     {folder / summary['product']}\nreport      {report}", highlight=False
+    )
 
 
 def _number(value: float | None) -> str | None:

@@ -19,10 +19,14 @@ class Processes:
         from accelerate import Accelerator
 
         if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device is {device!r}, but torch sees no CUDA device here. Use device=cpu or device=auto.")
+            raise ConfigError(
+                f"device is {device!r}, but torch sees no CUDA device here. Use device=cpu or device=auto."
+            )
         absent = [name for name in log_with if importlib.util.find_spec(name) is None]
         if absent:
-            raise ConfigError(f"trackers: {', '.join(absent)} is not installed; pip install 'grpo_mm[{','.join(absent)}]'.")
+            raise ConfigError(
+                f"trackers: {', '.join(absent)} is not installed; pip install 'grpo_mm[{','.join(absent)}]'."
+            )
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         self.accelerator = Accelerator(cpu=cpu, log_with=list(log_with) or None, project_dir=project_dir)
         self.rank = self.accelerator.process_index

@@ -39,7 +39,9 @@ def evaluate(
         images = config.engine.render(policy, rows, seed=settings.seed) if len(rows) else torch.zeros(0, 3, 1, 1).byte()
         scores = rewards(images, row_prompts)
         watched = watch(images, row_prompts)
-    metrics = mean_scores(scores, processes, prefix="eval", names={"score": "mean"}, applied=rewards.applied(row_prompts))
+    metrics = mean_scores(
+        scores, processes, prefix="eval", names={"score": "mean"}, applied=rewards.applied(row_prompts)
+    )
     metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
     asked = rewards.applied(prompts)
     metrics["eval/score"] = sum(

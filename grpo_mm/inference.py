@@ -103,6 +103,11 @@ def evaluate(run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None
         raise ConfigError("the config has no `eval_prompts`.")
     with loaded.weights():
         result = score_held_out(
-            config, loaded.policy, prompts, Scoring(config.rewards, device), Scoring(config.watch, device), loaded.processes
+            config,
+            loaded.policy,
+            prompts,
+            Scoring(config.rewards, device),
+            Scoring(config.watch, device),
+            loaded.processes,
         )
     return result.metrics

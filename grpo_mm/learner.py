@@ -1,6 +1,6 @@
 """One training step: rollout, credit, updates.
 
-    prompts ─▶ collector(sample, score) ─▶ table ─▶ advantage stages ─▶ credit ─▶ updates
+prompts ─▶ collector(sample, score) ─▶ table ─▶ advantage stages ─▶ credit ─▶ updates
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Learner:
 
     def _sample(self, rows: Rows, step: int) -> tuple[Rollout, Outputs]:
         with clock.phase("rollout"):
-            return self.config.engine.sample(self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs)
+            return self.config.engine.sample(
+                self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
+            )
 
     def _score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
         prompts = [rollout.prompts[p] for p in rollout.prompt_N[outputs.row_M].tolist()]
@@ -151,7 +153,9 @@ class Learner:
             else:
                 counters["bad_updates"] += 1
                 counters["bad_in_a_row"] += 1
-                log.warning("a non-finite %s: this update is skipped", "loss" if not math.isfinite(result.loss) else "gradient")
+                log.warning(
+                    "a non-finite %s: this update is skipped", "loss" if not math.isfinite(result.loss) else "gradient"
+                )
             self.optimizer.zero_grad(set_to_none=True)
         if counters["bad_in_a_row"] >= optim.max_bad_updates:
             raise TrainingStopped(

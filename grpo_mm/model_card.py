@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+
 def write_model_card(folder: Path, summary: Mapping[str, Any], *, usage: Mapping[str, str]) -> Path:
     """Writes README.md: what it is, how to load it without this package, held-out scores before and after.
 
@@ -13,7 +14,9 @@ def write_model_card(folder: Path, summary: Mapping[str, Any], *, usage: Mapping
     """
     before, after = summary["eval_before"], summary["eval_after"]
     rows = [f"| {k} | {_number(before.get(k))} | {_number(after[k])} |" for k in after]
-    table = "\n".join(["| held-out | before | after |", "| --- | --- | --- |", *rows]) if rows else "No held-out prompts."
+    table = (
+        "\n".join(["| held-out | before | after |", "| --- | --- | --- |", *rows]) if rows else "No held-out prompts."
+    )
     base = usage["base_model"]
     header = ["---", f"library_name: {usage['library']}", "tags: [text-to-image, grpo, grpo_mm]"]
     if not base.startswith((".", "/")) and base.count("/") == 1:

@@ -123,7 +123,9 @@ def load(target: str) -> Any:
     if not hasattr(module, name):
         public = [n for n, v in vars(module).items() if inspect.isclass(v) or inspect.isfunction(v)]
         near = difflib.get_close_matches(name, public, n=1)
-        raise ConfigError(f"{target!r}: {module_name} has no {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        raise ConfigError(
+            f"{target!r}: {module_name} has no {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+        )
     return getattr(module, name)
 
 

@@ -134,7 +134,9 @@ class RunConfig:
             if hasattr(part.use, "check"):
                 part.use.check()
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto.")
+            raise ConfigError(
+                f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto."
+            )
 
     def check_settings(self, world: int = 1) -> None:
         """The part of `check` that looks at no file and no machine: contradictions of the settings themselves."""
@@ -169,14 +171,24 @@ class RunConfig:
                 raise ConfigError(f"{key} = {value}; wanted at least {least}.")
         for name, scorer in (self.rewards | self.watch).items():
             if scorer.timeout_seconds is not None and scorer.timeout_seconds <= 0:
-                raise ConfigError(f"{name}: timeout_seconds = {scorer.timeout_seconds}; wanted above 0, or null for no limit.")
+                raise ConfigError(
+                    f"{name}: timeout_seconds = {scorer.timeout_seconds}; wanted above 0, or null for no limit."
+                )
         if evaluation.patience is not None and not evaluation.every:
-            raise ConfigError(f"evaluation.patience = {evaluation.patience}, but with evaluation.every = 0 there is none to count.")
+            raise ConfigError(
+                f"evaluation.patience = {evaluation.patience}, but with evaluation.every = 0 there is none to count."
+            )
         if evaluation.every and not self.eval_prompts:
             raise ConfigError(f"evaluation.every = {evaluation.every}, but there are no `eval_prompts` to evaluate on.")
 
     def _check_sizes(self, world: int) -> None:
-        if not self.name or os.sep in self.name or self.name.startswith(".") or not self.name.isprintable() or len(self.name) > 100:
+        if (
+            not self.name
+            or os.sep in self.name
+            or self.name.startswith(".")
+            or not self.name.isprintable()
+            or len(self.name) > 100
+        ):
             raise ConfigError(f"name is {self.name!r}; wanted a plain folder name of at most 100 characters.")
         parts = self.updates.count if self.updates.by == "group" else 1
         if self.prompts_per_step % parts:
@@ -217,7 +229,9 @@ class RunConfig:
         for name, scorer in (self.rewards | self.watch).items():
             unknown = set(scorer.sources or ()) - known
             if unknown:
-                raise ConfigError(f"reward {name!r} applies to source {unknown.pop()!r}; there are: {', '.join(sorted(known))}.")
+                raise ConfigError(
+                    f"reward {name!r} applies to source {unknown.pop()!r}; there are: {', '.join(sorted(known))}."
+                )
         for name in self.prompts:
             if not any(s.sources is None or name in s.sources for s in self.rewards.values()):
                 raise ConfigError(f"no reward applies to the prompts of source {name!r}.")
@@ -248,7 +262,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return build(RunConfig, read_yaml(path, overrides))
     except ConfigError as error:
-        raise ConfigError(str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}") from error
+        raise ConfigError(
+            str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}"
+        ) from error
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
@@ -266,5 +282,3 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
         elif left != right:
             found.append(f"{prefix}{key}: {left!r} there, {right!r} here")
     return found
-
-

@@ -68,10 +68,14 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
     """
     folder = RunFolder(config.folder)
     if fresh and checkpoint_name is not None:
-        raise ConfigError(f"--fresh starts over without any checkpoint, so --checkpoint {checkpoint_name} contradicts it.")
+        raise ConfigError(
+            f"--fresh starts over without any checkpoint, so --checkpoint {checkpoint_name} contradicts it."
+        )
     there = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{folder.path} cannot be made or written: {there} is {'read-only' if there.is_dir() else 'a file'}.")
+        raise ConfigError(
+            f"{folder.path} cannot be made or written: {there} is {'read-only' if there.is_dir() else 'a file'}."
+        )
     is_run = (folder.path / "config.yaml").is_file()
     if folder.path.exists() and not is_run and any(not p.name.startswith(".writing_") for p in folder.path.iterdir()):
         raise ConfigError(f"{folder.path} exists and is no run folder (it has no config.yaml). Use another name.")
@@ -103,7 +107,9 @@ def open_folder(config: RunConfig, *, fresh: bool) -> RunFolder:
         folder.samples.mkdir(exist_ok=True)
         folder.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder.path} cannot be made or written: {error}. Choose another `runs_dir` or `name`.") from error
+        raise ConfigError(
+            f"{folder.path} cannot be made or written: {error}. Choose another `runs_dir` or `name`."
+        ) from error
     return folder
 
 

@@ -56,7 +56,9 @@ class Scoring:
             if name not in self._warned:
                 self._warned.add(name)
                 log.warning("reward %r failed (its rows are left out): %s", name, errors[0])
-        return {part: torch.full((len(prompts),), torch.nan).index_put_((index,), value) for part, value in scores.items()}
+        return {
+            part: torch.full((len(prompts),), torch.nan).index_put_((index,), value) for part, value in scores.items()
+        }
 
     @staticmethod
     def _move(reward: Any, device: torch.device) -> None:

@@ -49,9 +49,13 @@ def train(
     if not isinstance(config, RunConfig):
         config = read(config, overrides)
     elif overrides:
-        raise ConfigError("overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace.")
+        raise ConfigError(
+            "overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace."
+        )
     if rewards:
-        config = replace(config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()})
+        config = replace(
+            config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()}
+        )
     config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
     folder = RunFolder(config.folder)
     check_folder(config, fresh=fresh, checkpoint_name=checkpoint)

@@ -76,7 +76,9 @@ class Trainer:
                 self._after_step(must_save=bool(asked))
             asked = asked or int(self.processes.max(signal_asked()))
         if asked:
-            log.warning("%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"])
+            log.warning(
+                "%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"]
+            )
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
 
@@ -154,7 +156,11 @@ class Trainer:
 
     def _prune(self) -> None:
         """Deletes what is no longer kept and lists what there is in checkpoints.jsonl."""
-        policy, there, best = self.config.checkpoints, checkpoint.steps(self.folder.checkpoints), self.state["best_step"]
+        policy, there, best = (
+            self.config.checkpoints,
+            checkpoint.steps(self.folder.checkpoints),
+            self.state["best_step"],
+        )
         keep = {*there[-policy.keep_last :], *({best} if policy.keep_best else ())}
         checkpoint.prune(self.folder.checkpoints, keep=keep)
         rows = [{"step": s, "name": checkpoint.name_of(s), "best": s == best} for s in there if s in keep]

@@ -153,7 +153,9 @@ def _gradient_of_values(
         mine = slice(start, start + local_rows)
         device = view.mask.device
         leaves = {k: _join(processes, v).to(device) for k, v in leaves.items()}
-        joined = {f.name: _join(processes, getattr(view, f.name)).to(device) for f in fields(view) if f.name != "counts"}
+        joined = {
+            f.name: _join(processes, getattr(view, f.name)).to(device) for f in fields(view) if f.name != "counts"
+        }
         joined["row"] = torch.arange(sum(rows), device=device)[:, None].expand_as(joined["mask"])
         whole = replace(view, **joined)
     leaves = {k: v.requires_grad_() for k, v in leaves.items()}

@@ -16,5 +16,10 @@ def build(name: str, out: Path, *, seed: int = 0) -> None:
     from grpo_mm.rewards.shape_world import ShapeWorldReward
 
     build_text_to_image(
-        out, draw=HONEST, draw_misleading=MISLEADING, prompts=prompts("monitor")[:144], reward=ShapeWorldReward(), seed=seed
+        out,
+        draw=HONEST,
+        draw_misleading=MISLEADING,
+        prompts=prompts("monitor")[:144],
+        reward=ShapeWorldReward(),
+        seed=seed,
     )

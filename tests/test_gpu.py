@@ -59,5 +59,7 @@ def test_rollout_and_replay_agree_in_float32_on_the_gpu(kind, request):
     engine = build(FlowEngine, {"steps": 4, "schedule": "flux" if kind == "flux" else "diffusers_sd3"})
     rows = Rows((Prompt("a", "a red circle"),), torch.zeros(4, dtype=torch.int64), torch.arange(4))
     rollout, _ = engine.sample(policy, rows, step=0, seed=0, needs=frozenset({"logprobs"}))
-    for index, values in policy.logprobs(rollout, policy.plan(rollout.mask_NA), needs=frozenset({"logprobs"}), grad=False):
+    for index, values in policy.logprobs(
+        rollout, policy.plan(rollout.mask_NA), needs=frozenset({"logprobs"}), grad=False
+    ):
         assert (values["logprobs"] - rollout.behaviour_NA.flatten()[index]).abs().max() < 1e-5

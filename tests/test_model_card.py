@@ -41,5 +41,7 @@ def test_the_code_of_the_card_makes_a_picture(model, product, tmp_path, request)
 def test_the_product_loads_in_a_process_that_has_no_grpo_mm(tmp_path, tiny_sd3):
     train(write_config(tmp_path, tiny_sd3, {"steps": 1, "eval_prompts": None}))
     block = "import sys; sys.modules['grpo_mm'] = None\n"
-    done = subprocess.run([sys.executable, "-c", block + code_of(tmp_path / "runs/tiny/adapter")], cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", block + code_of(tmp_path / "runs/tiny/adapter")], cwd=tmp_path, check=False
+    )
     assert done.returncode == 0

@@ -75,7 +75,9 @@ def test_show_prints_the_arithmetic_of_every_config(path):
     plain = read_yaml(path)
     result = CliRunner().invoke(app, ["show", str(path)])
     rows = plain["prompts_per_step"] * plain["group_size"]
-    assert f"{plain['prompts_per_step']} prompts × {plain['group_size']} samples = {rows} rows per step" in result.output
+    assert (
+        f"{plain['prompts_per_step']} prompts × {plain['group_size']} samples = {rows} rows per step" in result.output
+    )
     assert "network calls per step" in result.output
 
 

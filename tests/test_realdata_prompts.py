@@ -10,9 +10,9 @@ import torch
 
 from grpo_mm.datasets.files import PromptFile
 from grpo_mm.datasets.geneval import GenEvalPrompts
-from grpo_mm.prompt_stream import PromptStream
 from grpo_mm.datasets.ocr import OcrPrompts
 from grpo_mm.errors import ConfigError
+from grpo_mm.prompt_stream import PromptStream
 from grpo_mm.rewards.detectors import OnnxDetector
 from grpo_mm.rewards.geneval import GenEvalReward, score_detections
 from grpo_mm.types import Prompt

@@ -31,7 +31,9 @@ def test_geneval_prompts_train_with_the_real_detector(tmp_path, tiny_sd3):
     weights = DATA / "weights/fastestdet"
     detector = {"kind": "onnx", "path": str(weights / "FastestDet.onnx"), "names_path": str(weights / "coco.names")}
     changes = {
-        "prompts": {"lines": {"use": {"kind": "geneval", "path": str(DATA / "prompts/geneval/evaluation_metadata.jsonl")}}},
+        "prompts": {
+            "lines": {"use": {"kind": "geneval", "path": str(DATA / "prompts/geneval/evaluation_metadata.jsonl")}}
+        },
         "rewards": {"geneval": {"use": {"kind": "geneval", "detector": detector}}},
     }
     for row in run(tmp_path, tiny_sd3, changes):

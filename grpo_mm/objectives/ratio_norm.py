@@ -48,7 +48,10 @@ class RatioNorm:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"logprobs", "gaussian_logprobs", "mean_shift_old", "std"} | ({"dt"} if self.step_weight == "inverse_dt" else set()))
+        return frozenset(
+            {"logprobs", "gaussian_logprobs", "mean_shift_old", "std"}
+            | ({"dt"} if self.step_weight == "inverse_dt" else set())
+        )
 
     @property
     def couples(self) -> Couples:

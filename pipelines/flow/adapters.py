@@ -71,7 +71,9 @@ def add(pipe: Any, lora: Lora, *, targets: tuple[str, ...], dtype: torch.dtype) 
     if stored:  # loading rounded them to the dtype of the network
         set_peft_model_state_dict(network, stored)
     if not any("lora_" in name for name, _ in network.named_parameters()):
-        raise ConfigError(f"the adapter matches no module of {type(network).__name__}; targets: {lora.targets or targets}.")
+        raise ConfigError(
+            f"the adapter matches no module of {type(network).__name__}; targets: {lora.targets or targets}."
+        )
 
 
 def load_into(pipe: Any, path: str) -> dict[str, Tensor]:

@@ -11,7 +11,9 @@ def loading_code(config: Any, pipe: Any) -> str:
     """Python text for a `FlowPolicyConfig` and its pipeline, with the settings that the policy was trained at."""
     name = type(pipe).__name__
     absent = "".join(f", {part}=None" for part, value in pipe.components.items() if value is None and "encoder" in part)
-    absent += "".join(f", {part}=None" for part, value in pipe.components.items() if value is None and "tokenizer" in part)
+    absent += "".join(
+        f", {part}=None" for part, value in pipe.components.items() if value is None and "tokenizer" in part
+    )
     source = '"path/of/this/folder"' if config.lora is None else f'"{resolve(config.model.path)}"'
     lines = [f"from diffusers import {name}", "", f"pipe = {name}.from_pretrained({source}{absent})"]
     if config.merge_adapter is not None and config.lora is not None:

@@ -67,12 +67,16 @@ class FlowEngine:
 
     def actions(self) -> int:
         """Trained transitions of a row, A."""
-        return int(trained_subset(self.noise.trained_steps(self.steps), fraction=self.train_fraction, generator=_any()).numel())
+        return int(
+            trained_subset(self.noise.trained_steps(self.steps), fraction=self.train_fraction, generator=_any()).numel()
+        )
 
     def describe(self, policy: FlowPolicyConfig, *, rows: int, needs_reference: bool, world: int) -> list[str]:
         """Network calls of a step and an estimate of memory, in words; loads no model."""
         guided = policy.model.network_rows(policy.guidance)
-        sigma_S1 = self.schedule(self.steps, image_tokens=1024)  # a compressed tail changes their number, not their values
+        sigma_S1 = self.schedule(
+            self.steps, image_tokens=1024
+        )  # a compressed tail changes their number, not their values
         rollout_steps = self.solver.grid(sigma_S1, self.noise(self.steps, step=0, seed=0))[1].numel()
         calls = {"rollout": rows * rollout_steps, "training": rows * self.actions()}
         if needs_reference:
@@ -212,7 +216,14 @@ class FlowEngine:
         return policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
 
     def _network(
-        self, policy: FlowPolicy, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float
+        self,
+        policy: FlowPolicy,
+        x: Tensor,
+        sigma: Tensor,
+        condition: Mapping[str, Tensor],
+        *,
+        size: tuple[int, int],
+        guidance: float,
     ) -> Tensor:
         with phase("rollout_network"):
             count("rollout_calls", x.shape[0] * policy.family.network_rows(guidance))

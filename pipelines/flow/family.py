@@ -76,7 +76,9 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
     looks_local = path.startswith((".", "/")) or folder.exists()
     if not looks_local:
         if path.count("/") != 1:
-            raise ConfigError(f"model path {path!r} is neither an existing folder nor a hub name of the form owner/name.")
+            raise ConfigError(
+                f"model path {path!r} is neither an existing folder nor a hub name of the form owner/name."
+            )
         return
     index = folder / "model_index.json"
     if not index.is_file():
@@ -89,7 +91,9 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{index} is not valid JSON: {error}") from error
     if found != pipeline_class:
-        raise ConfigError(f"{path} holds a {found}, wanted a {pipeline_class}. Choose the policy's model kind to match.")
+        raise ConfigError(
+            f"{path} holds a {found}, wanted a {pipeline_class}. Choose the policy's model kind to match."
+        )
 
 
 def pixels_per_token(path: str) -> int:
@@ -114,7 +118,9 @@ def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -
     dtypes = {"default": dtype, "vae": wide} | ({"transformer": wide} if full else {})
     path = resolve(family.path)
     try:
-        pipe = cls.from_pretrained(path, revision=family.revision, variant=family.variant, dtype=dtypes, **_absent(path))
+        pipe = cls.from_pretrained(
+            path, revision=family.revision, variant=family.variant, dtype=dtypes, **_absent(path)
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{family.path} could not be loaded: {error}") from error
     return _frozen(pipe, dtype, full=full)

@@ -25,7 +25,10 @@ def _wide(x: Tensor, *others: Tensor | float) -> list[Tensor]:
     x = torch.as_tensor(x)
     tensors = [x, *(v for v in others if isinstance(v, Tensor))]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    wide = [torch.as_tensor(v).to(device=x.device, dtype=dtype) if isinstance(v, Tensor) else x.new_tensor(v, dtype=dtype) for v in others]
+    wide = [
+        torch.as_tensor(v).to(device=x.device, dtype=dtype) if isinstance(v, Tensor) else x.new_tensor(v, dtype=dtype)
+        for v in others
+    ]
     per_row = (-1, *([1] * (x.dim() - 1)))
     return [x.to(dtype), *(v.view(per_row) if v.dim() == 1 and x.dim() > 1 else v for v in wide)]
 

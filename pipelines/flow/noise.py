@@ -56,7 +56,9 @@ class AllSteps:
 
     def check(self, steps: int) -> None:
         if steps < 2:
-            raise ConfigError(f"{steps} denoising step leaves nothing to train: the last one is never trained. Use 2 or more.")
+            raise ConfigError(
+                f"{steps} denoising step leaves nothing to train: the last one is never trained. Use 2 or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ class SlidingWindow:
 
     def check(self, steps: int) -> None:
         if self.every < 1 or self.stride < 1:
-            raise ConfigError(f"sliding_window: every = {self.every} and stride = {self.stride}; both must be at least 1.")
+            raise ConfigError(
+                f"sliding_window: every = {self.every} and stride = {self.stride}; both must be at least 1."
+            )
         _check_window(steps, size=self.size, first=0, last=steps - 1 - self.size)
 
 

@@ -215,7 +215,9 @@ class FlowPolicy:
         with phase("ref_network"), self.snapshots.use("ref"):
             for index in self.plan(mask_NA):
                 row, action = index // rollout.num_actions, index % rollout.num_actions
-                velocity_ref[row, action] = self._replay(record, row, record.x_NA[row, action], record.step_NA[row, action])
+                velocity_ref[row, action] = self._replay(
+                    record, row, record.x_NA[row, action], record.step_NA[row, action]
+                )
                 count("ref_calls", index.numel() * self.family.network_rows(record.guidance))
         return replace(rollout, record=replace(record, velocity_ref_NA=velocity_ref))
 

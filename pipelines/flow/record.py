@@ -102,7 +102,16 @@ def flow_values(
 
 
 PROVIDES = frozenset(
-    {"logprobs", "gaussian_logprobs", "std", "dt", "mean_shift_old", "mean_shift_ref", "velocity_shift_ref", "ref_logprobs"}
+    {
+        "logprobs",
+        "gaussian_logprobs",
+        "std",
+        "dt",
+        "mean_shift_old",
+        "mean_shift_ref",
+        "velocity_shift_ref",
+        "ref_logprobs",
+    }
 )
 """logprobs: of the step, in the engine's form; gaussian_logprobs: the same, where that form is the Gaussian density. std: its noise. dt: δ = σ - σ' > 0. mean_shift_*: mean over elements of (μ - μ_*)².
 velocity_shift_ref: mean of (v - v_ref)². ref_logprobs: under the reference."""

@@ -34,7 +34,12 @@ class Euler:
 
 
 def dpmpp_2m(
-    x: Tensor, clean: Tensor, sigma: Tensor, sigma_next: Tensor, clean_before: Tensor | None, sigma_before: Tensor | None
+    x: Tensor,
+    clean: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    clean_before: Tensor | None,
+    sigma_before: Tensor | None,
 ) -> Tensor:
     """One DPM-Solver++ 2M step (midpoint form) for rectified flow.
 

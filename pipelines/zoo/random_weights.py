@@ -64,8 +64,12 @@ def _flux(size: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
             patch_size=1, in_channels=64, joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
             axes_dims_rope=(16, 56, 56), **size,
         )  # fmt: skip
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz"]
-    encoder = T5EncoderModel(T5Config(vocab_size=len(pieces), d_model=4096, d_kv=64, d_ff=64, num_layers=1, num_heads=4))
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [
+        (c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz"
+    ]
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=len(pieces), d_model=4096, d_kv=64, d_ff=64, num_layers=1, num_heads=4)
+    )
     return FluxPipeline(
         transformer=fill(transformer, device, dtype),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
