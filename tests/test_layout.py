@@ -100,7 +100,8 @@ print(json.dumps(found))
 
 
 def test_a_bare_import_of_datasets_from_the_root_is_hugging_faces(fresh):
-    assert Path(fresh["datasets"]).name == "__init__.py" and ROOT not in Path(fresh["datasets"]).parents
+    found = Path(fresh["datasets"])  # a virtual environment may lie in the checkout
+    assert found.name == "__init__.py" and found.parent != ROOT / "datasets"
 
 
 def test_importing_the_package_takes_nothing_along(fresh):

@@ -85,6 +85,7 @@ def in_child(work: Callable[[], object], output: Path) -> int:
     pid = os.fork()
     if pid == 0:
         code = 1
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
         try:
             with output.open("w") as file:
                 os.dup2(file.fileno(), 1)
