@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -85,8 +86,9 @@ def in_child(work: Callable[[], object], output: Path) -> int:
     pid = os.fork()
     if pid == 0:
         code = 1
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
         try:
+            # A job in the background is started with SIGINT ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             with output.open("w") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
