@@ -17,6 +17,13 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
         f"{updates} optimiser update(s) per step, split by {config.updates.by}: {per_update} actions each",
         f"{config.steps} steps = {config.steps * updates} optimiser updates",
     ]
-    return report + config.engine.describe(
-        config.policy, rows=rows, needs_reference=config.needs_reference, world=world
+    report += config.engine.describe(
+        config.policy,
+        prompts=config.prompts_per_step,
+        group_size=config.group_size,
+        needs_reference=config.needs_reference,
+        world=world,
     )
+    budget = "" if config.max_reward_calls is None else f" of at most {config.max_reward_calls}"
+    names = ", ".join(config.rewards)
+    return [*report, f"reward calls per step: {config.planned_reward_calls()}{budget} ({names})"]

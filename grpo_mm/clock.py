@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,29 +12,41 @@ import torch
 
 
 class Clock:
-    """Seconds by phase (exclusive: an inner phase is not counted in the outer one) and counts by name."""
+    """Seconds by phase (exclusive: an inner phase is not counted in the outer one) and counts by name.
+
+    Every thread has its own phases: what runs beside the main thread is charged as well, so that the sum may exceed the
+    time that passed.
+    """
 
     def __init__(self, *, sync: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         self._sync = sync and torch.cuda.is_available()
-        self._stack: list[str] = []
-        self._since = 0.0
+        self._thread = threading.local()
+        self._lock = threading.Lock()
 
-    def _switch(self) -> None:
+    def _switch(self, enter: str | None = None, *, leave: bool = False) -> None:
+        """Charges what passed since the last change to the innermost phase, then enters or leaves one."""
         if self._sync:
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        if self._stack:
-            self.seconds[self._stack[-1]] += now - self._since
-        self._since = now
+        now, thread = time.perf_counter(), self._thread
+        stack = thread.__dict__.setdefault("stack", [])
+        if stack:
+            with self._lock:
+                self.seconds[stack[-1]] += now - thread.since
+        thread.since = now
+        if enter is not None:
+            stack.append(enter)
+        if leave:
+            stack.pop()
 
     def take(self) -> tuple[dict[str, float], dict[str, int]]:
         """The seconds and counts since the last call."""
         self._switch()
-        seconds, counts = dict(self.seconds), dict(self.counts)
-        self.seconds.clear()
-        self.counts.clear()
+        with self._lock:
+            seconds, counts = dict(self.seconds), dict(self.counts)
+            self.seconds.clear()
+            self.counts.clear()
         return seconds, counts
 
 
@@ -51,15 +64,14 @@ def use(clock: Clock) -> Clock:
 def phase(name: str) -> Iterator[None]:
     """Charges the time inside to `name`: rollout_network, train_network, ref_network, decode, reward, …"""
     clock = _current
-    clock._switch()
-    clock._stack.append(name)
+    clock._switch(name)
     try:
         yield
     finally:
-        clock._switch()
-        clock._stack.pop()
+        clock._switch(leave=True)
 
 
 def count(name: str, number: int) -> None:
     """Adds to a counter; one network call is one row through the network once, guidance counts twice."""
-    _current.counts[name] += number
+    with _current._lock:
+        _current.counts[name] += number

@@ -1,4 +1,4 @@
-"""Held-out evaluation: deterministic pictures from fixed noise, all rewards and watches, diversity within a prompt."""
+"""Held-out evaluation: deterministic pictures from fixed noise, all rewards and watches, statistics, diversity."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from grpo_mm.clock import phase
 from grpo_mm.distributed import Processes
 from grpo_mm.diversity import pairwise_distance
+from grpo_mm.onlooker import mean_statistics
 from grpo_mm.rows import evaluation_rows
 from grpo_mm.run_config import RunConfig
 from grpo_mm.scoring import Scoring, mean_scores
-from grpo_mm.types import Prompt
+from grpo_mm.types import Prompt, is_relative
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class EvalResult:
     """Metrics are the same on every rank; the pictures are those of rank 0's first rows."""
 
     metrics: dict[str, float]
-    """"eval/score" is the weighted sum of reward means: the held-out score. Rewards that no prompt asks for take no part."""
+    """"eval/score" is the weighted sum of reward means: the held-out score. Rewards that no prompt asks for, or that
+    compare samples with each other, take no part; if there are no others it is the mean of what is watched."""
     shown: Tensor
     shown_prompts: list[str]
     shown_rewards: dict[str, Tensor]
@@ -43,10 +45,13 @@ def evaluate(
         scores, processes, prefix="eval", names={"score": "mean"}, applied=rewards.applied(row_prompts)
     )
     metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
+    metrics |= mean_statistics(images, processes, prefix="eval/image")
     asked = rewards.applied(prompts)
-    metrics["eval/score"] = sum(
-        s.weight * metrics[f"eval/{name}/mean"] for name, s in config.rewards.items() if s.weight and asked[name]
-    )
+    absolute = {n: s for n, s in config.rewards.items() if s.weight and asked[n] and not is_relative(s.use)}
+    if absolute or not watched:
+        metrics["eval/score"] = sum(s.weight * metrics[f"eval/{name}/mean"] for name, s in absolute.items())
+    else:  # rewards that compare samples of a group say nothing of progress
+        metrics["eval/score"] = sum(metrics[f"eval/{name}/score"] for name in watched) / len(watched)
     diversity = pairwise_distance(images, rows.prompt_N) if len(rows) else torch.zeros(0)
     ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))
     if sum(n for _, n in ranks):

@@ -29,7 +29,7 @@ class Loaded:
             config.check()
         else:
             config.policy.check()
-            config.engine.check(config.policy)
+            config.engine.check(config.policy, group_size=config.group_size)
         path = _checkpoint(run, checkpoint)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -83,7 +83,7 @@ def sample(
     loaded = Loaded(run, overrides=overrides, checkpoint=None, scores=False)
     asked = tuple(Prompt(id=f"sample/{i}", text=text) for i, text in enumerate(prompts))
     size = len(asked) * count
-    rows = Rows(asked, torch.arange(len(asked)).repeat_interleave(count), torch.arange(count).repeat(len(asked)))
+    rows = Rows(asked, torch.arange(len(asked)).repeat_interleave(count), torch.arange(count).repeat(len(asked)), count)
     with loaded.weights():
         images = loaded.config.engine.render(loaded.policy, rows, seed=seed)
     noise = loaded.config.engine.evaluation_noise(loaded.policy, rows, seed=seed)
@@ -107,7 +107,7 @@ def evaluate(run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None
             loaded.policy,
             prompts,
             Scoring(config.rewards, device),
-            Scoring(config.watch, device),
+            Scoring(config.watched_rewards, device),
             loaded.processes,
         )
     return result.metrics

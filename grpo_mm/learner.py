@@ -20,6 +20,7 @@ from grpo_mm.advantages.credit import credit
 from grpo_mm.checkpoint import Checkpoint
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import CheckpointError, TrainingStopped
+from grpo_mm.groups import group_ids
 from grpo_mm.onlooker import Onlooker
 from grpo_mm.optim import grad_norm
 from grpo_mm.prompt_stream import PromptStream
@@ -29,7 +30,7 @@ from grpo_mm.run_config import RunConfig
 from grpo_mm.scoring import Scoring, mean_scores
 from grpo_mm.stateful import load_parts, stateful_parts
 from grpo_mm.table import Table, gather, local_table
-from grpo_mm.types import Batch, Credit, Outputs, Rollout, Rows, Scores
+from grpo_mm.types import Batch, Credit, Outputs, Rollout, Rows, Scores, prompts_of
 from grpo_mm.update import UpdateResult, accumulate, make_view
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Learner:
         self.onlooker = Onlooker(config, processes, samples=samples)
         self.policy.snapshots.take("ref") if config.needs_reference else None
         self.policy.snapshots.take("ema") if config.ema else None
+        self.lr_scale = 1.0
+        """Of every learning rate; watch rules lower it, and their state keeps it."""
         self.counters: dict[str, int] = {"updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0}
 
     def step(self, step: int) -> dict[str, float]:
@@ -72,19 +75,24 @@ class Learner:
             )
 
     def _score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
-        prompts = [rollout.prompts[p] for p in rollout.prompt_N[outputs.row_M].tolist()]
-        scores = self.rewards(outputs.items, prompts)
+        """Every item once; outputs that share an item share its scores."""
+        first = outputs.first_output()
+        keys = [rollout.prompt_N[outputs.row_M]]
+        keys += [column for column in (outputs.action_M, outputs.tag_M) if column is not None]
+        group_U = group_ids(*(key[first] for key in keys))
+        scores = self.rewards(outputs.items, prompts_of(rollout, outputs.row_M[first]), group_U)
         if self.config.offload_rewards:
             self.rewards.leave_device()
-        return scores
+        index = outputs.item_index()
+        return {name: {part: value[index] for part, value in parts.items()} for name, parts in scores.items()}
 
     def _train_on(self, batch: Batch, part_N: Tensor, step: int) -> dict[str, float]:
         table = self._table(batch)
         found, earned = self._credit(batch, table, step)
         rollout = batch.rollout
         if self.config.needs_reference:
-            kept_NA = rollout.mask_NA & earned.keep_N[:, None].to(rollout.mask_NA.device)
-            rollout = self.policy.with_reference(rollout, kept_NA)
+            kept_NA = rollout.mask_NA & earned.keep_NA.to(rollout.mask_NA.device)
+            rollout = self.policy.with_velocity_of("ref", rollout, kept_NA)
         old_NA = self._old_logprobs(rollout)
         updates = self.config.updates
         results = []
@@ -124,7 +132,7 @@ class Learner:
         old_NA = rollout.behaviour_NA if rollout.old_NA is None else rollout.old_NA
         if self.config.old_logprobs == "recompute":
             old_NA = torch.full_like(old_NA, torch.nan)
-        plan = self.policy.plan(rollout.mask_NA & old_NA.isnan())
+        plan = self.policy.plan(rollout, rollout.mask_NA & old_NA.isnan())
         if plan:
             old_NA = old_NA.clone()
             for index, values in self.policy.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=False):
@@ -137,7 +145,7 @@ class Learner:
         self.processes.sync_gradients(self.params)
         norm = grad_norm(self.params)
         finite = math.isfinite(result.loss) and bool(torch.isfinite(norm))
-        lr = optim.lr_at(counters["updates"], self.config.steps * self.config.updates.count)
+        lr = self.lr_scale * optim.lr_at(counters["updates"], self.config.steps * self.config.updates.count)
         with clock.phase("optim"):
             if finite:
                 scale = min(1.0, optim.max_grad_norm / (float(norm) + 1e-6))
@@ -192,11 +200,15 @@ class Learner:
         if missing or "learner" not in loaded.state:
             what = ", ".join(sorted(missing)) or "counters"
             raise CheckpointError(f"{name} was not written by a training run: it has no {what}.")
+        self.put_back(loaded, name=name)
+        self.counters = dict(loaded.state["learner"]["counters"])
+        load_parts(self.config, loaded.state["learner"]["parts"])
+
+    def put_back(self, loaded: Checkpoint, *, name: str) -> None:
+        """Weights, optimiser and snapshots of a checkpoint; what counts steps and updates goes on."""
         checkpoint.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=f"{name}/weights.safetensors")
         checkpoint.load_optimizer(self.optimizer, loaded.tensors["optimizer"])
         self.policy.snapshots.load(loaded.tensors["snapshots"])
-        self.counters = dict(loaded.state["learner"]["counters"])
-        load_parts(self.config, loaded.state["learner"]["parts"])
 
 
 def _summarise(results: list[UpdateResult]) -> dict[str, float]:

@@ -7,15 +7,16 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
-def to_json(metrics: Mapping[str, float | int]) -> str:
+def to_json(metrics: Mapping[str, Any]) -> str:
     """One line; NaN and infinity become null, so that every reader can parse it."""
     clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in metrics.items()}
     return json.dumps(clean)
 
 
-def append(path: Path, metrics: Mapping[str, float | int]) -> None:
+def append(path: Path, metrics: Mapping[str, Any]) -> None:
     """Adds a row and flushes it."""
     with path.open("a", encoding="utf-8") as file:
         file.write(to_json(metrics) + "\n")

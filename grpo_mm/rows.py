@@ -23,7 +23,7 @@ def plan_rows(
     mine = [piece.chunk(world)[rank] for piece in torch.arange(len(prompt_N)).chunk(parts)]
     rows = torch.cat(mine)
     part_N = torch.cat([torch.full((len(piece),), part) for part, piece in enumerate(mine)])
-    return Rows(prompts, prompt_N[rows], sample_N[rows]), part_N
+    return Rows(prompts, prompt_N[rows], sample_N[rows], group_size), part_N
 
 
 def evaluation_rows(prompts: tuple[Prompt, ...], *, samples: int, rank: int, world: int) -> Rows:
@@ -31,7 +31,7 @@ def evaluation_rows(prompts: tuple[Prompt, ...], *, samples: int, rank: int, wor
     prompt_N = torch.arange(len(prompts)).repeat_interleave(samples)
     sample_N = torch.arange(samples).repeat(len(prompts))
     mine = torch.tensor_split(torch.arange(len(prompt_N)), world)[rank]
-    return Rows(prompts, prompt_N[mine], sample_N[mine])
+    return Rows(prompts, prompt_N[mine], sample_N[mine], samples)
 
 
 def update_mask(mask_NA: Tensor, part_N: Tensor, *, by: str, part: int, parts: int) -> Tensor:

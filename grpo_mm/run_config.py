@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
+from grpo_mm.advantages.credit import check_stages
 from grpo_mm.collectors.sample_and_score import SampleAndScore
 from grpo_mm.config import Role, build, dump, read_yaml
 from grpo_mm.errors import ConfigError
@@ -18,6 +19,8 @@ from grpo_mm.objectives import ClippedRatio
 from grpo_mm.optim import Optim
 from grpo_mm.snapshots import Ema
 from grpo_mm.table import Table
+from grpo_mm.types import WHOLE_ROW, is_relative
+from grpo_mm.watch import Watched, check_metric, metric_of
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,12 @@ class RunConfig:
     """Averaged weights; evaluation and the product use them."""
     eval_prompts: dict[str, Source] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    watch: dict[str, Scorer] = field(default_factory=dict)
-    """Rewards that are logged and not optimised."""
+    watch: dict[str, Watched] = field(default_factory=dict)
+    """Rewards that are logged and not optimised, and bands of metrics with what to do when they are left."""
     offload_rewards: bool = False
     """Network rewards leave the device while they are not asked."""
+    max_reward_calls: int | None = None
+    """Budget: rewards × pictures of a step, comparisons of a judge included; a config that plans more is refused."""
     samples_every: int = 10
     """Steps between sheets of rollout pictures; 0: none."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
@@ -116,6 +121,11 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         return Path(self.runs_dir) / self.name
+
+    @property
+    def watched_rewards(self) -> dict[str, Watched]:
+        """The entries of `watch` that score; the others only read metrics."""
+        return {name: entry for name, entry in self.watch.items() if entry.use is not None}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -144,6 +154,7 @@ class RunConfig:
         self._check_sizes(world)
         if not self.rewards or not self.prompts or not self.objective:
             raise ConfigError("a run needs at least one entry each under `prompts`, `rewards` and `objective`.")
+        self.engine.check(self.policy, group_size=self.group_size)
         self._check_advantage()
         provides = self.policy.provides & self.engine.provides
         missing = sorted(self.needs - provides)
@@ -155,7 +166,8 @@ class RunConfig:
         if all(scorer.weight == 0 for scorer in self.rewards.values()):
             raise ConfigError("every reward has weight 0; put rewards that are only logged under `watch`.")
         self._check_sources()
-        self.engine.check(self.policy)
+        self._check_watch()
+        self._check_relative(world)
 
     def _check_numbers(self) -> None:
         evaluation, saving = self.evaluation, self.checkpoints
@@ -208,6 +220,38 @@ class RunConfig:
                 f"divide over {world} processes. Make prompts_per_step × group_size a multiple of {world * parts}."
             )
 
+    def planned_reward_calls(self) -> int:
+        """Rewards × distinct pictures of a step; a reward that compares pictures says how many calls a group takes."""
+        pictures = self.engine.pictures(self.group_size)
+        each = [
+            scorer.use.planned_calls(pictures) if hasattr(scorer.use, "planned_calls") else pictures
+            for scorer in self.rewards.values()
+        ]
+        return self.prompts_per_step * sum(each)
+
+    def _check_relative(self, world: int) -> None:
+        relative = [name for name, scorer in self.rewards.items() if is_relative(scorer.use)]
+        parts = self.updates.count if self.updates.by == "group" else 1
+        if relative and (self.prompts_per_step // parts) % world:
+            raise ConfigError(
+                f"the reward {relative[0]!r} compares whole groups, but {self.prompts_per_step // parts} prompts an update do "
+                f"not divide over {world} processes. Make prompts_per_step a multiple of {world * parts}."
+            )
+        absolute = [s for s in self.rewards.values() if s.weight and not is_relative(s.use)]
+        watched = [s for s in self.watched_rewards.values() if not is_relative(s.use)]
+        if self.eval_prompts and not absolute and not watched:
+            raise ConfigError(
+                f"the rewards ({', '.join(relative)}) compare samples of a group, which says nothing of progress on held-out "
+                "prompts. Put an absolute reward under `watch`, or leave out `eval_prompts`."
+            )
+        planned = self.planned_reward_calls()
+        if self.max_reward_calls is not None and planned > self.max_reward_calls:
+            raise ConfigError(
+                f"a step plans {planned} reward calls, more than max_reward_calls = {self.max_reward_calls}: "
+                f"{len(self.rewards)} reward(s), {self.engine.pictures(self.group_size)} pictures for each of "
+                f"{self.prompts_per_step} prompts. Score fewer steps or granularities, or raise the budget."
+            )
+
     def _check_advantage(self) -> None:
         smallest = max((getattr(stage, "min_group_size", 1) for stage in self.advantage), default=1)
         if self.group_size < smallest:
@@ -215,14 +259,32 @@ class RunConfig:
                 f"group_size = {self.group_size}, but the advantage compares samples within a group and needs at least "
                 f"{smallest}."
             )
-        table = _rehearsal_table(self.rewards, min(self.group_size, 64))
+        table = before = self._rehearsal_table()
         for stage in self.advantage:
             table = stage(table)
-        if len(table.values) != 1:
-            raise ConfigError(
-                f"the advantage stages leave {len(table.values)} components ({', '.join(table.values)}), wanted one: "
-                "add the stage {kind: weighted_sum}."
-            )
+        check_stages(table)
+        made = {name for name in table.columns if name not in before.columns}
+        for term in self.objective:
+            absent = sorted(getattr(term, "columns", frozenset()) - made)
+            if absent:
+                raise ConfigError(f"the objective reads the column {absent[0]!r}, which no advantage stage makes.")
+            if term.couples == "row" and (table.columns["action"] != WHOLE_ROW).any():
+                raise ConfigError(
+                    "the rollout credits single actions, but the objective has one ratio for a whole row, which would mix "
+                    "them. Use ratio: action."
+                )
+
+    def _rehearsal_table(self) -> Table:
+        """A made-up table of two groups, so that missing columns and wrong orders show when the config is read."""
+        group = self.engine.table_columns(self.group_size)
+        size = group["sample"].numel()
+        columns = {name: torch.cat([column, column]) for name, column in group.items()}
+        columns["prompt"] = torch.arange(2 * size) // size
+        columns["local_row"] = columns["prompt"] * self.group_size + columns["sample"]
+        columns["failed"] = torch.zeros(2 * size, dtype=torch.bool)
+        columns["rank"] = torch.zeros(2 * size, dtype=torch.int64)
+        values = {name: torch.linspace(0, 1, 2 * size, dtype=torch.float64) for name in self.rewards}
+        return Table(values=values, columns=columns, weights={name: s.weight for name, s in self.rewards.items()})
 
     def _check_sources(self) -> None:
         known = set(self.prompts) | set(self.eval_prompts)
@@ -235,26 +297,34 @@ class RunConfig:
         for name in self.prompts:
             if not any(s.sources is None or name in s.sources for s in self.rewards.values()):
                 raise ConfigError(f"no reward applies to the prompts of source {name!r}.")
-        if set(self.rewards) & set(self.watch):
-            raise ConfigError(f"{sorted(set(self.rewards) & set(self.watch))} stands under both `rewards` and `watch`.")
+        twice = sorted(set(self.rewards) & set(self.watched_rewards))
+        if twice:
+            raise ConfigError(f"{twice} stands under both `rewards` and `watch`.")
         total = sum(source.weight for source in self.prompts.values())
         if any(source.weight < 0 for source in self.prompts.values()) or total <= 0:
             raise ConfigError("the weights of the prompt sources must be 0 or more, and not all 0.")
 
-
-def _rehearsal_table(rewards: Mapping[str, Scorer], group_size: int) -> Table:
-    """A made-up table of two groups, so that missing columns and wrong orders show when the config is read."""
-    rows = 2 * group_size
-    prompt_M = torch.arange(rows) // group_size
-    columns = {
-        "prompt": prompt_M,
-        "sample": torch.arange(rows) % group_size,
-        "action": torch.full((rows,), -1),
-        "tag": torch.zeros(rows, dtype=torch.int64),
-        "failed": torch.zeros(rows, dtype=torch.bool),
-    }
-    values = {name: torch.linspace(0, 1, rows, dtype=torch.float64) for name in rewards}
-    return Table(values=values, columns=columns, weights={name: s.weight for name, s in rewards.items()})
+    def _check_watch(self) -> None:
+        for name, entry in self.watch.items():
+            if not entry.has_band:
+                continue
+            check_metric(
+                name,
+                metric_of(name, entry),
+                rewards=self.rewards,
+                watched=self.watch,
+                evaluates=bool(self.eval_prompts),
+            )
+            if metric_of(name, entry).startswith("eval/") and entry.action != "warn" and not self.evaluation.every:
+                raise ConfigError(
+                    f"watch.{name}: action = {entry.action} comes too late, as {entry.metric} is only measured before and "
+                    "after training. Set evaluation.every."
+                )
+            if entry.action == "rollback" and not self.checkpoints.every:
+                raise ConfigError(
+                    f"watch.{name}: action = rollback, but with checkpoints.every = 0 there is nothing to go back to. "
+                    "Set checkpoints.every."
+                )
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

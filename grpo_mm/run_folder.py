@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def events(self) -> Path:
+        """What watch rules did, a line for each action; not there before the first."""
+        return self.path / "events.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -183,10 +188,18 @@ def find_checkpoint(folder: RunFolder, named: str | None) -> Path | None:
     return folder.checkpoints / checkpoint.name_of(steps[-1]) if steps else None
 
 
-def cut_back(folder: RunFolder, *, step: int, without_eval: bool) -> None:
-    """Forgets everything after `step`, and on request the evaluation there, so that a resumed run writes it again."""
+def cut_back(folder: RunFolder, *, step: int, without_eval: bool, events: int = 0) -> None:
+    """Forgets everything after `step`, and on request the evaluation there, so that a resumed run writes it again.
+
+    events: so many lines of events.jsonl had been written by then.
+    """
     folder.summary.unlink(missing_ok=True)
     metrics.cut_back(folder.metrics, step=step, without_eval=without_eval)
+    lines = folder.events.read_text(encoding="utf-8").splitlines(keepends=True) if folder.events.is_file() else []
+    if lines[:events]:
+        replace_text(folder.events, "".join(lines[:events]))
+    else:
+        folder.events.unlink(missing_ok=True)
     checkpoint.prune(folder.checkpoints, keep={s for s in checkpoint.steps(folder.checkpoints) if s <= step})
 
 

@@ -17,7 +17,7 @@ from grpo_mm.distributed import Processes
 from grpo_mm.function_reward import call_function
 from grpo_mm.run_config import Scorer
 from grpo_mm.safe_call import score_safely
-from grpo_mm.types import Prompt
+from grpo_mm.types import Prompt, is_relative
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +31,24 @@ class Scoring:
         self.first_error: dict[str, str] = {}
         self._warned: set[str] = set()
 
-    def __call__(self, items: Any, prompts: Sequence[Prompt]) -> dict[str, dict[str, Tensor]]:
-        """Scorer name → {"score": [M], parts…}, float32 on the CPU; NaN where it failed or does not apply."""
-        return {name: self._one(name, scorer, items, prompts) for name, scorer in self.scorers.items()}
+    def __call__(
+        self, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Scorer name → {"score": [U], parts…}, float32 on the CPU; NaN where it failed or does not apply.
+
+        `group_U`: [U] int64, the comparison sets, for rewards that compare items with each other; without it they are
+        left out.
+        """
+        asked = {n: s for n, s in self.scorers.items() if group_U is not None or not is_relative(s.use)}
+        return {name: self._one(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
 
     def applied(self, prompts: Sequence[Prompt]) -> dict[str, int]:
         """Scorer name → how many of the prompts it applies to."""
         return {name: len(_applies(scorer, prompts)) for name, scorer in self.scorers.items()}
 
-    def _one(self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    def _one(
+        self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None
+    ) -> dict[str, Tensor]:
         applies = _applies(scorer, prompts)
         if not applies:
             return {"score": torch.full((len(prompts),), torch.nan)}
@@ -47,8 +56,14 @@ class Scoring:
         chosen = items[index] if isinstance(items, Tensor) else [items[i] for i in applies]
         with phase("reward"):
             self._move(scorer.use, self.device)
+            relative = is_relative(scorer.use)
+            use = partial(_with_groups, scorer.use, group_U[index]) if relative else scorer.use
             scores, errors = score_safely(
-                scorer.use, chosen, [prompts[i] for i in applies], timeout_seconds=scorer.timeout_seconds
+                use,
+                chosen,
+                [prompts[i] for i in applies],
+                timeout_seconds=scorer.timeout_seconds,
+                by_row=not relative,
             )
         count("rewards", len(applies))
         if errors:
@@ -69,6 +84,10 @@ class Scoring:
         """Network rewards go to main memory until they are asked again."""
         for scorer in self.scorers.values():
             self._move(scorer.use, torch.device("cpu"))
+
+
+def _with_groups(reward: Any, group_U: Tensor, items: Any, prompts: Sequence[Prompt]) -> Any:
+    return reward(items, prompts, group_U)
 
 
 def _applies(scorer: Scorer, prompts: Sequence[Prompt]) -> list[int]:

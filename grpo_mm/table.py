@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_ids
-from grpo_mm.types import Batch
+from grpo_mm.types import WHOLE_ROW, Batch
 
 KEYS = ("prompt", "sample", "action", "tag")
 
@@ -30,7 +30,7 @@ class Table:
     values: Mapping[str, Tensor]
     """Component name → [M] float64; rewards at first, advantages after the stages. NaN = could not be scored."""
     columns: Mapping[str, Tensor]
-    """[M] each. `action` is -1 for an output that credits all actions of its row."""
+    """[M] each, or [M, A] for what a row says of its actions. `action` may be WHOLE_ROW or BASELINE."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Component name → its weight when components are summed."""
 
@@ -49,6 +49,14 @@ class Table:
             return torch.zeros(len(self), dtype=torch.int64)
         # Ids first, column by column, so that a column of fractions is a key too.
         return group_ids(*(group_ids(self.columns[name]) for name in names))
+
+    def take(self, index: Tensor) -> Table:
+        """The rows named by an index tensor, in its order."""
+        return replace(
+            self,
+            values={name: value[index] for name, value in self.values.items()},
+            columns={name: column[index] for name, column in self.columns.items()},
+        )
 
     def with_values(self, values: Mapping[str, Tensor]) -> Table:
         return replace(self, values=values)
@@ -70,14 +78,14 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
     columns = {
         "prompt": prompt_M,
         "sample": rollout.sample_N.cpu()[row_M],
-        "action": torch.full((size,), -1) if outputs.action_M is None else outputs.action_M.cpu(),
+        "action": torch.full((size,), WHOLE_ROW) if outputs.action_M is None else outputs.action_M.cpu(),
         "tag": torch.zeros(size, dtype=torch.int64) if outputs.tag_M is None else outputs.tag_M.cpu(),
         "local_row": row_M,
     }
     taken = sorted(set(rollout.columns) & set(columns))
     if taken:
         raise ValueError(f"a rollout must not declare the column {taken[0]!r}: the table has one of that name")
-    columns |= {name: column.cpu()[row_M] for name, column in rollout.columns.items() if column.dim() == 1}
+    columns |= {name: column.cpu()[row_M] for name, column in rollout.columns.items()}
     values: dict[str, Tensor] = {}
     failed_M = torch.zeros(size, dtype=torch.bool)
     for name, scores in batch.scores.items():

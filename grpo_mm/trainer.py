@@ -23,6 +23,7 @@ from grpo_mm.model_card import write_model_card
 from grpo_mm.run_config import RunConfig
 from grpo_mm.run_folder import RunFolder, cut_back, find_checkpoint, full_disk_stops, replace_text
 from grpo_mm.types import Prompt
+from grpo_mm.watch import Alarm, Rules, describe
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Trainer:
         self.config, self.folder, self.processes = config, folder, processes
         self.eval_prompts = held_out_prompts(config)
         self.learner = Learner(config, processes, samples=folder.samples)
+        self.rules = Rules(config.watch)
         self.state: dict[str, Any] = {
             "step": 0, "best_score": None, "best_step": None, "evaluations_without_gain": 0,
             "calls": {}, "seconds": {"train": 0.0, "eval": 0.0}, "eval_before": None, "eval_last": None,
@@ -60,18 +62,23 @@ class Trainer:
         config, state = self.config, self.state
         if self.processes.is_main:
             evaluated = state["eval_last"] is not None and state["eval_last"]["step"] == state["step"]
-            cut_back(self.folder, step=state["step"] if path else -1, without_eval=not evaluated)
+            cut_back(
+                self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
+            )
         self.processes.barrier()
         if path is None:
             state["eval_before"] = self.evaluate(0, name="eval_before")
+            if self.rules.can_go_back:
+                self.save(0)  # there is always a checkpoint to go back to
         asked = 0
         with _stop_signals() as signal_asked:
             while state["step"] < config.steps and not state["stopped_early"] and not asked:
                 row = self._timed_step(state["step"])
                 state["step"] += 1
-                self._record({"step": state["step"], **row})
+                alarms = self._record({"step": state["step"], **row}, weights_step=state["step"] - 1)
                 if on_step is not None:
                     on_step(state["step"], row)
+                self._act(alarms)
                 asked = int(self.processes.max(signal_asked()))
                 self._after_step(must_save=bool(asked))
             asked = asked or int(self.processes.max(signal_asked()))
@@ -103,14 +110,14 @@ class Trainer:
         if every and step % every == 0 and step < config.steps and self.eval_prompts:
             self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
             if patience is not None and state["evaluations_without_gain"] >= patience:
-                state["stopped_early"] = "patience"
+                state["stopped_early"] = state["stopped_early"] or "patience"
         is_due = config.checkpoints.every and step % config.checkpoints.every == 0
         is_best = config.checkpoints.keep_best and state["best_step"] == step
         if must_save or is_due or is_best or state["stopped_early"] or step == config.steps:
             self.save(step)
 
     def evaluate(self, step: int, *, name: str) -> dict[str, float]:
-        """Held-out metrics at `step`, written to the record, with a sheet of pictures."""
+        """Held-out metrics at `step`, written to the record, with a sheet of pictures; watch rules may act on them."""
         if not self.eval_prompts:
             return {}
         began = time.perf_counter()
@@ -121,9 +128,10 @@ class Trainer:
             )
         seconds = time.perf_counter() - began
         self.state["seconds"]["eval"] += seconds
-        self._record({"step": step, **result.metrics, "time/eval_seconds": seconds})
+        alarms = self._record({"step": step, **result.metrics, "time/eval_seconds": seconds}, weights_step=step)
         self.state["eval_last"] = {"step": step, "metrics": result.metrics}
-        self._note_score(result.metrics["eval/score"], step)
+        if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
+            self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
             samples.write_eval_sheet(
                 self.folder.samples, name=name, step=step, images_MCHW=result.shown, prompts=result.shown_prompts,
@@ -131,11 +139,61 @@ class Trainer:
             )  # fmt: skip
         return result.metrics
 
-    def _record(self, row: dict[str, float]) -> None:
+    def _record(self, row: dict[str, float], *, weights_step: int) -> list[Alarm]:
+        """Writes a row with what the watch rules say of it; returns those that act, the same on every rank."""
+        alarms: list[Alarm] = []
+        if self.rules.watched:
+            seen = self.processes.gather({metric: row.get(metric) for metric in self.rules.metrics.values()})[0]
+            fields, alarms = self.rules.observe(seen, weights_step=weights_step)
+            row = row | fields
         if self.processes.is_main:
             metrics.append(self.folder.metrics, row)
             if self.config.trackers:
                 self.processes.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+        return alarms
+
+    def _act(self, alarms: list[Alarm], *, too_late: bool = False) -> bool:
+        """Does what watch rules ask for and tells it in events.jsonl; True if other weights were put back.
+
+        A run that stops keeps its weights, and once it has stopped it is too late for all but a warning.
+        """
+        put_back = False
+        stops = any(alarm.action == "stop" for alarm in alarms)
+        too_late = too_late or bool(self.state["stopped_early"])
+        for alarm in alarms:
+            action = "warn" if too_late or (stops and alarm.action == "rollback") else alarm.action
+            event = {
+                "step": self.state["step"], "rule": alarm.rule, "metric": alarm.metric, "value": alarm.value,
+                "band": alarm.band, "asked": alarm.asked, "action": action,
+            }  # fmt: skip
+            if action == "rollback":
+                event["weights_of"] = self._put_back()
+                put_back = True
+            if action in ("rollback", "lower_lr"):
+                self.rules.lr_scale *= alarm.factor
+                self.learner.lr_scale = self.rules.lr_scale
+                event["factor"] = alarm.factor
+            if action == "stop":
+                self.state["stopped_early"] = f"watch: {alarm.rule}"
+            self.rules.events += 1
+            log.warning("watch rule %r, step %d: %s", alarm.rule, event["step"], describe(event))
+            if self.processes.is_main:
+                metrics.append(self.folder.events, event)
+        return put_back
+
+    def _put_back(self) -> int:
+        """The weights of the newest checkpoint that was measured inside all bands; its step."""
+        if self.state["step"] == 0:
+            return 0
+        step = self._healthy_checkpoint()
+        step = checkpoint.steps(self.folder.checkpoints)[0] if step is None else step
+        path = self.folder.checkpoints / checkpoint.name_of(step)
+        self.learner.put_back(checkpoint.read(path), name=str(path))
+        return step
+
+    def _healthy_checkpoint(self) -> int | None:
+        there = checkpoint.steps(self.folder.checkpoints)
+        return max((s for s in there if s <= self.rules.healthy_step), default=None)
 
     def _note_score(self, score: float, step: int) -> None:
         state = self.state
@@ -149,7 +207,7 @@ class Trainer:
         self.state["step"] = step
         tensors, learner_state = self.learner.checkpoint()
         if self.processes.is_main:
-            state = self.state | {"learner": learner_state}
+            state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
             checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step)
             self._prune()
         self.processes.barrier()
@@ -162,6 +220,7 @@ class Trainer:
             self.state["best_step"],
         )
         keep = {*there[-policy.keep_last :], *({best} if policy.keep_best else ())}
+        keep |= {self._healthy_checkpoint()} if self.rules.watched else set()
         checkpoint.prune(self.folder.checkpoints, keep=keep)
         rows = [{"step": s, "name": checkpoint.name_of(s), "best": s == best} for s in there if s in keep]
         replace_text(self.folder.path / "checkpoints.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -170,7 +229,10 @@ class Trainer:
         """Takes everything from a checkpoint."""
         loaded = checkpoint.read(path)
         self.learner.load(loaded, name=str(path))
-        self.state = {key: value for key, value in loaded.state.items() if key != "learner"}
+        self.state = {key: value for key, value in loaded.state.items() if key not in ("learner", "rules")}
+        if "rules" in loaded.state:
+            self.rules.load_state_dict(loaded.state["rules"])
+        self.learner.lr_scale = self.rules.lr_scale
 
     def _finish(self) -> dict[str, Any]:
         """The last evaluation, the product and the summary, which is written last: it says that the run is done."""
@@ -211,7 +273,9 @@ def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
 
 
 def _short(found: dict[str, float]) -> dict[str, float | None]:
-    return {key.removeprefix("eval/"): value if math.isfinite(value) else None for key, value in found.items()}
+    """For the summary: without the statistics of the pictures, which the record and the report have."""
+    found = {key.removeprefix("eval/"): value for key, value in found.items() if not key.startswith("eval/image/")}
+    return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
 
 @contextmanager

@@ -10,10 +10,11 @@ Rows know their prompt by an integer, `prompt_N`; nothing assumes N == P * group
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -50,6 +51,8 @@ class Rows:
     """[N] int64, index into `prompts`."""
     sample_N: Tensor
     """[N] int64, number of the sample within its group."""
+    group_size: int
+    """Samples of each prompt on all ranks: the shape of a group's rollout depends on it."""
 
     def __len__(self) -> int:
         return self.prompt_N.shape[0]
@@ -62,6 +65,10 @@ class Record(Protocol):
     """What an engine must keep to replay its actions. The core only selects and joins rows."""
 
     def take(self, rows: Tensor) -> Record: ...
+
+    def cat(self, others: Sequence[Any]) -> Record:
+        """This record's rows, then those of the others."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Rollout:
     record: Any
     """A `Record`; only the policy that goes with the engine looks inside."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
-    """Declared columns, each [N] or [N, A]."""
+    """Declared columns, each [N] or [N, A], e.g. the seed of a row, or the tree edge of an action."""
     old_NA: Tensor | None = None
     """[N, A] log-probability that ratios are taken against, in the training context; NaN entries are filled by one pass
     without gradient before the first update. None: `behaviour_NA`."""
@@ -113,22 +120,95 @@ class Rollout:
         columns = {name: column[rows] for name, column in self.columns.items()}
         return replace(self, **picked, columns=columns, record=self.record.take(rows))
 
+    @staticmethod
+    def cat(parts: Sequence[Rollout]) -> Rollout:
+        """The rows of all parts, which share their prompts."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        names = [f.name for f in fields(first) if f.name.endswith(("_N", "_NA")) and getattr(first, f.name) is not None]
+        return replace(
+            first,
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in names},
+            columns={name: torch.cat([part.columns[name] for part in parts]) for name in first.columns},
+            record=first.record.cat([part.record for part in parts[1:]]),
+        )
+
+
+WHOLE_ROW = -1
+"""The action of an output that credits every action of its row."""
+BASELINE = -2
+"""The action of an output that shows where a row started: a gain is measured from it, it credits nothing itself."""
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """Things that can be scored: an image per row, or several per row (one per step, granularity or leaf)."""
+    """Things that can be scored, and what each of them credits: an image per row, or several (per step, granularity).
+
+    Example: two rows from one latent, each scored before and after its single action: three images for four outputs,
+    row_M = [0, 0, 1, 1], action_M = [BASELINE, 0, BASELINE, 0], item_M = [0, 1, 0, 2].
+    """
 
     items: Any
-    """[M] what rewards see: uint8 images [M, 3, H, W], or a list of M texts."""
+    """[U] what rewards see: uint8 images [U, 3, H, W], or a list of U texts."""
     row_M: Tensor
     """[M] int64, the row an output came from."""
     action_M: Tensor | None = None
-    """[M] int64, the action it credits; None credits every action of its row."""
+    """[M] int64, the action it credits, WHOLE_ROW or BASELINE; None is all WHOLE_ROW."""
     tag_M: Tensor | None = None
-    """[M] int64, a second label (granularity λ, tree depth); None is all zero."""
+    """[M] int64, a second label (granularity λ); None is all zero."""
+    item_M: Tensor | None = None
+    """[M] int64, the item of each output: what several outputs share is scored once. None: one item each, in order."""
 
     def __len__(self) -> int:
         return self.row_M.shape[0]
+
+    def item_index(self) -> Tensor:
+        """[M] int64, the item of each output."""
+        return torch.arange(len(self)) if self.item_M is None else self.item_M
+
+    def first_output(self) -> Tensor:
+        """[U] int64, the first output that shows each item."""
+        index, size = self.item_index(), len(self.items)
+        return torch.full((size,), len(self)).scatter_reduce(0, index, torch.arange(len(self)), "amin")
+
+    def pictures(self) -> Tensor:
+        """[<= N] int64, one output for each row that has any: that of its last action, at the lowest tag."""
+        action_M = torch.zeros(len(self)) if self.action_M is None else self.action_M.double()
+        tag_M = torch.zeros(len(self)) if self.tag_M is None else self.tag_M.double()
+        order = torch.argsort(tag_M, stable=True)
+        order = order[torch.argsort(-action_M[order], stable=True)]
+        order = order[torch.argsort(self.row_M[order], stable=True)]
+        row = self.row_M[order]
+        is_first = torch.ones_like(row, dtype=torch.bool)
+        is_first[1:] = row[1:] != row[:-1]
+        return order[is_first]
+
+    @staticmethod
+    def cat(parts: Sequence[Outputs], rows: Sequence[int]) -> Outputs:
+        """The outputs of rollouts that are joined; `rows` is the number of rows of each."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = [sum(rows[:i]) for i in range(len(parts))]
+        item_starts = [sum(len(part.items) for part in parts[:i]) for i in range(len(parts))]
+        first = parts[0]
+        items = (
+            torch.cat([part.items for part in parts])
+            if isinstance(first.items, Tensor)
+            else [item for part in parts for item in part.items]
+        )
+
+        def joined(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)
+
+        return Outputs(
+            items=items,
+            row_M=torch.cat([part.row_M + start for part, start in zip(parts, starts)]),
+            action_M=joined("action_M"),
+            tag_M=joined("tag_M"),
+            item_M=torch.cat([part.item_index() + start for part, start in zip(parts, item_starts)]),
+        )
 
 
 Scores = Mapping[str, Tensor]
@@ -138,10 +218,17 @@ Scores = Mapping[str, Tensor]
 class Reward(Protocol):
     """Scores outputs. Pure: looks at outputs and prompts only, so it can live in another process.
 
-    `items` are uint8 images [M, 3, H, W] or M texts; `prompts` is aligned, one per output.
+    `items` are uint8 images [U, 3, H, W] or U texts; `prompts` is aligned, one per item. A reward with the attribute
+    `scope = "set"` compares items with each other (win rates, similarity): it is called once with whole groups and takes
+    a third argument, group_U [U] int64, the comparison set of each item.
     """
 
     def __call__(self, items: Any, prompts: Sequence[Prompt]) -> Scores | Tensor | Sequence[float]: ...
+
+
+def is_relative(reward: Any) -> bool:
+    """Whether a reward compares the items of a set with each other instead of scoring each."""
+    return getattr(reward, "scope", "output") == "set"
 
 
 @dataclass(frozen=True)
@@ -150,9 +237,11 @@ class Credit:
 
     advantage_NA: Tensor
     """[N, A] float."""
-    keep_N: Tensor
-    """[N] bool; rows left out cost nothing and count nowhere."""
+    keep_NA: Tensor
+    """[N, A] bool; actions left out cost nothing and count nowhere."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """Columns that the stages made for the objective, [N, A] each, e.g. which rows a KL term holds back."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +255,12 @@ class Batch:
 
     def output_prompts(self) -> list[Prompt]:
         """The prompt of each local output, M of them."""
-        return [self.rollout.prompts[p] for p in self.rollout.prompt_N[self.outputs.row_M.cpu()].tolist()]
+        return prompts_of(self.rollout, self.outputs.row_M)
+
+
+def prompts_of(rollout: Rollout, row: Tensor) -> list[Prompt]:
+    """The prompts of rows named by an index tensor."""
+    return [rollout.prompts[p] for p in rollout.prompt_N[row.cpu()].tolist()]
 
 
 @dataclass(frozen=True)
@@ -199,12 +293,18 @@ class View:
     row_actions: Tensor
     """How many actions of that row are trained in this update (at least 1)."""
     counts: Counts
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """Columns that the advantage stages made, each in the shape of the others."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> View:
+        """`change` applied to every tensor."""
+        names = [f.name for f in fields(self) if f.name not in ("counts", "columns")]
+        columns = {name: change(column) for name, column in self.columns.items()}
+        return replace(self, **{name: change(getattr(self, name)) for name in names}, columns=columns)
 
     def at(self, index: Tensor) -> View:
         """The entries at flat positions into [N · A], in the shape of `index`."""
-        return replace(
-            self, **{f.name: getattr(self, f.name).flatten()[index] for f in fields(self) if f.name != "counts"}
-        )
+        return self.map(lambda value: value.flatten()[index])
 
 
 Couples = Literal["action", "row", "group", "update"]

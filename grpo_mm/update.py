@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -30,7 +30,7 @@ class Replays(Protocol):
         """The largest set of actions that one forward never splits: "action" or "row"."""
         ...
 
-    def plan(self, mask_NA: Tensor) -> list[Tensor]:
+    def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
         """Forwards that cover the masked actions: flat positions into [N · A], each of any shape."""
         ...
 
@@ -60,8 +60,8 @@ class UpdateResult:
 
 
 def make_view(rollout: Rollout, credit: Credit, mask_NA: Tensor, old_NA: Tensor, processes: Processes) -> View:
-    """The [N, A] view of one update; rows that the credit leaves out are masked, the counts are global."""
-    mask_NA = mask_NA & credit.keep_N[:, None].to(mask_NA.device)
+    """The [N, A] view of one update; actions that the credit leaves out are masked, the counts are global."""
+    mask_NA = mask_NA & credit.keep_NA.to(mask_NA.device)
     row_actions_N = mask_NA.sum(1)
     device, shape = mask_NA.device, mask_NA.shape
     counts = Counts(
@@ -78,6 +78,7 @@ def make_view(rollout: Rollout, credit: Credit, mask_NA: Tensor, old_NA: Tensor,
         group=rollout.prompt_N.to(device)[:, None].expand(shape),
         row_actions=row_actions_N.clamp_min(1).to(dtype)[:, None].expand(shape),
         counts=counts,
+        columns={name: column.to(device=device, dtype=dtype) for name, column in credit.columns.items()},
     )
 
 
@@ -85,7 +86,7 @@ def accumulate(
     policy: Replays, rollout: Rollout, objective: Sequence[Objective], view: View, processes: Processes
 ) -> UpdateResult:
     """Adds the gradient of the objective to the policy's parameters and says what it saw."""
-    plan = _padded(policy.plan(view.mask.bool()), processes)
+    plan = _padded(policy.plan(rollout, view.mask.bool()), processes)
     needs = frozenset().union(*(term.needs for term in objective))
     coupled = max((term.couples for term in objective), key=_ORDER.index)
     log = _Log()
@@ -153,11 +154,8 @@ def _gradient_of_values(
         mine = slice(start, start + local_rows)
         device = view.mask.device
         leaves = {k: _join(processes, v).to(device) for k, v in leaves.items()}
-        joined = {
-            f.name: _join(processes, getattr(view, f.name)).to(device) for f in fields(view) if f.name != "counts"
-        }
-        joined["row"] = torch.arange(sum(rows), device=device)[:, None].expand_as(joined["mask"])
-        whole = replace(view, **joined)
+        whole = view.map(lambda value: _join(processes, value).to(device))
+        whole = replace(whole, row=torch.arange(sum(rows), device=device)[:, None].expand_as(whole.mask))
     leaves = {k: v.requires_grad_() for k, v in leaves.items()}
     terms = [term(leaves, whole) for term in objective]
     share = 1.0 if whole is view else 1.0 / processes.world

@@ -438,7 +438,7 @@ def test_extremes_of_several_components_are_refused():
 
 def test_an_output_of_a_whole_row_credits_all_its_actions():
     earned = credit(table({"r": [1, 0]}, prompt=[0, 0]), [], rollout=rollout(rows=2, actions=3), rank=0)
-    assert earned.advantage_NA.tolist() == [[1, 1, 1], [0, 0, 0]] and earned.keep_N.tolist() == [True, True]
+    assert earned.advantage_NA.tolist() == [[1, 1, 1], [0, 0, 0]] and earned.keep_NA.all()
 
 
 def test_an_output_of_one_action_credits_that_action():
@@ -456,7 +456,7 @@ def test_outputs_that_credit_the_same_action_add_up():
 def test_rows_without_a_scored_output_are_left_out():
     t = table({"r": [1, NAN]}, prompt=[0, 0], local_row=[0, 2])
     earned = credit(t, [], rollout=rollout(rows=3, actions=2), rank=0)
-    assert earned.keep_N.tolist() == [True, False, False]
+    assert earned.keep_NA.all(1).tolist() == earned.keep_NA.any(1).tolist() == [True, False, False]
     assert earned.advantage_NA.tolist() == [[1, 1], [0, 0], [0, 0]]
 
 
@@ -533,7 +533,7 @@ def test_credit_does_not_depend_on_which_rank_made_which_rows_to_the_last_bit():
         found = torch.full((20,), NAN, dtype=torch.float64)
         for rank, (rows, b) in enumerate(zip(shares, batches)):
             c = credit(t, stages, rollout=b.rollout, rank=rank)
-            found[rows] = torch.where(c.keep_N, c.advantage_NA[:, 1], NAN)
+            found[rows] = torch.where(c.keep_NA[:, 1], c.advantage_NA[:, 1], NAN)
         return found
 
     everything = torch.arange(20)

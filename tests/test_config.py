@@ -17,6 +17,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
 from grpo_mm.run_config import RunConfig, Scorer, Source, Updates, differences, plain, read
 from grpo_mm.snapshots import Ema
+from grpo_mm.watch import Watched
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -310,8 +311,15 @@ class FakeEngine:
     def actions(self) -> int:
         return 3
 
-    def check(self, policy) -> None:
+    def check(self, policy, *, group_size) -> None:
         pass
+
+    def pictures(self, group_size) -> int:
+        return group_size
+
+    def table_columns(self, group_size) -> dict[str, torch.Tensor]:
+        sample = torch.arange(group_size)
+        return {"sample": sample, "action": torch.full_like(sample, -1), "tag": torch.zeros_like(sample)}
 
 
 @dataclass(frozen=True)
@@ -389,7 +397,7 @@ REFUSED = {
         ),
         "no reward applies to the prompts of source 'words'",
     ),
-    "watched and optimised": (dict(watch={"judge": Scorer(judge)}), "'judge'.* under both `rewards` and `watch`"),
+    "watched and optimised": (dict(watch={"judge": Watched(judge)}), "'judge'.* under both `rewards` and `watch`"),
     "sources of weight 0": (dict(prompts={"shapes": Source(FakePrompts(), weight=0)}), "weights of the prompt sources"),
     "no objective": (dict(objective=()), "objective"),
 }

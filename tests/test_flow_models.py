@@ -18,7 +18,8 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
 from grpo_mm.optim import Optim
 from grpo_mm.pipelines.flow.adapters import WEIGHT_NAME, Lora
-from grpo_mm.pipelines.flow.engine import FlowEngine, encode_rows
+from grpo_mm.pipelines.flow.engine import FlowEngine
+from grpo_mm.pipelines.flow.sampling import encode_rows
 from grpo_mm.pipelines.flow.flux import Flux
 from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim, flow_sde
 from grpo_mm.pipelines.flow.noise import AllSteps, Window
@@ -122,7 +123,7 @@ def values_of(
 ) -> dict[str, Tensor]:
     """Named values [N, A] by replay."""
     found: dict[str, Tensor] = {}
-    plan = [part for forward in policy.plan(rollout.mask_NA) for part in forward.split(micro_batch)]
+    plan = [part for forward in policy.plan(rollout, rollout.mask_NA) for part in forward.split(micro_batch)]
     for index, values in policy.logprobs(rollout, plan, needs=frozenset(needs), grad=grad):
         for name, value in values.items():
             found.setdefault(name, torch.zeros(rollout.behaviour_NA.numel(), dtype=value.dtype))[index] = value
@@ -217,7 +218,7 @@ def test_latents_logprobs_and_trained_weights_are_at_least_float32(model, lora, 
     assert policy.pipe.text_encoder.dtype == getattr(torch, dtype)
     rollout, outputs = roll(policy, model.engine(), "mean_shift_old")
     record = rollout.record
-    for tensor in (record.x_NA, record.next_NA, record.velocity_old_NA, rollout.behaviour_NA):
+    for tensor in (record.latent_V, record.velocity_old_V, rollout.behaviour_NA):
         assert tensor.dtype == wide
     assert outputs.items.dtype == torch.uint8
     # The batch shape of the rollout: in bfloat16 another one may round differently.
@@ -411,10 +412,10 @@ def kl_of(form: str, values: dict[str, Tensor]) -> Tensor:
 def test_every_kl_is_zero_at_the_start_and_positive_with_a_gradient_after_an_update(model, policy, kernel, level):
     with policy.snapshots.use("ref"):
         rollout, _ = roll(policy, model.engine(kernel=kernel, noise=AllSteps(level=level)), *KL_VALUES)
-        rollout = policy.with_reference(rollout, rollout.mask_NA)
+        rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
         start = values_of(policy, rollout, *KL_VALUES)
-    again = policy.with_reference(rollout, rollout.mask_NA)
-    assert torch.equal(again.record.velocity_ref_NA, rollout.record.velocity_ref_NA)
+    again = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
+    assert torch.equal(again.record.velocity_ref_V, rollout.record.velocity_ref_V)
     after = values_of(policy, rollout, *KL_VALUES, grad=True)
     for form in KL_FORMS:
         assert kl_of(form, start).abs().max() < 1e-9
@@ -427,19 +428,19 @@ def test_every_kl_is_zero_at_the_start_and_positive_with_a_gradient_after_an_upd
 def test_the_closed_form_kl_has_the_published_variance(model, policy):
     with policy.snapshots.use("ref"):
         rollout, _ = roll(policy, model.engine(), *KL_VALUES)
-        rollout = policy.with_reference(rollout, rollout.mask_NA)
+        rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
     record = rollout.record
     values = values_of(policy, rollout, *KL_VALUES)
-    sigma, sigma_next, level = record.sigmas(record.step_NA)
+    sigma, sigma_next, level = record.sigmas()
     dt = sigma - sigma_next
     g2 = level**2 * sigma / torch.where(sigma >= 1, dt, 1 - sigma)
     row = torch.arange(6)
     shift_NA = torch.zeros(6, 2)
     for a in range(2):
-        x, sigmas = record.x_NA[:, a], record.sigmas(record.step_NA[:, a])
+        x, sigmas = record.x_NA[:, a], (sigma[:, a], sigma_next[:, a], level[:, a])
         with torch.no_grad():
-            velocity = policy._replay(record, row, x, record.step_NA[:, a])
-        difference = flow_sde(x, velocity, *sigmas)[0] - flow_sde(x, record.velocity_old_NA[:, a], *sigmas)[0]
+            velocity = policy._velocity_at(record, record.from_NA[:, a])
+        difference = flow_sde(x, velocity, *sigmas)[0] - flow_sde(x, record.velocity_old_V[record.from_NA[:, a]], *sigmas)[0]
         shift_NA[:, a] = (difference**2).flatten(1).mean(1)
     close = dict(rtol=1e-3, atol=0)
     torch.testing.assert_close(values["dt"], dt)

@@ -17,11 +17,12 @@ from grpo_mm.datasets.ocr import OcrPrompts
 from grpo_mm.diversity import pairwise_distance
 from grpo_mm.errors import ConfigError
 from grpo_mm.function_reward import FunctionReward
+from grpo_mm.image_statistics import image_statistics
 from grpo_mm.rewards.clip_score import Clip, ClipScore, tensor_transform
 from grpo_mm.rewards.colors import ClipColors
 from grpo_mm.rewards.detectors import Detection
 from grpo_mm.rewards.geneval import GenEvalReward
-from grpo_mm.rewards.image_quality import ImageQuality, image_statistics
+from grpo_mm.rewards.image_quality import ImageQuality
 from grpo_mm.rewards.jpeg import JpegSize, jpeg_size_kb
 from grpo_mm.rewards.ocr import OcrReward
 from grpo_mm.types import Prompt

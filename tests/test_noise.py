@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.flow.engine import FlowEngine, initial_noise
+from grpo_mm.pipelines.flow.engine import FlowEngine
 from grpo_mm.pipelines.flow.kernels import cps, ddim, flow_sde, ode
 from grpo_mm.pipelines.flow.noise import AllSteps, SlidingWindow, Window, trained_mask, trained_subset
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
+from grpo_mm.pipelines.flow.sampling import initial_noise
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Shifted
 from grpo_mm.pipelines.flow.sd3 import Sd3
 from grpo_mm.pipelines.flow.solver import DpmSolverPP, Euler, dpmpp_2m
@@ -26,7 +27,7 @@ PROMPTS = (Prompt("p/0", "a red circle"), Prompt("p/1", "a photo of the blue squ
 
 def noisy(noise, steps: int, *, step: int = 0, seed: int = 0) -> list[int]:
     """The denoising steps with noise, in training step `step`."""
-    return torch.nonzero(noise(steps, step=step, seed=seed)).flatten().tolist()
+    return torch.nonzero(noise(Shifted()(steps, image_tokens=64), step=step, seed=seed)).flatten().tolist()
 
 
 # ── windows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -40,14 +41,15 @@ def test_all_steps_leaves_the_last_one_out_unless_asked():
 @pytest.mark.parametrize("schedule", [Shifted(), DiffusersSd3()])
 @pytest.mark.parametrize("noise", [AllSteps(), AllSteps(last=True)])
 def test_the_last_step_is_never_trained(schedule, noise):
-    mask_S = trained_mask(noise(10, step=0, seed=0), schedule(10, image_tokens=64))
+    sigma_S1 = schedule(10, image_tokens=64)
+    mask_S = trained_mask(noise(sigma_S1, step=0, seed=0), sigma_S1)
     assert mask_S.tolist() == [True] * 9 + [False]
 
 
 def test_a_window_as_wide_as_its_range_is_fixed():
     window = Window(size=3, within=(1, 4), level=0.8)
     assert all(noisy(window, 10, step=step) == [1, 2, 3] for step in range(20))
-    assert window(10, step=0, seed=0).unique().tolist() == pytest.approx([0, 0.8])
+    assert window(Shifted()(10, image_tokens=64), step=0, seed=0).unique().tolist() == pytest.approx([0, 0.8])
 
 
 def test_a_random_window_is_drawn_for_each_step_evenly_and_reproducibly():
@@ -127,7 +129,7 @@ def test_a_sliding_window_is_never_empty_and_never_on_the_last_step(strategy, st
 )
 def test_empty_and_overrunning_windows_are_refused(noise, steps):
     with pytest.raises(ConfigError):
-        FlowEngine(steps=steps, noise=noise).check(FlowPolicyConfig(model=None))
+        FlowEngine(steps=steps, noise=noise).check(FlowPolicyConfig(model=None), group_size=4)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_empty_and_overrunning_windows_are_refused(noise, steps):
 )  # fmt: skip
 def test_an_engine_without_usable_noise_is_refused(settings):
     with pytest.raises(ConfigError):
-        FlowEngine(**settings).check(FlowPolicyConfig(model=None))
+        FlowEngine(**settings).check(FlowPolicyConfig(model=None), group_size=4)
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.4, 1.5])
@@ -168,7 +170,8 @@ def test_a_subset_holds_the_fraction_rounded_up(fraction, noisy_steps, wanted):
 
 def compressed(start: int, *, ratio: float, steps: int = 25, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     window = Window(size=size, within=(start, start + size))
-    return DpmSolverPP(keep_ratio=ratio).grid(Shifted()(steps, image_tokens=64), window(steps, step=0, seed=0))
+    sigma_S1 = Shifted()(steps, image_tokens=64)
+    return DpmSolverPP(keep_ratio=ratio).grid(sigma_S1, window(sigma_S1, step=0, seed=0))
 
 
 @pytest.mark.parametrize("start", [0, 7, 20])
@@ -198,7 +201,7 @@ def test_flash_makes_the_published_number_of_network_calls():
 def test_a_tail_of_any_length_ends_at_zero_and_an_absent_one_stays_absent():
     sigma = Shifted()(6, image_tokens=64)
     for noise in (AllSteps(), AllSteps(last=True), Window(size=1, within=(0, 1))):
-        level = noise(6, step=0, seed=0)
+        level = noise(sigma, step=0, seed=0)
         got_sigma, got_level = DpmSolverPP(keep_ratio=0.1).grid(sigma, level)
         assert got_sigma[-1] == 0 and (got_sigma.diff() < 0).all()
         assert got_level.count_nonzero() == level.count_nonzero()
@@ -240,7 +243,7 @@ def test_only_noisy_steps_are_kept_and_trained(policy, noise, kept):
     assert rollout.mask_NA.all() and rollout.mask_NA.shape == (6, len(kept))
     assert rollout.num_actions == FlowEngine(steps=5, noise=noise).actions()
     assert rollout.behaviour_NA.isfinite().all()
-    covered = torch.cat(policy.plan(rollout.mask_NA)).sort().values
+    covered = torch.cat(policy.plan(rollout, rollout.mask_NA)).sort().values
     assert torch.equal(covered, torch.arange(6 * len(kept)))
 
 
@@ -267,7 +270,7 @@ def test_each_row_trains_its_own_part_of_the_steps(policy):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_initial_noise_is_shared_within_a_group_only_when_asked(policy, shared):
-    record = roll(policy, init_noise="shared" if shared else "independent", noise=Window(size=2, within=(0, 2)))[
+    record = roll(policy, seeds=1 if shared else None, noise=Window(size=2, within=(0, 2)))[
         0
     ].record
     start, after = record.x_NA[:, 0].view(2, 3, -1), record.next_NA[:, 0].view(2, 3, -1)
@@ -279,13 +282,15 @@ def test_initial_noise_is_shared_within_a_group_only_when_asked(policy, shared):
 
 
 def test_noise_depends_on_seed_step_prompt_and_sample_only(policy):
-    size = (16, 16)
-    here = initial_noise(policy, rows(), seed=0, step=0, size=size, shared=False)
-    swapped = initial_noise(policy, rows(prompts=PROMPTS[::-1]), seed=0, step=0, size=size, shared=False)
-    assert torch.equal(here, swapped.roll(3, 0))
+    def noise(prompts=PROMPTS, **changed):
+        keys = [(prompt, i) for prompt in prompts for i in range(3)]
+        return initial_noise(policy, keys, size=(16, 16), **({"seed": 0, "step": 0} | changed))
+
+    here = noise()
+    assert torch.equal(here, noise(PROMPTS[::-1]).roll(3, 0))
     assert len({tuple(row) for row in here.flatten(1)[:, :4].tolist()}) == 6
-    for changed in ({"seed": 1, "step": 0}, {"seed": 0, "step": 1}, {"seed": 0, "step": "eval"}):
-        assert not (initial_noise(policy, rows(), size=size, shared=False, **changed) == here).any()
+    for changed in ({"seed": 1}, {"step": 1}, {"step": "eval"}):
+        assert not (noise(**changed) == here).any()
 
 
 @pytest.mark.parametrize(
@@ -310,10 +315,10 @@ def test_noisy_steps_feed_the_history_of_the_solver(policy):
     rollout, outputs = roll(policy, solver=DpmSolverPP(), **settings)
     record, row = rollout.record, torch.arange(6)
     sigma = record.sigma_S1
-    x, velocity = record.x_NA[:, 0], policy._replay(record, row, record.x_NA[:, 0], record.step_NA[:, 0])
+    x, velocity = record.x_NA[:, 0], policy._velocity_at(record, record.from_NA[:, 0])
     history = [sigma[3], x - sigma[3] * velocity]
     x = record.next_NA[:, 0]
-    condition = {k: v[record.condition_N] for k, v in record.condition.items()}
+    condition = {k: v[record.condition_V[record.from_NA[:, 0]]] for k, v in record.condition.items()}
     for i in (4, 5):
         with torch.no_grad():
             velocity = policy.velocity(x, sigma[i].expand(6), condition, size=(16, 16), guidance=1.0)
@@ -330,11 +335,11 @@ def test_noisy_steps_feed_the_history_of_the_solver(policy):
 def test_noise_of_a_step_has_unit_variance_and_is_not_reused(policy):
     record = roll(policy, kernel=flow_sde)[0].record
     assert torch.equal(record.sigma_S1, Shifted()(5, image_tokens=16))
-    sigma, sigma_next, level = record.sigmas(record.step_NA)
+    sigma, sigma_next, level = record.sigmas()
     noise = []
     for action in range(4):
-        x, step = record.x_NA[:, action], record.step_NA[:, action]
-        velocity = policy._replay(record, torch.arange(6), x, step)
+        x = record.x_NA[:, action]
+        velocity = policy._velocity_at(record, record.from_NA[:, action])
         mean_n, std = flow_sde(x, velocity, sigma[:, action], sigma_next[:, action], level[:, action])
         noise.append(((record.next_NA[:, action] - mean_n) / std).flatten())
     noise = torch.stack(noise)

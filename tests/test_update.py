@@ -60,7 +60,7 @@ class ToyPolicy:
     def gradient(self) -> Tensor:
         return torch.cat([torch.zeros(p.numel()).double() if p.grad is None else p.grad.flatten() for p in self.params])
 
-    def plan(self, mask_NA: Tensor) -> list[Tensor]:
+    def plan(self, rollout, mask_NA: Tensor) -> list[Tensor]:
         position_NA = torch.arange(mask_NA.numel()).view(mask_NA.shape)
         if not mask_NA.any():
             return []
@@ -114,7 +114,7 @@ def make_credit(rows: Tensor | None = None) -> Credit:
     keep_N = torch.ones(N, dtype=torch.bool)
     keep_N[[7, 8, 9, 10, 11]] = False
     rows = torch.arange(N) if rows is None else rows
-    return Credit(advantage_NA[rows], keep_N[rows])
+    return Credit(advantage_NA[rows], keep_N[rows, None].expand(-1, advantage_NA.shape[1]))
 
 
 class Alone:
@@ -292,7 +292,7 @@ def test_rows_left_out_cost_and_count_nothing(name, unit):
     """As if they had never been there, but for the number of actions of a row."""
     policy, without = ToyPolicy(unit=unit, cut=4), ToyPolicy()
     result = run(policy, OBJECTIVES[name])
-    kept = make_credit().keep_N.nonzero().flatten()
+    kept = make_credit().keep_NA.any(1).nonzero().flatten()
     wanted = run(without, OBJECTIVES[name], rows=kept)
     assert_same(policy.gradient, without.gradient)
     assert result.terms == pytest.approx(wanted.terms) and result.stats == pytest.approx(wanted.stats)
@@ -340,7 +340,7 @@ def test_an_update_of_some_actions_has_the_gradient_of_those_actions(name):
 def test_statistics_are_means_over_the_trained_actions():
     result = run(ToyPolicy(cut=4), [ClippedRatio(clip_low=0.3, clip_high=0.3)])
     policy, rollout = ToyPolicy(), make_rollout()
-    trained_NA = rollout.mask_NA & make_credit().keep_N[:, None]
+    trained_NA = rollout.mask_NA & make_credit().keep_NA
     logprobs_NA = policy.values(rollout, torch.arange(N * ACTIONS))["logprobs"].view(N, ACTIONS)
     log_ratio = (logprobs_NA - rollout.behaviour_NA)[trained_NA]
     assert result.stats["ratio"] == pytest.approx(log_ratio.exp().mean().item())

@@ -10,7 +10,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_sum
 from grpo_mm.table import Table
-from grpo_mm.types import Credit, Rollout
+from grpo_mm.types import BASELINE, WHOLE_ROW, Credit, Rollout
 
 Stage = Callable[[Table], Table]
 """A pure step from table to table; `min_group_size` says how many rows a group needs at least."""
@@ -19,37 +19,49 @@ Stage = Callable[[Table], Table]
 def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int) -> Credit:
     """Runs the stages and spreads each output's advantage over the actions it credits.
 
-    An output without an action credits every action of its row; advantages of several outputs that credit the same
-    action (granularities, rewards per step) add up. Rows whose value is NaN are left out.
+    An output of a whole row credits every action of it; advantages of several outputs that credit the same action
+    (granularities, rewards per step) add up. Actions one of whose outputs is NaN are left out.
 
     Source: the credit maps of arXiv:2505.05470 (terminal), arXiv:2510.01982 eq. 9 (sum over granularities).
     """
+    before = set(table.columns)
     for stage in stages:
         table = stage(table)
-    if len(table.values) != 1:
-        raise ConfigError(
-            f"the advantage stages leave {len(table.values)} components ({sorted(table.values)}), wanted one: "
-            "add the stage {kind: weighted_sum}."
-        )
+    check_stages(table)
     (advantage_M,) = table.values.values()
     finite_M = torch.isfinite(advantage_M)
     metrics = {
-        "advantage/zero_groups_frac": _zero_groups_frac(advantage_M, table.key(("prompt",))),
+        "advantage/zero_groups_frac": _zero_groups_frac(advantage_M, table.key(("prompt", "action"))),
         "advantage/abs_mean": float(advantage_M[finite_M].abs().mean()) if finite_M.any() else 0.0,
         "advantage/max": float(advantage_M[finite_M].max()) if finite_M.any() else 0.0,
         "advantage/left_out_frac": float((~finite_M).double().mean()),
     }
-    mine_M = table.columns["rank"] == rank
+    mine = table.take(torch.nonzero(table.columns["rank"] == rank).flatten())
+    (advantage_M,) = mine.values.values()
+    made = {name: column.double() for name, column in mine.columns.items() if name not in before}
+    size = (rollout.num_rows, rollout.num_actions)
+    count_NA = _spread(torch.ones_like(advantage_M), mine, size)
+    lost_NA = _spread((~torch.isfinite(advantage_M)).double(), mine, size)
     return Credit(
-        *_spread(
-            advantage_M[mine_M],
-            table.columns["local_row"][mine_M],
-            table.columns["action"][mine_M],
-            rows=rollout.num_rows,
-            actions=rollout.num_actions,
-        ),
+        advantage_NA=_spread(advantage_M.nan_to_num(), mine, size),
+        keep_NA=(count_NA > 0) & (lost_NA == 0),
         metrics=metrics,
+        columns={name: _spread(column_M, mine, size) / count_NA.clamp_min(1) for name, column_M in made.items()},
     )
+
+
+def check_stages(table: Table) -> None:
+    """Raises ConfigError unless the stages left one component, and nothing that only gains can use."""
+    if len(table.values) != 1:
+        raise ConfigError(
+            f"the advantage stages leave {len(table.values)} components ({', '.join(sorted(table.values))}), wanted one: "
+            "add the stage {kind: weighted_sum}."
+        )
+    if (table.columns["action"] == BASELINE).any():
+        raise ConfigError(
+            "the rollout scores where each row started, which credits no action: add the stage {kind: gains}, or choose "
+            "another engine.tree."
+        )
 
 
 def _zero_groups_frac(advantage_M: Tensor, group_M: Tensor) -> float:
@@ -60,14 +72,13 @@ def _zero_groups_frac(advantage_M: Tensor, group_M: Tensor) -> float:
     return float((scored & ~teaching).sum() / scored.sum().clamp_min(1))
 
 
-def _spread(advantage_M: Tensor, row_M: Tensor, action_M: Tensor, *, rows: int, actions: int) -> tuple[Tensor, Tensor]:
-    finite_M = torch.isfinite(advantage_M)
-    value_M = advantage_M.where(finite_M, 0)
-    whole_M = action_M < 0
+def _spread(value_M: Tensor, table: Table, size: tuple[int, int]) -> Tensor:
+    """Sums of values over the (row, action) that each table row credits, [N, A]."""
+    rows, actions = size
+    row_M, action_M = table.columns["local_row"], table.columns["action"]
+    whole_M = action_M == WHOLE_ROW
     row_N = value_M.new_zeros(rows).index_add_(0, row_M[whole_M], value_M[whole_M])
-    advantage_NA = row_N[:, None].repeat(1, actions)
+    total_NA = row_N[:, None].repeat(1, actions)
     cell_M = (row_M * actions + action_M)[~whole_M]
-    advantage_NA.view(-1).index_add_(0, cell_M, value_M[~whole_M])
-    keep_N = torch.zeros(rows, dtype=torch.bool)
-    keep_N[row_M[finite_M]] = True
-    return advantage_NA, keep_N
+    total_NA.view(-1).index_add_(0, cell_M, value_M[~whole_M])
+    return total_NA

@@ -1,31 +1,36 @@
-"""From rows to images: one loop over denoising steps for rollouts and evaluation."""
+"""From rows to images: a tree of denoising steps for rollouts, the plain ODE for evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from grpo_mm.clock import count, phase
 from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import kernels
+from grpo_mm.pipelines.flow.drawing import drawing
+from grpo_mm.pipelines.flow.grow import Step, grow
 from grpo_mm.pipelines.flow.memory import memory_lines
-from grpo_mm.pipelines.flow.noise import AllSteps, trained_mask, trained_subset
+from grpo_mm.pipelines.flow.noise import AllSteps, trained_subset
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
-from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob, logprob_of, transition
+from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob
+from grpo_mm.pipelines.flow.sampling import encode_rows, evaluation_noise, initial_noise, ode_latents, sampling_velocity
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
+from grpo_mm.pipelines.flow.tree import Chains, Tree
 from grpo_mm.rng import stream
-from grpo_mm.types import Outputs, Rollout, Rows
+from grpo_mm.types import WHOLE_ROW, Outputs, Rollout, Rows
+
+NOMINAL_TOKENS = 1024
+"""Image tokens where no model is loaded yet: they move σ of resolution-dependent schedules, not the shape of a tree."""
 
 
 @dataclass(frozen=True)
 class FlowEngine:
-    """How images are sampled: the schedule, where it is random and by which kernel, how the rest is solved."""
+    """How images are sampled: the schedule, where it is random and by which kernel, what is shared, how the rest is solved."""
 
     steps: int = 10
     eval_steps: int = 40
@@ -35,226 +40,237 @@ class FlowEngine:
     """cps: the published variance-free form; the same one in rollout and training."""
     noise: Annotated[Any, Role("noise")] = field(default_factory=AllSteps)
     solver: Annotated[Any, Role("solver")] = field(default_factory=Euler)
-    init_noise: Literal["independent", "shared"] = "independent"
-    """shared: all samples of a group start from one latent and differ by the noise of their steps only."""
+    seeds: int | None = None
+    """Distinct initial latents of a group. None: every sample has its own; 1: all start from one and differ by the noise of
+    their steps only (DanceGRPO); between them, neighbours share one (TempFlow-GRPO: 4 for 24 samples)."""
+    tree: Annotated[Any, Role("tree")] = field(default_factory=Chains)
+    """What a group's rollout shares, where it branches, and what is scored."""
+    train_within: Annotated[Any, Role("noise")] | None = None
+    """Only noisy steps that this window covers are trained (BranchGRPO's depth pruning); its level plays no part."""
     train_fraction: float = 1.0
     """Each row trains a random share of its noisy steps (DanceGRPO's τ)."""
     rollout_batch: int = 16
-    """Rows in one sampling forward; changes memory and speed only."""
+    """Latents in one sampling forward; changes memory and speed only."""
 
     @property
     def provides(self) -> frozenset[str]:
         """The values that a rollout of these settings can be replayed for."""
         return PROVIDES if self.logprob == "gaussian" else PROVIDES - {"gaussian_logprobs"}
 
-    def check(self, policy: FlowPolicyConfig) -> None:
+    def check(self, policy: FlowPolicyConfig, *, group_size: int) -> None:
         """Raises ConfigError for settings that cannot work together."""
         if self.steps < 1 or self.eval_steps < 1 or self.rollout_batch < 1:
             raise ConfigError(
                 f"engine: steps = {self.steps}, eval_steps = {self.eval_steps}, rollout_batch = {self.rollout_batch}; "
                 "each must be at least 1."
             )
-        if self.kernel is kernels.ode or self.noise.level <= 0:
+        self.noise.check(self.steps)
+        if self.train_within is not None:
+            self.train_within.check(self.steps)
+        level = float(self._noise_level(step=0, seed=0).max())
+        if self.kernel is kernels.ode or level <= 0:
             raise ConfigError(
                 "a ratio objective needs noise: with the kernel 'ode' or a noise level of 0 every log-probability is "
                 "undefined. Use flow_sde, dance_sde, cps or ddim with noise.level > 0."
             )
         if not 0 < self.train_fraction <= 1:
             raise ConfigError(f"engine.train_fraction = {self.train_fraction}; wanted a share in (0, 1].")
-        if self.kernel in (kernels.cps, kernels.ddim) and self.noise.level > 1:
-            raise ConfigError(f"noise.level = {self.noise.level}; the kernel takes η in (0, 1].")
-        self.noise.check(self.steps)
+        self._check_tree(group_size)
+        # What a tree makes of the level counts: splitting steps may scale it.
+        level = float(self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].noise_V.max())
+        if self.kernel in (kernels.cps, kernels.ddim) and level > 1:
+            raise ConfigError(
+                f"noise.level = {level:g}; the kernel takes η in (0, 1], and beyond it the std exceeds σ'."
+            )
+
+    def _check_tree(self, group_size: int) -> None:
+        seeds = self._seeds(group_size)
+        if seeds < 1 or group_size % seeds:
+            raise ConfigError(
+                f"engine.seeds = {seeds} initial latents for group_size = {group_size} samples; wanted a divisor of it."
+            )
+        self.tree.check(steps=self.steps, noisy=self.actions(), group_size=group_size, seeds=seeds)
+        if self.train_fraction < 1 and self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].credits_actions:
+            raise ConfigError(
+                f"engine.train_fraction = {self.train_fraction} would sample and score branches that are not trained. "
+                "Choose the steps with engine.noise instead."
+            )
 
     def actions(self) -> int:
-        """Trained transitions of a row, A."""
-        return int(
-            trained_subset(self.noise.trained_steps(self.steps), fraction=self.train_fraction, generator=_any()).numel()
-        )
+        """Actions of a row, A."""
+        subset = trained_subset(self.noise.trained_steps(self.steps), fraction=self.train_fraction, generator=_any())
+        return int(subset.numel())
 
-    def describe(self, policy: FlowPolicyConfig, *, rows: int, needs_reference: bool, world: int) -> list[str]:
-        """Network calls of a step and an estimate of memory, in words; loads no model."""
+    def grid_and_tree(
+        self, *, step: int, seed: int, group_size: int, image_tokens: int = NOMINAL_TOKENS
+    ) -> tuple[Tensor, Tree]:
+        """(sigma_S1, tree of each group) of training step `step`, on the CPU."""
+        noise_level_S = self._noise_level(step=step, seed=seed, image_tokens=image_tokens)
+        sigma_S1, noise_level_S = self.solver.grid(self._sigma(image_tokens), noise_level_S)
+        tree = self.tree(sigma_S1, noise_level_S, group_size=group_size, seeds=self._seeds(group_size))
+        if self.train_within is not None:
+            window_S = self.train_within(sigma_S1, step=step, seed=seed) > 0
+            tree = replace(tree, train_GA=tree.train_GA & window_S[tree.level_V[tree.parent_V[tree.action_GA]]])
+        return sigma_S1, tree
+
+    def _sigma(self, image_tokens: int) -> Tensor:
+        return self.schedule(self.steps, image_tokens=image_tokens)
+
+    def _noise_level(self, *, step: int, seed: int, image_tokens: int = NOMINAL_TOKENS) -> Tensor:
+        return self.noise(self._sigma(image_tokens), step=step, seed=seed)
+
+    def _seeds(self, group_size: int) -> int:
+        return group_size if self.seeds is None else self.seeds
+
+    def table_columns(self, group_size: int) -> dict[str, Tensor]:
+        """The columns of one group's table, so that a config can be rehearsed without sampling."""
+        _, tree = self.grid_and_tree(step=0, seed=0, group_size=group_size)
+        columns = {name: column[tree.sample_C] for name, column in tree.columns.items()}
+        if "edge" in columns:
+            columns["edge_logprob"] = torch.zeros(columns["edge"].shape)
+        return {"sample": tree.sample_C, "action": tree.action_C, "tag": tree.tag_C} | columns
+
+    def pictures(self, group_size: int) -> int:
+        """Distinct pictures of a group: what a reward is asked to score."""
+        return self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].pictures()
+
+    def describe(
+        self, policy: FlowPolicyConfig, *, prompts: int, group_size: int, needs_reference: bool, world: int
+    ) -> list[str]:
+        """The tree, network calls of a step and an estimate of memory, in words; loads no model."""
+        sigma_S1, tree = self.grid_and_tree(step=0, seed=0, group_size=group_size)
         guided = policy.model.network_rows(policy.guidance)
-        sigma_S1 = self.schedule(
-            self.steps, image_tokens=1024
-        )  # a compressed tail changes their number, not their values
-        rollout_steps = self.solver.grid(sigma_S1, self.noise(self.steps, step=0, seed=0))[1].numel()
-        calls = {"rollout": rows * rollout_steps, "training": rows * self.actions()}
+        training = tree.training_calls()
+        calls = {"rollout": tree.rollout_calls(), "training": training}
+        if self.train_fraction < 1:
+            calls["training"] = min(training, group_size * self.actions())
         if needs_reference:
-            calls["reference"] = rows * self.actions()
-        words = " + ".join(f"{number * guided} {name}" for name, number in calls.items())
+            calls["reference"] = calls["training"]
+        words = " + ".join(f"{number * prompts * guided} {name}" for name, number in calls.items())
         notes = ["guidance counts twice"] * (guided == 2)
-        notes += ["the first step's; the compressed tail shrinks as the window moves"] * (rollout_steps != self.steps)
-        report = [f"network calls per step: {words}" + (f" ({'; '.join(notes)})" if notes else "")]
-        return report + memory_lines(policy, self, rows=rows // world, needs_reference=needs_reference)
+        notes += ["training at most: rows draw their steps"] * (self.train_fraction < 1)
+        notes += ["the first step's; they change as the window moves"] * self._moves(tree, group_size)
+        report = drawing(tree, sigma_S1.numel() - 1)
+        report += [f"network calls per step: {words}" + (f" ({'; '.join(notes)})" if notes else "")]
+        report += [f"pictures per step: {prompts * tree.pictures()}, {tree.pictures()} for each prompt"]
+        rows = prompts * group_size // world
+        return report + memory_lines(policy, self, rows=rows, needs_reference=needs_reference)
 
-    def plan(self, policy: FlowPolicy, *, step: int, seed: int) -> tuple[Tensor, Tensor]:
-        """(sigma_S1, noise_level_S) of training step `step`, float32 on the CPU."""
-        tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=False))
-        sigma_S1 = self.schedule(self.steps, image_tokens=tokens)
-        noise_level_S = self.noise(self.steps, step=step, seed=seed)
-        return self.solver.grid(sigma_S1, noise_level_S)
+    def _moves(self, tree: Tree, group_size: int) -> bool:
+        later = [self.grid_and_tree(step=step, seed=0, group_size=group_size)[1] for step in (1, 7, 60)]
+        return any(other.rollout_calls() != tree.rollout_calls() for other in later)
 
     @torch.no_grad()
     def sample(
         self, policy: FlowPolicy, rows: Rows, *, step: int, seed: int, needs: frozenset[str]
     ) -> tuple[Rollout, Outputs]:
-        """Samples with noise, keeping the transitions that are trained, and decodes the images.
+        """Grows the tree of every prompt, keeping the transitions that are trained, and decodes the images.
 
         `needs`: the values the objective will ask for; the sampling velocity is stored only if one of them needs it.
         """
-        sigma_S1, noise_level_S = self.plan(policy, step=step, seed=seed)
         size = policy.size(evaluation=False)
-        condition, condition_N = encode_rows(policy, rows)
-        noisy = torch.nonzero(trained_mask(noise_level_S, sigma_S1)).flatten()
-        picked_NA = torch.stack([self._picked(noisy, rows, i, step=step, seed=seed) for i in range(len(rows))])
-        parts, images = [], []
-        for chunk in torch.arange(len(rows)).split(self.rollout_batch):
-            part, latents = self._trajectory(
-                policy, rows.take(chunk), condition, condition_N[chunk], sigma_S1, noise_level_S, picked_NA[chunk],
-                step=step, seed=seed, size=size, keep_velocity="mean_shift_old" in needs,
-            )  # fmt: skip
-            parts.append(part)
-            images.append(policy.decode(latents, size=size))
-        joined = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
-        behaviour_NA = joined.pop("behaviour_NA")
+        tokens = policy.family.image_tokens(policy.pipe, *size)
+        sigma_S1, tree = self.grid_and_tree(step=step, seed=seed, group_size=rows.group_size, image_tokens=tokens)
+        condition, place_N = encode_rows(policy, rows)
+        place_N = place_N.cpu()
+        prompts = [rows.prompts[p] for p in rows.prompt_N.unique().tolist()]
+        picked_NA = torch.stack([self._picked(tree, rows, i, step=step, seed=seed) for i in range(len(rows))])
+        action_NA = tree.action_GA[rows.sample_N].gather(1, picked_NA)
+        mask_NA = tree.train_GA[rows.sample_N].gather(1, picked_NA)
+        nodes = tree.parent_V.numel()
+        row_M, credit_M = torch.nonzero(tree.sample_C[None, :] == rows.sample_N[:, None], as_tuple=True)
+        kept_PV = torch.zeros(len(prompts), nodes, dtype=torch.bool)
+        place_NA = place_N[:, None].expand_as(action_NA)
+        kept_PV[place_NA[mask_NA], action_NA[mask_NA]] = True
+        wanted_PV = kept_PV.clone()
+        kept_PV[place_NA[mask_NA], tree.parent_V[action_NA[mask_NA]]] = True
+        wanted_PV[place_N[row_M], tree.node_C[credit_M]] = True
+
+        def network(x: Tensor, sigma: Tensor, place: Tensor) -> Tensor:
+            return sampling_velocity(policy, x, sigma, {k: v[place] for k, v in condition.items()}, size=size)
+
+        def normal(keys: list[tuple[int, int]], x: Tensor) -> Tensor:
+            drawn = [stream(seed, "sde", step, prompts[p].id, node) for p, node in keys]
+            return torch.stack([torch.randn(x.shape[1:], generator=g) for g in drawn]).to(x)
+
+        seeds = self._seeds(rows.group_size)
+        start = initial_noise(
+            policy, [(p, root) for p in prompts for root in range(seeds)], seed=seed, step=step, size=size
+        )
+        grown = grow(
+            tree, wanted_PV, kept_PV, roots=start.view(len(prompts), seeds, *start.shape[1:]),
+            step=Step(sigma_S1.to(policy.device), self.kernel, self.logprob, self.solver), network=network, normal=normal,
+            finish=lambda latents: policy.decode(latents, size=size), batch=self.rollout_batch,
+            keep_velocity="mean_shift_old" in needs,
+        )  # fmt: skip
+        index_Q = torch.zeros(len(prompts) * nodes, dtype=torch.int64)
+        index_Q[grown.node_K] = torch.arange(len(grown.node_K))
+        item_Q = torch.zeros_like(index_Q)
+        item_Q[grown.node_U] = torch.arange(len(grown.node_U))
+        device = policy.device
+        behaviour_NA = grown.logprob_Q[(place_NA * nodes + action_NA).to(device)]
         record = FlowRecord(
-            **joined,
-            step_NA=picked_NA.to(policy.device),
-            sigma_S1=sigma_S1.to(policy.device),
-            noise_level_S=noise_level_S.to(policy.device),
+            latent_V=grown.latent_K,
+            level_V=tree.level_V[grown.node_K % nodes].to(device),
+            condition_V=(grown.node_K // nodes).to(device),
+            from_NA=index_Q[place_NA * nodes + tree.parent_V[action_NA]].to(device),
+            to_NA=index_Q[place_NA * nodes + action_NA].to(device),
+            noise_level_NA=tree.noise_V[action_NA].to(device),
+            sigma_S1=sigma_S1.to(device),
             condition=condition,
-            condition_N=condition_N,
             size=size,
             guidance=policy.config.guidance,
             kernel=self.kernel,
             logprob=self.logprob,
+            velocity_old_V=grown.velocity_K,
         )
+        columns = {name: _columns(column[rows.sample_N], picked_NA) for name, column in tree.columns.items()}
+        if "edge" in columns:
+            columns["edge_logprob"] = behaviour_NA.cpu()
         rollout = Rollout(
             prompts=rows.prompts,
             prompt_N=rows.prompt_N,
             sample_N=rows.sample_N,
             behaviour_NA=behaviour_NA,
-            mask_NA=torch.ones_like(behaviour_NA, dtype=torch.bool),
+            mask_NA=mask_NA.to(device),
             record=record,
+            columns=columns,
         )
-        return rollout, Outputs(items=torch.cat(images), row_M=torch.arange(len(rows)))
+        action_M, tag_M = tree.action_C[credit_M], tree.tag_C[credit_M]
+        outputs = Outputs(
+            items=grown.items,
+            row_M=row_M,
+            action_M=None if (action_M == WHOLE_ROW).all() else action_M,
+            tag_M=tag_M if tag_M.any() else None,
+            item_M=item_Q[place_N[row_M] * nodes + tree.node_C[credit_M]],
+        )
+        return rollout, outputs
 
-    def _picked(self, noisy: Tensor, rows: Rows, i: int, *, step: int, seed: int) -> Tensor:
-        """The denoising steps that row i trains, [A]."""
+    def _picked(self, tree: Tree, rows: Rows, i: int, *, step: int, seed: int) -> Tensor:
+        """Which of its actions row i trains, [A]."""
+        actions = tree.action_GA.shape[1]
         if self.train_fraction == 1:
-            return noisy
+            return torch.arange(actions)
         generator = stream(seed, "train_steps", step, rows.prompts[rows.prompt_N[i]].id, int(rows.sample_N[i]))
-        return noisy[trained_subset(noisy.numel(), fraction=self.train_fraction, generator=generator)]
+        return trained_subset(actions, fraction=self.train_fraction, generator=generator)
 
-    def _trajectory(
-        self,
-        policy: FlowPolicy,
-        rows: Rows,
-        condition: Mapping[str, Tensor],
-        condition_n: Tensor,
-        sigma_S1: Tensor,
-        noise_level_S: Tensor,
-        picked_na: Tensor,
-        *,
-        step: int,
-        seed: int,
-        size: tuple[int, int],
-        keep_velocity: bool,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Rows [n] through all steps: the stored transitions and the final latents [n, ...]."""
-        x = initial_noise(policy, rows, seed=seed, step=step, size=size, shared=self.init_noise == "shared")
-        generators = [stream(seed, "sde", step, rows.prompts[p].id, s) for p, s in _keys(rows)]
-        rows_condition = {k: v[condition_n] for k, v in condition.items()}
-        picked_na = picked_na.to(policy.device)
-        x_na = x.new_zeros(*picked_na.shape, *x.shape[1:])
-        stored = {"x_NA": x_na, "next_NA": torch.zeros_like(x_na), "behaviour_NA": x.new_zeros(picked_na.shape)}
-        if keep_velocity:
-            stored["velocity_old_NA"] = torch.zeros_like(x_na)
-        history: list[Tensor] = []
-        for i, noise_level in enumerate(noise_level_S.tolist()):
-            sigma, sigma_next = sigma_S1[i].to(x), sigma_S1[i + 1].to(x)
-            velocity = self._network(policy, x, sigma, rows_condition, size=size, guidance=policy.config.guidance)
-            if noise_level == 0:
-                x_next = self.solver.step(x, velocity, sigma, sigma_next, history)
-            else:
-                mean, std = transition(self.kernel, x, velocity, sigma, sigma_next, noise_level_S[i])
-                x_next = mean + std * _normal(generators, x)
-                row, action = torch.nonzero(picked_na == i, as_tuple=True)
-                if row.numel():
-                    stored["x_NA"][row, action], stored["next_NA"][row, action] = x[row], x_next[row]
-                    logprob_n = logprob_of(self.logprob, x_next, mean, std)
-                    stored["behaviour_NA"][row, action] = logprob_n[row]
-                    if keep_velocity:
-                        stored["velocity_old_NA"][row, action] = velocity[row]
-            history[:] = [sigma, x - sigma * velocity]
-            x = x_next
-        return stored, x
-
-    @torch.no_grad()
     def latents(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
         """Deterministic samples (Euler, `eval_steps`) from fixed noise keyed by prompt and sample, [N, ...]."""
-        size = policy.size(evaluation=True)
-        tokens = policy.family.image_tokens(policy.pipe, *size)
+        tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=True))
         sigma_S1 = self.schedule(self.eval_steps, image_tokens=tokens)
-        condition, condition_N = encode_rows(policy, rows)
-        finished = []
-        for chunk in torch.arange(len(rows)).split(self.rollout_batch):
-            x = self.evaluation_noise(policy, rows.take(chunk), seed=seed)
-            here = {k: v[condition_N[chunk]] for k, v in condition.items()}
-            for sigma, sigma_next in zip(sigma_S1[:-1].to(x), sigma_S1[1:].to(x), strict=True):
-                velocity = self._network(policy, x, sigma, here, size=size, guidance=policy.config.guidance)
-                x = Euler().step(x, velocity, sigma, sigma_next, [])
-            finished.append(x)
-        return torch.cat(finished)
+        return ode_latents(policy, rows, sigma_S1=sigma_S1, seed=seed, batch=self.rollout_batch)
 
     def evaluation_noise(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
         """The initial latents that `latents` starts from, [N, ...]."""
-        return initial_noise(policy, rows, seed=seed, step="eval", size=policy.size(evaluation=True), shared=False)
+        return evaluation_noise(policy, rows, seed=seed)
 
     def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
         """Deterministic images for evaluation, uint8 [N, 3, H, W]."""
         return policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
 
-    def _network(
-        self,
-        policy: FlowPolicy,
-        x: Tensor,
-        sigma: Tensor,
-        condition: Mapping[str, Tensor],
-        *,
-        size: tuple[int, int],
-        guidance: float,
-    ) -> Tensor:
-        with phase("rollout_network"):
-            count("rollout_calls", x.shape[0] * policy.family.network_rows(guidance))
-            return policy.velocity(x, sigma.expand(x.shape[0]), condition, size=size, guidance=guidance)
 
-
-def encode_rows(policy: FlowPolicy, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
-    """The condition of each distinct prompt of the rows, and which one each row has, [N]."""
-    prompt_C, condition_N = torch.unique(rows.prompt_N, return_inverse=True)
-    return policy.encode([rows.prompts[p] for p in prompt_C.tolist()]), condition_N.to(policy.device)
-
-
-def initial_noise(
-    policy: FlowPolicy, rows: Rows, *, seed: int, step: int | str, size: tuple[int, int], shared: bool
-) -> Tensor:
-    """Standard normal latents [n, ...] of named streams, the same whatever the device, rank or batch."""
-    shape = policy.family.latent_shape(policy.pipe, *size)
-    noise = [
-        torch.randn(shape, generator=stream(seed, "init_noise", step, rows.prompts[p].id, 0 if shared else s))
-        for p, s in _keys(rows)
-    ]
-    return torch.stack(noise).to(policy.device, policy.math_dtype)
-
-
-def _keys(rows: Rows) -> list[tuple[int, int]]:
-    return list(zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), strict=True))
-
-
-def _normal(generators: list[torch.Generator], x: Tensor) -> Tensor:
-    """One standard normal latent from each row's own stream."""
-    return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
+def _columns(column: Tensor, picked_NA: Tensor) -> Tensor:
+    return column.gather(1, picked_NA) if column.dim() == 2 else column
 
 
 def _any() -> torch.Generator:

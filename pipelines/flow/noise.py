@@ -17,11 +17,12 @@ from grpo_mm.rng import stream
 
 
 class Noise(Protocol):
-    """The noise levels of training step `step`, [S]; the same for all rows, a pure function of its arguments."""
+    """The noise levels of training step `step` on a schedule of S steps, [S] float32; the same for all rows.
 
-    level: float
+    A pure function of its arguments (and of the state of a component that has one).
+    """
 
-    def __call__(self, steps: int, *, step: int, seed: int) -> Tensor: ...
+    def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor: ...
 
     def trained_steps(self, steps: int) -> int:
         """How many steps are noisy at most."""
@@ -45,8 +46,8 @@ class AllSteps:
     level: float = 0.7
     last: bool = False
 
-    def __call__(self, steps: int, *, step: int, seed: int) -> Tensor:
-        level_S = torch.full((steps,), self.level)
+    def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
+        level_S = torch.full((sigma_S1.numel() - 1,), self.level)
         if not self.last:
             level_S[-1] = 0
         return level_S
@@ -75,10 +76,10 @@ class Window:
     within: tuple[int, int]
     level: float = 0.7
 
-    def __call__(self, steps: int, *, step: int, seed: int) -> Tensor:
+    def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
         low, high = self.within
         start = int(torch.randint(low, high - self.size + 1, (), generator=stream(seed, "noise_window", step)))
-        return _levels(steps, start, self.size, self.level)
+        return _levels(sigma_S1.numel() - 1, start, self.size, self.level)
 
     def trained_steps(self, steps: int) -> int:
         return self.size
@@ -109,7 +110,8 @@ class SlidingWindow:
     roll_back: bool = True
     level: float = 0.7
 
-    def __call__(self, steps: int, *, step: int, seed: int) -> Tensor:
+    def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
+        steps = sigma_S1.numel() - 1
         return _levels(steps, self.start(steps, step=step, seed=seed), self.size, self.level)
 
     def start(self, steps: int, *, step: int, seed: int) -> int:
@@ -144,6 +146,51 @@ class SlidingWindow:
         _check_window(steps, size=self.size, first=0, last=steps - 1 - self.size)
 
 
+@dataclass(frozen=True)
+class GeometricWindow:
+    """Noise on `size` neighbouring steps whose start i is drawn anew for each training step with P(i) ∝ ratio^i.
+
+    Early starts are likelier. One window for all rows of a training step.
+
+    Source: arXiv:2512.08153 (TreeGRPO), truncated geometric law with r = .5.
+    """
+
+    size: int = 3
+    ratio: float = 0.5
+    level: float = 0.7
+
+    def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
+        steps = sigma_S1.numel() - 1
+        weight = torch.tensor([self.ratio**i for i in range(steps - self.size)], dtype=torch.float64)
+        start = int(torch.multinomial(weight, 1, generator=stream(seed, "noise_window", step)))
+        return _levels(steps, start, self.size, self.level)
+
+    def trained_steps(self, steps: int) -> int:
+        return self.size
+
+    def check(self, steps: int) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ConfigError(f"geometric_window: ratio = {self.ratio}; wanted a number in (0, 1].")
+        _check_window(steps, size=self.size, first=0, last=steps - 1 - self.size)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A noise level for each step, given as numbers; those of the last step are sampled and not trained."""
+
+    levels: tuple[float, ...]
+
+    def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
+        return torch.tensor(self.levels)
+
+    def trained_steps(self, steps: int) -> int:
+        return sum(level > 0 for level in self.levels[: steps - 1])
+
+    def check(self, steps: int) -> None:
+        if len(self.levels) != steps or min(self.levels) < 0:
+            raise ConfigError(f"noise: {len(self.levels)} levels for {steps} denoising steps; wanted as many, each 0 or more.")
+
+
 def _levels(steps: int, start: int, size: int, level: float) -> Tensor:
     level_S = torch.zeros(steps)
     level_S[start : start + size] = level
@@ -165,6 +212,11 @@ def _check_window(steps: int, *, size: int, first: int, last: int) -> None:
 def trained_mask(noise_level_S: Tensor, sigma_S1: Tensor) -> Tensor:
     """[S] bool: steps with noise whose σ' > 0. Noise of a step to σ' = 0 stays in the image and is not trained."""
     return (noise_level_S > 0) & (sigma_S1[1:] > 0)
+
+
+def trained_steps(noise_level_S: Tensor, sigma_S1: Tensor) -> list[int]:
+    """The numbers of the steps in `trained_mask`."""
+    return torch.nonzero(trained_mask(noise_level_S, sigma_S1)).flatten().tolist()
 
 
 def trained_subset(num_noisy: int, *, fraction: float, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from grpo_mm.pipelines.flow import adapters
 from grpo_mm.pipelines.flow.adapters import Lora
 from grpo_mm.pipelines.flow.card import loading_code
 from grpo_mm.pipelines.flow.family import pixels_per_token, resolve
-from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, flow_values
+from grpo_mm.pipelines.flow.record import PROVIDES
 from grpo_mm.snapshots import Snapshots
 from grpo_mm.types import Couples, Prompt, Rollout
 
@@ -174,52 +174,51 @@ class FlowPolicy:
             unit = (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
             return (unit * 255).round().to(torch.uint8).cpu()
 
-    def plan(self, mask_NA: Tensor) -> list[Tensor]:
-        """Flat positions of the masked transitions in micro-batches, one denoising step after the other."""
-        actions = mask_NA.shape[1]
-        position_AN = torch.arange(mask_NA.numel(), device=mask_NA.device).view(-1, actions).T
-        masked = position_AN[mask_NA.T.bool()]
-        return list(masked.split(self.config.micro_batch)) if masked.numel() else []
+    def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
+        """Flat positions of the masked actions in forwards of at most `micro_batch` latents, in the order of sampling.
+
+        Actions that start from one latent come in one forward and share its network call.
+        """
+        position = torch.nonzero(mask_NA.flatten().bool()).flatten()
+        if not position.numel():
+            return []
+        _, place = torch.unique(rollout.record.states(position), return_inverse=True)
+        position, forward = position[torch.argsort(place, stable=True)], place.sort(stable=True).values // self.config.micro_batch
+        return list(position.split(torch.bincount(forward).tolist()))
 
     def logprobs(
         self, rollout: Rollout, plan: Sequence[Tensor], *, needs: frozenset[str], grad: bool
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """For each forward of the plan: its flat positions [n] and the named values [n]."""
+        record = rollout.record
         for index in plan:
             with torch.set_grad_enabled(grad), phase("train_network"):
                 # A rank that has run out still takes part in the collectives of a forward: row 0, weight nothing.
-                values = self._values(rollout, index if index.numel() else index.new_zeros(1), needs)
+                here = index if index.numel() else index.new_zeros(1)
+                state, place = torch.unique(record.states(here), return_inverse=True)
+                velocity = self._velocity_at(record, state)
+                if index.numel():
+                    count("train_calls", state.numel() * self.family.network_rows(record.guidance))
+                values = record.values(here, velocity[place], needs, rollout.mask_NA)
             yield index, {k: v[: index.numel()] for k, v in values.items()}
 
-    def _values(self, rollout: Rollout, index: Tensor, needs: frozenset[str]) -> dict[str, Tensor]:
-        record: FlowRecord = rollout.record
-        row, action = index // rollout.num_actions, index % rollout.num_actions
-        x, step = record.x_NA[row, action], record.step_NA[row, action]
-        velocity = self._replay(record, row, x, step)
-        count("train_calls", index.numel() * self.family.network_rows(record.guidance))
-        old, ref = (None if v is None else v[row, action] for v in (record.velocity_old_NA, record.velocity_ref_NA))
-        return flow_values(
-            record, x=x, x_next=record.next_NA[row, action], velocity=velocity, step=step,
-            velocity_old=old, velocity_ref=ref, needs=needs,
-        )  # fmt: skip
-
-    def _replay(self, record: FlowRecord, row: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        condition = {k: v[record.condition_N[row]] for k, v in record.condition.items()}
-        return self.velocity(x, record.sigma_S1[step], condition, size=record.size, guidance=record.guidance)
+    def _velocity_at(self, record: Any, state: Tensor) -> Tensor:
+        """The velocity at states [n] of a record, [n, ...]."""
+        x, sigma, place = record.network_input(state)
+        condition = {k: v[place] for k, v in record.condition.items()}
+        return self.velocity(x, sigma, condition, size=record.size, guidance=record.guidance)
 
     @torch.no_grad()
-    def with_reference(self, rollout: Rollout, mask_NA: Tensor) -> Rollout:
-        """The rollout with the reference's velocity at every masked transition, for closed-form and estimated KL."""
-        record: FlowRecord = rollout.record
-        velocity_ref = torch.zeros_like(record.x_NA)
-        with phase("ref_network"), self.snapshots.use("ref"):
-            for index in self.plan(mask_NA):
-                row, action = index // rollout.num_actions, index % rollout.num_actions
-                velocity_ref[row, action] = self._replay(
-                    record, row, record.x_NA[row, action], record.step_NA[row, action]
-                )
-                count("ref_calls", index.numel() * self.family.network_rows(record.guidance))
-        return replace(rollout, record=replace(record, velocity_ref_NA=velocity_ref))
+    def with_velocity_of(self, name: str, rollout: Rollout, mask_NA: Tensor) -> Rollout:
+        """The rollout with the velocity of a snapshot of the weights ("ref", …) wherever a masked action starts."""
+        record = rollout.record
+        position = torch.nonzero(mask_NA.flatten().bool()).flatten()
+        state = record.states(position).unique()
+        with phase("ref_network"), self.snapshots.use(name):
+            found = [self._velocity_at(record, part) for part in state.split(self.config.micro_batch) if part.numel()]
+            count("ref_calls", state.numel() * self.family.network_rows(record.guidance))
+        velocity = torch.cat(found) if found else torch.zeros(0, *record.network_input(state)[0].shape[1:])
+        return replace(rollout, record=record.with_velocity(name, state, velocity))
 
     @property
     def product(self) -> str:

@@ -1,0 +1,187 @@
+"""Carries out a tree: all latents of one depth together, over prompts, branches and steps, in batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpo_mm.pipelines.flow.record import Logprob, logprob_of, transition
+from grpo_mm.pipelines.flow.solver import Solver
+from grpo_mm.pipelines.flow.tree import Tree
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(latents [n, ...], σ [n], place of the prompt [n]) -> velocity [n, ...]."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How latents move: one kernel where there is noise, one solver elsewhere."""
+
+    sigma_S1: Tensor
+    """float32, on the device."""
+    kernel: Callable[..., tuple[Tensor, Tensor]]
+    logprob: Logprob
+    solver: Solver
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What a tree left. Q = P · V numbers the nodes of all P local prompts: prompt · V + node."""
+
+    latent_K: Tensor
+    """[K, ...] the latents that were asked for."""
+    node_K: Tensor
+    """[K] int64 in Q, ascending depth."""
+    logprob_Q: Tensor
+    """[Q] of the step that leads to a node; 0 where it is deterministic."""
+    velocity_K: Tensor | None
+    """[K, ...] where the network ran, else 0."""
+    items: Tensor
+    """[U, ...] what `finish` made of the finished latents."""
+    node_U: Tensor
+    """[U] int64 in Q."""
+
+
+def needed_nodes(tree: Tree, wanted_PV: Tensor) -> Tensor:
+    """[P, V] bool: the wanted nodes and all that they grow from."""
+    needed = wanted_PV.clone()
+    for depth in range(int(tree.depth_V.max()), 0, -1):
+        node = torch.nonzero(tree.depth_V == depth).flatten()
+        prompt, here = torch.nonzero(needed[:, node], as_tuple=True)
+        needed[prompt, tree.parent_V[node[here]]] = True
+    return needed
+
+
+@torch.no_grad()
+def grow(
+    tree: Tree,
+    wanted_PV: Tensor,
+    keep_PV: Tensor,
+    *,
+    roots: Tensor,
+    step: Step,
+    network: Network,
+    normal: Callable[[list[tuple[int, int]], Tensor], Tensor],
+    finish: Callable[[Tensor], Tensor],
+    batch: int,
+    keep_velocity: bool,
+) -> Grown:
+    """Grows the wanted nodes of every prompt from their initial latents.
+
+    Args:
+        wanted_PV: [P, V] bool, nodes that must exist; finished ones (σ = 0) go to `finish`, depth by depth.
+        keep_PV: [P, V] bool, nodes whose latents are returned.
+        roots: [P, R, ...] the initial latents; the tree's first R nodes.
+        normal: [(prompt, node)] and an example [n, ...] -> standard normal latents of named streams.
+        batch: latents in one forward.
+    """
+    size = tree.parent_V.numel()
+    needed = needed_nodes(tree, wanted_PV)
+    children = torch.zeros_like(needed)
+    prompt, node = torch.nonzero(needed & (tree.parent_V >= 0), as_tuple=True)
+    children[prompt, tree.parent_V[node]] = True
+    last = step.sigma_S1.numel() - 1
+    device = roots.device
+
+    found: dict[str, list[Tensor]] = {"latent": [], "node": [], "velocity": [], "items": [], "node_U": []}
+    logprob_Q = torch.zeros(needed.numel(), dtype=roots.dtype, device=device)
+    place_Q = torch.full((needed.numel(),), -1)
+    is_root = tree.depth_V == 0
+    prompt, node = torch.nonzero(needed & is_root, as_tuple=True)
+    wave = _Wave(prompt, node, roots[prompt.to(device), node.to(device)], None)
+    while len(wave.node):
+        q = wave.prompt * size + wave.node
+        place_Q[q] = torch.arange(len(q))
+        done = (tree.level_V[wave.node] == last) & ~children[wave.prompt, wave.node]
+        if done.any():
+            found["items"].append(finish(wave.latent[done.to(device)]))
+            found["node_U"].append(q[done])
+        inner = torch.nonzero(children[wave.prompt, wave.node]).flatten()
+        velocity = torch.zeros_like(wave.latent) if keep_velocity else None
+        prompt_E, node_E = torch.nonzero(
+            needed & (tree.depth_V == int(tree.depth_V[wave.node[0]]) + 1), as_tuple=True
+        )
+        parent_E = place_Q[prompt_E * size + tree.parent_V[node_E]]
+        before_E = wave.latent.new_zeros(len(node_E), *wave.latent.shape[1:])
+        clean_E = torch.zeros_like(before_E)
+        for chunk in inner.split(batch) if len(inner) else ():
+            x, here = wave.latent[chunk.to(device)], wave.node[chunk]
+            sigma = step.sigma_S1[tree.level_V[here].to(device)].to(x)
+            v = network(x, sigma, wave.prompt[chunk].to(device))
+            if velocity is not None:
+                velocity[chunk.to(device)] = v
+            rank = torch.full((len(wave.node),), -1)
+            rank[chunk] = torch.arange(len(chunk))
+            edges = torch.nonzero(rank[parent_E] >= 0).flatten()
+            source = rank[parent_E[edges]].to(device)
+            clean_E[edges.to(device)] = x[source] - _column(sigma[source], x) * v[source]
+            for group in _alike(tree, wave, parent_E, node_E, edges):
+                at = group.to(device)
+                source = rank[parent_E[group]].to(device)
+                x_next, logprob = _move(
+                    tree, wave, step, x[source], v[source], parent=parent_E[group], node=node_E[group],
+                    prompt=prompt_E[group], normal=normal,
+                )  # fmt: skip
+                before_E[at] = x_next
+                if logprob is not None:
+                    logprob_Q[(prompt_E[group] * size + node_E[group]).to(device)] = logprob
+        kept = torch.nonzero(keep_PV[wave.prompt, wave.node]).flatten()
+        found["latent"].append(wave.latent[kept.to(device)])
+        found["node"].append(q[kept])
+        if velocity is not None:
+            found["velocity"].append(velocity[kept.to(device)])
+        wave = _Wave(prompt_E, node_E, before_E, (tree.level_V[wave.node[parent_E]], clean_E) if len(node_E) else None)
+    return Grown(
+        latent_K=torch.cat(found["latent"]),
+        node_K=torch.cat(found["node"]),
+        logprob_Q=logprob_Q,
+        velocity_K=torch.cat(found["velocity"]) if keep_velocity else None,
+        items=torch.cat(found["items"]),
+        node_U=torch.cat(found["node_U"]),
+    )
+
+
+@dataclass(frozen=True)
+class _Wave:
+    """The nodes of one depth with their latents, and for the solver the level and clean estimate of their parents."""
+
+    prompt: Tensor
+    node: Tensor
+    latent: Tensor
+    before: tuple[Tensor, Tensor] | None
+
+
+def _column(value: Tensor, like: Tensor) -> Tensor:
+    return value.view(-1, *([1] * (like.dim() - 1)))
+
+
+def _alike(tree: Tree, wave: _Wave, parent_E: Tensor, node_E: Tensor, edges: Tensor) -> list[Tensor]:
+    """The edges in sets with the same σ before, at and after the step, and the same noise level."""
+    parent, node = parent_E[edges], node_E[edges]
+    before = torch.full_like(parent, -1) if wave.before is None else wave.before[0][parent]
+    levels = torch.unique(tree.noise_V, return_inverse=True)[1]
+    key = torch.stack([before, tree.level_V[wave.node[parent]], tree.level_V[node], levels[node]], 1)
+    group = torch.unique(key, dim=0, return_inverse=True)[1]
+    return [edges[group == g] for g in range(int(group.max()) + 1)] if len(edges) else []
+
+
+def _move(
+    tree: Tree, wave: _Wave, step: Step, x: Tensor, velocity: Tensor, *, parent: Tensor, node: Tensor, prompt: Tensor,
+    normal: Callable[[list[tuple[int, int]], Tensor], Tensor],
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Edges that are alike: the next latents, and their log-probabilities where there is noise."""
+    sigma = step.sigma_S1[tree.level_V[wave.node[parent[0]]]].to(x)
+    sigma_next = step.sigma_S1[tree.level_V[node[0]]].to(x)
+    noise_level = tree.noise_V[node[0]]
+    if noise_level == 0:
+        history = []
+        if wave.before is not None:
+            history = [step.sigma_S1[wave.before[0][parent[0]]].to(x), wave.before[1][parent.to(x.device)]]
+        return step.solver.step(x, velocity, sigma, sigma_next, history), None
+    mean, std = transition(step.kernel, x, velocity, sigma, sigma_next, noise_level)
+    x_next = mean + std * normal(list(zip(prompt.tolist(), node.tolist(), strict=True)), x)
+    # A step to σ' = 0 may have no noise at all (CPS); it is never trained.
+    return x_next, logprob_of(step.logprob, x_next, mean, std) if sigma_next > 0 else None

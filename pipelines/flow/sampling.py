@@ -1,0 +1,60 @@
+"""What every sampler of a flow policy does: conditions, named noise, counted network calls, the deterministic sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from grpo_mm.clock import count, phase
+from grpo_mm.pipelines.flow.policy import FlowPolicy
+from grpo_mm.rng import stream
+from grpo_mm.types import Prompt, Rows
+
+
+def encode_rows(policy: FlowPolicy, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
+    """The condition of each distinct prompt of the rows, and which one each row has, [N]."""
+    prompt_C, condition_N = torch.unique(rows.prompt_N, return_inverse=True)
+    return policy.encode([rows.prompts[p] for p in prompt_C.tolist()]), condition_N.to(policy.device)
+
+
+def initial_noise(
+    policy: FlowPolicy, keys: Sequence[tuple[Prompt, int]], *, seed: int, step: int | str, size: tuple[int, int]
+) -> Tensor:
+    """A standard normal latent for each (prompt, number), [n, ...]: the same whatever the device, rank or batch."""
+    shape = policy.family.latent_shape(policy.pipe, *size)
+    noise = [torch.randn(shape, generator=stream(seed, "init_noise", step, prompt.id, i)) for prompt, i in keys]
+    return torch.stack(noise).to(policy.device, policy.math_dtype)
+
+
+def evaluation_noise(policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
+    """The initial latents of the deterministic sampler, [N, ...], keyed by prompt and sample."""
+    keys = [(rows.prompts[p], s) for p, s in zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), strict=True)]
+    return initial_noise(policy, keys, seed=seed, step="eval", size=policy.size(evaluation=True))
+
+
+def sampling_velocity(
+    policy: FlowPolicy, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int]
+) -> Tensor:
+    """The policy's velocity at latents [n, ...] and σ [n], timed and counted as a rollout call."""
+    guidance = policy.config.guidance
+    with phase("rollout_network"):
+        count("rollout_calls", x.shape[0] * policy.family.network_rows(guidance))
+        return policy.velocity(x, sigma, condition, size=size, guidance=guidance)
+
+
+@torch.no_grad()
+def ode_latents(policy: FlowPolicy, rows: Rows, *, sigma_S1: Tensor, seed: int, batch: int) -> Tensor:
+    """Deterministic samples (Euler) from fixed noise keyed by prompt and sample, at the evaluation size, [N, ...]."""
+    size = policy.size(evaluation=True)
+    condition, condition_N = encode_rows(policy, rows)
+    finished = []
+    for chunk in torch.arange(len(rows)).split(batch):
+        x = evaluation_noise(policy, rows.take(chunk), seed=seed)
+        here = {k: v[condition_N[chunk]] for k, v in condition.items()}
+        for sigma, sigma_next in zip(sigma_S1[:-1].to(x), sigma_S1[1:].to(x), strict=True):
+            velocity = sampling_velocity(policy, x, sigma.expand(x.shape[0]), here, size=size)
+            x = x + velocity * (sigma_next - sigma)
+        finished.append(x)
+    return torch.cat(finished)
