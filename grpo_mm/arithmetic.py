@@ -21,7 +21,7 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
         config.policy,
         prompts=config.prompts_per_step,
         group_size=config.group_size,
-        needs_reference=config.needs_reference,
+        needs=config.needs,
         world=world,
     )
     budget = "" if config.max_reward_calls is None else f" of at most {config.max_reward_calls}"

@@ -51,22 +51,45 @@ class Learner:
         self.onlooker = Onlooker(config, processes, samples=samples)
         self.policy.snapshots.take("ref") if config.needs_reference else None
         self.policy.snapshots.take("ema") if config.ema else None
+        self.policy.snapshots.take("sampling") if config.sampling else None
         self.lr_scale = 1.0
         """Of every learning rate; watch rules lower it, and their state keeps it."""
-        self.counters: dict[str, int] = {"updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0}
+        self.counters: dict[str, int] = {
+            "updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0, "since_reset": 0,
+        }  # fmt: skip
 
     def step(self, step: int) -> dict[str, float]:
         """Rollout, credit and updates of training step `step` (from 0); returns what is logged."""
+        batches, part_N = self.rollout(step)
+        found: dict[str, float] = {}
+        for batch in batches:
+            found |= self._train_on(batch, part_N, step)
+        return found | self._after_step(step, found)
+
+    def rollout(self, step: int) -> tuple[list[Batch], Tensor]:
+        """This rank's scored batches of a step, and the update part of each row, [N]."""
         config = self.config
         prompts = tuple(self.prompts.batch(step, config.prompts_per_step, config.seed))
         parts = config.updates.count if config.updates.by == "group" else 1
         rows, part_N = plan_rows(
             prompts, group_size=config.group_size, parts=parts, rank=self.processes.rank, world=self.processes.world
         )
-        found: dict[str, float] = {}
-        for batch in config.collector(lambda r: self._sample(r, step), self._score, rows):
-            found |= self._train_on(batch, part_N, step)
-        return found
+        with self.policy.snapshots.use("sampling") if config.sampling else nullcontext():
+            return config.collector(lambda r: self._sample(r, step), self._score, rows), part_N
+
+    def _after_step(self, step: int, found: dict[str, float]) -> dict[str, float]:
+        """Copies of the weights that follow them step by step."""
+        config, counters = self.config, self.counters
+        if config.sampling is not None:
+            self.policy.snapshots.average("sampling", config.sampling.decay_at(step))
+        if config.reference_reset is None:
+            return {}
+        counters["since_reset"] += 1
+        due = config.reference_reset.is_due(counters["since_reset"], found.get("objective/ref_kl", 0.0))
+        if due:
+            self.policy.snapshots.take("ref")
+            counters["since_reset"] = 0
+        return {"policy/reference_reset": float(due)}
 
     def _sample(self, rows: Rows, step: int) -> tuple[Rollout, Outputs]:
         with clock.phase("rollout"):
@@ -87,12 +110,14 @@ class Learner:
         return {name: {part: value[index] for part, value in parts.items()} for name, parts in scores.items()}
 
     def _train_on(self, batch: Batch, part_N: Tensor, step: int) -> dict[str, float]:
-        table = self._table(batch)
+        table = self.table(batch)
         found, earned = self._credit(batch, table, step)
         rollout = batch.rollout
+        kept_NA = rollout.mask_NA & earned.keep_NA.to(rollout.mask_NA.device)
         if self.config.needs_reference:
-            kept_NA = rollout.mask_NA & earned.keep_NA.to(rollout.mask_NA.device)
-            rollout = self.policy.with_velocity_of("ref", rollout, kept_NA)
+            rollout = self.policy.with_velocity_of("ref", rollout, kept_NA, weights="ref")
+        if "velocity_shift_ema" in self.config.needs:
+            rollout = self.policy.with_velocity_of("ema", rollout, kept_NA, weights="ema")
         old_NA = self._old_logprobs(rollout)
         updates = self.config.updates
         results = []
@@ -107,7 +132,7 @@ class Learner:
                 part_with_state.update(table)
         return found | _summarise(results)
 
-    def _table(self, batch: Batch) -> Table:
+    def table(self, batch: Batch) -> Table:
         """Rewards and columns of all ranks."""
         rewards = self.config.rewards
         local = local_table(batch, applies_to={name: scorer.sources for name, scorer in rewards.items()})
@@ -130,6 +155,8 @@ class Learner:
     def _old_logprobs(self, rollout: Rollout) -> Tensor:
         """What ratios are taken against, [N, A]: NaN entries are computed now, before the weights change."""
         old_NA = rollout.behaviour_NA if rollout.old_NA is None else rollout.old_NA
+        if "logprobs" not in self.config.needs:
+            return old_NA.nan_to_num()
         if self.config.old_logprobs == "recompute":
             old_NA = torch.full_like(old_NA, torch.nan)
         plan = self.policy.plan(rollout, rollout.mask_NA & old_NA.isnan())

@@ -17,7 +17,7 @@ from grpo_mm.config import Role, build, dump, read_yaml
 from grpo_mm.errors import ConfigError
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.optim import Optim
-from grpo_mm.snapshots import Ema
+from grpo_mm.snapshots import Ema, ReferenceReset, SamplingPolicy
 from grpo_mm.table import Table
 from grpo_mm.types import WHOLE_ROW, is_relative
 from grpo_mm.watch import Watched, check_metric, metric_of
@@ -100,6 +100,10 @@ class RunConfig:
     optim: Optim = field(default_factory=Optim)
     ema: Ema | None = None
     """Averaged weights; evaluation and the product use them."""
+    sampling: SamplingPolicy | None = None
+    """Rollouts come from a slow copy of the weights; None: from the weights."""
+    reference_reset: ReferenceReset | None = None
+    """When the reference becomes the present policy; None: never."""
     eval_prompts: dict[str, Source] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
     watch: dict[str, Watched] = field(default_factory=dict)
@@ -163,6 +167,10 @@ class RunConfig:
                 f"the objective needs {', '.join(missing)}, which the policy does not provide; "
                 f"with this engine it provides {', '.join(sorted(provides))}. Choose another objective, policy or engine setting."
             )
+        if "velocity_shift_ema" in self.needs and self.ema is None:
+            raise ConfigError("the objective stays close to averaged weights, but the run keeps none: give `ema`.")
+        if self.reference_reset is not None and not self.needs_reference:
+            raise ConfigError("reference_reset: no term of the objective uses a reference; add {kind: kl, …}.")
         if all(scorer.weight == 0 for scorer in self.rewards.values()):
             raise ConfigError("every reward has weight 0; put rewards that are only logged under `watch`.")
         self._check_sources()

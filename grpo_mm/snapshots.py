@@ -14,10 +14,14 @@ from grpo_mm.checkpoint import check_fit
 
 @dataclass(frozen=True)
 class Ema:
-    """decay = min((1 + n)/(10 + n), `decay`) with n the number of averages so far (Flow-GRPO's warm-up)."""
+    """decay = min((1 + n)/(10 + n), `decay`) with n the number of averages so far (Flow-GRPO's warm-up).
+
+    `slope`: min(slope · n, `decay`) instead (AWM's fast average: slope .001, decay .3).
+    """
 
     decay: float = 0.9
     every_updates: int = 8
+    slope: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or self.every_updates < 1:
@@ -26,7 +30,53 @@ class Ema:
             )
 
     def decay_at(self, averages: int) -> float:
-        return min((1 + averages) / (10 + averages), self.decay)
+        warm = (1 + averages) / (10 + averages) if self.slope is None else self.slope * averages
+        return min(warm, self.decay)
+
+
+@dataclass(frozen=True)
+class SamplingPolicy:
+    """Rollouts come from a slow copy of the weights: after step i, copy ← η·copy + (1 - η)·weights.
+
+    η = min(`slope` · max(0, i - `start`), `limit`): 0 at first, where the copy is the weights.
+
+    Source: arXiv:2509.16117 (DiffusionNFT), section 3.3: slope .001, limit .5; cautious: start 75, slope .0075, limit .999.
+    """
+
+    slope: float = 0.001
+    limit: float = 0.5
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.slope < 0 or not 0 <= self.limit < 1 or self.start < 0:
+            raise ValueError(
+                f"slope = {self.slope}, limit = {self.limit}, start = {self.start}; wanted 0 or more, and a limit below 1."
+            )
+
+    def decay_at(self, step: int) -> float:
+        return min(self.slope * max(0, step - self.start), self.limit)
+
+
+@dataclass(frozen=True)
+class ReferenceReset:
+    """The reference becomes the present policy: every so many steps, or when the logged ref_kl exceeds a bound.
+
+    Source: arXiv:2512.24138 (GARDO), section 4.2; its values are not given (uncertain).
+    """
+
+    every: int | None = None
+    kl_above: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is None and self.kl_above is None or (self.every is not None and self.every < 1):
+            raise ValueError(
+                f"every = {self.every}, kl_above = {self.kl_above}; wanted at least one of them, every from 1."
+            )
+
+    def is_due(self, steps_since: int, ref_kl: float) -> bool:
+        return (self.every is not None and steps_since >= self.every) or (
+            self.kl_above is not None and ref_kl > self.kl_above
+        )
 
 
 class Snapshots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import math
@@ -143,6 +144,8 @@ class Trainer:
         """Writes a row with what the watch rules say of it; returns those that act, the same on every rank."""
         alarms: list[Alarm] = []
         if self.rules.watched:
+            if row["step"] == 1 and weights_step == 0:
+                self._tell_silent_rules(row)
             seen = self.processes.gather({metric: row.get(metric) for metric in self.rules.metrics.values()})[0]
             fields, alarms = self.rules.observe(seen, weights_step=weights_step)
             row = row | fields
@@ -151,6 +154,14 @@ class Trainer:
             if self.config.trackers:
                 self.processes.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
         return alarms
+
+    def _tell_silent_rules(self, row: dict[str, float]) -> None:
+        """A rule on a name that the first step does not log would wait for ever."""
+        for name, metric in self.rules.metrics.items():
+            if metric not in row and not metric.startswith("eval/"):
+                near = difflib.get_close_matches(metric, list(row), n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                log.warning("watch rule %r has nothing to read: step 1 logged no %r.%s", name, metric, hint)
 
     def _act(self, alarms: list[Alarm], *, too_late: bool = False) -> bool:
         """Does what watch rules ask for and tells it in events.jsonl; True if other weights were put back.

@@ -440,7 +440,9 @@ def test_the_closed_form_kl_has_the_published_variance(model, policy):
         x, sigmas = record.x_NA[:, a], (sigma[:, a], sigma_next[:, a], level[:, a])
         with torch.no_grad():
             velocity = policy._velocity_at(record, record.from_NA[:, a])
-        difference = flow_sde(x, velocity, *sigmas)[0] - flow_sde(x, record.velocity_old_V[record.from_NA[:, a]], *sigmas)[0]
+        difference = (
+            flow_sde(x, velocity, *sigmas)[0] - flow_sde(x, record.velocity_old_V[record.from_NA[:, a]], *sigmas)[0]
+        )
         shift_NA[:, a] = (difference**2).flatten(1).mean(1)
     close = dict(rtol=1e-3, atol=0)
     torch.testing.assert_close(values["dt"], dt)

@@ -270,9 +270,7 @@ def test_each_row_trains_its_own_part_of_the_steps(policy):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_initial_noise_is_shared_within_a_group_only_when_asked(policy, shared):
-    record = roll(policy, seeds=1 if shared else None, noise=Window(size=2, within=(0, 2)))[
-        0
-    ].record
+    record = roll(policy, seeds=1 if shared else None, noise=Window(size=2, within=(0, 2)))[0].record
     start, after = record.x_NA[:, 0].view(2, 3, -1), record.next_NA[:, 0].view(2, 3, -1)
     same = (start[:, 0] == start[:, 1]).all()
     assert bool(same) == shared

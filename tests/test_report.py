@@ -8,7 +8,7 @@ import yaml
 from grpo_mm import metrics
 from grpo_mm.errors import UserError
 from grpo_mm.report import read_run, view, write_report
-from grpo_mm.report.curves import charts, log_axis, value_axis
+from grpo_mm.report.curves import Rule, charts, log_axis, value_axis
 from grpo_mm.report.words import count, duration, number
 from grpo_mm.samples import write_eval_sheet, write_rollout_sheet
 
@@ -231,3 +231,74 @@ def test_numbers_are_short():
     assert [number(x) for x in (0, 0.61, -12300, 3e-5, 1e-7)] == ["0", "0.61", "−12300", "3×10⁻⁵", "10⁻⁷"]
     assert [duration(x) for x in (4.23, 59.7, 185, 4350)] == ["4.2 s", "1 min 00 s", "3 min 05 s", "1 h 12 min"]
     assert [count(x) for x in (950, 48_200, 1_210_000)] == ["950", "48.2 thousand", "1.21 million"]
+
+
+WATCH = {
+    "light": {"metric": "image/luminance", "low": 0.1, "high": 0.6, "action": "rollback"},
+    "sharp": {"metric": "image/sharpness", "high": 2.0, "relative": True},
+    "quality": {"use": {"kind": "image_quality"}, "low": 0.5, "action": "stop"},
+    "later": {"metric": "eval/quality/sharpness", "low": 0.5, "relative": True},
+    "only_logged": {"use": {"kind": "image_quality"}},
+}
+EVENTS = [
+    {"step": 9, "rule": "sharp", "metric": "image/sharpness", "value": 430.0, "band": [None, 400.0], "asked": "warn",
+     "action": "warn"},
+    {"step": 12, "rule": "light", "metric": "image/luminance", "value": 0.71, "band": [0.1, 0.6], "asked": "rollback",
+     "action": "rollback", "weights_of": 10, "factor": 0.5},
+]  # fmt: skip
+
+
+def a_watched_run(tmp_path, *, steps=12):
+    """`a_run` with rules: the light drifts out of its band at the end."""
+    folder = a_run(tmp_path, steps=steps)
+    rows = metrics.read(folder / "metrics.jsonl")
+    (folder / "metrics.jsonl").unlink()
+    for row in rows:
+        if "optim/lr" in row:
+            light = 0.4 + 0.31 * (row["step"] / steps) ** 3
+            row |= {"image/luminance": light, "watch_rule/light/outside": int(light > 0.6)}
+            row |= {"image/sharpness": 200.0 + 25 * row["step"], "image/edge_density": 0.1, "image/saturation": 0.3}
+        metrics.append(folder / "metrics.jsonl", row)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"watch": WATCH}))
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS) + '{"step": 1')
+    return folder
+
+
+def test_rules_and_what_they_did_are_on_the_page(tmp_path):
+    folder = a_watched_run(tmp_path)
+    path = write_report(folder)
+    text = text_of(path)
+    assert "step 9: image/sharpness 430 left its band ≤ 400" in text
+    assert (
+        "step 12: image/luminance 0.71 left its band 0.1 to 0.6; weights of step 10 put back, learning rate × 0.5"
+        in text
+    )
+    assert "image/luminance light 0.1 to 0.6 0.71 2 of 12 go back" in text
+    assert "image/sharpness sharp ≤ 450 500" in text  # 2 × 225
+    assert "eval/quality/sharpness later ≥ 0.5 × its first value – 0 of 0 warn" in text
+    assert "watch/quality/score quality ≥ 0.5 0.7" in text and "only_logged" not in text.split("How it was run")[0]
+    marks = re.findall(r'<i class="mark (\w+)" style="left:([\d.]+)%" title="([^"]*)"', path.read_text())
+    assert [(action, float(at)) for action, at, _ in marks if "luminance" in _] == [
+        ("rollback", 100.0)
+    ] * 2  # and the lr
+    assert [at for action, at, words in marks if words.startswith("step 9: image/sharpness")] == ["75.0"]
+    (folder / "events.jsonl").unlink()
+    assert "No rule had to act." in text_of(write_report(folder))
+
+
+def test_a_band_lies_where_its_bounds_are():
+    rows = [{"step": s, "image/luminance": 0.2 * s, "image/far": 0.1 * s} for s in (1, 2, 3)]
+    rules = {"image/luminance": [Rule(band=(None, 0.8)), Rule(marks=[(2, "warn", "step 2")])]}
+    (chart,) = charts(rows, "image/luminance", zero=True, rules=rules)
+    (band,) = chart["series"][0]["bands"]
+    assert chart["y_ticks"][-1]["label"] == "0.8"  # the axis takes the bound in
+    assert band == {"area": "M0 1000.0H1000V0.0H0Z", "lines": "M0 0.0H1000"}
+    assert chart["marks"] == [{"at": pytest.approx(200 / 3), "action": "warn", "words": "step 2"}]
+    (chart,) = charts(rows, "image/far", rules={"image/far": [Rule(band=(0.1, 50.0))]})
+    (band,) = chart["series"][0]["bands"]
+    assert chart["y_ticks"][-1]["at"] == 100 and band["lines"].count("M") == 1 and "V0.0" in band["area"]
+
+
+def test_pages_of_runs_without_rules_do_not_speak_of_them(tmp_path):
+    assert "Watch rules" not in text_of(write_report(a_run(tmp_path)))

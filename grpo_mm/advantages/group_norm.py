@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grpo_mm.errors import ConfigError
 from grpo_mm.groups import Center, Scale, baseline, group_ids, spread
 from grpo_mm.table import Table
 
@@ -78,6 +79,8 @@ class GroupNorm:
     scale_over: Literal["group", "batch"] = "group"
     ddof: Literal[0, 1] = 0
     eps: float = 1e-4
+    skip: tuple[str, ...] = ()
+    """Components that stay as they are, for a later stage."""
 
     @property
     def min_group_size(self) -> int:
@@ -88,4 +91,8 @@ class GroupNorm:
     def __call__(self, table: Table) -> Table:
         group_M = table.key(self.key)
         settings = dict(center=self.center, scale=self.scale, scale_over=self.scale_over, ddof=self.ddof, eps=self.eps)
-        return table.with_values({name: group_norm(value, group_M, **settings) for name, value in table.values.items()})
+        absent = sorted(set(self.skip) - set(table.values))
+        if absent:
+            raise ConfigError(f"group_norm: skip names {absent[0]!r}; there are {', '.join(sorted(table.values))}.")
+        chosen = {name: value for name, value in table.values.items() if name not in self.skip}
+        return table.with_values({**table.values, **{n: group_norm(v, group_M, **settings) for n, v in chosen.items()}})

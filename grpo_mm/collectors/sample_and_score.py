@@ -48,7 +48,11 @@ def _pieces(rows: Rows, count: int) -> list[Rows]:
     """Runs of whole groups, in the order of the rows."""
     prompts = list(dict.fromkeys(rows.prompt_N.tolist()))
     chunks = torch.tensor(prompts).tensor_split(min(count, max(1, len(prompts))))
-    return [rows.take(torch.nonzero(torch.isin(rows.prompt_N, chunk)).flatten()) for chunk in chunks] if prompts else [rows]
+    return (
+        [rows.take(torch.nonzero(torch.isin(rows.prompt_N, chunk)).flatten()) for chunk in chunks]
+        if prompts
+        else [rows]
+    )
 
 
 def _join(found: list[dict[str, Scores]], outputs: list[Outputs], name: str, part: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ from grpo_mm.types import Couples, Term, View
 MAX_LOG_RATIO = 20.0
 """Beyond every clip range; above 88 the ratio overflows in float32 and its gradient is NaN."""
 
-StepWeight = Literal["none", "inverse_dt", "std"]
+StepWeight = Literal["none", "inverse_dt", "std", "relative_std"]
 
 
 def clipped_ratio(
@@ -64,10 +64,16 @@ def ratio_stats(log_ratio: Tensor, advantage: Tensor, *, clip_low: float, clip_h
 
 
 def step_weight(kind: StepWeight, values: Mapping[str, Tensor]) -> Tensor | float:
-    """none: 1. inverse_dt: 1/δ (GRPO-Guard's reweighting). std: the step's noise (not normalised)."""
+    """none: 1. inverse_dt: 1/δ (GRPO-Guard's reweighting). std: the step's noise. relative_std: that over its mean over the
+    row's trained steps, TempFlow-GRPO's noise-aware weight (arXiv:2508.04324, eq. 9)."""
     if kind == "none":
         return 1.0
-    return 1 / values["dt"] if kind == "inverse_dt" else values["std"]
+    return 1 / values["dt"] if kind == "inverse_dt" else values[kind]
+
+
+def step_weight_needs(kind: StepWeight) -> frozenset[str]:
+    """The values that `step_weight` reads."""
+    return frozenset({"none": (), "inverse_dt": ("dt",)}.get(kind, (kind,)))
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,7 @@ class ClippedRatio:
 
     @property
     def needs(self) -> frozenset[str]:
-        extra = {"none": set(), "inverse_dt": {"dt"}, "std": {"std"}}[self.step_weight]
-        return frozenset({"logprobs"} | extra)
+        return frozenset({"logprobs"}) | step_weight_needs(self.step_weight)
 
     @property
     def couples(self) -> Couples:

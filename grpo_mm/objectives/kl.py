@@ -58,10 +58,22 @@ class Kl:
     form: KlForm = "k3"
     weight: float = 0.04
     aggregate: Aggregate = "token"
+    to: Literal["ref", "ema"] = "ref"
+    """ema: the run's averaged weights in place of the reference; for the form velocity."""
+    gate: str | None = None
+    """A column that an advantage stage makes: only actions where it is 1 are held back (GARDO: kl_gate)."""
+
+    def __post_init__(self) -> None:
+        if self.to == "ema" and self.form != "velocity":
+            raise ValueError(f"to = ema goes with form = velocity, found {self.form}.")
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset(_NEEDS[self.form])
+        return frozenset(_NEEDS[self.form] if self.to == "ref" else {"velocity_shift_ema"})
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset() if self.gate is None else frozenset({self.gate})
 
     @property
     def couples(self) -> Couples:
@@ -70,7 +82,9 @@ class Kl:
     def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
         kl = self._kl(values)
         weight, denominator = aggregate_weight(view, self.aggregate)
-        return Term("ref_kl", self.weight * kl, weight, denominator, stats={"ref_kl": kl.detach()})
+        gate = 1.0 if self.gate is None else view.columns[self.gate].to(kl.dtype)
+        name = f"{self.to}_kl"
+        return Term(name, self.weight * gate * kl, weight, denominator, stats={name: kl.detach()})
 
     def _kl(self, values: Mapping[str, Tensor]) -> Tensor:
         if self.form in ("k1", "k2", "k3"):
@@ -79,4 +93,4 @@ class Kl:
             return gaussian_kl(values["mean_shift_ref"], values["std"])
         if self.form == "gaussian_no_dt":
             return gaussian_kl(values["mean_shift_ref"], values["std"] / values["dt"].sqrt())
-        return values["mean_shift_ref" if self.form == "mean_shift" else "velocity_shift_ref"]
+        return values["mean_shift_ref" if self.form == "mean_shift" else f"velocity_shift_{self.to}"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
-from grpo_mm.objectives.clipped_ratio import StepWeight, ratio_stats, step_weight, surrogate
+from grpo_mm.objectives.clipped_ratio import StepWeight, ratio_stats, step_weight, step_weight_needs, surrogate
 from grpo_mm.types import Couples, Term, View
 
 
@@ -48,9 +48,8 @@ class RatioNorm:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset(
-            {"logprobs", "gaussian_logprobs", "mean_shift_old", "std"}
-            | ({"dt"} if self.step_weight == "inverse_dt" else set())
+        return frozenset({"logprobs", "gaussian_logprobs", "mean_shift_old", "std"}) | step_weight_needs(
+            self.step_weight
         )
 
     @property

@@ -23,6 +23,7 @@ from grpo_mm import metrics
 from grpo_mm.errors import UserError
 from grpo_mm.report.curves import charts
 from grpo_mm.report.pictures import before_and_after, rollout_strip, spread_over
+from grpo_mm.report.rules import read_events, rules_of, sentences, upon_curves
 from grpo_mm.report.words import change_of, count, duration, finite, flat, score
 from grpo_mm.samples import Sheet, read_sheets
 
@@ -39,6 +40,8 @@ class Run:
     versions: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     """metrics.jsonl"""
+    events: Sequence[Mapping[str, Any]]
+    """events.jsonl: what watch rules did."""
     summary: Mapping[str, Any]
     sheets: Sequence[Sheet]
 
@@ -75,6 +78,7 @@ def read_run(folder: Path) -> Run:
         config_text=text,
         versions=_json(folder / "versions.json") or summary.get("versions") or {},
         rows=[row for row in metrics.read(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
+        events=read_events(folder / "events.jsonl"),
         summary=summary,
         sheets=read_sheets(folder / "samples"),
     )
@@ -85,13 +89,16 @@ def view(run: Run) -> dict[str, Any]:
     before, after = _held_out(run)
     sheets = [sheet for sheet in run.sheets if sheet.step <= _last_step(run)]  # a resumed run left later ones behind
     rollouts = [sheet for sheet in sheets if sheet.kind == "rollout"]
+    rules = rules_of(run.config, run.rows)
     return {
         "name": run.name,
         "headline": _headline(run, before, after),
         "facts": _facts(run.config, run.summary),
         "scores": _scores(run.config.get("rewards") or {}, before, after),
         "pictures": before_and_after([sheet for sheet in sheets if sheet.kind == "eval"]),
-        "charts": partial(charts, run.rows),
+        "rules": rules,
+        "events": sentences(run.events),
+        "charts": partial(charts, run.rows, rules=upon_curves(rules, run.events)),
         "rollouts": [rollout_strip(sheet) for sheet in spread_over(rollouts, NUM_ROLLOUT_SHEETS)],
         "num_rollouts": len(rollouts),
         "reward_names": list(dict.fromkeys(name for s in sheets for cell in s.cells for name in cell.rewards)),
@@ -115,10 +122,15 @@ def _json(path: Path) -> dict[str, Any]:
 def _held_out(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """The evaluations before and after; of a run without a summary the first and the last in the record."""
     rows = [row for row in run.rows if "eval/score" in row]
-    found = [{key.removeprefix("eval/"): v for key, v in row.items() if key.startswith("eval/")} for row in rows]
+    found = [{key.removeprefix("eval/"): v for key, v in row.items() if _is_score(key)} for row in rows]
     before = run.summary.get("eval_before") or (found[0] if rows and rows[0]["step"] == 0 else {})
     after = run.summary.get("eval_after") or (found[-1] if rows and rows[-1]["step"] > 0 else {})
     return before, after
+
+
+def _is_score(key: str) -> bool:
+    """Statistics of the pictures are curves, not scores."""
+    return key.startswith("eval/") and not key.startswith("eval/image/")
 
 
 def _headline(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 from grpo_mm.report.words import finite, number, superscript
+from grpo_mm.watch import Band
 
 MAX_SERIES = 6
 SMOOTH_FROM = 80
@@ -17,6 +18,15 @@ SMOOTH_FROM = 80
 
 Points = list[tuple[int, float]]
 """(step, value), finite, by step."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is drawn upon the curve of a metric."""
+
+    band: Band = (None, None)
+    marks: Sequence[tuple[int, str, str]] = ()
+    """(step, action, words)"""
 
 
 def charts(
@@ -28,6 +38,7 @@ def charts(
     exact: bool = False,
     stacked: bool = False,
     without: Sequence[str] = (),
+    rules: Mapping[str, Sequence[Rule]] = {},  # noqa: B006
 ) -> list[dict[str, Any]]:
     """Charts of the metrics that match; none where there is nothing to draw.
 
@@ -37,21 +48,30 @@ def charts(
         zero: the axis starts at 0, even where that makes a flat line.
         exact: only the values, where a moving average would hide or smear what matters.
         without: patterns of names to leave out.
+        rules: by metric.
     """
     known = dict.fromkeys(key for row in rows for key in row if not any(fnmatch(key, w) for w in without))
     families: dict[str, dict[str, Points]] = {}
+    upon: dict[tuple[str, str], list[Rule]] = {}
     for key in dict.fromkeys(key for pattern in match for key in known if fnmatch(key, pattern)):
         _, _, name = key.partition("/")
         family, _, name = name.partition("/") if split else ("", "", name)
         points = [(row["step"], float(row[key])) for row in rows if finite(row.get(key))]
         series = families.setdefault(family, {})
-        if points and points not in series.values():  # a single reward is the score: one line is enough
-            series[name.removesuffix("_seconds").replace("_", " ")] = points
+        if points:
+            name = name.removeprefix("image/").removesuffix("_seconds").replace("_", " ")
+            # A single reward is the score: one line is enough.
+            name = next((other for other, there in series.items() if there == points), name)
+            series[name] = points
+            upon.setdefault((family, name), []).extend(rules.get(key, ()))
     x = step_axis(max((row["step"] for row in rows), default=0))
     if stacked:
         return [{"family": "", **_draw_stack(series, x)} for series in families.values() if series]
     return [
-        {"family": " · ".join(filter(None, title)), **_draw_lines(series, x, log=log, zero=zero, exact=exact)}
+        {
+            "family": " · ".join(filter(None, title)),
+            **_draw_lines(series, {name: upon[family, name] for name in series}, x, log=log, zero=zero, exact=exact),
+        }
         for family, all_series in families.items()
         for title, series in _by_scale(family, all_series)
     ]
@@ -66,17 +86,43 @@ def _by_scale(family: str, series: Mapping[str, Points]) -> list[tuple[tuple[str
     return [((family, next(iter(s)) if len(scales) > 1 and len(s) == 1 else ""), s) for s in scales.values()]
 
 
-def _draw_lines(series: dict[str, Points], x: Axis, *, log: bool, zero: bool, exact: bool) -> dict[str, Any]:
+def _draw_lines(
+    series: dict[str, Points], upon: Mapping[str, Sequence[Rule]], x: Axis, *, log: bool, zero: bool, exact: bool
+) -> dict[str, Any]:
     shown = dict(list(series.items())[:MAX_SERIES])
     values = [v for points in shown.values() for _, v in points]
-    y = log_axis(values) if log else value_axis(values + [0.0] * zero)
+    rules = {name: upon[name] for name in shown}
+    y = log_axis(values) if log else value_axis(values + [0.0] * zero + _bounds_in_reach(rules, values))
     lines = []
     for name, points in shown.items():
         dots = "".join(f"M{x.place(step):.1f} {1000 - y.place(v):.1f}h0" for step, v in points[:31])
         smooth = _path(_smooth(points), x, y) if len(points) > SMOOTH_FROM and not exact else ""
         line = {"path": _path(points, x, y), "smooth": smooth, "dots": dots if len(points) <= 30 else ""}
-        lines.append({"name": name, "last": y.show(points[-1][1]), **line})
-    return _chart(lines, x, y, shown, more=len(series) - len(shown))
+        lines.append({"name": name, "last": y.show(points[-1][1]), "bands": _bands(rules[name], y), **line})
+    marks = [
+        {"at": x.place(step) / 10, "action": action, "words": words}
+        for step, action, words in sorted(mark for all_rules in rules.values() for r in all_rules for mark in r.marks)
+    ]
+    return _chart(lines, x, y, shown, more=len(series) - len(shown), marks=marks)
+
+
+def _bounds_in_reach(rules: Mapping[str, Sequence[Rule]], values: Sequence[float]) -> list[float]:
+    """Bounds that the axis can take in without making the curve flat."""
+    low, high = min(values), max(values)
+    reach = max(high - low, abs(low) / 2, abs(high) / 2)
+    bounds = [bound for all_rules in rules.values() for rule in all_rules for bound in rule.band if bound is not None]
+    return [bound for bound in bounds if low - reach <= bound <= high + reach]
+
+
+def _bands(rules: Sequence[Rule], y: Axis) -> list[dict[str, str]]:
+    """The inside of each band as an area, and its bounds as lines where they are on the chart."""
+    drawn = []
+    for low, high in (rule.band for rule in rules if rule.band != (None, None)):
+        at = [None if bound is None else 1000 - y.place(bound) for bound in (low, high)]
+        bottom, top = (min(max(end, 0.0), 1000.0) for end in (at[0] if low is not None else 1000.0, at[1] or 0.0))
+        lines = "".join(f"M0 {end:.1f}H1000" for end in at if end is not None and 0 <= end <= 1000)
+        drawn.append({"area": f"M0 {bottom:.1f}H1000V{top:.1f}H0Z", "lines": lines})
+    return drawn
 
 
 def _draw_stack(series: dict[str, Points], x: Axis) -> dict[str, Any]:
@@ -93,7 +139,8 @@ def _draw_stack(series: dict[str, Points], x: Axis) -> dict[str, Any]:
     for name, part in drawn.items():
         above = _sum([below, part])
         path = f"{_path(above, x, y)}L{_path(below[::-1], x, y)[1:]}Z"
-        areas.append({"name": name, "last": y.show(shown[name][-1][1]), "path": path, "smooth": "", "dots": ""})
+        last = y.show(shown[name][-1][1])
+        areas.append({"name": name, "last": last, "path": path, "smooth": "", "dots": "", "bands": []})
         below = above
     return _chart(areas, x, y, shown, areas=True)
 
@@ -104,7 +151,14 @@ def _sum(parts: Sequence[Points]) -> Points:
 
 
 def _chart(
-    lines: list[dict[str, Any]], x: Axis, y: Axis, series: Mapping[str, Points], *, areas: bool = False, more: int = 0
+    lines: list[dict[str, Any]],
+    x: Axis,
+    y: Axis,
+    series: Mapping[str, Points],
+    *,
+    areas: bool = False,
+    more: int = 0,
+    marks: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What the template draws, and what the page reads out under the pointer."""
     steps = sorted({step for points in series.values() for step, _ in points})
@@ -114,7 +168,8 @@ def _chart(
         [{"at": axis.place(v) / 10, "label": axis.show(v, tick=True)} for v in axis.ticks] for axis in (x, y)
     )
     data = {"steps": steps, "at": [round(x.place(step), 1) for step in steps], "values": values}
-    return {"series": lines, "areas": areas, "more": more, "x_ticks": x_ticks, "y_ticks": y_ticks, "data": data}
+    ticks = {"x_ticks": x_ticks, "y_ticks": y_ticks}
+    return {"series": lines, "areas": areas, "more": more, "marks": marks, **ticks, "data": data}
 
 
 def _path(points: Points, x: Axis, y: Axis) -> str:

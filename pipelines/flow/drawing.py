@@ -39,7 +39,9 @@ def _depth(tree: Tree, depth: int, last: int) -> str:
     parts = []
     if noisy.any():
         levels = sorted({round(v, 3) for v in tree.noise_V[noisy].tolist()})
-        parts.append(f"{int(noisy.sum())} noisy steps from {parents} latents, noise {', '.join(f'{v:g}' for v in levels)}")
+        parts.append(
+            f"{int(noisy.sum())} noisy steps from {parents} latents, noise {', '.join(f'{v:g}' for v in levels)}"
+        )
     steps = here & ~noisy
     if steps.any():
         parts.append(f"{int(steps.sum())} ODE steps")

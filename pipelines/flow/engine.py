@@ -135,10 +135,11 @@ class FlowEngine:
         return self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].pictures()
 
     def describe(
-        self, policy: FlowPolicyConfig, *, prompts: int, group_size: int, needs_reference: bool, world: int
+        self, policy: FlowPolicyConfig, *, prompts: int, group_size: int, needs: frozenset[str], world: int
     ) -> list[str]:
         """The tree, network calls of a step and an estimate of memory, in words; loads no model."""
         sigma_S1, tree = self.grid_and_tree(step=0, seed=0, group_size=group_size)
+        needs_reference = any("ref" in name.split("_") for name in needs)
         guided = policy.model.network_rows(policy.guidance)
         training = tree.training_calls()
         calls = {"rollout": tree.rollout_calls(), "training": training}

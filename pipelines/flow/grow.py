@@ -101,9 +101,7 @@ def grow(
             found["node_U"].append(q[done])
         inner = torch.nonzero(children[wave.prompt, wave.node]).flatten()
         velocity = torch.zeros_like(wave.latent) if keep_velocity else None
-        prompt_E, node_E = torch.nonzero(
-            needed & (tree.depth_V == int(tree.depth_V[wave.node[0]]) + 1), as_tuple=True
-        )
+        prompt_E, node_E = torch.nonzero(needed & (tree.depth_V == int(tree.depth_V[wave.node[0]]) + 1), as_tuple=True)
         parent_E = place_Q[prompt_E * size + tree.parent_V[node_E]]
         before_E = wave.latent.new_zeros(len(node_E), *wave.latent.shape[1:])
         clean_E = torch.zeros_like(before_E)

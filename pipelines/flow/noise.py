@@ -188,7 +188,9 @@ class Levels:
 
     def check(self, steps: int) -> None:
         if len(self.levels) != steps or min(self.levels) < 0:
-            raise ConfigError(f"noise: {len(self.levels)} levels for {steps} denoising steps; wanted as many, each 0 or more.")
+            raise ConfigError(
+                f"noise: {len(self.levels)} levels for {steps} denoising steps; wanted as many, each 0 or more."
+            )
 
 
 def _levels(steps: int, start: int, size: int, level: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from grpo_mm.pipelines.flow import adapters
 from grpo_mm.pipelines.flow.adapters import Lora
 from grpo_mm.pipelines.flow.card import loading_code
 from grpo_mm.pipelines.flow.family import pixels_per_token, resolve
-from grpo_mm.pipelines.flow.record import PROVIDES
+from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.snapshots import Snapshots
 from grpo_mm.types import Couples, Prompt, Rollout
 
@@ -55,7 +56,7 @@ class FlowPolicyConfig:
 
     @property
     def provides(self) -> frozenset[str]:
-        return PROVIDES
+        return PROVIDES | FORWARD_PROVIDES
 
     def check(self) -> None:
         self.model.check()
@@ -80,7 +81,6 @@ class FlowPolicy:
     """The model on its device, with the parameters that are trained."""
 
     unit: Couples = "action"
-    provides = PROVIDES
 
     def __init__(self, config: FlowPolicyConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -183,7 +183,10 @@ class FlowPolicy:
         if not position.numel():
             return []
         _, place = torch.unique(rollout.record.states(position), return_inverse=True)
-        position, forward = position[torch.argsort(place, stable=True)], place.sort(stable=True).values // self.config.micro_batch
+        position, forward = (
+            position[torch.argsort(place, stable=True)],
+            place.sort(stable=True).values // self.config.micro_batch,
+        )
         return list(position.split(torch.bincount(forward).tolist()))
 
     def logprobs(
@@ -209,14 +212,17 @@ class FlowPolicy:
         return self.velocity(x, sigma, condition, size=record.size, guidance=record.guidance)
 
     @torch.no_grad()
-    def with_velocity_of(self, name: str, rollout: Rollout, mask_NA: Tensor) -> Rollout:
-        """The rollout with the velocity of a snapshot of the weights ("ref", …) wherever a masked action starts."""
+    def with_velocity_of(self, name: str, rollout: Rollout, mask_NA: Tensor, *, weights: str | None = "ref") -> Rollout:
+        """The rollout with another policy's velocity, kept as `name`, wherever a masked action starts.
+
+        `weights`: a snapshot of the weights; None: the present ones.
+        """
         record = rollout.record
         position = torch.nonzero(mask_NA.flatten().bool()).flatten()
         state = record.states(position).unique()
-        with phase("ref_network"), self.snapshots.use(name):
+        with phase(f"{name}_network"), self.snapshots.use(weights) if weights else nullcontext():
             found = [self._velocity_at(record, part) for part in state.split(self.config.micro_batch) if part.numel()]
-            count("ref_calls", state.numel() * self.family.network_rows(record.guidance))
+            count(f"{name}_calls", state.numel() * self.family.network_rows(record.guidance))
         velocity = torch.cat(found) if found else torch.zeros(0, *record.network_input(state)[0].shape[1:])
         return replace(rollout, record=record.with_velocity(name, state, velocity))
 

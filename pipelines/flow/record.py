@@ -164,6 +164,22 @@ std: its noise; relative_std: that over its mean over the row's actions. dt: δ 
 elements of (μ - μ_*)². velocity_shift_ref: mean of (v - v_ref)². ref_logprobs: under the reference."""
 
 
+FORWARD_PROVIDES = frozenset(
+    {
+        "nft_plus",
+        "nft_minus",
+        "beta",
+        "matching_loss",
+        "matching_loss_old",
+        "sigma",
+        "velocity_shift_ref",
+        "velocity_shift_ema",
+    }
+)
+"""What draws on finished samples give: nft_plus, nft_minus: self-normalised errors of the implicit policies, and their β;
+matching_loss: mean of (v - (e - x0))², _old: of the policy that sampled; sigma: the noise level t of a draw."""
+
+
 def transition(
     kernel: Kernel, x: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor
 ) -> tuple[Tensor, Tensor]:

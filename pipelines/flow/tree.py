@@ -205,7 +205,9 @@ class SingleSteps:
         trunk = list(range(seeds))
         for k in range(chosen[-1] + 1):
             for sample in range(group_size) if k in chosen else ():
-                node = growing.branch(trunk[seed_of(sample, group_size=group_size, seeds=seeds)], k + 1, float(noise_level_S[k]))
+                node = growing.branch(
+                    trunk[seed_of(sample, group_size=group_size, seeds=seeds)], k + 1, float(noise_level_S[k])
+                )
                 action_GA[sample][chosen.index(k)] = node
                 for granularity in self.granularity:
                     end = growing.through(node, completion(k + 1, last, granularity))
@@ -247,7 +249,9 @@ class CleanImages:
 
     def __post_init__(self) -> None:
         if self.completion_steps is not None and self.completion_steps < 1:
-            raise ConfigError(f"completion_steps = {self.completion_steps}; wanted at least 1, or null for all that remain.")
+            raise ConfigError(
+                f"completion_steps = {self.completion_steps}; wanted at least 1, or null for all that remain."
+            )
 
     def __call__(self, sigma_S1: Tensor, noise_level_S: Tensor, *, group_size: int, seeds: int) -> Tree:
         growing, last = Growing(seeds), noise_level_S.numel()
@@ -291,7 +295,9 @@ class Splits:
 
     def __post_init__(self) -> None:
         if self.factor < 2 or self.noise_scale <= 0:
-            raise ConfigError(f"splits: factor = {self.factor}, noise_scale = {self.noise_scale}; wanted at least 2, above 0.")
+            raise ConfigError(
+                f"splits: factor = {self.factor}, noise_scale = {self.noise_scale}; wanted at least 2, above 0."
+            )
 
     def __call__(self, sigma_S1: Tensor, noise_level_S: Tensor, *, group_size: int, seeds: int) -> Tree:
         growing = Growing(seeds)

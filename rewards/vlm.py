@@ -1,0 +1,116 @@
+"""Asking a vision-language model about pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from grpo_mm.errors import ConfigError
+
+
+class Question(NamedTuple):
+    """Example: Question("Which of the two is sharper?", (first, second)); the pictures come before the text."""
+
+    text: str
+    images: tuple[Tensor, ...]
+    """uint8 [3, H, W] each; they may differ in size."""
+
+
+class Vlm(Protocol):
+    """Also used where a model has them: `check()`, `to(device)`."""
+
+    def ask(self, questions: Sequence[Question]) -> list[str | None]:
+        """An answer to each question on its own; None where there is none."""
+        ...
+
+
+@dataclass
+class TransformersVlm:
+    """A model that transformers loads as image-text-to-text, with its own chat template; greedy decoding.
+
+    An answer does not depend on the others of its batch, but for rounding: shorter questions are padded on the left.
+    """
+
+    model: str
+    """A name on the hub or a local folder, e.g. "CodeGoat24/UnifiedReward-Think-qwen-7b"."""
+    revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_new_tokens: int = 4096
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        at_least_one("local model", max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        self._device: torch.device | str = "cpu"
+        self._model: Any = None
+
+    def check(self) -> None:
+        """Raises ConfigError if the name is a path where there is no folder."""
+        if self.model.startswith((".", os.sep)) and not os.path.isdir(self.model):
+            raise ConfigError(f"model = {self.model!r}: no such folder.")
+
+    def to(self, device: torch.device | str) -> TransformersVlm:
+        """Loads the model at the first call; moves it between devices by phase."""
+        self._device = device
+        self._load()
+        return self
+
+    def ask(self, questions: Sequence[Question]) -> list[str | None]:
+        self._load()
+        starts = range(0, len(questions), self.batch_size)
+        return [answer for i in starts for answer in self._answers(questions[i : i + self.batch_size])]
+
+    @torch.no_grad()
+    def _answers(self, questions: Sequence[Question]) -> list[str | None]:
+        chats = [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        *({"type": "image", "image": picture(image)} for image in question.images),
+                        {"type": "text", "text": question.text},
+                    ],
+                }
+            ]
+            for question in questions
+        ]
+        inputs = self._processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self._device, dtype=self._model.dtype)  # fmt: skip
+        tokens = self._model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
+        return self._processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _load(self) -> None:
+        if self._model is None:
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+
+            self._processor = AutoProcessor.from_pretrained(self.model, revision=self.revision)
+            tokenizer = self._processor.tokenizer
+            tokenizer.padding_side = "left"  # generation goes on at the right end
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            model = AutoModelForImageTextToText.from_pretrained(self.model, revision=self.revision, dtype=self.dtype)
+            self._model = model.eval().requires_grad_(False)
+            settings = self._model.generation_config
+            settings.temperature = settings.top_p = settings.top_k = None  # for sampling only; else a warning a call
+            settings.pad_token_id = tokenizer.pad_token_id
+        self._model.to(self._device)
+
+
+def picture(image: Tensor) -> Any:
+    """uint8 [3, H, W] -> a PIL picture."""
+    from PIL import Image
+
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def at_least_one(what: str, **settings: int) -> None:
+    """Raises ConfigError for a setting below 1."""
+    for name, value in settings.items():
+        if value < 1:
+            raise ConfigError(f"{what}: {name} = {value}, wanted 1 or more.")

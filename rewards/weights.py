@@ -1,0 +1,90 @@
+"""Weights of reward models: is the file there, where on the hub is it, and reading it without running what it holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import re
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grpo_mm.errors import ConfigError
+
+HUB = "hf-hub:"
+
+DType = Literal["float32", "bfloat16"]
+
+
+def check_packages(*names: str) -> None:
+    """Raises ConfigError if one of them is not installed; imports nothing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} not installed; pip install {' '.join(missing)}.")
+
+
+def check_model(key: str, name: str, *, file: str = "config.json") -> None:
+    """Raises ConfigError if `name` is neither a folder that holds `file` nor looks like a name on the hub."""
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, file)):
+            raise ConfigError(f"{key} = {name!r} is a folder without {file}; is it a model in transformers' format?")
+    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise ConfigError(f"{key} = {name!r}: no such folder, and no name on the hub (organisation/name) either.")
+
+
+def check_file(key: str, path: str) -> None:
+    """Raises ConfigError if a local file is missing or a place on the hub is not written in full; downloads nothing."""
+    if path.startswith(HUB):
+        if len(_parts(path)) != 3:
+            raise ConfigError(f"{key} = {path!r}: wanted {HUB}organisation/name/file.")
+    elif not os.path.isfile(path):
+        raise ConfigError(f"{key} = {path!r}: no such file. For a file on the hub write {HUB}organisation/name/file.")
+
+
+def read_tensors(path: str) -> dict[str, Tensor]:
+    """Name → tensor, on the CPU, from a local file or `hf-hub:organisation/name/file`.
+
+    Reads safetensors, and torch files that hold tensors only; of a training checkpoint the part "state_dict".
+
+    Raises:
+        ConfigError: there is no such file, or it holds other things than tensors.
+    """
+    check_file("path", path)
+    local = _from_hub(path) if path.startswith(HUB) else path
+    if local.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(local)
+    try:
+        tensors = torch.load(local, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{path!r} holds more than tensors, and reading it could run code. Convert it to safetensors where you "
+            f"trust it. ({str(error).splitlines()[0]})"
+        ) from error
+    return tensors.get("state_dict", tensors)
+
+
+def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], *, path: str) -> None:
+    """Fills a module.
+
+    Raises:
+        ConfigError: a tensor is missing, of another shape, or left over.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(f"{path!r} does not hold the weights of this reward: {error}") from error
+
+
+def _from_hub(path: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    organisation, name, file = _parts(path)
+    return hf_hub_download(f"{organisation}/{name}", file)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.removeprefix(HUB).split("/", 2) if part]
