@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, sample, eval, show, methods, report, bench, zoo."""
+"""`grpo-mm`: train, sample, eval, show, calibrate, methods, report, bench, zoo."""
 
 from __future__ import annotations
 
@@ -127,6 +127,26 @@ def show(config: Annotated[Path, typer.Argument(help="a YAML file")], overrides:
     for line in lines(settings):
         typer.echo(line)
     settings.check()
+
+
+@app.command()
+def calibrate(
+    config: Annotated[Path, typer.Argument(help="a YAML file")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="the noise file to write")] = Path("noise.json"),
+    rounds: Annotated[int, typer.Option(help="rollouts at most")] = 100,
+    start: Annotated[float, typer.Option(help="start from Flow-SDE's curve with this noise level")] = 0.7,
+) -> None:
+    """Finds a noise level for every denoising step (DenseGRPO); use the file with noise={kind: noise_file, path: …}."""
+    from grpo_mm.pipelines.flow.calibrate import calibrate as run
+    from grpo_mm.pipelines.flow.calibrated import Calibrated
+
+    def show(number: int, level_S) -> None:
+        typer.echo(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
+
+    found = run(config, overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show)
+    how = "every level has turned often enough" if found["frozen"] else "the rounds ran out while levels still moved"
+    typer.echo(f"{out}: {found['rounds']} rounds, {how}")
 
 
 @app.command()

@@ -115,8 +115,8 @@ def override(mapping: dict[str, Any], text: str) -> dict[str, Any]:
             )
     if isinstance(node, list):
         node[_list_index(node, steps[-1], text)] = value
-    elif value and isinstance(value, dict) and isinstance(node.get(steps[-1]), dict):
-        node[steps[-1]] = merge(node[steps[-1]], value)
+    elif value:
+        node.update(merge(node, {steps[-1]: value}))  # of another kind it replaces what is there
     else:
         node[steps[-1]] = value
     return mapping

@@ -26,7 +26,7 @@ class Onlooker:
 
     def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
         self.config, self.processes, self.samples = config, processes, samples
-        self.watch = Scoring(config.watched_rewards, processes.device)
+        self.watch = Scoring(config.watched_rewards, processes.device, counter="watch_calls")
 
     def __call__(self, batch: Batch, earned: Credit, step: int) -> dict[str, float]:
         """`watch/…`, `image/…` and `diversity/mean` of the rollout; a sheet of pictures every `samples_every` steps."""

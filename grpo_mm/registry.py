@@ -62,6 +62,8 @@ TABLE: tuple[Entry, ...] = (
     Entry("noise", "window", "grpo_mm.pipelines.flow.noise:Window", "arXiv:2505.05470", _FLOW + "fast_sd35.yaml"),
     Entry("noise", "sliding_window", "grpo_mm.pipelines.flow.noise:SlidingWindow", "arXiv:2507.21802", _FLOW + "mix_flux.yaml"),
     Entry("noise", "geometric_window", "grpo_mm.pipelines.flow.noise:GeometricWindow", "arXiv:2512.08153", _FLOW + "tree_grpo_sd35.yaml"),
+    Entry("noise", "calibrated", "grpo_mm.pipelines.flow.calibrated:Calibrated", "arXiv:2601.20218", _FLOW + "dense_calibrated_sd35.yaml"),
+    Entry("noise", "noise_file", "grpo_mm.pipelines.flow.calibrated:NoiseFile", "arXiv:2601.20218"),
     Entry("noise", "levels", "grpo_mm.pipelines.flow.noise:Levels"),
     Entry("tree", "chains", "grpo_mm.pipelines.flow.tree:Chains", "arXiv:2505.05470", _FLOW + "flow_grpo_sd35.yaml"),
     Entry("tree", "single_steps", "grpo_mm.pipelines.flow.tree:SingleSteps", "arXiv:2510.01982", _FLOW + "g2rpo_flux.yaml"),

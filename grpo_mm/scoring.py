@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 class Scoring:
     """Named scorers on a device. `errors` keeps the first failure of each, for the message if nothing can be scored."""
 
-    def __init__(self, scorers: Mapping[str, Scorer], device: torch.device) -> None:
+    def __init__(self, scorers: Mapping[str, Scorer], device: torch.device, *, counter: str = "rewards") -> None:
         self.scorers = {name: replace(scorer, use=_as_reward(scorer.use)) for name, scorer in scorers.items()}
-        self.device = device
+        self.device, self.counter = device, counter
         self.first_error: dict[str, str] = {}
         self._warned: set[str] = set()
 
@@ -65,7 +65,7 @@ class Scoring:
                 timeout_seconds=scorer.timeout_seconds,
                 by_row=not relative,
             )
-        count("rewards", len(applies))
+        count(self.counter, len(applies))
         if errors:
             self.first_error.setdefault(name, errors[0])
             if name not in self._warned:

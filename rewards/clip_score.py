@@ -20,15 +20,16 @@ from grpo_mm.types import Prompt
 class ClipScore:
     """score = scale × cosine of the picture's and the prompt's features, both of length 1.
 
-    With scale 1 it is the cosine itself (about 0.2 to 0.4 for matching pictures under ViT-L-14), as DanceGRPO reports
+    With scale 1 it is the cosine itself (about 0.2 to 0.4 for matching pictures under OpenAI's ViT-L-14), as DanceGRPO reports
     it; Flow-GRPO's clipscore is scale = 100 / 30 = 3.333 (logit scale over 30), CLIPScore's own is 2.5.
     Not clipped at 0. Prompts longer than the model's context are cut.
 
     Source: arXiv:2104.08718, eq. in sec. 3, w = scale. Deviates: no max(., 0), and no "A photo depicts" in front.
     """
 
-    model: str = "ViT-L-14"
-    """A name known to open_clip, "hf-hub:org/name", or a folder with open_clip_config.json and weights."""
+    model: str = "ViT-L-14-quickgelu"
+    """A name known to open_clip, "hf-hub:org/name", or a folder with open_clip_config.json and weights. OpenAI's weights need
+    a model with quickgelu in its name: open_clip takes the other one with a warning only, and its scores are wrong."""
     pretrained: str | None = "openai"
     """A tag known to open_clip or a file with weights; not used with a folder or a hub name."""
     scale: float = 1.0

@@ -90,7 +90,7 @@ class ClipColors:
     evaluation/evaluate_images.py (color_classification).
     """
 
-    model: str = "ViT-L-14"
+    model: str = "ViT-L-14-quickgelu"
     pretrained: str | None = "openai"
 
     def __post_init__(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pickle
 import re
+from pickle import UnpicklingError
 from typing import Literal
 
 import torch
@@ -59,7 +59,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
         return load_file(local)
     try:
         tensors = torch.load(local, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ConfigError(
             f"{path!r} holds more than tensors, and reading it could run code. Convert it to safetensors where you "
             f"trust it. ({str(error).splitlines()[0]})"

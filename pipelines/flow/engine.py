@@ -20,7 +20,7 @@ from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob
 from grpo_mm.pipelines.flow.sampling import encode_rows, evaluation_noise, initial_noise, ode_latents, sampling_velocity
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
-from grpo_mm.pipelines.flow.tree import Chains, Tree
+from grpo_mm.pipelines.flow.tree import Chains, CleanImages, Tree
 from grpo_mm.rng import stream
 from grpo_mm.types import WHOLE_ROW, Outputs, Rollout, Rows
 
@@ -73,6 +73,14 @@ class FlowEngine:
                 "a ratio objective needs noise: with the kernel 'ode' or a noise level of 0 every log-probability is "
                 "undefined. Use flow_sde, dance_sde, cps or ddim with noise.level > 0."
             )
+        named = getattr(self.noise, "kernel", None)
+        if named is not None and self.kernel is not getattr(kernels, named, None):
+            raise ConfigError(
+                f"the noise levels belong to the kernel {named}, but engine.kernel is {self.kernel.__name__}: a level means "
+                f"something else there. Use engine.kernel={named}."
+            )
+        if hasattr(self.noise, "update") and not isinstance(self.tree, CleanImages):
+            raise ConfigError("calibrated noise needs the gain of every step: use engine.tree={kind: clean_images}.")
         if not 0 < self.train_fraction <= 1:
             raise ConfigError(f"engine.train_fraction = {self.train_fraction}; wanted a share in (0, 1].")
         self._check_tree(group_size)
@@ -171,6 +179,8 @@ class FlowEngine:
         """
         size = policy.size(evaluation=False)
         tokens = policy.family.image_tokens(policy.pipe, *size)
+        if hasattr(self.noise, "check_schedule"):
+            self.noise.check_schedule(self._sigma(tokens))
         sigma_S1, tree = self.grid_and_tree(step=step, seed=seed, group_size=rows.group_size, image_tokens=tokens)
         condition, place_N = encode_rows(policy, rows)
         place_N = place_N.cpu()

@@ -200,8 +200,7 @@ class FlowPolicy:
                 here = index if index.numel() else index.new_zeros(1)
                 state, place = torch.unique(record.states(here), return_inverse=True)
                 velocity = self._velocity_at(record, state)
-                if index.numel():
-                    count("train_calls", state.numel() * self.family.network_rows(record.guidance))
+                count("train_calls", state.numel() * self.family.network_rows(record.guidance))
                 values = record.values(here, velocity[place], needs, rollout.mask_NA)
             yield index, {k: v[: index.numel()] for k, v in values.items()}
 
