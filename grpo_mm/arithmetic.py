@@ -8,22 +8,24 @@ from grpo_mm.run_config import RunConfig
 def lines(config: RunConfig, world: int = 1) -> list[str]:
     """What `show` prints below the resolved config."""
     rows = config.prompts_per_step * config.group_size
-    actions = config.engine.actions()
+    per_prompt = config.engine.trained_actions(config.group_size)
+    each, rest = divmod(per_prompt, config.group_size)
+    trained = f"{each} trained actions per row" if not rest else f"{per_prompt} trained actions per prompt"
+    total = config.prompts_per_step * per_prompt
     updates = config.updates.count
-    per_update = rows * actions // updates
     report = [
         f"{config.prompts_per_step} prompts × {config.group_size} samples = {rows} rows per step, {rows // world} per process",
-        f"{actions} trained actions per row = {rows * actions} actions per step",
-        f"{updates} optimiser update(s) per step, split by {config.updates.by}: {per_update} actions each",
+        f"{trained} = {total} actions per step",
+        f"{updates} optimiser update(s) per step, split by {config.updates.by}: {total // updates} actions each",
         f"{config.steps} steps = {config.steps * updates} optimiser updates",
     ]
     report += config.engine.describe(
-        config.policy,
-        prompts=config.prompts_per_step,
-        group_size=config.group_size,
-        needs=config.needs,
-        world=world,
+        config.policy, rows=rows // world, group_size=config.group_size, needs=config.needs
     )
+    calls = " + ".join(f"{number} {name}" for name, number in config.network_calls().items())
+    report.append(f"network calls per step: {calls}")
+    pictures = config.engine.pictures(config.group_size)
+    report.append(f"pictures per step: {config.prompts_per_step * pictures}, {pictures} for each prompt")
     budget = "" if config.max_reward_calls is None else f" of at most {config.max_reward_calls}"
     names = ", ".join(config.rewards)
     return [*report, f"reward calls per step: {config.planned_reward_calls()}{budget} ({names})"]

@@ -24,55 +24,96 @@ NETWORK = ("rollout_network", "train_network", "ref_network")
 WORK = (*NETWORK, "encode", "decode", "reward")
 
 
-def bench(config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5) -> dict[str, Any]:
+def bench(
+    config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5, vs: Sequence[str] = ()
+) -> dict[str, Any]:
     """Medians over `steps` training steps after one warm-up step.
 
+    `vs`: further overrides that make a second variant of the run. The two take turns, step by step, in this process; the
+    result then has the second under "vs", and first over second under "ratio".
+
     Returns seconds by phase, milliseconds per row, the share of time outside network, encoder, decoder and reward, network
-    calls, and peak memory above what was resident before the first step.
+    calls, and peak memory above what was resident before a step.
     """
     if steps < 1:
         raise ConfigError(f"steps = {steps}; wanted at least 1.")
-    settings = replace(read(config, overrides), samples_every=0, eval_prompts={}, evaluation=Evaluation(), trackers=())
-    settings.check()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    processes = Processes(device=settings.device)
-    with TemporaryDirectory() as folder:
-        learner = Learner(settings, processes, samples=Path(folder))
+    variants = [_Variant(config, overrides)]
+    if vs:
+        variants.append(_Variant(config, [*overrides, *vs]))
+    for step in range(steps + 1):
+        for variant in variants:
+            variant.step(step)
+    results = [variant.result(str(config)) for variant in variants]
+    if not vs:
+        return results[0]
+    keys = ("seconds_per_step", "peak_memory_mib")
+    ratio = {key: results[0][key] / results[1][key] if results[1][key] else None for key in keys}
+    return results[0] | {"vs": results[1] | {"overrides": list(vs)}, "ratio": ratio}
+
+
+class _Variant:
+    """One config under measurement. The first step warms up and does not count."""
+
+    def __init__(self, config: str | Path, overrides: Sequence[str]) -> None:
+        settings = replace(
+            read(config, overrides), samples_every=0, eval_prompts={}, evaluation=Evaluation(), trackers=()
+        )
+        settings.check()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self.settings, self.processes = settings, Processes(device=settings.device)
+        with TemporaryDirectory() as folder:
+            self.learner = Learner(settings, self.processes, samples=Path(folder))
+        self.found: list[dict[str, float]] = []
+        self.peaks: list[float] = []
+        self.resident = 0.0
+        self.counts: dict[str, int] = {}
+
+    def step(self, number: int) -> None:
         times = clock.use(clock.Clock(sync=True))
-        resident = _start_peak_mib(processes.device)
-        found, totals = [], []
-        for step in range(steps + 1):
-            times.take()
-            with clock.phase("other"):
-                learner.step(step)
-            seconds, counts = times.take()
-            if step > 0:
-                found.append(seconds)
-                totals.append(sum(seconds.values()))
-    rows = settings.prompts_per_step * settings.group_size
-    phases = {name: statistics.median(f.get(name, 0.0) for f in found) for name in sorted(set().union(*found))}
-    total = statistics.median(totals)
-    outside = statistics.median(1 - sum(f.get(n, 0.0) for n in WORK) / t for f, t in zip(found, totals, strict=True))
-    return {
-        "config": str(config),
-        "device": _device_name(processes.device),
-        "threads": torch.get_num_threads(),
-        "steps": steps,
-        "rows": rows,
-        "seconds_per_step": total,
-        "milliseconds_per_row": 1000 * total / rows,
-        "seconds_by_phase": phases,
-        "outside_share": outside,
-        "milliseconds_per_row_outside": 1000 * outside * total / rows,
-        "calls_per_step": counts,
-        "peak_memory_mib": _peak_mib(processes.device) - resident,
-        "resident_memory_mib": resident,
-    }
+        self.resident = _start_peak_mib(self.processes.device)
+        with clock.phase("other"):
+            self.learner.step(number)
+        seconds, self.counts = times.take()
+        if number > 0:
+            self.found.append(seconds)
+            self.peaks.append(_peak_mib(self.processes.device) - self.resident)
+
+    def result(self, name: str) -> dict[str, Any]:
+        found, settings = self.found, self.settings
+        totals = [sum(f.values()) for f in found]
+        rows = settings.prompts_per_step * settings.group_size
+        total = statistics.median(totals)
+        outside = statistics.median(
+            1 - sum(f.get(n, 0.0) for n in WORK) / t for f, t in zip(found, totals, strict=True)
+        )
+        return {
+            "config": name,
+            "device": _device_name(self.processes.device),
+            "threads": torch.get_num_threads(),
+            "steps": len(found),
+            "rows": rows,
+            "seconds_per_step": total,
+            "milliseconds_per_row": 1000 * total / rows,
+            "seconds_by_phase": {
+                name: statistics.median(f.get(name, 0.0) for f in found) for name in sorted(set().union(*found))
+            },
+            "outside_share": outside,
+            "milliseconds_per_row_outside": 1000 * outside * total / rows,
+            "calls_per_step": self.counts,
+            "peak_memory_mib": statistics.median(self.peaks),
+            "resident_memory_mib": self.resident,
+        }
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
+    if "vs" in result:
+        alone = {key: value for key, value in result.items() if key not in ("vs", "ratio")}
+        words = ", ".join(
+            f"{name} {'–' if value is None else f'{value:.2f}'}" for name, value in result["ratio"].items()
+        )
+        return f"{table(alone)}\n\nagainst {' '.join(result['vs']['overrides'])}\n{table(result['vs'])}\n\nfirst over second: {words}"
     rows, total = result["rows"], result["seconds_per_step"]
     text = [
         f"{result['config']} on {result['device']}, {result['threads']} threads, {rows} rows a step, "

@@ -190,13 +190,14 @@ def bench(
     config: Annotated[Path, typer.Argument(help="a YAML file")],
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="timed steps after one warm-up step")] = 5,
+    vs: Annotated[list[str] | None, typer.Option(help="key.sub=value of a second variant; the two take turns")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:
     """Seconds and memory by phase of whole training steps, without evaluation or logging."""
     from grpo_mm.bench import bench as measure
     from grpo_mm.bench import table
 
-    result = measure(config, overrides or [], steps=steps)
+    result = measure(config, overrides or [], steps=steps, vs=vs or [])
     typer.echo(json.dumps(result, indent=1) if as_json else table(result))
 
 

@@ -28,7 +28,7 @@ from grpo_mm.rng import stream_seed
 from grpo_mm.rows import plan_rows, update_mask
 from grpo_mm.run_config import RunConfig
 from grpo_mm.scoring import Scoring, mean_scores
-from grpo_mm.stateful import load_parts, stateful_parts
+from grpo_mm.stateful import load_parts, part_metrics, stateful_parts
 from grpo_mm.table import Table, gather, local_table
 from grpo_mm.types import Batch, Credit, Outputs, Rollout, Rows, Scores, prompts_of
 from grpo_mm.update import UpdateResult, accumulate, make_view
@@ -112,12 +112,15 @@ class Learner:
     def _train_on(self, batch: Batch, part_N: Tensor, step: int) -> dict[str, float]:
         table = self.table(batch)
         found, earned = self._credit(batch, table, step)
+        found |= part_metrics(self.config)
         rollout = batch.rollout
         kept_NA = rollout.mask_NA & earned.keep_NA.to(rollout.mask_NA.device)
         if self.config.needs_reference:
             rollout = self.policy.with_velocity_of("ref", rollout, kept_NA, weights="ref")
         if "velocity_shift_ema" in self.config.needs:
             rollout = self.policy.with_velocity_of("ema", rollout, kept_NA, weights="ema")
+        if self.config.old_logprobs == "recompute" and "mean_shift_old" in self.config.needs:
+            rollout = self.policy.with_velocity_of("old", rollout, kept_NA, weights=None)
         old_NA = self._old_logprobs(rollout)
         updates = self.config.updates
         results = []

@@ -228,6 +228,24 @@ class RunConfig:
                 f"divide over {world} processes. Make prompts_per_step × group_size a multiple of {world * parts}."
             )
 
+    def network_calls(self, step: int = 0) -> dict[str, int]:
+        """Planned network calls of training step `step`; a run counts what it makes as calls/NAME_calls.
+
+        rollout; train: forward and backward; value: forward passes without gradient before it; ref, old, ema: of these
+        policies.
+        """
+        calls = self.engine.network_calls(
+            self.policy, prompts=self.prompts_per_step, group_size=self.group_size, needs=self.needs, step=step, seed=self.seed
+        )  # fmt: skip
+        recompute = self.old_logprobs == "recompute" and "logprobs" in self.needs
+        # Objectives that couple more than a forward holds are computed in two passes.
+        passes = recompute + any(term.couples != self.policy.unit for term in self.objective)
+        if passes:
+            calls["value"] = passes * calls["train"]
+        if recompute and "mean_shift_old" in self.needs:
+            calls["old"] = calls["train"]
+        return calls
+
     def planned_reward_calls(self) -> int:
         """Rewards × distinct pictures of a step; a reward that compares pictures says how many calls a group takes."""
         pictures = self.engine.pictures(self.group_size)

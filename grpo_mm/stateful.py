@@ -41,6 +41,12 @@ def stateful_parts(config: Any, path: str = "") -> Iterator[tuple[str, Stateful]
         yield from stateful_parts(child, f"{path}.{name}" if path else str(name))
 
 
+def part_metrics(config: Any) -> dict[str, float]:
+    """What stateful components that have `metrics()` report of themselves, for the log of a step."""
+    parts = [part for _, part in stateful_parts(config) if hasattr(part, "metrics")]
+    return {name: value for part in parts for name, value in part.metrics().items()}
+
+
 def load_parts(config: Any, states: Mapping[str, Mapping[str, Any]]) -> None:
     """Puts saved states back; a part without a state, or a state without a part, is an error."""
     parts = dict(stateful_parts(config))

@@ -17,6 +17,8 @@ from grpo_mm.groups import group_ids
 from grpo_mm.types import WHOLE_ROW, Batch
 
 KEYS = ("prompt", "sample", "action", "tag")
+TRAINED = "trained"
+"""A column that a stage may make, bool: rows without it are compared with the others and then left out."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -169,6 +169,8 @@ class GenEvalReward:
 
     detector: Annotated[Any, Role("detector")]
     color: Annotated[Any, Role("color")] = field(default_factory=PaletteColors)
+    rule: Literal["graded", "strict"] = "graded"
+    """Which of the two is the score: Flow-GRPO's mean of parts, or the benchmark's 0 or 1. The other one is a part."""
     threshold: float = 0.3
     counting_threshold: float = 0.9
     max_objects: int = 16
@@ -189,13 +191,14 @@ class GenEvalReward:
         return self
 
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """uint8 [M, 3, H, W] and M prompts -> score, strict, count, color, position, each [M]."""
+        """uint8 [M, 3, H, W] and M prompts -> score, graded, strict, count, color, position, each [M]."""
         detections = self.detector(items)
         labels = getattr(self.detector, "labels", None)
         known = None if labels is None else {self._name(label) for label in labels}
         rows = [self._row(*row, known) for row in zip(items, detections, prompts)]
-        names = ("score", "strict", "count", "color", "position")
-        return {name: torch.tensor([row.get(name, NAN) for row in rows], dtype=torch.float32) for name in names}
+        names = ("graded", "strict", "count", "color", "position")
+        parts = {name: torch.tensor([row.get(name, NAN) for row in rows], dtype=torch.float32) for name in names}
+        return {"score": parts[self.rule], **parts}
 
     def _row(
         self, image: Tensor, detections: Sequence[Detection], prompt: Prompt, known: set[str] | None
@@ -208,7 +211,7 @@ class GenEvalReward:
             _warn_unknown(", ".join(sorted(unknown)))
             return {}
         named = [Detection(self._name(d.label), d.score, d.box_xyxy_px, d.mask_HW) for d in detections]
-        return score_detections(
+        found = score_detections(
             named,
             target,
             colors_of=lambda objects: self.color(image, objects),
@@ -217,6 +220,7 @@ class GenEvalReward:
             max_objects=self.max_objects,
             position_threshold=self.position_threshold,
         )
+        return {"graded": found.pop("score"), **found}
 
     def _name(self, label: str) -> str:
         return self.aliases.get(label, label)

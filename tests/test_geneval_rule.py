@@ -262,3 +262,18 @@ def test_geneval_metadata_survive_json():
     wanted = {"tag": "position", "include": [clause("cat"), clause("dog", position=["left of", 0])]}
     found = [Detection("cat", 0.9, (60, 0, 80, 20)), Detection("dog", 0.9, (0, 0, 20, 20))]
     assert score_detections(found, json.loads(json.dumps(wanted)))["score"] == 1
+
+
+def test_either_rule_may_be_the_score():
+    """A half-right picture: one of two clauses."""
+    class OneDog:
+        def __call__(self, items):
+            return [[Detection("dog", 0.95, (0, 0, 10, 10))] for _ in items]
+
+    prompt = Prompt("p", "a dog and a cat", target={"tag": "two_object", "include": [
+        {"class": "dog", "count": 1}, {"class": "cat", "count": 1}]})  # fmt: skip
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    for rule, score in (("graded", 0.5), ("strict", 0.0)):
+        found = GenEvalReward(OneDog(), rule=rule)(images, [prompt])
+        assert found["score"].tolist() == [score]
+        assert (found["graded"].item(), found["strict"].item()) == (0.5, 0.0)

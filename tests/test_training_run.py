@@ -72,7 +72,7 @@ def test_metrics_have_their_names_and_finite_values(run):
         assert set(row) >= NAMES and all(isinstance(value, (int, float)) for value in row.values())
         assert row["policy/logprob_gap"] < 1e-6 and row["reward/failed_frac"] == 0
         assert row["calls/rollout_calls"] == 8 * 3 and row["calls/rewards"] == row["calls/watch_calls"] == 8
-        assert row["calls/train_calls"] == 8 * 2 * 2  # once for the old log-probs, once for the updates
+        assert row["calls/train_calls"] == row["calls/value_calls"] == 8 * 2  # updates, and old log-probs before them
     evaluated = [row for row in rows if "eval/score" in row]
     assert {"eval/bright/mean", "eval/quality/score", "time/eval_seconds"} <= set(evaluated[0])
     assert evaluated[0]["eval/score"] == evaluated[0]["eval/bright/mean"]

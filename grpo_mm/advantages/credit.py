@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_sum
-from grpo_mm.table import Table
+from grpo_mm.table import TRAINED, Table
 from grpo_mm.types import BASELINE, WHOLE_ROW, Credit, Rollout
 
 Stage = Callable[[Table], Table]
@@ -20,7 +20,8 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
     """Runs the stages and spreads each output's advantage over the actions it credits.
 
     An output of a whole row credits every action of it; advantages of several outputs that credit the same action
-    (granularities, rewards per step) add up. Actions one of whose outputs is NaN are left out.
+    (granularities, rewards per step) add up. Actions one of whose outputs is NaN are left out, and those that a stage
+    marked in the column `trained` as not to be.
 
     Source: the credit maps of arXiv:2505.05470 (terminal), arXiv:2510.01982 eq. 9 (sum over granularities).
     """
@@ -28,6 +29,10 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
     for stage in stages:
         table = stage(table)
     check_stages(table)
+    if TRAINED in table.columns:
+        table = table.with_values(
+            {k: torch.where(table.columns[TRAINED], v, torch.nan) for k, v in table.values.items()}
+        )
     (advantage_M,) = table.values.values()
     finite_M = torch.isfinite(advantage_M)
     metrics = {
@@ -38,7 +43,7 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
     }
     mine = table.take(torch.nonzero(table.columns["rank"] == rank).flatten())
     (advantage_M,) = mine.values.values()
-    made = {name: column.double() for name, column in mine.columns.items() if name not in before}
+    made = {name: column.double() for name, column in mine.columns.items() if name not in before | {TRAINED}}
     size = (rollout.num_rows, rollout.num_actions)
     count_NA = _spread(torch.ones_like(advantage_M), mine, size)
     lost_NA = _spread((~torch.isfinite(advantage_M)).double(), mine, size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from grpo_mm.advantages.combine import WeightedSum
 from grpo_mm.errors import ConfigError
 from grpo_mm.table import Table
 
@@ -51,7 +52,7 @@ class GardoGate:
 
     def __call__(self, table: Table) -> Table:
         others, optimised = _split(table, self.against, "gardo_gate")
-        total_M = torch.stack([table.weights.get(n, 1.0) * v for n, v in optimised.items()]).sum(0)
+        (total_M,) = WeightedSum()(table.with_values(optimised)).values.values()
         doubt_M = uncertainty(total_M, others)
         count = max(1, round(self.share * len(table)))
         gate_M = torch.zeros(len(table), dtype=torch.float64)

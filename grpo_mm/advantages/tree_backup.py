@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo_mm.advantages.select import keep_extremes
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_ids, group_mean
-from grpo_mm.table import Table
+from grpo_mm.table import TRAINED, Table
 
 Weights = Literal["mean", "softmax"]
 
@@ -67,8 +67,8 @@ class TreeBackup:
     Before `group_norm` with key [prompt, action] values are compared depth by depth inside a tree (BranchGRPO); after
     `group_norm` the advantages of leaves are carried up (TreeGRPO).
 
-    keep: width pruning. Only edges on the way to some leaves are trained, whose values still come from all: the `keep`/2
-    best and worst leaves of a tree, or with keep = "best_of_split" the best leaf below each edge of the last split.
+    keep: width pruning. Only edges on the way to some leaves are trained, after all were valued and compared: the `keep`/2
+    best and worst leaves of a tree, or with keep = "best_of_split" the best of the leaves that part at the last split.
 
     Source: see `tree_backup`; pruning: arXiv:2509.06040, section 3.3.
     """
@@ -103,17 +103,13 @@ class TreeBackup:
         first = torch.full((int(flat.max()) + 1,), flat.numel()).scatter_reduce(
             0, flat, torch.arange(flat.numel()), "amin"
         )
-        on_path = torch.zeros(len(first), dtype=torch.bool)
-        on_path[edge_LA[kept_L].flatten()] = True
+        trained = torch.zeros(len(first), dtype=torch.bool)
+        trained[edge_LA[kept_L].flatten()] = True
         leaf, action = first // actions, first % actions
         rows = table.take(leaf)
-        columns = {n: c for n, c in rows.columns.items() if c.dim() == 1} | {"action": action}
+        columns = {n: c for n, c in rows.columns.items() if c.dim() == 1} | {"action": action, TRAINED: trained}
         columns["failed"] = torch.stack([v.flatten()[first].isnan() for v in values.values()]).any(0)
-        return replace(
-            rows,
-            values={n: torch.where(on_path, v.flatten()[first], torch.nan) for n, v in values.items()},
-            columns=columns,
-        )
+        return replace(rows, values={n: v.flatten()[first] for n, v in values.items()}, columns=columns)
 
     def _kept(self, table: Table, edge_LA: Tensor) -> Tensor:
         if self.keep is None:
@@ -121,12 +117,16 @@ class TreeBackup:
         (value_L,) = table.values.values()
         if isinstance(self.keep, int):
             return keep_extremes(value_L, table.columns["prompt"], keep=self.keep)
-        # The last action at which leaves still share an edge's parent: siblings of the last split.
+        # The last action that leaves share; where they part at the first one, they share their initial latent.
         shared = [a for a in range(edge_LA.shape[1]) if edge_LA[:, a].unique().numel() < len(table)]
-        parent_L = edge_LA[:, shared[-1]] if shared else table.columns["prompt"]
-        best = torch.full((int(parent_L.max()) + 1,), -torch.inf, dtype=value_L.dtype)
-        best = best.scatter_reduce(0, parent_L, value_L.nan_to_num(nan=-torch.inf), "amax")
-        return value_L == best[parent_L]
+        parent_L = edge_LA[:, shared[-1]] if shared else table.key(("prompt", "seed"))
+        order = torch.argsort(value_L.nan_to_num(nan=-torch.inf), descending=True, stable=True)
+        best = torch.full((int(parent_L.max()) + 1,), len(table)).scatter_reduce(
+            0, parent_L[order], torch.arange(len(table)), "amin"
+        )
+        kept_L = torch.zeros(len(table), dtype=torch.bool)
+        kept_L[order[best[parent_L]]] = True
+        return kept_L & torch.isfinite(value_L)
 
 
 def _distinct(prompt_L: Tensor, edge_LA: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 
 from grpo_mm.advantages import Clamp, Gains, GroupNorm, WeightedSum
 from grpo_mm.distributed import Processes
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.learner import Learner
+from grpo_mm.objectives import ClippedRatio
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, write_noise
 from grpo_mm.pipelines.flow.engine import FlowEngine
@@ -48,7 +49,8 @@ def calibrate(
     )  # fmt: skip
     config = replace(
         config, engine=engine, watch={}, eval_prompts={}, evaluation=Evaluation(), samples_every=0, trackers=(),
-        advantage=(WeightedSum(), Gains(), GroupNorm(key=("prompt", "action")), Clamp()),
+        advantage=(WeightedSum(), Gains(), GroupNorm(key=("prompt", "action")), Clamp()), objective=(ClippedRatio(),),
+        ema=None, sampling=None, reference_reset=None,
     )  # fmt: skip
     config.check()
     if config.threads is not None:
@@ -62,13 +64,24 @@ def calibrate(
     rounds = 0
     while not noise.frozen:
         for batch in learner.rollout(rounds)[0]:
-            noise.update(learner.table(batch))
+            table = learner.table(batch)
+            if bool(table.columns["failed"].all()):
+                errors = "; ".join(learner.rewards.first_error.values()) or "the rewards returned NaN"
+                raise TrainingStopped(
+                    f"round {rounds + 1}: every one of {len(table)} pictures failed to be scored: {errors}"
+                )
+            noise.update(table)
         rounds += 1
         if on_round is not None:
             on_round(rounds, noise(sigma_S1, step=0, seed=0))
     level_S = noise(sigma_S1, step=0, seed=0)
     stopped = "turned" if rounds < noise.rounds else "rounds ran out"
-    about = {"config": str(path), "rounds": rounds, "stopped": stopped, "trajectories_per_round": config.prompts_per_step * config.group_size}
+    about = {
+        "config": str(path),
+        "rounds": rounds,
+        "stopped": stopped,
+        "trajectories_per_round": config.prompts_per_step * config.group_size,
+    }
     if processes.is_main:
         write_noise(out, sigma_S1=sigma_S1, level_S=level_S, about=about)
     return {"levels": level_S.tolist(), "sigmas": sigma_S1.tolist(), "rounds": rounds, "frozen": stopped == "turned"}

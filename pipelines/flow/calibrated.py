@@ -55,6 +55,7 @@ class Calibrated:
     _turned: list[int] = field(default_factory=list, init=False, repr=False)
     _rounds: int = field(default=0, init=False, repr=False)
     _base: list[float] = field(default_factory=list, init=False, repr=False)
+    _levels: list[float] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.start, self.step_size, self.floor) <= 0 or self.tolerance < 1 or min(self.turns, self.rounds) < 1:
@@ -75,7 +76,9 @@ class Calibrated:
         base_S = flow_sde_levels(sigma_S1, self.start)
         self._base = base_S[:-1].tolist()
         shift = torch.tensor(self._shift or [0.0] * len(self._base))
-        return torch.cat([(base_S[:-1] + shift).clamp_min(self.floor), base_S[-1:]])
+        level_S = torch.cat([(base_S[:-1] + shift).clamp_min(self.floor), base_S[-1:]])
+        self._levels = level_S[:-1].tolist()
+        return level_S
 
     def trained_steps(self, steps: int) -> int:
         return steps - 1
@@ -107,6 +110,10 @@ class Calibrated:
             self._direction[action] = direction
         self._rounds += 1
 
+    def metrics(self) -> dict[str, float]:
+        """The levels of the last rollout."""
+        return {f"noise/level_{i:02d}": level for i, level in enumerate(self._levels)}
+
     def state_dict(self) -> dict[str, Any]:
         return {"shift": self._shift, "direction": self._direction, "turned": self._turned, "rounds": self._rounds}
 
@@ -126,11 +133,11 @@ class NoiseFile:
         return read_noise(self.path)["kernel"]
 
     def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
-        return torch.tensor(read_noise(self.path)["levels"])
+        return torch.tensor(read_noise(self.path)["levels"], dtype=torch.float32)
 
     def check_schedule(self, sigma_S1: Tensor) -> None:
         """Raises ConfigError unless the levels were calibrated on this schedule."""
-        found = torch.tensor(read_noise(self.path)["sigmas"])
+        found = torch.tensor(read_noise(self.path)["sigmas"], dtype=torch.float32)
         if found.shape != sigma_S1.shape or not torch.allclose(found, sigma_S1.cpu().float(), atol=1e-4):
             raise ConfigError(
                 f"{self.path} was calibrated on the schedule {_few(found)}, but this run's is {_few(sigma_S1)}. Use the same "
@@ -143,7 +150,10 @@ class NoiseFile:
     def check(self, steps: int) -> None:
         levels = read_noise(self.path)["levels"]
         if len(levels) != steps:
-            raise ConfigError(f"{self.path} holds {len(levels)} noise levels, but the run has {steps} denoising steps.")
+            raise ConfigError(
+                f"{self.path} holds {len(levels)} noise levels, but the run has {steps} denoising steps. Use "
+                f"engine.steps={len(levels)}, or calibrate again."
+            )
 
 
 def read_noise(path: str) -> dict[str, Any]:
@@ -151,9 +161,13 @@ def read_noise(path: str) -> dict[str, Any]:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"noise file {path}: {error.strerror}. `grpo-mm calibrate CONFIG --out {path}` writes one.") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"noise file {path} is not valid JSON: {error}") from error
+        raise ConfigError(
+            f"noise file {path}: {error.strerror}. `grpo-mm calibrate CONFIG --out {path}` writes one."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"noise file {path} is not valid JSON: {error}. `grpo-mm calibrate CONFIG --out {path}` writes one."
+        ) from error
     wanted = {"kernel": str, "sigmas": list, "levels": list}
     if not isinstance(found, dict) or not all(isinstance(found.get(k), t) for k, t in wanted.items()):
         raise ConfigError(f"noise file {path} must hold `kernel`, `sigmas` and `levels`.")

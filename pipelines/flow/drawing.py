@@ -14,7 +14,7 @@ def drawing(tree: Tree, last: int) -> list[str]:
     Depths at which nothing new happens are drawn together.
     """
     roots = int((tree.parent_V < 0).sum())
-    lines = [f"tree of a prompt: {roots} initial latent{'s' * (roots > 1)}"]
+    lines = [f"tree of a prompt: {_count(roots, 'initial latent')}"]
     rows = [_depth(tree, depth, last) for depth in range(1, int(tree.depth_V.max()) + 1)]
     start = 0
     for i in range(1, len(rows) + 1):
@@ -40,12 +40,16 @@ def _depth(tree: Tree, depth: int, last: int) -> str:
     if noisy.any():
         levels = sorted({round(v, 3) for v in tree.noise_V[noisy].tolist()})
         parts.append(
-            f"{int(noisy.sum())} noisy steps from {parents} latents, noise {', '.join(f'{v:g}' for v in levels)}"
+            f"{_count(int(noisy.sum()), 'noisy step')} from {_count(parents, 'latent')}, noise {', '.join(f'{v:g}' for v in levels)}"
         )
     steps = here & ~noisy
     if steps.any():
-        parts.append(f"{int(steps.sum())} ODE steps")
+        parts.append(_count(int(steps.sum()), "ODE step"))
     finished = here & (tree.level_V == last) & torch.isin(torch.arange(len(here)), tree.node_C)
     if finished.any():
         parts.append(f"{int(finished.sum())} finished")
     return "; ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -12,17 +12,18 @@ from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.drawing import drawing
-from grpo_mm.pipelines.flow.grow import Step, grow
+from grpo_mm.pipelines.flow.forest import grow_rows
+from grpo_mm.pipelines.flow.grow import Moves
 from grpo_mm.pipelines.flow.memory import memory_lines
 from grpo_mm.pipelines.flow.noise import AllSteps, trained_subset
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob
-from grpo_mm.pipelines.flow.sampling import encode_rows, evaluation_noise, initial_noise, ode_latents, sampling_velocity
+from grpo_mm.pipelines.flow.sampling import evaluation_noise, ode_latents
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
 from grpo_mm.pipelines.flow.tree import Chains, CleanImages, Tree
 from grpo_mm.rng import stream
-from grpo_mm.types import WHOLE_ROW, Outputs, Rollout, Rows
+from grpo_mm.types import Outputs, Rollout, Rows
 
 NOMINAL_TOKENS = 1024
 """Image tokens where no model is loaded yet: they move σ of resolution-dependent schedules, not the shape of a tree."""
@@ -98,16 +99,39 @@ class FlowEngine:
                 f"engine.seeds = {seeds} initial latents for group_size = {group_size} samples; wanted a divisor of it."
             )
         self.tree.check(steps=self.steps, noisy=self.actions(), group_size=group_size, seeds=seeds)
-        if self.train_fraction < 1 and self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].credits_actions:
+        for step in self._unlike_steps():
+            tree = self.grid_and_tree(step=step, seed=0, group_size=group_size)[1]
+            if not tree.train_GA.any():
+                raise ConfigError(
+                    f"engine.train_within covers no noisy step at training step {step + 1}, where nothing would be trained. "
+                    "Keep it within the steps that engine.noise makes noisy."
+                )
+        if self.train_fraction < 1 and (tree.credits_actions or "edge" in tree.columns):
             raise ConfigError(
                 f"engine.train_fraction = {self.train_fraction} would sample and score branches that are not trained. "
-                "Choose the steps with engine.noise instead."
+                "Choose the steps with engine.noise or engine.train_within instead."
             )
+
+    def _unlike_steps(self) -> list[int]:
+        """Training steps that differ in their noise or in what is pruned, so that windows are checked wherever they go."""
+        first: dict[tuple[float, ...], int] = {}
+        for step in (*range(64), *range(64, 4096, 61)):
+            levels = self._noise_level(step=step, seed=0).tolist()
+            if self.train_within is not None:
+                levels += self.train_within(self._sigma(NOMINAL_TOKENS), step=step, seed=0).tolist()
+            first.setdefault(tuple(levels), step)
+        return list(first.values())
 
     def actions(self) -> int:
         """Actions of a row, A."""
         subset = trained_subset(self.noise.trained_steps(self.steps), fraction=self.train_fraction, generator=_any())
         return int(subset.numel())
+
+    def trained_actions(self, group_size: int) -> int:
+        """Actions of a group that are trained: an edge that samples share counts once."""
+        if self.train_fraction < 1:
+            return group_size * self.actions()
+        return int(self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].train_GA.sum())
 
     def grid_and_tree(
         self, *, step: int, seed: int, group_size: int, image_tokens: int = NOMINAL_TOKENS
@@ -117,7 +141,8 @@ class FlowEngine:
         sigma_S1, noise_level_S = self.solver.grid(self._sigma(image_tokens), noise_level_S)
         tree = self.tree(sigma_S1, noise_level_S, group_size=group_size, seeds=self._seeds(group_size))
         if self.train_within is not None:
-            window_S = self.train_within(sigma_S1, step=step, seed=seed) > 0
+            # In steps of the whole schedule: what a solver shortens lies after the noisy steps.
+            window_S = self.train_within(self._sigma(image_tokens), step=step, seed=seed) > 0
             tree = replace(tree, train_GA=tree.train_GA & window_S[tree.level_V[tree.parent_V[tree.action_GA]]])
         return sigma_S1, tree
 
@@ -142,27 +167,32 @@ class FlowEngine:
         """Distinct pictures of a group: what a reward is asked to score."""
         return self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].pictures()
 
-    def describe(
-        self, policy: FlowPolicyConfig, *, prompts: int, group_size: int, needs: frozenset[str], world: int
-    ) -> list[str]:
-        """The tree, network calls of a step and an estimate of memory, in words; loads no model."""
-        sigma_S1, tree = self.grid_and_tree(step=0, seed=0, group_size=group_size)
-        needs_reference = any("ref" in name.split("_") for name in needs)
-        guided = policy.model.network_rows(policy.guidance)
+    def network_calls(
+        self, policy: FlowPolicyConfig, *, prompts: int, group_size: int, needs: frozenset[str], step: int, seed: int
+    ) -> dict[str, int]:
+        """Planned network calls of training step `step`, by the names that a run counts them under; guidance counts twice.
+
+        With `train_fraction` below 1 the training calls are the most there can be: each row draws its own steps.
+        """
+        _, tree = self.grid_and_tree(step=step, seed=seed, group_size=group_size)
+        each = prompts * policy.model.network_rows(policy.guidance)
         training = tree.training_calls()
-        calls = {"rollout": tree.rollout_calls(), "training": training}
         if self.train_fraction < 1:
-            calls["training"] = min(training, group_size * self.actions())
-        if needs_reference:
-            calls["reference"] = calls["training"]
-        words = " + ".join(f"{number * prompts * guided} {name}" for name, number in calls.items())
-        notes = ["guidance counts twice"] * (guided == 2)
-        notes += ["training at most: rows draw their steps"] * (self.train_fraction < 1)
-        notes += ["the first step's; they change as the window moves"] * self._moves(tree, group_size)
+            training = min(training, group_size * self.actions())
+        calls = {"rollout": each * tree.rollout_calls(), "train": each * training}
+        if any("ref" in name.split("_") for name in needs):
+            calls["ref"] = each * training
+        return calls
+
+    def describe(self, policy: FlowPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
+        """The tree of a prompt and an estimate of memory for `rows` on one process, in words; loads no model."""
+        sigma_S1, tree = self.grid_and_tree(step=0, seed=0, group_size=group_size)
         report = drawing(tree, sigma_S1.numel() - 1)
-        report += [f"network calls per step: {words}" + (f" ({'; '.join(notes)})" if notes else "")]
-        report += [f"pictures per step: {prompts * tree.pictures()}, {tree.pictures()} for each prompt"]
-        rows = prompts * group_size // world
+        if self.train_fraction < 1:
+            report.append("  training at most: rows draw their steps")
+        if self._moves(tree, group_size):
+            report.append("  the first step's: they change as the window moves")
+        needs_reference = any("ref" in name.split("_") for name in needs)
         return report + memory_lines(policy, self, rows=rows, needs_reference=needs_reference)
 
     def _moves(self, tree: Tree, group_size: int) -> bool:
@@ -182,59 +212,32 @@ class FlowEngine:
         if hasattr(self.noise, "check_schedule"):
             self.noise.check_schedule(self._sigma(tokens))
         sigma_S1, tree = self.grid_and_tree(step=step, seed=seed, group_size=rows.group_size, image_tokens=tokens)
-        condition, place_N = encode_rows(policy, rows)
-        place_N = place_N.cpu()
-        prompts = [rows.prompts[p] for p in rows.prompt_N.unique().tolist()]
         picked_NA = torch.stack([self._picked(tree, rows, i, step=step, seed=seed) for i in range(len(rows))])
         action_NA = tree.action_GA[rows.sample_N].gather(1, picked_NA)
+        before_NA = tree.parent_V[action_NA]
         mask_NA = tree.train_GA[rows.sample_N].gather(1, picked_NA)
-        nodes = tree.parent_V.numel()
-        row_M, credit_M = torch.nonzero(tree.sample_C[None, :] == rows.sample_N[:, None], as_tuple=True)
-        kept_PV = torch.zeros(len(prompts), nodes, dtype=torch.bool)
-        place_NA = place_N[:, None].expand_as(action_NA)
-        kept_PV[place_NA[mask_NA], action_NA[mask_NA]] = True
-        wanted_PV = kept_PV.clone()
-        kept_PV[place_NA[mask_NA], tree.parent_V[action_NA[mask_NA]]] = True
-        wanted_PV[place_N[row_M], tree.node_C[credit_M]] = True
-
-        def network(x: Tensor, sigma: Tensor, place: Tensor) -> Tensor:
-            return sampling_velocity(policy, x, sigma, {k: v[place] for k, v in condition.items()}, size=size)
-
-        def normal(keys: list[tuple[int, int]], x: Tensor) -> Tensor:
-            drawn = [stream(seed, "sde", step, prompts[p].id, node) for p, node in keys]
-            return torch.stack([torch.randn(x.shape[1:], generator=g) for g in drawn]).to(x)
-
-        seeds = self._seeds(rows.group_size)
-        start = initial_noise(
-            policy, [(p, root) for p in prompts for root in range(seeds)], seed=seed, step=step, size=size
-        )
-        grown = grow(
-            tree, wanted_PV, kept_PV, roots=start.view(len(prompts), seeds, *start.shape[1:]),
-            step=Step(sigma_S1.to(policy.device), self.kernel, self.logprob, self.solver), network=network, normal=normal,
-            finish=lambda latents: policy.decode(latents, size=size), batch=self.rollout_batch,
+        forest = grow_rows(
+            policy, rows, tree, Moves(sigma_S1.to(policy.device), self.kernel, self.logprob, self.solver),
+            keep=[(before_NA, mask_NA), (action_NA, mask_NA)], step=step, seed=seed, batch=self.rollout_batch,
             keep_velocity="mean_shift_old" in needs,
         )  # fmt: skip
-        index_Q = torch.zeros(len(prompts) * nodes, dtype=torch.int64)
-        index_Q[grown.node_K] = torch.arange(len(grown.node_K))
-        item_Q = torch.zeros_like(index_Q)
-        item_Q[grown.node_U] = torch.arange(len(grown.node_U))
-        device = policy.device
-        behaviour_NA = grown.logprob_Q[(place_NA * nodes + action_NA).to(device)]
+        grown, nodes, device = forest.grown, tree.parent_V.numel(), policy.device
         record = FlowRecord(
             latent_V=grown.latent_K,
             level_V=tree.level_V[grown.node_K % nodes].to(device),
             condition_V=(grown.node_K // nodes).to(device),
-            from_NA=index_Q[place_NA * nodes + tree.parent_V[action_NA]].to(device),
-            to_NA=index_Q[place_NA * nodes + action_NA].to(device),
+            from_NA=forest.kept(before_NA).to(device),
+            to_NA=forest.kept(action_NA).to(device),
             noise_level_NA=tree.noise_V[action_NA].to(device),
             sigma_S1=sigma_S1.to(device),
-            condition=condition,
+            condition=forest.condition,
             size=size,
             guidance=policy.config.guidance,
             kernel=self.kernel,
             logprob=self.logprob,
             velocity_old_V=grown.velocity_K,
         )
+        behaviour_NA = forest.logprob(action_NA)
         columns = {name: _columns(column[rows.sample_N], picked_NA) for name, column in tree.columns.items()}
         if "edge" in columns:
             columns["edge_logprob"] = behaviour_NA.cpu()
@@ -247,15 +250,7 @@ class FlowEngine:
             record=record,
             columns=columns,
         )
-        action_M, tag_M = tree.action_C[credit_M], tree.tag_C[credit_M]
-        outputs = Outputs(
-            items=grown.items,
-            row_M=row_M,
-            action_M=None if (action_M == WHOLE_ROW).all() else action_M,
-            tag_M=tag_M if tag_M.any() else None,
-            item_M=item_Q[place_N[row_M] * nodes + tree.node_C[credit_M]],
-        )
-        return rollout, outputs
+        return rollout, forest.outputs()
 
     def _picked(self, tree: Tree, rows: Rows, i: int, *, step: int, seed: int) -> Tensor:
         """Which of its actions row i trains, [A]."""

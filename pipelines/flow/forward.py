@@ -15,11 +15,12 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.drawing import drawing
 from grpo_mm.pipelines.flow.engine import NOMINAL_TOKENS
-from grpo_mm.pipelines.flow.grow import Step, grow
+from grpo_mm.pipelines.flow.forest import grow_rows
+from grpo_mm.pipelines.flow.grow import Moves
 from grpo_mm.pipelines.flow.memory import memory_lines
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES
-from grpo_mm.pipelines.flow.sampling import encode_rows, evaluation_noise, initial_noise, ode_latents, sampling_velocity
+from grpo_mm.pipelines.flow.sampling import evaluation_noise, ode_latents
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import DpmSolverPP
 from grpo_mm.pipelines.flow.tree import Chains, Tree
@@ -209,9 +210,16 @@ class ForwardProcess:
         fraction = getattr(self.draws, "fraction", 1.0)
         if not 0 < fraction <= 1:
             raise ConfigError(f"engine.draws.fraction = {fraction}; wanted a share in (0, 1].")
+        sigma_S1 = self.schedule(self.steps, image_tokens=NOMINAL_TOKENS)
+        if float(self.draws(sigma_S1, torch.Generator()).min()) <= 0:
+            raise ConfigError(f"engine.draws finds no noise level to train in {self.steps} step(s). Use more steps.")
 
     def actions(self) -> int:
         return self.draws.count(self.steps)
+
+    def trained_actions(self, group_size: int) -> int:
+        """Draws of a group."""
+        return group_size * self.actions()
 
     def _tree(self, sigma_S1: Tensor, group_size: int) -> Tree:
         no_noise_S = torch.zeros(sigma_S1.numel() - 1)
@@ -224,23 +232,22 @@ class ForwardProcess:
     def pictures(self, group_size: int) -> int:
         return group_size
 
-    def describe(
-        self, policy: FlowPolicyConfig, *, prompts: int, group_size: int, needs: frozenset[str], world: int
-    ) -> list[str]:
-        """The tree, network calls of a step and an estimate of memory, in words; loads no model."""
+    def network_calls(
+        self, policy: FlowPolicyConfig, *, prompts: int, group_size: int, needs: frozenset[str], step: int, seed: int
+    ) -> dict[str, int]:
+        """Planned network calls of a step, by the names that a run counts them under; every policy is asked at every draw."""
         tree = self._tree(self.schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
-        guided = policy.model.network_rows(policy.guidance)
-        drawn = prompts * group_size * self.actions() * guided
-        others = [
-            f"{drawn} {name}" for name, asked in _others(needs).items() if asked
-        ]  # every policy is asked at every draw
-        calls = [f"{prompts * guided * tree.rollout_calls()} rollout", f"{drawn} training", *others]
+        each = prompts * policy.model.network_rows(policy.guidance)
+        drawn = each * group_size * self.actions()
+        others = {name: drawn for name, asked in _others(needs).items() if asked}
+        return {"rollout": each * tree.rollout_calls(), "train": drawn, **others}
+
+    def describe(self, policy: FlowPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
+        """The tree of a prompt and an estimate of memory for `rows` on one process, in words; loads no model."""
+        tree = self._tree(self.schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
         report = drawing(tree, self.steps)
         report[-1] = f"  {group_size} pictures, each trained at {self.actions()} draws of (t, noise)"
-        report += [f"network calls per step: {' + '.join(calls)}" + " (guidance counts twice)" * (guided == 2)]
-        report += [f"pictures per step: {prompts * group_size}, {group_size} for each prompt"]
-        rows = prompts * group_size // world
-        return report + memory_lines(policy, self, rows=rows, needs_reference=_others(needs)["reference"])
+        return report + memory_lines(policy, self, rows=rows, needs_reference=_others(needs)["ref"])
 
     @torch.no_grad()
     def sample(
@@ -251,25 +258,14 @@ class ForwardProcess:
         tokens = policy.family.image_tokens(policy.pipe, *size)
         sigma_S1 = self.schedule(self.steps, image_tokens=tokens)
         tree = self._tree(sigma_S1, rows.group_size)
-        condition, place_N = encode_rows(policy, rows)
-        prompts = [rows.prompts[p] for p in rows.prompt_N.unique().tolist()]
-        wanted_PV = torch.zeros(len(prompts), tree.parent_V.numel(), dtype=torch.bool)
         end_N = tree.node_C[rows.sample_N]
-        wanted_PV[place_N.cpu(), end_N] = True
-
-        def network(x: Tensor, sigma: Tensor, place: Tensor) -> Tensor:
-            return sampling_velocity(policy, x, sigma, {k: v[place] for k, v in condition.items()}, size=size)
-
-        keys = [(prompt, root) for prompt in prompts for root in range(rows.group_size)]
-        start = initial_noise(policy, keys, seed=seed, step=step, size=size)
-        grown = grow(
-            tree, wanted_PV, wanted_PV, roots=start.view(len(prompts), rows.group_size, *start.shape[1:]),
-            step=Step(sigma_S1.to(policy.device), kernels.ode, "gaussian", self.solver), network=network,
-            normal=_no_noise, finish=lambda latents: policy.decode(latents, size=size), batch=self.rollout_batch,
+        forest = grow_rows(
+            policy, rows, tree, Moves(sigma_S1.to(policy.device), kernels.ode, "gaussian", self.solver),
+            keep=[(end_N, torch.ones_like(end_N, dtype=torch.bool))], step=step, seed=seed, batch=self.rollout_batch,
             keep_velocity=False,
         )  # fmt: skip
-        order_N = _place(grown.node_K, place_N.cpu() * tree.parent_V.numel() + end_N)
-        sigma_NA, noise_NA = self._draw(policy, rows, sigma_S1, step=step, seed=seed, shape=start.shape[1:])
+        clean_N = forest.grown.latent_K[forest.kept(end_N).to(policy.device)]
+        sigma_NA, noise_NA = self._draw(policy, rows, sigma_S1, step=step, seed=seed, shape=clean_N.shape[1:])
         mask_NA = torch.ones_like(sigma_NA, dtype=torch.bool)
         rollout = Rollout(
             prompts=rows.prompts,
@@ -278,11 +274,11 @@ class ForwardProcess:
             behaviour_NA=torch.full_like(sigma_NA, torch.nan),  # no engine gave these actions a probability
             mask_NA=mask_NA,
             record=ForwardRecord(
-                clean_N=grown.latent_K[order_N.to(policy.device)],
+                clean_N=clean_N,
                 noise_NA=noise_NA,
                 sigma_NA=sigma_NA,
-                condition=condition,
-                condition_N=place_N,
+                condition=forest.condition,
+                condition_N=forest.place_N.to(policy.device),
                 size=size,
                 guidance=policy.config.guidance,
                 beta=self.beta,
@@ -290,8 +286,7 @@ class ForwardProcess:
         )
         if _others(needs)["old"]:
             rollout = policy.with_velocity_of("old", rollout, mask_NA, weights=None)
-        item_M = _place(grown.node_U, place_N.cpu() * tree.parent_V.numel() + end_N)
-        return rollout, Outputs(items=grown.items, row_M=torch.arange(len(rows)), item_M=item_M)
+        return rollout, forest.outputs()
 
     def _draw(
         self, policy: FlowPolicy, rows: Rows, sigma_S1: Tensor, *, step: int, seed: int, shape: torch.Size
@@ -322,16 +317,6 @@ def _others(needs: frozenset[str]) -> dict[str, bool]:
     """Which other policies' velocities the objective asks for."""
     return {
         "old": bool(needs & {"nft_plus", "nft_minus", "matching_loss_old"}),
-        "reference": "velocity_shift_ref" in needs,
-        "average": "velocity_shift_ema" in needs,
+        "ref": "velocity_shift_ref" in needs,
+        "ema": "velocity_shift_ema" in needs,
     }
-
-
-def _place(found: Tensor, wanted: Tensor) -> Tensor:
-    """Where each wanted number stands in `found`."""
-    order = torch.argsort(found)
-    return order[torch.searchsorted(found[order], wanted)]
-
-
-def _no_noise(keys: list[tuple[int, int]], x: Tensor) -> Tensor:
-    raise AssertionError("a deterministic tree draws no noise")

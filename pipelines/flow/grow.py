@@ -17,7 +17,7 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Step:
+class Moves:
     """How latents move: one kernel where there is noise, one solver elsewhere."""
 
     sigma_S1: Tensor
@@ -62,7 +62,7 @@ def grow(
     keep_PV: Tensor,
     *,
     roots: Tensor,
-    step: Step,
+    moves: Moves,
     network: Network,
     normal: Callable[[list[tuple[int, int]], Tensor], Tensor],
     finish: Callable[[Tensor], Tensor],
@@ -83,7 +83,7 @@ def grow(
     children = torch.zeros_like(needed)
     prompt, node = torch.nonzero(needed & (tree.parent_V >= 0), as_tuple=True)
     children[prompt, tree.parent_V[node]] = True
-    last = step.sigma_S1.numel() - 1
+    last = moves.sigma_S1.numel() - 1
     device = roots.device
 
     found: dict[str, list[Tensor]] = {"latent": [], "node": [], "velocity": [], "items": [], "node_U": []}
@@ -107,7 +107,7 @@ def grow(
         clean_E = torch.zeros_like(before_E)
         for chunk in inner.split(batch) if len(inner) else ():
             x, here = wave.latent[chunk.to(device)], wave.node[chunk]
-            sigma = step.sigma_S1[tree.level_V[here].to(device)].to(x)
+            sigma = moves.sigma_S1[tree.level_V[here].to(device)].to(x)
             v = network(x, sigma, wave.prompt[chunk].to(device))
             if velocity is not None:
                 velocity[chunk.to(device)] = v
@@ -120,7 +120,7 @@ def grow(
                 at = group.to(device)
                 source = rank[parent_E[group]].to(device)
                 x_next, logprob = _move(
-                    tree, wave, step, x[source], v[source], parent=parent_E[group], node=node_E[group],
+                    tree, wave, moves, x[source], v[source], parent=parent_E[group], node=node_E[group],
                     prompt=prompt_E[group], normal=normal,
                 )  # fmt: skip
                 before_E[at] = x_next
@@ -167,19 +167,19 @@ def _alike(tree: Tree, wave: _Wave, parent_E: Tensor, node_E: Tensor, edges: Ten
 
 
 def _move(
-    tree: Tree, wave: _Wave, step: Step, x: Tensor, velocity: Tensor, *, parent: Tensor, node: Tensor, prompt: Tensor,
+    tree: Tree, wave: _Wave, moves: Moves, x: Tensor, velocity: Tensor, *, parent: Tensor, node: Tensor, prompt: Tensor,
     normal: Callable[[list[tuple[int, int]], Tensor], Tensor],
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Edges that are alike: the next latents, and their log-probabilities where there is noise."""
-    sigma = step.sigma_S1[tree.level_V[wave.node[parent[0]]]].to(x)
-    sigma_next = step.sigma_S1[tree.level_V[node[0]]].to(x)
+    sigma = moves.sigma_S1[tree.level_V[wave.node[parent[0]]]].to(x)
+    sigma_next = moves.sigma_S1[tree.level_V[node[0]]].to(x)
     noise_level = tree.noise_V[node[0]]
     if noise_level == 0:
         history = []
         if wave.before is not None:
-            history = [step.sigma_S1[wave.before[0][parent[0]]].to(x), wave.before[1][parent.to(x.device)]]
-        return step.solver.step(x, velocity, sigma, sigma_next, history), None
-    mean, std = transition(step.kernel, x, velocity, sigma, sigma_next, noise_level)
+            history = [moves.sigma_S1[wave.before[0][parent[0]]].to(x), wave.before[1][parent.to(x.device)]]
+        return moves.solver.step(x, velocity, sigma, sigma_next, history), None
+    mean, std = transition(moves.kernel, x, velocity, sigma, sigma_next, noise_level)
     x_next = mean + std * normal(list(zip(prompt.tolist(), node.tolist(), strict=True)), x)
     # A step to σ' = 0 may have no noise at all (CPS); it is never trained.
-    return x_next, logprob_of(step.logprob, x_next, mean, std) if sigma_next > 0 else None
+    return x_next, logprob_of(moves.logprob, x_next, mean, std) if sigma_next > 0 else None

@@ -58,6 +58,11 @@ class FlowPolicyConfig:
     def provides(self) -> frozenset[str]:
         return PROVIDES | FORWARD_PROVIDES
 
+    @property
+    def unit(self) -> Couples:
+        """One forward never splits an action."""
+        return "action"
+
     def check(self) -> None:
         self.model.check()
         if self.lora is not None:
@@ -80,10 +85,8 @@ class FlowPolicyConfig:
 class FlowPolicy:
     """The model on its device, with the parameters that are trained."""
 
-    unit: Couples = "action"
-
     def __init__(self, config: FlowPolicyConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.unit = config, device, config.unit
         self.family = config.model
         self.dtype = DTYPES[config.dtype]
         self.math_dtype = torch.promote_types(self.dtype, torch.float32)
@@ -200,7 +203,9 @@ class FlowPolicy:
                 here = index if index.numel() else index.new_zeros(1)
                 state, place = torch.unique(record.states(here), return_inverse=True)
                 velocity = self._velocity_at(record, state)
-                count("train_calls", state.numel() * self.family.network_rows(record.guidance))
+                count(
+                    "train_calls" if grad else "value_calls", state.numel() * self.family.network_rows(record.guidance)
+                )
                 values = record.values(here, velocity[place], needs, rollout.mask_NA)
             yield index, {k: v[: index.numel()] for k, v in values.items()}
 

@@ -130,7 +130,8 @@ class FlowRecord:
             values["gaussian_logprobs"] = values["logprobs"]
         if "relative_std" in needs:
             std_NA, trained_NA = self.std(), mask_NA.to(std.dtype)
-            mean_N = (std_NA * trained_NA).sum(1) / trained_NA.sum(1).clamp_min(1)
+            # Actions that are not trained may have no latents, hence no std.
+            mean_N = std_NA.where(mask_NA, 0).sum(1) / trained_NA.sum(1).clamp_min(1)
             values["relative_std"] = (std_NA / mean_N[:, None].clamp_min(1e-12)).flatten()[index]
         if self.velocity_old_V is not None and "mean_shift_old" in needs:
             values["mean_shift_old"] = mean_shift(self.velocity_old_V[node])

@@ -8,12 +8,13 @@ the groups, is the cost of a rollout, known before anything is sampled.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow.noise import trained_steps
 from grpo_mm.types import BASELINE, WHOLE_ROW
@@ -38,6 +39,8 @@ class Tree:
     """[V] float32, noise level of the edge that leads to the node; 0 is an ODE step."""
     depth_V: Tensor
     """[V] int64, edges from the root."""
+    draw_V: Tensor
+    """[V] int64, names the noise of the edge: equal numbers are equal noise."""
     action_GA: Tensor
     """[G, A] int64, the node that an action of a sample leads to."""
     train_GA: Tensor
@@ -124,6 +127,7 @@ class Growing:
             level_V=level,
             noise_V=torch.tensor(self._noise),
             depth_V=torch.tensor(self._depth),
+            draw_V=torch.arange(len(self._parent)),
             action_GA=action.clamp_min(0),
             train_GA=_first_use(action) & (action != NO_ACTION),
             node_C=node,
@@ -303,6 +307,12 @@ class Splits:
         growing = Growing(seeds)
         chosen = trained_steps(noise_level_S, sigma_S1)
         at = set(chosen if self.at is None else self.at)
+        silent = sorted(at - set(chosen))
+        if silent:
+            raise ConfigError(
+                f"splits at step {silent[0]}, but that step has no noise: its children would all be the same latent. Use splits "
+                f"within the noisy steps ({chosen[0]} to {chosen[-1]} here), or at=null, which moves with them."
+            )
         paths = [[seed] for seed in range(seeds)]
         for step, noise in enumerate(noise_level_S.tolist()):
             times = self.factor if step in at else 1
@@ -324,3 +334,41 @@ class Splits:
             )
         if self.at is not None and not all(0 <= step < steps - 1 for step in self.at):
             raise ConfigError(f"splits: at = {list(self.at)}; wanted steps from 0 to {steps - 2}.")
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """The rollout of another tree with nothing shared: every picture is sampled from its initial latent on its own.
+
+    The same noise gives the same pictures and the same gradient; it is there to measure what sharing saves.
+    """
+
+    of: Annotated[Any, Role("tree")]
+
+    def __call__(self, sigma_S1: Tensor, noise_level_S: Tensor, *, group_size: int, seeds: int) -> Tree:
+        tree = self.of(sigma_S1, noise_level_S, group_size=group_size, seeds=seeds)
+        origin = list(range(seeds))  # of each new node
+        parent, node_C = [-1] * seeds, []
+        copy_of: dict[tuple[int, int], int] = {}  # (sample, node) -> its first copy
+        for end, sample in zip(tree.node_C.tolist(), tree.sample_C.tolist(), strict=True):
+            path = [end]
+            while tree.parent_V[path[-1]] >= 0:
+                path.append(int(tree.parent_V[path[-1]]))
+            here = path.pop()
+            for node in reversed(path):
+                origin.append(node)
+                parent.append(here)
+                here = len(origin) - 1
+                copy_of.setdefault((sample, node), here)
+            node_C.append(here)
+        of_V = torch.tensor(origin)
+        action = [
+            [copy_of.get((sample, node), 0) for node in nodes] for sample, nodes in enumerate(tree.action_GA.tolist())
+        ]
+        per_node = {name: getattr(tree, name)[of_V] for name in ("level_V", "noise_V", "depth_V", "draw_V")}
+        return replace(
+            tree, **per_node, parent_V=torch.tensor(parent), action_GA=torch.tensor(action), node_C=torch.tensor(node_C)
+        )
+
+    def check(self, *, steps: int, noisy: int, group_size: int, seeds: int) -> None:
+        self.of.check(steps=steps, noisy=noisy, group_size=group_size, seeds=seeds)
