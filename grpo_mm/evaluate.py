@@ -24,7 +24,7 @@ class EvalResult:
 
     metrics: dict[str, float]
     """"eval/score" is the weighted sum of reward means: the held-out score. Rewards that no prompt asks for, or that
-    compare samples with each other, take no part; if there are no others it is the mean of what is watched."""
+    compare samples with each other, take no part; if there are no others it is the weighted sum of what is watched."""
     shown: Tensor
     shown_prompts: list[str]
     shown_rewards: dict[str, Tensor]
@@ -51,7 +51,8 @@ def evaluate(
     if absolute or not watched:
         metrics["eval/score"] = sum(s.weight * metrics[f"eval/{name}/mean"] for name, s in absolute.items())
     else:  # rewards that compare samples of a group say nothing of progress
-        metrics["eval/score"] = sum(metrics[f"eval/{name}/score"] for name in watched) / len(watched)
+        entries = config.watched_rewards
+        metrics["eval/score"] = sum(entries[n].weight * metrics[f"eval/{n}/score"] for n in watched if entries[n].weight)
     diversity = pairwise_distance(images, rows.prompt_N) if len(rows) else torch.zeros(0)
     ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))
     if sum(n for _, n in ranks):

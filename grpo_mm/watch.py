@@ -27,6 +27,7 @@ class Watched:
 
     use: Annotated[Any, Role("reward")] | None = None
     weight: float = 1.0
+    """In the held-out score, where all rewards compare samples with each other; else without effect."""
     sources: tuple[str, ...] | None = None
     timeout_seconds: float | None = None
     metric: str | None = None

@@ -6,11 +6,13 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import rms_norm
 
 from grpo_mm import clock, metrics, train
 from grpo_mm.arithmetic import lines
@@ -21,12 +23,12 @@ from grpo_mm.learner import Learner
 from grpo_mm.objectives import ClippedRatio, Kl
 from grpo_mm.pipelines.flow.adapters import Lora
 from grpo_mm.pipelines.flow.engine import FlowEngine
-from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim, flow_sde
+from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim
 from grpo_mm.pipelines.flow.noise import AllSteps, Levels, SlidingWindow, Window
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.schedule import Shifted
 from grpo_mm.pipelines.flow.sd3 import Sd3
-from grpo_mm.pipelines.flow.solver import DpmSolverPP, Euler
+from grpo_mm.pipelines.flow.solver import DpmSolverPP
 from grpo_mm.pipelines.flow.tree import Chains, CleanImages, SingleSteps, Splits, Tree, Unshared
 from grpo_mm.rng import stream
 from grpo_mm.rows import plan_rows
@@ -187,11 +189,8 @@ def test_a_picture_is_the_decoded_end_of_its_path(policy):
 # ── cost ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@every_kind
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("kind, guidance", [*((kind, 1.0) for kind in KINDS), ("single steps", 3.0), ("splits", 3.0)])
 def test_a_step_makes_the_planned_network_calls(load, counted, kind, guidance):
-    if guidance > 1 and kind not in ("single steps", "splits"):
-        pytest.skip("guidance doubles every count alike")
     policy = load(guidance=guidance)
     engine = engine_of(kind, rollout_batch=3)
     needs = frozenset({"logprobs", "mean_shift_ref"})
@@ -199,9 +198,8 @@ def test_a_step_makes_the_planned_network_calls(load, counted, kind, guidance):
     rollout, _ = roll(policy, engine)
     assert counted.counts == {"rollout_calls": plan["rollout"]}
     rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
-    assert counted.counts["ref_calls"] == plan["reference"]
     gradient(policy, rollout)
-    assert counted.counts["train_calls"] == plan["training"]
+    assert counted.counts == {f"{name}_calls": number for name, number in plan.items()}
 
 
 OBJECTIVE = (ClippedRatio(clip_low=0.2, clip_high=0.2, step_weight="relative_std"), Kl("gaussian", 0.3))
@@ -227,15 +225,16 @@ def own_copies(rollout: Rollout) -> Rollout:
     node = torch.cat([before, after])
     number = torch.arange(len(before)).view(record.from_NA.shape)
     names = [n for n in ("latent_V", "level_V", "condition_V", "velocity_ref_V") if getattr(record, n) is not None]
-    record = replace(
-        record, from_NA=number, to_NA=number + len(before), **{n: getattr(record, n)[node] for n in names}
-    )
+    record = replace(record, from_NA=number, to_NA=number + len(before), **{n: getattr(record, n)[node] for n in names})
     return replace(rollout, record=record)
 
 
 @pytest.mark.parametrize("kind", ["chains of one latent", "single steps", "clean images", "splits"])
 def test_shared_latents_give_the_gradient_of_separate_ones(load, counted, kind):
     policy = load(dtype="float64", micro_batch=3)
+    for norm in policy.network.modules():
+        if type(norm).__name__ == "RMSNorm":  # diffusers computes it in float32, which would be all that differs
+            norm.forward = partial(rms_norm, normalized_shape=norm.dim, weight=norm.weight, eps=norm.eps)
     rollout, _ = roll(policy, engine_of(kind))
     other = engine_of(kind, tree=Unshared(KINDS[kind]["tree"]))
     rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
@@ -392,7 +391,9 @@ def test_what_outputs_share_is_scored_once_and_credited_to_each(tmp_path, counte
         seen.append(len(images))
         return mean_level(images, prompts, metadata)
 
-    learner = learner_of(name, tmp_path, reward, "engine.seeds=1", "engine.noise={kind: window, size: 2, within: [0, 2]}")
+    learner = learner_of(
+        name, tmp_path, reward, "engine.seeds=1", "engine.noise={kind: window, size: 2, within: [0, 2]}"
+    )
     (batch,), _ = learner.rollout(0)
     outputs, scores = batch.outputs, batch.scores["level"]["score"]
     assert sum(seen) == len(outputs.items) == learner.config.planned_reward_calls() == counted.counts["rewards"]
@@ -415,8 +416,10 @@ def test_pieces_make_the_same_batch(tmp_path, name, more):
         found.append(batch)
     for other in found[1:]:
         a, b = found[0], other
-        assert (a.outputs.items[a.outputs.item_index()].int() - b.outputs.items[b.outputs.item_index()].int()).abs().max() <= 1
-        assert_same_rollout((a.rollout, replace(a.outputs, items=torch.zeros(len(a.outputs.items)))), (b.rollout, replace(b.outputs, items=torch.zeros(len(b.outputs.items)))))
+        pictures = [o.items[o.item_index()].int() for o in (a.outputs, b.outputs)]
+        assert (pictures[0] - pictures[1]).abs().max() <= 1
+        alike = [(batch.rollout, replace(batch.outputs, items=batch.outputs.items * 0)) for batch in (a, b)]
+        assert_same_rollout(*alike)
         torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=0.05)
         credits = [learner._credit(batch, learner.table(batch), 0)[1] for batch in (a, b)]
         assert torch.equal(credits[0].keep_NA, credits[1].keep_NA)
@@ -547,7 +550,6 @@ def test_a_contradiction_is_found_before_a_model_is_loaded(name, monkeypatch):
 # ── what `show` says ────────────────────────────────────────────────────────────────────────────────────────────────
 
 SHOWN = sorted(p.stem for p in (ROOT / "configs/quickstart").glob("*.yaml"))
-WORDS = {"rollout": "rollout_calls", "training": "train_calls", "reference": "ref_calls", "old": "old_calls"}
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -558,13 +560,12 @@ def test_a_step_counts_what_show_prints(name, tmp_path):
     train(config)
     (row,) = metrics.read(config.folder / "metrics.jsonl")
     (network,) = re.findall(r"network calls per step: (.*)", text)
-    planned = {WORDS[kind]: int(number) for number, kind in re.findall(r"(\d+) (\w+)", network) if kind in WORDS}
-    assert planned and planned.keys() == {k.removeprefix("calls/") for k in row if k.endswith("_calls")} - {"judge_calls"}
-    for kind, number in planned.items():
-        if "at most" in network and kind == "train_calls":
-            assert 0.5 * number < row[f"calls/{kind}"] <= number
-        else:
-            assert row[f"calls/{kind}"] == number, kind
+    planned = {f"calls/{kind}_calls": int(number) for number, kind in re.findall(r"(\d+) (\w+)", network)}
+    counted = {name: number for name, number in row.items() if name.endswith("_calls") and "judge" not in name}
+    if "at most" in text:
+        assert 0.5 * planned["calls/train_calls"] < counted["calls/train_calls"] <= planned.pop("calls/train_calls")
+        counted.pop("calls/train_calls")
+    assert counted == planned and counted["calls/rollout_calls"] > 0
     (rewards,) = re.findall(r"reward calls per step: (\d+)", text)
     assert int(rewards) == row.get("calls/judge_calls", row["calls/rewards"])
     (pictures,) = re.findall(r"pictures per step: (\d+)", text)

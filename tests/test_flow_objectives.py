@@ -8,7 +8,17 @@ import torch
 from tiny_runs import write_config
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.objectives import Awm, ClippedRatio, DivergenceMask, Kl, Nft, awm_logprob, divergence_mask, nft_loss, optimality
+from grpo_mm.objectives import (
+    Awm,
+    ClippedRatio,
+    DivergenceMask,
+    Kl,
+    Nft,
+    awm_logprob,
+    divergence_mask,
+    nft_loss,
+    optimality,
+)
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.forward import ForwardRecord, matching_loss, nft_errors
 from grpo_mm.pipelines.flow.record import FlowRecord
@@ -130,7 +140,9 @@ def test_the_divergence_is_that_of_the_two_means():
             kernels.flow_sde(record.latent_V[i][None], v[None], sigma[i], sigma[i + 1], torch.tensor(0.7))[0]
             for v in (velocity[i], old[i])
         ]
-        assert values["mean_shift_old"][i].item() == pytest.approx((means[0] - means[1]).square().mean().item(), rel=1e-3)
+        assert values["mean_shift_old"][i].item() == pytest.approx(
+            (means[0] - means[1]).square().mean().item(), rel=1e-3
+        )
 
 
 # ── DiffusionNFT ──

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from test_resume import at_call, die
-from tiny_runs import command_line, in_child, record, weights, write_config
+from safetensors.torch import load_file
+from tiny_runs import command_line, in_child, launch, record, weights, write_config
 
 from grpo_mm import clock, trainer
 from grpo_mm.distributed import Processes
@@ -47,7 +47,9 @@ def roll(policy, where=None, *, needs=NFT, step=0, seed=0, **settings):
 # ── draws ──
 
 
-@pytest.mark.parametrize(("steps", "fraction", "count"), [(10, 0.99, 9), (8, 0.99, 7), (40, 0.99, 39), (10, 1.0, 10), (1, 0.5, 1)])
+@pytest.mark.parametrize(
+    ("steps", "fraction", "count"), [(10, 0.99, 9), (8, 0.99, 7), (40, 0.99, 39), (10, 1.0, 10), (1, 0.5, 1)]
+)
 def test_every_timestep_draws_different_levels_of_the_sampler(steps, fraction, count):
     draws, sigma = EveryTimestep(fraction), DiffusersSd3()(steps, image_tokens=64)
     seen = set()
@@ -58,7 +60,9 @@ def test_every_timestep_draws_different_levels_of_the_sampler(steps, fraction, c
     assert seen == set(sigma[:-1].tolist())
 
 
-@pytest.mark.parametrize(("steps", "number", "fraction"), [(14, 6, 0.9), (10, 4, 1.0), (40, 6, 0.6), (5, 8, 0.9), (2, 3, 0.9)])
+@pytest.mark.parametrize(
+    ("steps", "number", "fraction"), [(14, 6, 0.9), (10, 4, 1.0), (40, 6, 0.6), (5, 8, 0.9), (2, 3, 0.9)]
+)
 def test_stratified_draws_one_level_from_each_part_and_never_pure_noise(steps, number, fraction):
     draws, sigma = Stratified(number, fraction), Shifted()(steps, image_tokens=64)
     last = max(1, int((steps - 1) * fraction))
@@ -108,13 +112,13 @@ def test_other_weights_move_the_new_velocity_and_not_the_old(policy):
     rollout, _ = roll(policy, needs=NFT | {"matching_loss", "matching_loss_old"})
     needs = frozenset({"matching_loss", "matching_loss_old"})
     before = next(iter(policy.logprobs(rollout, [torch.arange(30)], needs=needs, grad=False)))[1]
-    policy.snapshots.take("present")
+    present = {name: p.detach().clone() for name, p in policy.trainable.items()}
     with torch.no_grad():
         for p in policy.trainable.values():
             p.mul_(1.2)
-    after = next(iter(policy.logprobs(rollout, [torch.arange(30)], needs=needs, grad=True)))[1]
-    with torch.no_grad():
-        policy._write = policy.snapshots._write(policy.snapshots._copies["present"])
+        after = next(iter(policy.logprobs(rollout, [torch.arange(30)], needs=needs, grad=True)))[1]
+        for name, p in policy.trainable.items():
+            p.copy_(present[name])
     assert torch.equal(after["matching_loss_old"], before["matching_loss_old"])
     assert not torch.allclose(after["matching_loss"], before["matching_loss"])
     assert after["matching_loss"].requires_grad and not after["matching_loss_old"].requires_grad
@@ -183,7 +187,12 @@ def test_a_velocity_that_nobody_asks_for_is_not_stored(policy):
 # ── runs ──
 
 NFT_RUN = {
-    "engine": {"kind": "forward_process", "steps": 4, "eval_steps": 2, "draws": {"kind": "every_timestep", "fraction": 0.99}},
+    "engine": {
+        "kind": "forward_process",
+        "steps": 4,
+        "eval_steps": 2,
+        "draws": {"kind": "every_timestep", "fraction": 0.99},
+    },
     "objective": [{"kind": "nft"}, {"kind": "kl", "form": "velocity", "weight": 1e-2}],
     "eval_prompts": None,
     "checkpoints": {"every": 0},
@@ -204,22 +213,29 @@ def learner(model, folder, changes, *overrides) -> Learner:
     return Learner(config, Processes(device="cpu"), samples=folder)
 
 
-@pytest.mark.parametrize("changes", [NFT_RUN, AWM_RUN], ids=["nft", "awm"])
-def test_a_step_makes_the_planned_network_calls(changes, tiny_sd3, tmp_path):
+# 2 prompts × 4 samples: 4 or 5 rollout calls for each, and 3 draws of either kind.
+PLANS = {
+    "nft": (NFT_RUN, {"rollout": 32, "train": 24, "old": 24, "ref": 24}),
+    "awm": (AWM_RUN, {"rollout": 40, "train": 24, "old": 24, "ref": 24, "ema": 24}),
+    "awm by rows": (
+        AWM_RUN | {"objective": [{"kind": "awm", "ratio": "row"}], "ema": None},
+        {"rollout": 40, "train": 24, "old": 24, "value": 24},
+    ),
+    "guided nft": (
+        NFT_RUN | {"policy": {"guidance": 2.0}}, {"rollout": 64, "train": 48, "old": 48, "ref": 48},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_step_makes_the_planned_network_calls(name, tiny_sd3, tmp_path):
+    changes, planned = PLANS[name]
     run = learner(tiny_sd3, tmp_path, changes)
-    config = run.config
-    size = dict(prompts=config.prompts_per_step, group_size=config.group_size, needs=config.needs)
-    planned = config.engine.network_calls(config.policy, **size)
-    words = "\n".join(config.engine.describe(config.policy, world=1, **size))
-    clock.take()
+    assert run.config.network_calls() == planned
+    here = clock.use(clock.Clock())
     run.step(0)
-    counted = clock.take()
-    names = {"rollout": "rollout_calls", "training": "train_calls", "old": "old_calls", "reference": "ref_calls"}
-    names |= {"average": "ema_calls"} if "average" in planned else {}
-    assert set(planned) == set(names)
-    for name, number in planned.items():
-        assert counted[names[name]] == number, name
-        assert f"{number} {name}" in words
+    counted = here.take()[1]
+    assert {k.removesuffix("_calls"): v for k, v in counted.items() if k.endswith("_calls")} == planned
 
 
 @pytest.mark.parametrize("changes", [NFT_RUN, AWM_RUN], ids=["nft", "awm"])
@@ -297,7 +313,12 @@ def test_a_step_moves_the_slow_copy_by_the_decay_of_that_step(tiny_sd3, tmp_path
 
 def test_a_reset_is_due_by_steps_or_by_kl():
     assert [ReferenceReset(every=3).is_due(n, 99.0) for n in (1, 2, 3, 4)] == [False, False, True, True]
-    assert [ReferenceReset(kl_above=0.1).is_due(9, kl) for kl in (0.0, 0.1, 0.2, float("nan"))] == [False, False, True, False]
+    assert [ReferenceReset(kl_above=0.1).is_due(9, kl) for kl in (0.0, 0.1, 0.2, float("nan"))] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     both = ReferenceReset(every=3, kl_above=0.1)
     assert both.is_due(1, 0.2) and both.is_due(3, 0.0) and not both.is_due(1, 0.0)
     for wrong in (dict(), dict(every=0)):
@@ -350,9 +371,22 @@ STATEFUL_RUN = {
 }  # fmt: skip
 RUNS = {
     "calibrated": STATEFUL_RUN,
-    "nft": NFT_RUN | {"steps": 4, "checkpoints": {"every": 1}, "sampling": {"slope": 0.2}, "reference_reset": {"every": 3}},
+    "nft": NFT_RUN
+    | {"steps": 4, "checkpoints": {"every": 1}, "sampling": {"slope": 0.2}, "reference_reset": {"every": 3}},
     "awm": AWM_RUN | {"steps": 4, "checkpoints": {"every": 1}},
 }
+
+
+def dies_after(calls: int, function):
+    left = [calls]
+
+    def wrapped(*args):
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return function(*args)
+
+    return wrapped
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -364,7 +398,7 @@ def test_a_killed_run_goes_on_bit_for_bit_with_all_that_follows_the_weights(name
         config = write_config(tmp_path / how, tiny_sd3, RUNS[name])
         if how == "killed":
             with monkeypatch.context() as patch:
-                patch.setattr(trainer.metrics, "append", at_call(3, trainer.metrics.append, then=die))
+                patch.setattr(trainer.metrics, "append", dies_after(2, trainer.metrics.append))
                 assert in_child(command_line("train", config), tmp_path / "killed.txt") == -signal.SIGKILL
         train(config)
         runs[how] = tmp_path / how / "runs/tiny"
@@ -382,7 +416,65 @@ def test_a_killed_run_goes_on_bit_for_bit_with_all_that_follows_the_weights(name
             assert [abs(a - b) for a, b in zip(before, after)] == pytest.approx([0.01] * 3, abs=1e-6)
         assert states[0]["parts"]["engine.noise"]["rounds"] == 4
     if name != "awm":
-        assert [row["policy/reference_reset"] for row in record(runs["whole"]) if "policy/reference_reset" in row] == [0, 0, 1, 0]
+        assert [row["policy/reference_reset"] for row in record(runs["whole"]) if "policy/reference_reset" in row] == [
+            0,
+            0,
+            1,
+            0,
+        ]
+
+
+# ── exactness ──
+
+EXACT = {"steps": 3, "policy": {"dtype": "float64", "micro_batch": 32}, "checkpoints": {"every": 0}}
+BY_ROWS = {"objective": [{"kind": "awm", "ratio": "row", "clip_low": 0.5, "clip_high": 0.5}], "ema": None}
+
+
+def exact(folder: Path, model: str, name: str, **policy) -> Path:
+    folder.mkdir(parents=True)
+    changes = (RUNS | {"awm by rows": AWM_RUN | BY_ROWS})[name] | EXACT
+    return write_config(folder, model, changes | {"policy": changes["policy"] | policy})
+
+
+def last(config: Path) -> dict[str, torch.Tensor]:
+    folder = config.parent / "runs/tiny/checkpoints/step_000003"
+    return load_file(folder / "weights.safetensors") | load_file(folder / "snapshots.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_sd3, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("alone")
+    configs = {name: exact(folder / name, tiny_sd3, name) for name in [*RUNS, "awm by rows"]}
+    for config in configs.values():
+        train(config)
+    return configs
+
+
+def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert max(float((found[k] - wanted[k]).abs().max()) for k in wanted) < 1e-9
+    assert max(float(v.abs().max()) for k, v in wanted.items() if "lora_B" in k) > 1e-4
+
+
+@pytest.mark.parametrize("name", [*RUNS, "awm by rows"])
+def test_micro_batches_do_not_change_three_steps(name, alone, tiny_sd3, tmp_path):
+    config = exact(tmp_path / "run", tiny_sd3, name, micro_batch=5)
+    train(config)
+    assert_equal(last(config), last(alone[name]))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(alone, tiny_sd3, tmp_path):
+    together = {name: exact(tmp_path / name, tiny_sd3, name) for name in alone}
+    script = tmp_path / "train_all.py"
+    script.write_text("import sys\nfrom grpo_mm.train import train\nfor path in sys.argv[1:]:\n    train(path)\n")
+    launch(script, *together.values())
+    for name, config in together.items():
+        assert_equal(last(config), last(alone[name]))
+        one, two = (record(path.parent / "runs/tiny") for path in (alone[name], config))
+        for row, other in zip(one, two, strict=True):
+            assert row.keys() == other.keys()
+            assert all(other[k] == pytest.approx(row[k], rel=1e-6, abs=1e-9) for k in row if row[k] is not None)
 
 
 def test_copies_are_averaged_exactly():

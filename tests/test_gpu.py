@@ -45,8 +45,17 @@ def test_offloaded_parts_leave_the_gpu(tiny_sd3):
     assert next(policy.network.parameters()).device.type == "cuda"
 
 
+TREES = {
+    "chains": {},
+    "single_steps": {"seeds": 1, "tree": {"kind": "single_steps", "granularity": [1, 2]}},
+    "clean_images": {"tree": "clean_images", "solver": "dpmpp"},
+    "splits": {"seeds": 1, "tree": {"kind": "splits", "at": [0, 1]}},
+}
+
+
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
-def test_rollout_and_replay_agree_in_float32_on_the_gpu(kind, request):
+@pytest.mark.parametrize("tree", TREES)
+def test_rollout_and_replay_agree_in_float32_on_the_gpu(kind, tree, request):
     from grpo_mm import registry
     from grpo_mm.config import build
     from grpo_mm.pipelines.flow.engine import FlowEngine
@@ -56,10 +65,35 @@ def test_rollout_and_replay_agree_in_float32_on_the_gpu(kind, request):
     torch.backends.cuda.matmul.allow_tf32 = False
     model = registry.lookup("flow_model", kind)(request.getfixturevalue(f"tiny_{kind}"))
     policy = FlowPolicyConfig(model=model, height=32, width=32, text_length=16).load(torch.device("cuda"))
-    engine = build(FlowEngine, {"steps": 4, "schedule": "flux" if kind == "flux" else "diffusers_sd3"})
-    rows = Rows((Prompt("a", "a red circle"),), torch.zeros(4, dtype=torch.int64), torch.arange(4))
-    rollout, _ = engine.sample(policy, rows, step=0, seed=0, needs=frozenset({"logprobs"}))
-    for index, values in policy.logprobs(
-        rollout, policy.plan(rollout.mask_NA), needs=frozenset({"logprobs"}), grad=False
-    ):
+    schedule = "flux" if kind == "flux" else "diffusers_sd3"
+    engine = build(FlowEngine, {"steps": 4, "schedule": schedule, **TREES[tree]})
+    rows = Rows((Prompt("a", "a red circle"),), torch.zeros(4, dtype=torch.int64), torch.arange(4), 4)
+    rollout, outputs = engine.sample(policy, rows, step=0, seed=0, needs=frozenset({"logprobs", "mean_shift_old"}))
+    assert len(outputs.items) == engine.pictures(4)
+    plan = policy.plan(rollout, rollout.mask_NA)
+    for index, values in policy.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=False):
         assert (values["logprobs"] - rollout.behaviour_NA.flatten()[index]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["g2rpo", "dense", "branch", "nft", "pref"])
+def test_every_kind_of_method_trains_on_the_gpu(name, tmp_path):
+    from grpo_mm.train import train
+
+    settings = [
+        "steps=2",
+        "eval_prompts={}",
+        "checkpoints.every=0",
+        "device=cuda",
+        "threads=null",
+        f"runs_dir={tmp_path}",
+    ]
+    assert train(f"configs/quickstart/{name}.yaml", settings)["steps"] == 2
+
+
+@pytest.mark.slow
+def test_sharing_saves_time_at_the_size_of_flux():
+    from grpo_mm.bench import bench
+
+    unshared = "engine.tree={kind: unshared, of: {kind: single_steps, granularity: [1, 2, 3]}}"
+    found = bench("configs/bench/g2rpo_flux_dev.yaml", steps=1, vs=[unshared])
+    assert found["ratio"]["seconds_per_step"] < 0.7

@@ -16,7 +16,7 @@ from grpo_mm.pipelines.flow.engine import FlowEngine
 from grpo_mm.pipelines.flow.noise import AllSteps, GeometricWindow, SlidingWindow, Window, trained_steps
 from grpo_mm.pipelines.flow.schedule import Shifted
 from grpo_mm.pipelines.flow.solver import DpmSolverPP
-from grpo_mm.pipelines.flow.tree import Branching, Chains, CleanImages, SingleSteps, Splits, Tree, completion
+from grpo_mm.pipelines.flow.tree import Branching, Chains, CleanImages, SingleSteps, Splits, Tree, Unshared, completion
 from grpo_mm.types import BASELINE, WHOLE_ROW
 
 
@@ -326,9 +326,8 @@ def noises(path: Path) -> Iterator[float]:
 @given(rollouts())
 def test_a_tree_is_its_paths_with_nothing_computed_twice(rollout):
     kind, levels, group_size, seeds = rollout
-    kind.check(steps=len(levels), noisy=sum(v > 0 for v in levels[:-1]), group_size=group_size, seeds=seeds) if not (
-        isinstance(kind, SingleSteps) and group_size == seeds
-    ) else None
+    if group_size > seeds:
+        kind.check(steps=len(levels), noisy=sum(v > 0 for v in levels[:-1]), group_size=group_size, seeds=seeds)
     tree, wanted = make(kind, levels, group_size=group_size, seeds=seeds), slow(kind, levels, group_size, seeds)
 
     # Latents: parents first, no deterministic step twice, as many calls as there are different unfinished latents.
@@ -368,6 +367,19 @@ def test_a_tree_is_its_paths_with_nothing_computed_twice(rollout):
     assert tree.training_calls() == len({path[:-1] for path in wanted.actions.values()})
     assert tree.pictures() == len(set(wanted.credits.values()))
     assert drawing(tree, len(levels))  # has words for it
+
+    # Without sharing every credit costs its whole path, with the same noise at the same levels.
+    alone = make(Unshared(kind), levels, group_size=group_size, seeds=seeds)
+    assert alone.pictures() == len(wanted.credits) and torch.equal(alone.train_GA, tree.train_GA)
+    for a, b in zip(alone.node_C.tolist(), tree.node_C.tolist(), strict=True):
+        ways = [(t, node_path(t, n)) for t, n in ((alone, a), (tree, b))]
+        assert ways[0][1][0] == ways[1][1][0]
+        for name in ("level_V", "noise_V", "depth_V"):
+            assert torch.equal(*(getattr(t, name)[way] for t, way in ways))
+        drawn = [[int(t.draw_V[n]) for n in way[1:] if t.noise_V[n] > 0] for t, way in ways]
+        assert drawn[0] == drawn[1]
+    inner = sum(len(path) - 2 for path in wanted.credits.values())
+    assert alone.rollout_calls() == inner + len({path[0] for path in wanted.credits.values()})
 
 
 # ── the engine's tree ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -414,7 +426,9 @@ def test_a_compressed_tail_has_fewer_completion_calls():
 
 def test_a_random_window_gives_every_step_its_own_tree():
     made = engine(noise=GeometricWindow(size=3), tree=Splits(3), seeds=1)
-    starts = {int(tree_of(made, 27, step=step).level_V[tree_of(made, 27, step=step).action_GA[0, 0]]) for step in range(40)}
+    starts = {
+        int(tree_of(made, 27, step=step).level_V[tree_of(made, 27, step=step).action_GA[0, 0]]) for step in range(40)
+    }
     assert len(starts) > 2
     assert {tree_of(made, 27, step=step).training_calls() for step in range(10)} == {13}
 
@@ -436,7 +450,6 @@ def test_settings_that_make_no_tree_are_refused(kind, wrong):
 
 
 def test_noise_is_required_where_a_tree_splits():
-    windows = engine(noise=AllSteps())
-    Splits(2, (0, 2)).check(steps=10, noisy=windows.actions(), group_size=4, seeds=1)
+    assert tree_of(engine(noise=AllSteps(), tree=Splits(2, (0, 2)), seeds=1), 4).pictures() == 4
     with pytest.raises(ConfigError, match=r"splits at step 4, .*no noise"):
         tree_of(engine(noise=Window(size=3, within=(0, 3)), tree=Splits(2, (0, 4)), seeds=1), 4)

@@ -41,6 +41,8 @@ def calibrate(
     config = read(path, overrides)
     if not isinstance(config.engine, FlowEngine):
         raise ConfigError("calibrate works on an engine of kind flow.")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {out.absolute().parent} for the noise file; make it, or give another --out.")
     noise = Calibrated() if settings is None else settings
     tree = config.engine.tree if isinstance(config.engine.tree, CleanImages) else CleanImages()
     engine = replace(
@@ -66,9 +68,10 @@ def calibrate(
         for batch in learner.rollout(rounds)[0]:
             table = learner.table(batch)
             if bool(table.columns["failed"].all()):
-                errors = "; ".join(learner.rewards.first_error.values()) or "the rewards returned NaN"
+                errors = [e for rank in processes.gather(learner.rewards.first_error) for e in rank.values()]
                 raise TrainingStopped(
-                    f"round {rounds + 1}: every one of {len(table)} pictures failed to be scored: {errors}"
+                    f"round {rounds + 1}: every one of {len(table)} rows failed to be scored. The first error was:\n"
+                    + (errors[0] if errors else "no exception: the reward returned NaN for every row.")
                 )
             noise.update(table)
         rounds += 1

@@ -18,7 +18,7 @@ from grpo_mm.pipelines.flow.memory import memory_lines
 from grpo_mm.pipelines.flow.noise import AllSteps, trained_subset
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob
-from grpo_mm.pipelines.flow.sampling import evaluation_noise, ode_latents
+from grpo_mm.pipelines.flow.sampling import OdeSampler
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
 from grpo_mm.pipelines.flow.tree import Chains, CleanImages, Tree
@@ -30,7 +30,7 @@ NOMINAL_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class FlowEngine:
+class FlowEngine(OdeSampler):
     """How images are sampled: the schedule, where it is random and by which kernel, what is shared, how the rest is solved."""
 
     steps: int = 10
@@ -259,20 +259,6 @@ class FlowEngine:
             return torch.arange(actions)
         generator = stream(seed, "train_steps", step, rows.prompts[rows.prompt_N[i]].id, int(rows.sample_N[i]))
         return trained_subset(actions, fraction=self.train_fraction, generator=generator)
-
-    def latents(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
-        """Deterministic samples (Euler, `eval_steps`) from fixed noise keyed by prompt and sample, [N, ...]."""
-        tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=True))
-        sigma_S1 = self.schedule(self.eval_steps, image_tokens=tokens)
-        return ode_latents(policy, rows, sigma_S1=sigma_S1, seed=seed, batch=self.rollout_batch)
-
-    def evaluation_noise(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
-        """The initial latents that `latents` starts from, [N, ...]."""
-        return evaluation_noise(policy, rows, seed=seed)
-
-    def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
-        """Deterministic images for evaluation, uint8 [N, 3, H, W]."""
-        return policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
 
 
 def _columns(column: Tensor, picked_NA: Tensor) -> Tensor:

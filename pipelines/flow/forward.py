@@ -20,7 +20,7 @@ from grpo_mm.pipelines.flow.grow import Moves
 from grpo_mm.pipelines.flow.memory import memory_lines
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES
-from grpo_mm.pipelines.flow.sampling import evaluation_noise, ode_latents
+from grpo_mm.pipelines.flow.sampling import OdeSampler
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import DpmSolverPP
 from grpo_mm.pipelines.flow.tree import Chains, Tree
@@ -182,7 +182,7 @@ def _self_normalised(error: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ForwardProcess:
+class ForwardProcess(OdeSampler):
     """Samples by the ODE, then draws noise levels and noise on the finished samples: DiffusionNFT, AWM.
 
     No log-probability exists here: objectives are {kind: nft} and {kind: awm}. Rollouts are best made without guidance.
@@ -298,19 +298,6 @@ class ForwardProcess:
             sigma.append(self.draws(sigma_S1, generator))
             noise.append(torch.randn(len(sigma[-1]), *shape, generator=generator))
         return tuple(torch.stack(v).to(policy.device, policy.math_dtype) for v in (sigma, noise))  # type: ignore[return-value]
-
-    def latents(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
-        """Deterministic samples (Euler, `eval_steps`) from fixed noise keyed by prompt and sample, [N, ...]."""
-        tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=True))
-        sigma_S1 = self.schedule(self.eval_steps, image_tokens=tokens)
-        return ode_latents(policy, rows, sigma_S1=sigma_S1, seed=seed, batch=self.rollout_batch)
-
-    def evaluation_noise(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
-        return evaluation_noise(policy, rows, seed=seed)
-
-    def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
-        """Deterministic images for evaluation, uint8 [N, 3, H, W]."""
-        return policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
 
 
 def _others(needs: frozenset[str]) -> dict[str, bool]:

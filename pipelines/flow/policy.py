@@ -227,7 +227,7 @@ class FlowPolicy:
         with phase(f"{name}_network"), self.snapshots.use(weights) if weights else nullcontext():
             found = [self._velocity_at(record, part) for part in state.split(self.config.micro_batch) if part.numel()]
             count(f"{name}_calls", state.numel() * self.family.network_rows(record.guidance))
-        velocity = torch.cat(found) if found else torch.zeros(0, *record.network_input(state)[0].shape[1:])
+        velocity = torch.cat(found) if found else record.network_input(state)[0]
         return replace(rollout, record=record.with_velocity(name, state, velocity))
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,6 @@ def initial_noise(
     return torch.stack(noise).to(policy.device, policy.math_dtype)
 
 
-def evaluation_noise(policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
-    """The initial latents of the deterministic sampler, [N, ...], keyed by prompt and sample."""
-    keys = [(rows.prompts[p], s) for p, s in zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), strict=True)]
-    return initial_noise(policy, keys, seed=seed, step="eval", size=policy.size(evaluation=True))
-
-
 def sampling_velocity(
     policy: FlowPolicy, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int]
 ) -> Tensor:
@@ -44,17 +39,34 @@ def sampling_velocity(
         return policy.velocity(x, sigma, condition, size=size, guidance=guidance)
 
 
-@torch.no_grad()
-def ode_latents(policy: FlowPolicy, rows: Rows, *, sigma_S1: Tensor, seed: int, batch: int) -> Tensor:
-    """Deterministic samples (Euler) from fixed noise keyed by prompt and sample, at the evaluation size, [N, ...]."""
-    size = policy.size(evaluation=True)
-    condition, condition_N = encode_rows(policy, rows)
-    finished = []
-    for chunk in torch.arange(len(rows)).split(batch):
-        x = evaluation_noise(policy, rows.take(chunk), seed=seed)
-        here = {k: v[condition_N[chunk]] for k, v in condition.items()}
-        for sigma, sigma_next in zip(sigma_S1[:-1].to(x), sigma_S1[1:].to(x), strict=True):
-            velocity = sampling_velocity(policy, x, sigma.expand(x.shape[0]), here, size=size)
-            x = x + velocity * (sigma_next - sigma)
-        finished.append(x)
-    return torch.cat(finished)
+class OdeSampler:
+    """The deterministic sampler of evaluation: Euler from fixed noise, for engines with a schedule and `eval_steps`."""
+
+    schedule: Any
+    eval_steps: int
+    rollout_batch: int
+
+    @torch.no_grad()
+    def latents(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
+        """Samples of the rows at the evaluation size, [N, ...]."""
+        size = policy.size(evaluation=True)
+        sigma_S1 = self.schedule(self.eval_steps, image_tokens=policy.family.image_tokens(policy.pipe, *size))
+        condition, condition_N = encode_rows(policy, rows)
+        finished = []
+        for chunk in torch.arange(len(rows)).split(self.rollout_batch):
+            x = self.evaluation_noise(policy, rows.take(chunk), seed=seed)
+            here = {k: v[condition_N[chunk]] for k, v in condition.items()}
+            for sigma, sigma_next in zip(sigma_S1[:-1].to(x), sigma_S1[1:].to(x), strict=True):
+                velocity = sampling_velocity(policy, x, sigma.expand(x.shape[0]), here, size=size)
+                x = x + velocity * (sigma_next - sigma)
+            finished.append(x)
+        return torch.cat(finished)
+
+    def evaluation_noise(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
+        """The initial latents that `latents` starts from, [N, ...], keyed by prompt and sample."""
+        keys = [(rows.prompts[p], s) for p, s in zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), strict=True)]
+        return initial_noise(policy, keys, seed=seed, step="eval", size=policy.size(evaluation=True))
+
+    def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
+        """Pictures of the rows for evaluation, uint8 [N, 3, H, W]."""
+        return policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))

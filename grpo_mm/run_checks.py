@@ -1,0 +1,198 @@
+"""Contradictions of a config, found when it is read."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from grpo_mm.advantages.credit import check_stages
+from grpo_mm.errors import ConfigError
+from grpo_mm.table import Table
+from grpo_mm.types import WHOLE_ROW, is_relative
+from grpo_mm.watch import check_metric, metric_of
+
+if TYPE_CHECKING:
+    from grpo_mm.run_config import RunConfig
+
+
+def check_settings(config: RunConfig, world: int) -> None:
+    """Raises ConfigError for settings that contradict each other; looks at no file and no machine."""
+    _check_numbers(config)
+    _check_sizes(config, world)
+    if not config.rewards or not config.prompts or not config.objective:
+        raise ConfigError("a run needs at least one entry each under `prompts`, `rewards` and `objective`.")
+    config.engine.check(config.policy, group_size=config.group_size)
+    _check_advantage(config)
+    provides = config.policy.provides & config.engine.provides
+    missing = sorted(config.needs - provides)
+    if missing:
+        raise ConfigError(
+            f"the objective needs {', '.join(missing)}, which the policy does not provide; "
+            f"with this engine it provides {', '.join(sorted(provides))}. Choose another objective, policy or engine setting."
+        )
+    if "velocity_shift_ema" in config.needs and config.ema is None:
+        raise ConfigError("the objective stays close to averaged weights, but the run keeps none: give `ema`.")
+    if config.reference_reset is not None and not config.needs_reference:
+        raise ConfigError("reference_reset: no term of the objective uses a reference; add {kind: kl, …}.")
+    if all(scorer.weight == 0 for scorer in config.rewards.values()):
+        raise ConfigError("every reward has weight 0; put rewards that are only logged under `watch`.")
+    _check_sources(config)
+    _check_watch(config)
+    _check_relative(config, world)
+
+
+def _check_numbers(config: RunConfig) -> None:
+    evaluation, saving = config.evaluation, config.checkpoints
+    for key, value, least in (
+        ("steps", config.steps, 1), ("prompts_per_step", config.prompts_per_step, 1), ("group_size", config.group_size, 1),
+        ("updates.count", config.updates.count, 1), ("samples_every", config.samples_every, 0), ("threads", config.threads, 1),
+        ("evaluation.every", evaluation.every, 0), ("evaluation.limit", evaluation.limit, 1),
+        ("evaluation.samples_per_prompt", evaluation.samples_per_prompt, 1), ("evaluation.show", evaluation.show, 0),
+        ("evaluation.patience", evaluation.patience, 1), ("checkpoints.every", saving.every, 0),
+        ("checkpoints.keep_last", saving.keep_last, 1),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise ConfigError(f"{key} = {value}; wanted at least {least}.")
+    for name, scorer in (config.rewards | config.watch).items():
+        if scorer.timeout_seconds is not None and scorer.timeout_seconds <= 0:
+            raise ConfigError(
+                f"{name}: timeout_seconds = {scorer.timeout_seconds}; wanted above 0, or null for no limit."
+            )
+    if evaluation.patience is not None and not evaluation.every:
+        raise ConfigError(
+            f"evaluation.patience = {evaluation.patience}, but with evaluation.every = 0 there is none to count."
+        )
+    if evaluation.every and not config.eval_prompts:
+        raise ConfigError(f"evaluation.every = {evaluation.every}, but there are no `eval_prompts` to evaluate on.")
+
+
+def _check_sizes(config: RunConfig, world: int) -> None:
+    if (
+        not config.name
+        or os.sep in config.name
+        or config.name.startswith(".")
+        or not config.name.isprintable()
+        or len(config.name) > 100
+    ):
+        raise ConfigError(f"name is {config.name!r}; wanted a plain folder name of at most 100 characters.")
+    parts = config.updates.count if config.updates.by == "group" else 1
+    if config.prompts_per_step % parts:
+        raise ConfigError(
+            f"prompts_per_step = {config.prompts_per_step} does not divide into updates.count = {parts} parts of whole "
+            f"groups. Use a multiple of {parts}, or updates.by=action."
+        )
+    if config.updates.by == "action" and config.engine.actions() < config.updates.count:
+        raise ConfigError(
+            f"updates.count = {config.updates.count} by action, but a row trains {config.engine.actions()} actions. "
+            f"Use at most {config.engine.actions()}."
+        )
+    rows = config.prompts_per_step // parts * config.group_size
+    if rows % world:
+        raise ConfigError(
+            f"{config.prompts_per_step // parts} prompts × group_size {config.group_size} = {rows} rows per update do not "
+            f"divide over {world} processes. Make prompts_per_step × group_size a multiple of {world * parts}."
+        )
+
+
+def _check_relative(config: RunConfig, world: int) -> None:
+    relative = [name for name, scorer in config.rewards.items() if is_relative(scorer.use)]
+    parts = config.updates.count if config.updates.by == "group" else 1
+    if relative and (config.prompts_per_step // parts) % world:
+        raise ConfigError(
+            f"the reward {relative[0]!r} compares whole groups, but {config.prompts_per_step // parts} prompts an update do "
+            f"not divide over {world} processes. Make prompts_per_step a multiple of {world * parts}."
+        )
+    absolute = [s for s in config.rewards.values() if s.weight and not is_relative(s.use)]
+    watched = [s for s in config.watched_rewards.values() if not is_relative(s.use)]
+    if config.eval_prompts and not absolute and not watched:
+        raise ConfigError(
+            f"the rewards ({', '.join(relative)}) compare samples of a group, which says nothing of progress on held-out "
+            "prompts. Put an absolute reward under `watch`, or leave out `eval_prompts`."
+        )
+    planned = config.planned_reward_calls()
+    if config.max_reward_calls is not None and planned > config.max_reward_calls:
+        raise ConfigError(
+            f"a step plans {planned} reward calls, more than max_reward_calls = {config.max_reward_calls}: "
+            f"{len(config.rewards)} reward(s), {config.engine.pictures(config.group_size)} pictures for each of "
+            f"{config.prompts_per_step} prompts. Score fewer steps or granularities, or raise the budget."
+        )
+
+
+def _check_advantage(config: RunConfig) -> None:
+    smallest = max((getattr(stage, "min_group_size", 1) for stage in config.advantage), default=1)
+    if config.group_size < smallest:
+        raise ConfigError(
+            f"group_size = {config.group_size}, but the advantage compares samples within a group and needs at least "
+            f"{smallest}."
+        )
+    table = before = _rehearsal_table(config)
+    for stage in config.advantage:
+        table = stage(table)
+    check_stages(table)
+    made = {name for name in table.columns if name not in before.columns}
+    for term in config.objective:
+        absent = sorted(getattr(term, "columns", frozenset()) - made)
+        if absent:
+            raise ConfigError(f"the objective reads the column {absent[0]!r}, which no advantage stage makes.")
+        if term.couples == "row" and (table.columns["action"] != WHOLE_ROW).any():
+            raise ConfigError(
+                "the rollout credits single actions, but the objective has one ratio for a whole row, which would mix "
+                "them. Use ratio: action."
+            )
+
+
+def _rehearsal_table(config: RunConfig) -> Table:
+    """A made-up table of two groups, so that missing columns and wrong orders show when the config is read."""
+    group = config.engine.table_columns(config.group_size)
+    size = group["sample"].numel()
+    columns = {name: torch.cat([column, column]) for name, column in group.items()}
+    columns["prompt"] = torch.arange(2 * size) // size
+    columns["local_row"] = columns["prompt"] * config.group_size + columns["sample"]
+    columns["failed"] = torch.zeros(2 * size, dtype=torch.bool)
+    columns["rank"] = torch.zeros(2 * size, dtype=torch.int64)
+    values = {name: torch.linspace(0, 1, 2 * size, dtype=torch.float64) for name in config.rewards}
+    return Table(values=values, columns=columns, weights={name: s.weight for name, s in config.rewards.items()})
+
+
+def _check_sources(config: RunConfig) -> None:
+    known = set(config.prompts) | set(config.eval_prompts)
+    for name, scorer in (config.rewards | config.watch).items():
+        unknown = set(scorer.sources or ()) - known
+        if unknown:
+            raise ConfigError(
+                f"reward {name!r} applies to source {unknown.pop()!r}; there are: {', '.join(sorted(known))}."
+            )
+    for name in config.prompts:
+        if not any(s.sources is None or name in s.sources for s in config.rewards.values()):
+            raise ConfigError(f"no reward applies to the prompts of source {name!r}.")
+    twice = sorted(set(config.rewards) & set(config.watched_rewards))
+    if twice:
+        raise ConfigError(f"{twice} stands under both `rewards` and `watch`.")
+    total = sum(source.weight for source in config.prompts.values())
+    if any(source.weight < 0 for source in config.prompts.values()) or total <= 0:
+        raise ConfigError("the weights of the prompt sources must be 0 or more, and not all 0.")
+
+
+def _check_watch(config: RunConfig) -> None:
+    for name, entry in config.watch.items():
+        if not entry.has_band:
+            continue
+        check_metric(
+            name,
+            metric_of(name, entry),
+            rewards=config.rewards,
+            watched=config.watch,
+            evaluates=bool(config.eval_prompts),
+        )
+        if metric_of(name, entry).startswith("eval/") and entry.action != "warn" and not config.evaluation.every:
+            raise ConfigError(
+                f"watch.{name}: action = {entry.action} comes too late, as {entry.metric} is only measured before and "
+                "after training. Set evaluation.every."
+            )
+        if entry.action == "rollback" and not config.checkpoints.every:
+            raise ConfigError(
+                f"watch.{name}: action = rollback, but with checkpoints.every = 0 there is nothing to go back to. "
+                "Set checkpoints.every."
+            )
