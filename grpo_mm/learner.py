@@ -74,8 +74,14 @@ class Learner:
         rows, part_N = plan_rows(
             prompts, group_size=config.group_size, parts=parts, rank=self.processes.rank, world=self.processes.world
         )
-        with self.policy.snapshots.use("sampling") if config.sampling else nullcontext():
+        with self._sampling_weights():
             return config.collector(lambda r: self._sample(r, step), self._score, rows), part_N
+
+    @contextmanager
+    def _sampling_weights(self) -> Iterator[None]:
+        """The weights that rollouts come from: ratios are taken against them."""
+        with self.policy.snapshots.use("sampling") if self.config.sampling else nullcontext():
+            yield
 
     def _after_step(self, step: int, found: dict[str, float]) -> dict[str, float]:
         """Copies of the weights that follow them step by step."""
@@ -120,8 +126,10 @@ class Learner:
         if "velocity_shift_ema" in self.config.needs:
             rollout = self.policy.with_velocity_of("ema", rollout, kept_NA, weights="ema")
         if self.config.old_logprobs == "recompute" and "mean_shift_old" in self.config.needs:
-            rollout = self.policy.with_velocity_of("old", rollout, kept_NA, weights=None)
-        old_NA = self._old_logprobs(rollout)
+            with self._sampling_weights():
+                rollout = self.policy.with_velocity_of("old", rollout, kept_NA, weights=None)
+        with self._sampling_weights():
+            old_NA = self._old_logprobs(rollout)
         updates = self.config.updates
         results = []
         for part in range(updates.count):

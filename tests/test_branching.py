@@ -45,10 +45,10 @@ LATE = Window(size=2, within=(1, 3))
 KINDS: dict[str, dict] = {
     "chains": dict(noise=AllSteps()),
     "chains of one latent": dict(noise=LATE, seeds=1, tree=Chains()),
-    "chains, dpm": dict(noise=EARLY, seeds=2, solver=DpmSolverPP(), kernel=dance_sde),
+    "chains, dpm": dict(noise=EARLY, seeds=2, solver=DpmSolverPP(keep_ratio=0.7), steps=7, kernel=dance_sde),
     "noisy last step": dict(noise=AllSteps(level=0.3, last=True), kernel=dance_sde),
     "single steps": dict(noise=EARLY, seeds=1, tree=SingleSteps((1, 2, 3))),
-    "single steps, dpm": dict(noise=LATE, seeds=2, tree=SingleSteps((1, 2)), solver=DpmSolverPP(keep_ratio=0.7)),
+    "single steps, dpm": dict(noise=LATE, seeds=2, tree=SingleSteps((1, 2)), solver=DpmSolverPP(), steps=12),
     "clean images": dict(noise=LATE, seeds=1, tree=CleanImages(), kernel=cps),
     "clean images, two calls": dict(noise=Levels((0.3, 0, 0.5, 0, 0)), tree=CleanImages(2), kernel=dance_sde),
     "clean images, dpm": dict(noise=EARLY, tree=CleanImages(), solver=DpmSolverPP()),
@@ -280,6 +280,10 @@ def assert_same_rollout(a: tuple[Rollout, Outputs], b: tuple[Rollout, Outputs]) 
     close(rollout.record.x_NA[mask], other.record.x_NA[mask])
     close(rollout.record.next_NA[mask], other.record.next_NA[mask])
     close(rollout.behaviour_NA[mask], other.behaviour_NA[mask])
+    assert rollout.record.condition.keys() == other.record.condition.keys()
+    for name in rollout.record.condition:
+        seen = [r.record.condition[name][r.record.condition_V[r.record.from_NA[mask]]] for r in (rollout, other)]
+        assert torch.equal(*seen), name
     for mine, its in zip(rollout.record.sigmas(), other.record.sigmas(), strict=True):
         assert torch.equal(mine[mask], its[mask])
     assert rollout.columns.keys() == other.columns.keys()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_runs import ROOT, command_line, in_child, record, write_config
 
-from grpo_mm.errors import ConfigError, TrainingStopped
+from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrate import calibrate
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile, flow_sde_levels, write_noise
@@ -371,4 +371,8 @@ def test_a_file_survives_a_round_trip_and_whole_numbers_are_levels(tmp_path):
     assert noise(SIGMA, step=0, seed=0).equal(level_S) and noise.trained_steps(4) == 3
     noise.check_schedule(SIGMA)
     (tmp_path / "noise.json").write_text(json.dumps(GOOD | {"levels": [1, 1, 0, 0]}))
+    assert noise(SIGMA, step=1, seed=0).equal(level_S), "a file is read once"
+    kept, noise = noise.state_dict(), NoiseFile(noise.path)
+    with pytest.raises(CheckpointError, match="other noise levels than the run began with"):
+        noise.load_state_dict(kept)
     assert noise(SIGMA, step=0, seed=0).dtype == torch.float32 and noise.trained_steps(4) == 2

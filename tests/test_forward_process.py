@@ -166,6 +166,11 @@ def test_rows_are_picked_and_joined_with_their_draws(policy):
     joined = Rollout.cat(parts)
     assert torch.equal(joined.sample_N, whole.sample_N)
     same(joined, whole, rtol=1e-4, atol=1e-5)
+    seen = [
+        {k: v[r.record.network_input(torch.arange(30))[2]] for k, v in r.record.condition.items()}
+        for r in (joined, whole)
+    ]
+    assert all(torch.equal(seen[0][k], seen[1][k]) and not torch.equal(v[0], v[-1]) for k, v in seen[1].items())
     picked = whole.take(torch.tensor([4, 1]))
     for flat, original in ((0, 20), (7, 7)):
         for a, b in zip(
@@ -274,6 +279,19 @@ def test_rollouts_come_from_the_slow_copy_and_so_does_the_old_velocity(tiny_sd3,
     assert not torch.equal(moved.rollout.record.clean_N, before.rollout.record.clean_N)
     assert torch.equal(moved.rollout.record.noise_NA, before.rollout.record.noise_NA)
     assert not torch.equal(moved.rollout.record.velocity_NA["old"], before.rollout.record.velocity_NA["old"])
+
+
+def test_recomputed_log_probabilities_are_those_of_the_slow_copy_too(tiny_sd3, tmp_path):
+    changes = NFT_RUN | {
+        "engine": {"steps": 3}, "policy": {"dtype": "float64"}, "sampling": {"slope": 0.5}, "updates": {"count": 1},
+        "objective": [{"kind": "divergence_mask"}], "optim": {"lr": 1e-2},
+    }  # fmt: skip
+    found = {}
+    for old in ("rollout", "recompute"):
+        run = learner(tiny_sd3, tmp_path, changes, f"old_logprobs={old}")
+        found[old] = [run.step(step) for step in range(3)][-1]
+    assert found["recompute"] == pytest.approx(found["rollout"], rel=1e-6)
+    assert found["rollout"]["objective/divergence"] > 1e-12 and found["rollout"]["objective/ratio"] != 1
 
 
 def test_the_slow_copy_follows_by_the_published_laws():

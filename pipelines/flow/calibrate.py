@@ -42,7 +42,9 @@ def calibrate(
     if not isinstance(config.engine, FlowEngine):
         raise ConfigError("calibrate works on an engine of kind flow.")
     if not out.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {out.absolute().parent} for the noise file; make it, or give another --out.")
+        raise ConfigError(
+            f"there is no folder {out.absolute().parent} for the noise file; make it, or give another --out."
+        )
     noise = Calibrated() if settings is None else settings
     tree = config.engine.tree if isinstance(config.engine.tree, CleanImages) else CleanImages()
     engine = replace(

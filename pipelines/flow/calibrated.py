@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from grpo_mm.advantages.combine import WeightedSum
 from grpo_mm.advantages.gains import Gains
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.table import Table
 from grpo_mm.types import BASELINE
 
@@ -124,20 +125,27 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class NoiseFile:
-    """Noise levels that `grpo-mm calibrate` wrote; the file names its kernel and its schedule, which must be the run's."""
+    """Noise levels that `grpo-mm calibrate` wrote; the file names its kernel and its schedule, which must be the run's.
+
+    It is read once. The levels are kept with a run's state: a run that goes on with another content is refused.
+    """
 
     path: str
 
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return read_noise(self.path)
+
     @property
     def kernel(self) -> str:
-        return read_noise(self.path)["kernel"]
+        return self._content["kernel"]
 
     def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
-        return torch.tensor(read_noise(self.path)["levels"], dtype=torch.float32)
+        return torch.tensor(self._content["levels"], dtype=torch.float32)
 
     def check_schedule(self, sigma_S1: Tensor) -> None:
         """Raises ConfigError unless the levels were calibrated on this schedule."""
-        found = torch.tensor(read_noise(self.path)["sigmas"], dtype=torch.float32)
+        found = torch.tensor(self._content["sigmas"], dtype=torch.float32)
         if found.shape != sigma_S1.shape or not torch.allclose(found, sigma_S1.cpu().float(), atol=1e-4):
             raise ConfigError(
                 f"{self.path} was calibrated on the schedule {_few(found)}, but this run's is {_few(sigma_S1)}. Use the same "
@@ -145,14 +153,26 @@ class NoiseFile:
             )
 
     def trained_steps(self, steps: int) -> int:
-        return sum(level > 0 for level in read_noise(self.path)["levels"][: steps - 1])
+        return sum(level > 0 for level in self._content["levels"][: steps - 1])
 
     def check(self, steps: int) -> None:
-        levels = read_noise(self.path)["levels"]
+        levels = self._content["levels"]
         if len(levels) != steps:
             raise ConfigError(
                 f"{self.path} holds {len(levels)} noise levels, but the run has {steps} denoising steps. Use "
                 f"engine.steps={len(levels)}, or calibrate again."
+            )
+
+    def update(self, table: Table) -> None:
+        """Levels of a file stay."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"levels": self._content["levels"]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if list(state["levels"]) != self._content["levels"]:
+            raise CheckpointError(
+                f"{self.path} holds other noise levels than the run began with. Put the file back, or start over with --fresh."
             )
 
 

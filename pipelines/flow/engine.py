@@ -11,6 +11,7 @@ from torch import Tensor
 from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import kernels
+from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
 from grpo_mm.pipelines.flow.drawing import drawing
 from grpo_mm.pipelines.flow.forest import grow_rows
 from grpo_mm.pipelines.flow.grow import Moves
@@ -21,7 +22,7 @@ from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob
 from grpo_mm.pipelines.flow.sampling import OdeSampler
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
-from grpo_mm.pipelines.flow.tree import Chains, CleanImages, Tree
+from grpo_mm.pipelines.flow.tree import Chains, CleanImages, Splits, Tree
 from grpo_mm.rng import stream
 from grpo_mm.types import Outputs, Rollout, Rows
 
@@ -56,7 +57,10 @@ class FlowEngine(OdeSampler):
     @property
     def provides(self) -> frozenset[str]:
         """The values that a rollout of these settings can be replayed for."""
-        return PROVIDES if self.logprob == "gaussian" else PROVIDES - {"gaussian_logprobs"}
+        absent = set() if self.logprob == "gaussian" else {"gaussian_logprobs"}
+        # A mean over the row's trained steps; in a tree most rows train but a part of theirs.
+        absent |= {"relative_std"} if isinstance(self.tree, Splits) else set()
+        return PROVIDES - absent
 
     def check(self, policy: FlowPolicyConfig, *, group_size: int) -> None:
         """Raises ConfigError for settings that cannot work together."""
@@ -80,7 +84,11 @@ class FlowEngine(OdeSampler):
                 f"the noise levels belong to the kernel {named}, but engine.kernel is {self.kernel.__name__}: a level means "
                 f"something else there. Use engine.kernel={named}."
             )
-        if hasattr(self.noise, "update") and not isinstance(self.tree, CleanImages):
+        if isinstance(self.noise, NoiseFile) and torch.equal(
+            self._sigma(NOMINAL_TOKENS), self._sigma(2 * NOMINAL_TOKENS)
+        ):
+            self.noise.check_schedule(self._sigma(NOMINAL_TOKENS))  # else it waits for the size of the model's latents
+        if isinstance(self.noise, Calibrated) and not isinstance(self.tree, CleanImages):
             raise ConfigError("calibrated noise needs the gain of every step: use engine.tree={kind: clean_images}.")
         if not 0 < self.train_fraction <= 1:
             raise ConfigError(f"engine.train_fraction = {self.train_fraction}; wanted a share in (0, 1].")
@@ -209,7 +217,7 @@ class FlowEngine(OdeSampler):
         """
         size = policy.size(evaluation=False)
         tokens = policy.family.image_tokens(policy.pipe, *size)
-        if hasattr(self.noise, "check_schedule"):
+        if isinstance(self.noise, NoiseFile):
             self.noise.check_schedule(self._sigma(tokens))
         sigma_S1, tree = self.grid_and_tree(step=step, seed=seed, group_size=rows.group_size, image_tokens=tokens)
         picked_NA = torch.stack([self._picked(tree, rows, i, step=step, seed=seed) for i in range(len(rows))])

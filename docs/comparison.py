@@ -1,7 +1,8 @@
-"""Writes docs/methods.md: the methods side by side on the tiny model, from the same start and at equal network calls.
+"""Writes docs/comparison.md: the methods side by side on the tiny model, from the same start and at equal network calls.
 
-    .venv/bin/python docs/methods.py            # three seeds of every method; finished runs are not run again
-    .venv/bin/python docs/methods.py --sweep    # learning rates, one other seed, other prompts: how the settings were found
+    .venv/bin/python docs/comparison.py            # three seeds of every method; finished runs are not run again
+    .venv/bin/python docs/comparison.py mix,nft    # only makes these runs, so that several processes can share the work
+    .venv/bin/python docs/comparison.py --sweep    # learning rates, one other seed, other prompts: how the settings were found
 
 A network call is one latent through the network once: rollout, training, old and reference policies alike. Every run
 stops at the first step that reaches the budget.
@@ -50,11 +51,15 @@ def steps_within(method: str, overrides: list[str]) -> int:
 
 
 def run(method: str, name: str, *overrides: str) -> dict[str, Any]:
-    settings = ["evaluation.every=0", "samples_every=0", "checkpoints={every: 0}", *overrides]
+    settings = ["evaluation.every=0", "samples_every=0", "checkpoints={every: 0}", "threads=1", *overrides]
     steps = steps_within(method, settings)
     summary = train(CONFIGS / f"{method}.yaml", [f"name={name}", f"steps={steps}", *settings])
     rows = [row for row in read(Path("runs") / name / "metrics.jsonl") if "policy/logprob_gap" in row]
-    calls = {k: v for k, v in summary["network_calls"].items() if k in ("rollout_calls", "train_calls", "old_calls", "ref_calls")}
+    calls = {
+        k: v
+        for k, v in summary["network_calls"].items()
+        if k in ("rollout_calls", "train_calls", "old_calls", "ref_calls")
+    }
     return summary | {"calls": sum(calls.values()), "scored": summary["network_calls"]["rewards"], "rows": rows}
 
 
@@ -71,20 +76,25 @@ def sweep() -> None:
         for rate in SWEEP_RATES:
             found = run(
                 method, f"sweep_{method}_{rate}", f"optim.lr={rate}", "seed=100", "evaluation={seed: 7, samples_per_prompt: 1}",
-                "eval_prompts.shapes.use={kind: shape_world, split: monitor, limit: 144}", "threads=1",
+                "eval_prompts.shapes.use={kind: shape_world, split: monitor, limit: 144}",
             )  # fmt: skip
             gains.append(found["eval_after"]["score"] - found["eval_before"]["score"])
         print(f"| {METHODS[method]} | " + " | ".join(f"{gain:+.3f}" for gain in gains) + " |", flush=True)
 
 
+def runs_of(method: str) -> list[dict[str, Any]]:
+    if method == "control":
+        return [run("flow", f"methods_control_{seed}", f"seed={seed}", f"advantage={CONTROL}") for seed in SEEDS]
+    return [run(method, f"methods_{method}_{seed}", f"seed={seed}") for seed in SEEDS]
+
+
 def main() -> None:
-    runs = {m: [run(m, f"methods_{m}_{seed}", f"seed={seed}") for seed in SEEDS] for m in METHODS}
-    control = [run("flow", f"methods_control_{seed}", f"seed={seed}", f"advantage={CONTROL}") for seed in SEEDS]
+    runs, control = {m: runs_of(m) for m in METHODS}, runs_of("control")
     start = runs["flow"][0]["eval_before"]
     lines = [
         "# Methods side by side",
         "",
-        f"`python docs/methods.py`: the tiny model, {BUDGET:,} network calls a run, seeds {', '.join(map(str, SEEDS))}; mean ± "
+        f"`python docs/comparison.py`: the tiny model, {BUDGET:,} network calls a run, seeds {', '.join(map(str, SEEDS))}; mean ± "
         "standard error over seeds. Held-out: 288 prompts × 2 pictures, 20 ODE steps, fixed noise. Before training: reward "
         f"{start['score']:.3f}, all correct {start['shape/all_correct']:.3f}, diversity {start['diversity']:.3f}, contrast "
         f"{start['quality/contrast']:.3f}.",
@@ -95,7 +105,7 @@ def main() -> None:
     ]
     lines += [table_row(METHODS[m], found) for m, found in runs.items()]
     lines += [table_row("control: Fast, rewards shuffled", control), "", *notes(), ""]
-    (HERE / "methods.md").write_text("\n".join(lines), encoding="utf-8")
+    (HERE / "comparison.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 
@@ -119,9 +129,15 @@ def mean(values: list[float]) -> str:
 
 
 def notes() -> list[str]:
-    file = HERE / "methods_notes.md"
+    file = HERE / "comparison_notes.md"
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
 
 
 if __name__ == "__main__":
-    sweep() if "--sweep" in sys.argv else main()
+    if "--sweep" in sys.argv:
+        sweep()
+    elif len(sys.argv) > 1:
+        for name in sys.argv[1].split(","):
+            runs_of(name)
+    else:
+        main()
