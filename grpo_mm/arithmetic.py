@@ -23,7 +23,8 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
         config.policy, rows=rows // world, group_size=config.group_size, needs=config.needs
     )
     calls = " + ".join(f"{number} {name}" for name, number in config.network_calls().items())
-    report.append(f"network calls per step: {calls}")
+    pruned = any(getattr(stage, "keep", None) is not None for stage in config.advantage)
+    report.append(f"network calls per step: {calls}" + " (at most: what the advantage prunes is not trained)" * pruned)
     pictures = config.engine.pictures(config.group_size)
     report.append(f"pictures per step: {config.prompts_per_step * pictures}, {pictures} for each prompt")
     budget = "" if config.max_reward_calls is None else f" of at most {config.max_reward_calls}"

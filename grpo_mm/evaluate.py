@@ -52,7 +52,9 @@ def evaluate(
         metrics["eval/score"] = sum(s.weight * metrics[f"eval/{name}/mean"] for name, s in absolute.items())
     else:  # rewards that compare samples of a group say nothing of progress
         entries = config.watched_rewards
-        metrics["eval/score"] = sum(entries[n].weight * metrics[f"eval/{n}/score"] for n in watched if entries[n].weight)
+        metrics["eval/score"] = sum(
+            entries[n].weight * metrics[f"eval/{n}/score"] for n in watched if entries[n].weight
+        )
     diversity = pairwise_distance(images, rows.prompt_N) if len(rows) else torch.zeros(0)
     ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))
     if sum(n for _, n in ranks):

@@ -10,7 +10,7 @@ import torch
 from grpo_mm.advantages.credit import check_stages
 from grpo_mm.errors import ConfigError
 from grpo_mm.table import Table
-from grpo_mm.types import WHOLE_ROW, is_relative
+from grpo_mm.types import BASELINE, WHOLE_ROW, is_relative
 from grpo_mm.watch import check_metric, metric_of
 
 if TYPE_CHECKING:
@@ -103,6 +103,11 @@ def _check_relative(config: RunConfig, world: int) -> None:
         raise ConfigError(
             f"the reward {relative[0]!r} compares whole groups, but {config.prompts_per_step // parts} prompts an update do "
             f"not divide over {world} processes. Make prompts_per_step a multiple of {world * parts}."
+        )
+    if relative and (config.engine.table_columns(config.group_size)["action"] == BASELINE).any():
+        raise ConfigError(
+            f"the reward {relative[0]!r} compares samples with each other, and its scores before and after a step are those of "
+            "different sets: there is no gain to take. Use an absolute reward with engine.tree={kind: clean_images}."
         )
     absolute = [s for s in config.rewards.values() if s.weight and not is_relative(s.use)]
     watched = [s for s in config.watched_rewards.values() if not is_relative(s.use)]

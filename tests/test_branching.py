@@ -22,6 +22,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.learner import Learner
 from grpo_mm.objectives import ClippedRatio, Kl
 from grpo_mm.pipelines.flow.adapters import Lora
+from grpo_mm.pipelines.flow.branching import Chains, CleanImages, SingleSteps, Splits, Unshared
 from grpo_mm.pipelines.flow.engine import FlowEngine
 from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim
 from grpo_mm.pipelines.flow.noise import AllSteps, Levels, SlidingWindow, Window
@@ -29,7 +30,7 @@ from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.schedule import Shifted
 from grpo_mm.pipelines.flow.sd3 import Sd3
 from grpo_mm.pipelines.flow.solver import DpmSolverPP
-from grpo_mm.pipelines.flow.tree import Chains, CleanImages, SingleSteps, Splits, Tree, Unshared
+from grpo_mm.pipelines.flow.tree import Tree
 from grpo_mm.rng import stream
 from grpo_mm.rows import plan_rows
 from grpo_mm.run_config import Scorer, read

@@ -23,8 +23,8 @@ from grpo_mm.advantages import (
     uncertainty,
 )
 from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.flow.branching import Splits
 from grpo_mm.pipelines.flow.schedule import Shifted
-from grpo_mm.pipelines.flow.tree import Splits
 from grpo_mm.table import Table
 from grpo_mm.types import BASELINE, Prompt, Rollout
 

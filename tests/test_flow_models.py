@@ -19,11 +19,11 @@ from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
 from grpo_mm.optim import Optim
 from grpo_mm.pipelines.flow.adapters import WEIGHT_NAME, Lora
 from grpo_mm.pipelines.flow.engine import FlowEngine
-from grpo_mm.pipelines.flow.sampling import encode_rows
 from grpo_mm.pipelines.flow.flux import Flux
 from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim, flow_sde
 from grpo_mm.pipelines.flow.noise import AllSteps, Window
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
+from grpo_mm.pipelines.flow.sampling import encode_rows
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, FluxShift, Shifted
 from grpo_mm.pipelines.flow.sd3 import Sd3
 from grpo_mm.rows import plan_rows
@@ -434,7 +434,6 @@ def test_the_closed_form_kl_has_the_published_variance(model, policy):
     sigma, sigma_next, level = record.sigmas()
     dt = sigma - sigma_next
     g2 = level**2 * sigma / torch.where(sigma >= 1, dt, 1 - sigma)
-    row = torch.arange(6)
     shift_NA = torch.zeros(6, 2)
     for a in range(2):
         x, sigmas = record.x_NA[:, a], (sigma[:, a], sigma_next[:, a], level[:, a])

@@ -266,6 +266,7 @@ def test_geneval_metadata_survive_json():
 
 def test_either_rule_may_be_the_score():
     """A half-right picture: one of two clauses."""
+
     class OneDog:
         def __call__(self, items):
             return [[Detection("dog", 0.95, (0, 0, 10, 10))] for _ in items]

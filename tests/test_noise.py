@@ -311,7 +311,7 @@ def test_a_rollout_does_not_depend_on_batch_or_rank(policy, settings):
 def test_noisy_steps_feed_the_history_of_the_solver(policy):
     settings = {"steps": 6, "noise": Window(size=1, within=(3, 4))}
     rollout, outputs = roll(policy, solver=DpmSolverPP(), **settings)
-    record, row = rollout.record, torch.arange(6)
+    record = rollout.record
     sigma = record.sigma_S1
     x, velocity = record.x_NA[:, 0], policy._velocity_at(record, record.from_NA[:, 0])
     history = [sigma[3], x - sigma[3] * velocity]

@@ -62,6 +62,11 @@ def check_stages(table: Table) -> None:
             f"the advantage stages leave {len(table.values)} components ({', '.join(sorted(table.values))}), wanted one: "
             "add the stage {kind: weighted_sum}."
         )
+    if "edge" in table.columns:
+        raise ConfigError(
+            "the rollout is a tree, whose shared steps would be credited with their first leaf only: add the stage "
+            "{kind: tree_backup}."
+        )
     if (table.columns["action"] == BASELINE).any():
         raise ConfigError(
             "the rollout scores where each row started, which credits no action: add the stage {kind: gains}, or choose "

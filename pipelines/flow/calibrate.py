@@ -16,9 +16,9 @@ from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.learner import Learner
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.pipelines.flow import kernels
+from grpo_mm.pipelines.flow.branching import CleanImages
 from grpo_mm.pipelines.flow.calibrated import Calibrated, write_noise
 from grpo_mm.pipelines.flow.engine import FlowEngine
-from grpo_mm.pipelines.flow.tree import CleanImages
 from grpo_mm.run_config import Evaluation, read
 
 

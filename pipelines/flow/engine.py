@@ -11,6 +11,7 @@ from torch import Tensor
 from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import kernels
+from grpo_mm.pipelines.flow.branching import Chains, CleanImages, Splits
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
 from grpo_mm.pipelines.flow.drawing import drawing
 from grpo_mm.pipelines.flow.forest import grow_rows
@@ -22,7 +23,7 @@ from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob
 from grpo_mm.pipelines.flow.sampling import OdeSampler
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
-from grpo_mm.pipelines.flow.tree import Chains, CleanImages, Splits, Tree
+from grpo_mm.pipelines.flow.tree import Tree
 from grpo_mm.rng import stream
 from grpo_mm.types import Outputs, Rollout, Rows
 

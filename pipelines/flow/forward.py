@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -13,9 +12,11 @@ from torch import Tensor
 from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import kernels
+from grpo_mm.pipelines.flow.branching import Chains
 from grpo_mm.pipelines.flow.drawing import drawing
 from grpo_mm.pipelines.flow.engine import NOMINAL_TOKENS
 from grpo_mm.pipelines.flow.forest import grow_rows
+from grpo_mm.pipelines.flow.forward_record import ForwardRecord
 from grpo_mm.pipelines.flow.grow import Moves
 from grpo_mm.pipelines.flow.memory import memory_lines
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
@@ -23,7 +24,7 @@ from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES
 from grpo_mm.pipelines.flow.sampling import OdeSampler
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import DpmSolverPP
-from grpo_mm.pipelines.flow.tree import Chains, Tree
+from grpo_mm.pipelines.flow.tree import Tree
 from grpo_mm.rng import stream
 from grpo_mm.types import Outputs, Rollout, Rows
 
@@ -73,112 +74,6 @@ class Stratified:
         edges = torch.linspace(0, last, self.number + 1, dtype=torch.float64)
         place = edges[:-1] + torch.rand(self.number, generator=generator, dtype=torch.float64) * edges.diff()
         return sigma_S1[1 + place.floor().long().clamp_max(last - 1)]
-
-
-@dataclass(frozen=True)
-class ForwardRecord:
-    """Finished samples and the draws on them; `...` are the axes of one latent."""
-
-    clean_N: Tensor
-    """[N, ...] finished latents x0."""
-    noise_NA: Tensor
-    """[N, A, ...] noise e; the state of an action is x_t = (1 - t)·x0 + t·e."""
-    sigma_NA: Tensor
-    """[N, A] noise level t."""
-    condition: Mapping[str, Tensor]
-    condition_N: Tensor
-    size: tuple[int, int]
-    guidance: float
-    beta: float
-    velocity_NA: Mapping[str, Tensor] = field(default_factory=dict)
-    """Velocities of other policies at the same states: "old" sampled, "ref", "ema"."""
-
-    def states(self, index: Tensor) -> Tensor:
-        """Every action starts from a state of its own."""
-        return index
-
-    def network_input(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t [n, ...], t [n], condition index [n])."""
-        clean, noise, t, t_column = self._at(state)
-        return (1 - t_column) * clean + t_column * noise, t, self.condition_N[state // self.sigma_NA.shape[1]]
-
-    def _at(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        t = self.sigma_NA.flatten()[index]
-        clean, noise = self.clean_N[index // self.sigma_NA.shape[1]], self.noise_NA.flatten(0, 1)[index]
-        return clean, noise, t, t.view(-1, *([1] * (clean.dim() - 1)))
-
-    def with_velocity(self, name: str, state: Tensor, velocity: Tensor) -> ForwardRecord:
-        stored = torch.zeros_like(self.noise_NA)
-        stored.flatten(0, 1)[state] = velocity
-        return replace(self, velocity_NA={**self.velocity_NA, name: stored})
-
-    def take(self, rows: Tensor) -> ForwardRecord:
-        names = ("clean_N", "noise_NA", "sigma_NA", "condition_N")
-        velocity_NA = {name: value[rows] for name, value in self.velocity_NA.items()}
-        return replace(self, **{name: getattr(self, name)[rows] for name in names}, velocity_NA=velocity_NA)
-
-    def cat(self, others: Sequence[ForwardRecord]) -> ForwardRecord:
-        parts = [self, *others]
-        size = [next(iter(part.condition.values())).shape[0] for part in parts]
-        start = [sum(size[:i]) for i in range(len(parts))]
-        return replace(
-            self,
-            **{name: torch.cat([getattr(p, name) for p in parts]) for name in ("clean_N", "noise_NA", "sigma_NA")},
-            condition={k: torch.cat([p.condition[k] for p in parts]) for k in self.condition},
-            condition_N=torch.cat([p.condition_N + n for p, n in zip(parts, start)]),
-            velocity_NA={k: torch.cat([p.velocity_NA[k] for p in parts]) for k in self.velocity_NA},
-        )
-
-    def values(self, index: Tensor, velocity: Tensor, needs: frozenset[str], mask_NA: Tensor) -> dict[str, Tensor]:
-        """The named values at n flat positions, given the velocity there, [n, ...]; see `FORWARD_PROVIDES`."""
-        clean, noise, t, t_column = self._at(index)
-        others = {name: value.flatten(0, 1)[index] for name, value in self.velocity_NA.items()}
-        values = {"sigma": t, "beta": torch.full_like(t, self.beta)}
-        if "matching_loss" in needs:
-            values["matching_loss"] = matching_loss(velocity, clean, noise)
-        if "matching_loss_old" in needs:
-            values["matching_loss_old"] = matching_loss(others["old"], clean, noise)
-        if "nft_plus" in needs:
-            x = (1 - t_column) * clean + t_column * noise
-            values["nft_plus"], values["nft_minus"] = nft_errors(
-                x, clean, t_column, velocity, others["old"], beta=self.beta
-            )
-        for name in ("ref", "ema"):
-            if f"velocity_shift_{name}" in needs:
-                values[f"velocity_shift_{name}"] = _mean((velocity - others[name]) ** 2)
-        return values
-
-
-def _mean(value: Tensor) -> Tensor:
-    return value.flatten(1).mean(1)
-
-
-def matching_loss(velocity: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
-    """ℓ = mean over elements of (v - (e - x0))², [n], float64.
-
-    Source: arXiv:2509.25050 (AWM), with the sign of x_t = (1 - t)·x0 + t·e.
-    """
-    return _mean((velocity.double() - (noise - clean).double()) ** 2)
-
-
-def nft_errors(
-    x: Tensor, clean: Tensor, t: Tensor, velocity: Tensor, velocity_old: Tensor, *, beta: float
-) -> tuple[Tensor, Tensor]:
-    """‖x̂0± - x0‖²/w± of the implicit positive and negative policies, mean over elements, [n] each.
-
-    v⁺ = β·v + (1 - β)·v_old, v⁻ = (1 + β)·v_old - β·v, x̂0± = x_t - t·v±, and w± = mean|x̂0± - x0|, at least 1e-5, which
-    takes no gradient and is computed in float64.
-
-    Source: arXiv:2509.16117 (DiffusionNFT), eqs. 9–12 and the self-normalised form of section 3.3.
-    """
-    plus = beta * velocity + (1 - beta) * velocity_old
-    minus = (1 + beta) * velocity_old - beta * velocity
-    return tuple(_self_normalised(x - t * implicit - clean) for implicit in (plus, minus))  # type: ignore[return-value]
-
-
-def _self_normalised(error: Tensor) -> Tensor:
-    width = _mean(error.detach().double().abs()).clamp_min(1e-5)
-    return _mean(error**2) / width.to(error.dtype)
 
 
 @dataclass(frozen=True)
