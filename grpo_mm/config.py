@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_mm import registry
 from grpo_mm.errors import ConfigError
+from grpo_mm.methods import preset
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         mapping = merge(parent, mapping)
     for text in overrides:
         mapping = override(mapping, text)
-    return mapping
+    # What the file says stands above what its method fills in.
+    return merge(preset(mapping["method"]), mapping) if isinstance(mapping.get("method"), str) else mapping
 
 
 def _load(path: Path) -> dict[str, Any]:

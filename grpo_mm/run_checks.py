@@ -134,6 +134,12 @@ def _check_advantage(config: RunConfig) -> None:
         )
     table = before = _rehearsal_table(config)
     for stage in config.advantage:
+        absent = sorted(getattr(stage, "columns", frozenset()) - set(table.columns))
+        if absent:
+            raise ConfigError(
+                f"the advantage stage {type(stage).__name__} needs the column {absent[0]!r}, which the rollout does not declare; "
+                f"it has {', '.join(sorted(table.columns))}. {getattr(stage, 'why', '')}".rstrip()
+            )
         table = stage(table)
     check_stages(table)
     made = {name for name in table.columns if name not in before.columns}

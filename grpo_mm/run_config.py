@@ -84,6 +84,8 @@ class RunConfig:
     steps: int
     prompts_per_step: int
     group_size: int
+    method: str | None = None
+    """The method (see `grpo-mm methods`) whose preset filled in what the file leaves out."""
     rewards: dict[str, Scorer] = field(default_factory=dict)
     """At least one; those given to `grpo_mm.train` in Python take their place."""
     seed: int = 0

@@ -52,6 +52,10 @@ class Table:
         # Ids first, column by column, so that a column of fractions is a key too.
         return group_ids(*(group_ids(self.columns[name]) for name in names))
 
+    def at_action(self, name: str) -> Tensor:
+        """The entry of a [M, A] column at the action (or unit) that each row of the table credits, [M]."""
+        return self.columns[name].gather(1, self.columns["action"].clamp_min(0)[:, None])[:, 0]
+
     def take(self, index: Tensor) -> Table:
         """The rows named by an index tensor, in its order."""
         return replace(
@@ -73,7 +77,7 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
     outputs, rollout = batch.outputs, batch.rollout
     row_M = outputs.row_M.cpu()
     last = -1 if outputs.action_M is None or not len(outputs) else int(outputs.action_M.max())
-    if last >= rollout.num_actions:
+    if "unit" not in rollout.columns and last >= rollout.num_actions:
         raise ValueError(f"an output credits action {last}, counted from 0; the rows have {rollout.num_actions}.")
     prompt_M = rollout.prompt_N.cpu()[row_M]
     size = len(outputs)

@@ -44,14 +44,13 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
     mine = table.take(torch.nonzero(table.columns["rank"] == rank).flatten())
     (advantage_M,) = mine.values.values()
     made = {name: column.double() for name, column in mine.columns.items() if name not in before | {TRAINED}}
-    size = (rollout.num_rows, rollout.num_actions)
-    count_NA = _spread(torch.ones_like(advantage_M), mine, size)
-    lost_NA = _spread((~torch.isfinite(advantage_M)).double(), mine, size)
+    count_NA = _spread(torch.ones_like(advantage_M), mine, rollout)
+    lost_NA = _spread((~torch.isfinite(advantage_M)).double(), mine, rollout)
     return Credit(
-        advantage_NA=_spread(advantage_M.nan_to_num(), mine, size),
+        advantage_NA=_spread(advantage_M.nan_to_num(), mine, rollout),
         keep_NA=(count_NA > 0) & (lost_NA == 0),
         metrics=metrics,
-        columns={name: _spread(column_M, mine, size) / count_NA.clamp_min(1) for name, column_M in made.items()},
+        columns={name: _spread(column_M, mine, rollout) / count_NA.clamp_min(1) for name, column_M in made.items()},
     )
 
 
@@ -82,13 +81,21 @@ def _zero_groups_frac(advantage_M: Tensor, group_M: Tensor) -> float:
     return float((scored & ~teaching).sum() / scored.sum().clamp_min(1))
 
 
-def _spread(value_M: Tensor, table: Table, size: tuple[int, int]) -> Tensor:
-    """Sums of values over the (row, action) that each table row credits, [N, A]."""
-    rows, actions = size
+def _spread(value_M: Tensor, table: Table, rollout: Rollout) -> Tensor:
+    """Sums of values over the (row, action) that each table row credits, [N, A].
+
+    Where the rollout declares a column `unit`, outputs credit units of a row (ranks of a list, turns), each of which is some
+    actions.
+    """
     row_M, action_M = table.columns["local_row"], table.columns["action"]
+    unit_NA = rollout.columns.get("unit")
+    units = rollout.num_actions if unit_NA is None else int(unit_NA.max()) + 1
     whole_M = action_M == WHOLE_ROW
-    row_N = value_M.new_zeros(rows).index_add_(0, row_M[whole_M], value_M[whole_M])
-    total_NA = row_N[:, None].repeat(1, actions)
-    cell_M = (row_M * actions + action_M)[~whole_M]
-    total_NA.view(-1).index_add_(0, cell_M, value_M[~whole_M])
-    return total_NA
+    row_N = value_M.new_zeros(rollout.num_rows).index_add_(0, row_M[whole_M], value_M[whole_M])
+    total_NU = row_N[:, None].repeat(1, units)
+    cell_M = (row_M * units + action_M)[~whole_M]
+    total_NU.view(-1).index_add_(0, cell_M, value_M[~whole_M])
+    if unit_NA is None:
+        return total_NU
+    unit_NA = unit_NA.cpu()
+    return torch.where(unit_NA < 0, row_N[:, None], total_NU.gather(1, unit_NA.clamp_min(0)))
