@@ -122,12 +122,12 @@ class Learner:
         rollout = batch.rollout
         kept_NA = rollout.mask_NA & earned.keep_NA.to(rollout.mask_NA.device)
         if self.config.needs_reference:
-            rollout = self.policy.with_velocity_of("ref", rollout, kept_NA, weights="ref")
+            rollout = self.policy.with_values_of("ref", rollout, kept_NA, weights="ref")
         if "velocity_shift_ema" in self.config.needs:
-            rollout = self.policy.with_velocity_of("ema", rollout, kept_NA, weights="ema")
+            rollout = self.policy.with_values_of("ema", rollout, kept_NA, weights="ema")
         if self.config.old_logprobs == "recompute" and "mean_shift_old" in self.config.needs:
             with self._sampling_weights():
-                rollout = self.policy.with_velocity_of("old", rollout, kept_NA, weights=None)
+                rollout = self.policy.with_values_of("old", rollout, kept_NA, weights=None)
         with self._sampling_weights():
             old_NA = self._old_logprobs(rollout)
         updates = self.config.updates

@@ -198,7 +198,7 @@ def test_a_step_makes_the_planned_network_calls(load, counted, kind, guidance):
     plan = engine.network_calls(policy.config, prompts=2, group_size=GROUP, needs=needs, step=3, seed=7)
     rollout, _ = roll(policy, engine)
     assert counted.counts == {"rollout_calls": plan["rollout"]}
-    rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
+    rollout = policy.with_values_of("ref", rollout, rollout.mask_NA)
     gradient(policy, rollout)
     assert counted.counts == {f"{name}_calls": number for name, number in plan.items()}
 
@@ -238,7 +238,7 @@ def test_shared_latents_give_the_gradient_of_separate_ones(load, counted, kind):
             norm.forward = partial(rms_norm, normalized_shape=norm.dim, weight=norm.weight, eps=norm.eps)
     rollout, _ = roll(policy, engine_of(kind))
     other = engine_of(kind, tree=Unshared(KINDS[kind]["tree"]))
-    rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
+    rollout = policy.with_values_of("ref", rollout, rollout.mask_NA)
     counted.counts.clear()
     shared = gradient(policy, rollout)
     calls = counted.counts.pop("train_calls")
@@ -249,7 +249,7 @@ def test_shared_latents_give_the_gradient_of_separate_ones(load, counted, kind):
     close(separate, shared, atol=1e-9 * largest)
     # And a rollout that shared nothing either, from the same noise.
     alone, _ = roll(policy, other)
-    alone = policy.with_velocity_of("ref", alone, alone.mask_NA)
+    alone = policy.with_values_of("ref", alone, alone.mask_NA)
     close(gradient(policy, alone), shared, atol=1e-9 * largest)
 
 
@@ -263,8 +263,8 @@ def test_depth_pruning_leaves_the_pictures_and_the_rest_of_the_gradient_alone(po
     assert torch.equal(pruned.mask_NA, inside)
     close(pruned.record.x_NA[inside], whole.record.x_NA[inside])
     assert len(pruned.record.latent_V) < len(whole.record.latent_V)
-    pruned = policy.with_velocity_of("ref", pruned, inside)
-    whole = policy.with_velocity_of("ref", replace(whole, mask_NA=inside), inside)
+    pruned = policy.with_values_of("ref", pruned, inside)
+    whole = policy.with_values_of("ref", replace(whole, mask_NA=inside), inside)
     grads = [gradient(policy, rollout) for rollout in (pruned, whole)]
     assert grads[0].isfinite().all() and grads[0].abs().max() > 1e-6
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-7)
@@ -329,7 +329,7 @@ def test_ranks_and_batches_make_the_same_rollout(policy, kind, prompts, world, l
 @pytest.mark.parametrize("kind", ["single steps", "clean images", "splits"])
 def test_rows_can_be_taken_apart_and_joined_in_any_order(policy, kind):
     rollout, _ = roll(policy, engine_of(kind), None, "mean_shift_old")
-    rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
+    rollout = policy.with_values_of("ref", rollout, rollout.mask_NA)
     order = torch.tensor([5, 0, 7, 2, 1, 6, 4, 3])
     back = torch.argsort(order)
     again = Rollout.cat([rollout.take(order[:3]), rollout.take(order[3:4]), rollout.take(order[4:])]).take(back)

@@ -412,9 +412,9 @@ def kl_of(form: str, values: dict[str, Tensor]) -> Tensor:
 def test_every_kl_is_zero_at_the_start_and_positive_with_a_gradient_after_an_update(model, policy, kernel, level):
     with policy.snapshots.use("ref"):
         rollout, _ = roll(policy, model.engine(kernel=kernel, noise=AllSteps(level=level)), *KL_VALUES)
-        rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
+        rollout = policy.with_values_of("ref", rollout, rollout.mask_NA)
         start = values_of(policy, rollout, *KL_VALUES)
-    again = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
+    again = policy.with_values_of("ref", rollout, rollout.mask_NA)
     assert torch.equal(again.record.velocity_ref_V, rollout.record.velocity_ref_V)
     after = values_of(policy, rollout, *KL_VALUES, grad=True)
     for form in KL_FORMS:
@@ -428,7 +428,7 @@ def test_every_kl_is_zero_at_the_start_and_positive_with_a_gradient_after_an_upd
 def test_the_closed_form_kl_has_the_published_variance(model, policy):
     with policy.snapshots.use("ref"):
         rollout, _ = roll(policy, model.engine(), *KL_VALUES)
-        rollout = policy.with_velocity_of("ref", rollout, rollout.mask_NA)
+        rollout = policy.with_values_of("ref", rollout, rollout.mask_NA)
     record = rollout.record
     values = values_of(policy, rollout, *KL_VALUES)
     sigma, sigma_next, level = record.sigmas()

@@ -180,7 +180,7 @@ class ForwardProcess(OdeSampler):
             ),
         )
         if _others(needs)["old"]:
-            rollout = policy.with_velocity_of("old", rollout, mask_NA, weights=None)
+            rollout = policy.with_values_of("old", rollout, mask_NA, weights=None)
         return rollout, forest.outputs()
 
     def _draw(

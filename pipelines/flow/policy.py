@@ -216,7 +216,7 @@ class FlowPolicy:
         return self.velocity(x, sigma, condition, size=record.size, guidance=record.guidance)
 
     @torch.no_grad()
-    def with_velocity_of(self, name: str, rollout: Rollout, mask_NA: Tensor, *, weights: str | None = "ref") -> Rollout:
+    def with_values_of(self, name: str, rollout: Rollout, mask_NA: Tensor, *, weights: str | None = "ref") -> Rollout:
         """The rollout with another policy's velocity, kept as `name`, wherever a masked action starts.
 
         `weights`: a snapshot of the weights; None: the present ones.
