@@ -9,12 +9,15 @@ import torch
 
 from grpo_mm.advantages.credit import check_stages
 from grpo_mm.errors import ConfigError
-from grpo_mm.table import Table
-from grpo_mm.types import BASELINE, WHOLE_ROW, is_relative
+from grpo_mm.table import KEYS, Table
+from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
 from grpo_mm.watch import check_metric, metric_of
 
 if TYPE_CHECKING:
     from grpo_mm.run_config import RunConfig
+
+_OF_THE_TABLE = {*KEYS, "prompt_id", "local_row", "failed", "rank"}
+"""Columns that every table has, and no objective sees."""
 
 
 def check_settings(config: RunConfig, world: int) -> None:
@@ -132,7 +135,7 @@ def _check_advantage(config: RunConfig) -> None:
             f"group_size = {config.group_size}, but the advantage compares samples within a group and needs at least "
             f"{smallest}."
         )
-    table = before = _rehearsal_table(config)
+    table = _rehearsal_table(config)
     for stage in config.advantage:
         absent = sorted(getattr(stage, "columns", frozenset()) - set(table.columns))
         if absent:
@@ -142,12 +145,15 @@ def _check_advantage(config: RunConfig) -> None:
             )
         table = stage(table)
     check_stages(table)
-    made = {name for name in table.columns if name not in before.columns}
+    known = (set(table.columns) - _OF_THE_TABLE) | {BEHAVIOUR}
     for term in config.objective:
-        absent = sorted(getattr(term, "columns", frozenset()) - made)
+        absent = sorted(getattr(term, "columns", frozenset()) - known)
         if absent:
-            raise ConfigError(f"the objective reads the column {absent[0]!r}, which no advantage stage makes.")
-        if term.couples == "row" and (table.columns["action"] != WHOLE_ROW).any():
+            raise ConfigError(
+                f"the objective reads the column {absent[0]!r}, which no advantage stage makes and the rollout does not declare."
+            )
+        one_advantage = getattr(term, "one_advantage_per_row", term.couples == "row")
+        if one_advantage and (table.columns["action"] != WHOLE_ROW).any():
             raise ConfigError(
                 "the rollout credits single actions, but the objective has one ratio for a whole row, which would mix "
                 "them. Use ratio: action."
@@ -160,6 +166,7 @@ def _rehearsal_table(config: RunConfig) -> Table:
     size = group["sample"].numel()
     columns = {name: torch.cat([column, column]) for name, column in group.items()}
     columns["prompt"] = torch.arange(2 * size) // size
+    columns["prompt_id"] = columns["prompt"]
     columns["local_row"] = columns["prompt"] * config.group_size + columns["sample"]
     columns["failed"] = torch.zeros(2 * size, dtype=torch.bool)
     columns["rank"] = torch.zeros(2 * size, dtype=torch.int64)

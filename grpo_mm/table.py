@@ -14,11 +14,14 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_ids
+from grpo_mm.rng import stream_seed
 from grpo_mm.types import WHOLE_ROW, Batch
 
 KEYS = ("prompt", "sample", "action", "tag")
 TRAINED = "trained"
 """A column that a stage may make, bool: rows without it are compared with the others and then left out."""
+PER_ACTION = "per_action"
+"""A column [M, A] that a stage may make: what single actions of a row earn beside the row's advantage. NaN leaves one out."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Table:
     values: Mapping[str, Tensor]
     """Component name → [M] float64; rewards at first, advantages after the stages. NaN = could not be scored."""
     columns: Mapping[str, Tensor]
-    """[M] each, or [M, A] for what a row says of its actions. `action` may be WHOLE_ROW or BASELINE."""
+    """[M] each, or [M, A] for what a row says of its actions. `action` may be WHOLE_ROW or BASELINE; `prompt_id` is the same
+    at every step, `prompt` is not."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Component name → its weight when components are summed."""
 
@@ -56,6 +60,21 @@ class Table:
         """The entry of a [M, A] column at the action (or unit) that each row of the table credits, [M]."""
         return self.columns[name].gather(1, self.columns["action"].clamp_min(0)[:, None])[:, 0]
 
+    def plus_per_action(self, value_MA: Tensor) -> Table:
+        """With [M, A] advantages of single actions (not units), added to those that earlier stages gave."""
+        before = self.columns.get(PER_ACTION)
+        total_MA = value_MA if before is None else before + value_MA
+        return replace(self, columns={**self.columns, PER_ACTION: total_MA})
+
+    def only_value(self, stage: str) -> tuple[str, Tensor]:
+        """The name and values [M] of the one component that there is; ConfigError for the `stage` if there are more."""
+        if len(self.values) != 1:
+            raise ConfigError(
+                f"{stage} works on one value, found {len(self.values)} components ({', '.join(sorted(self.values))}): put "
+                "the stage {kind: weighted_sum} before it."
+            )
+        return next(iter(self.values.items()))
+
     def take(self, index: Tensor) -> Table:
         """The rows named by an index tensor, in its order."""
         return replace(
@@ -66,6 +85,11 @@ class Table:
 
     def with_values(self, values: Mapping[str, Tensor]) -> Table:
         return replace(self, values=values)
+
+
+def prompt_ids(names: Sequence[str]) -> Tensor:
+    """The entries of the column `prompt_id` for the ids of prompts, int64: the same in every run."""
+    return torch.tensor([stream_seed(0, "prompt_id", name) for name in names], dtype=torch.int64)
 
 
 def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None]) -> Table:
@@ -87,6 +111,7 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
         "action": torch.full((size,), WHOLE_ROW) if outputs.action_M is None else outputs.action_M.cpu(),
         "tag": torch.zeros(size, dtype=torch.int64) if outputs.tag_M is None else outputs.tag_M.cpu(),
         "local_row": row_M,
+        "prompt_id": prompt_ids([prompt.id for prompt in rollout.prompts])[prompt_M],
     }
     taken = sorted(set(rollout.columns) & set(columns))
     if taken:

@@ -294,7 +294,7 @@ class View:
     """How many actions of that row are trained in this update (at least 1)."""
     counts: Counts
     columns: Mapping[str, Tensor] = field(default_factory=dict)
-    """Columns that the advantage stages made, each in the shape of the others."""
+    """Columns that the advantage stages made, and those of the rollout that a term names, each in the shape of the others."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> View:
         """`change` applied to every tensor."""
@@ -307,12 +307,19 @@ class View:
         return self.map(lambda value: value.flatten()[index])
 
 
+BEHAVIOUR = "behaviour_logprobs"
+"""The column by which a term reads the log-probability of the engine that sampled; NaN for rows that it did not."""
+
 Couples = Literal["action", "row", "group", "update"]
 """The smallest set of actions whose loss can be taken apart from the rest."""
 
 
 class Objective(Protocol):
-    """One named term. `needs` are names of values that the policy must provide."""
+    """One named term. `needs` are names of values that the policy must provide.
+
+    A term that reads columns beside them names them in an attribute `columns`: what a stage made, what the rollout declares,
+    or BEHAVIOUR.
+    """
 
     @property
     def needs(self) -> frozenset[str]: ...

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grpo_mm.clock import phase
 from grpo_mm.distributed import Processes
-from grpo_mm.types import Counts, Couples, Credit, Objective, Rollout, Term, View
+from grpo_mm.types import BEHAVIOUR, Counts, Couples, Credit, Objective, Rollout, Term, View
 
 _ORDER: tuple[Couples, ...] = ("action", "row", "group", "update")
 
@@ -86,6 +86,7 @@ def accumulate(
     policy: Replays, rollout: Rollout, objective: Sequence[Objective], view: View, processes: Processes
 ) -> UpdateResult:
     """Adds the gradient of the objective to the policy's parameters and says what it saw."""
+    view = _with_columns(view, rollout, objective)
     plan = _padded(policy.plan(rollout, view.mask.bool()), processes)
     needs = frozenset().union(*(term.needs for term in objective))
     coupled = max((term.couples for term in objective), key=_ORDER.index)
@@ -108,6 +109,21 @@ def accumulate(
             with phase("train_network"):
                 sum(parts).backward()
     return log.result(processes, len(plan))
+
+
+def _with_columns(view: View, rollout: Rollout, objective: Sequence[Objective]) -> View:
+    """The view with what the terms read of the rollout beside the columns that stages made: [N, A] each."""
+    columns = dict(view.columns)
+    for name in sorted(
+        frozenset().union(*(getattr(term, "columns", frozenset()) for term in objective)) - set(columns)
+    ):
+        if name != BEHAVIOUR and name not in rollout.columns:
+            known = ", ".join(sorted({BEHAVIOUR, *columns, *rollout.columns}))
+            raise ValueError(f"the objective reads the column {name!r}, which nothing declares; there are: {known}.")
+        column = rollout.behaviour_NA if name == BEHAVIOUR else rollout.columns[name]
+        column = column.to(view.mask.device)
+        columns[name] = column if column.dim() == 2 else column[:, None].expand(view.mask.shape)
+    return replace(view, columns=columns)
 
 
 def _padded(plan: list[Tensor], processes: Processes) -> list[Tensor]:

@@ -1,17 +1,55 @@
 """Group-relative advantages: pure functions of tensors, and the stages that apply them to the table."""
 
+from grpo_mm.advantages.agents import AgentNorm, SubAgentReward, copies_norm, sub_agent_reward
+from grpo_mm.advantages.anchor_states import AnchorStates, anchor_advantage, episode_advantage
+from grpo_mm.advantages.average import Average
+from grpo_mm.advantages.beta_norm import BetaNorm, beta_norm, beta_parameters, beta_weight
+from grpo_mm.advantages.choices import ChoiceValue, choice_advantage, choice_value
 from grpo_mm.advantages.combine import Clamp, WeightedSum, weighted_sum
 from grpo_mm.advantages.credit import credit
+from grpo_mm.advantages.drop_degenerate import DropDegenerate, first_useful, prompts_wanted, useful_groups
+from grpo_mm.advantages.fleet_norm import FleetNorm, fairness
 from grpo_mm.advantages.gains import Gains, gains
 from grpo_mm.advantages.gardo import DiversityScale, GardoGate, batch_win_rate, diversity_scaled, uncertainty
+from grpo_mm.advantages.gate import Gate, gate
 from grpo_mm.advantages.group_norm import GroupNorm, group_norm
+from grpo_mm.advantages.lagrangian import Constraint, Lagrangian, dual_step
+from grpo_mm.advantages.leave_out import LeaveOut
+from grpo_mm.advantages.length_switch import LengthSwitch, length_switch
+from grpo_mm.advantages.list_shape import ListShape, list_bonus
+from grpo_mm.advantages.median_norm import MedianNorm, median_norm, pivots
+from grpo_mm.advantages.negative_weight import NegativeWeight, negative_weighted, paired_prompts, signed_outcome
+from grpo_mm.advantages.novelty import Novelty, novelty_bonus
+from grpo_mm.advantages.outcome import MarkPositive, Shortness, shortness
+from grpo_mm.advantages.pass_rate_ladder import PassRateLadder, pass_rate_ladder
+from grpo_mm.advantages.prefix_tree import PrefixTree, prefix_tree_td
+from grpo_mm.advantages.rank_factor import RankFactor, group_ranks, rank_factor
+from grpo_mm.advantages.reward_terms import KlInReward, OverlongPenalty, overlong_penalty
+from grpo_mm.advantages.reward_to_go import RewardToGo, dcg_discount, reward_to_go
 from grpo_mm.advantages.select import KeepExtremes, keep_extremes
+from grpo_mm.advantages.serial_decay import SerialDecay, serial_decay
+from grpo_mm.advantages.shrinkage import Shrinkage, data_weight, draw_another, shrunk_baseline
 from grpo_mm.advantages.shuffle import Shuffle
+from grpo_mm.advantages.stratified import StratifiedNorm, stratified_norm
 from grpo_mm.advantages.sum_tags import SumTags, sum_within
 from grpo_mm.advantages.tree_backup import TreeBackup, tree_backup
+from grpo_mm.advantages.truncation import ConditionalTruncationMask, OverlongMask, repeats, silenced
+from grpo_mm.advantages.value_tracker import TrackedPrior, ValueTracker, initial_counts, tracked, tracker_memory
+from grpo_mm.advantages.virtual_norm import VirtualNorm, virtual_norm
 
 __all__ = [
-    "Clamp", "DiversityScale", "Gains", "GardoGate", "GroupNorm", "KeepExtremes", "Shuffle", "SumTags", "TreeBackup",
-    "WeightedSum", "batch_win_rate", "credit", "diversity_scaled", "gains", "group_norm", "keep_extremes", "sum_within",
-    "tree_backup", "uncertainty", "weighted_sum",
+    "AgentNorm", "AnchorStates", "Average", "BetaNorm", "ChoiceValue", "Clamp", "ConditionalTruncationMask",
+    "Constraint", "DiversityScale", "DropDegenerate", "FleetNorm", "Gains", "GardoGate", "Gate", "GroupNorm",
+    "KeepExtremes", "KlInReward", "Lagrangian", "LeaveOut", "LengthSwitch", "ListShape", "MarkPositive",
+    "MedianNorm", "NegativeWeight", "Novelty", "OverlongMask", "OverlongPenalty", "PassRateLadder", "PrefixTree",
+    "RankFactor", "RewardToGo", "SerialDecay", "Shortness", "Shrinkage", "Shuffle", "StratifiedNorm",
+    "SubAgentReward", "SumTags", "TrackedPrior", "TreeBackup", "ValueTracker", "VirtualNorm", "WeightedSum",
+    "anchor_advantage", "batch_win_rate", "beta_norm", "beta_parameters", "beta_weight", "choice_advantage",
+    "choice_value", "copies_norm", "credit", "data_weight", "dcg_discount", "diversity_scaled", "draw_another",
+    "dual_step", "episode_advantage", "fairness", "first_useful", "gains", "gate", "group_norm", "group_ranks",
+    "initial_counts", "keep_extremes", "length_switch", "list_bonus", "median_norm", "negative_weighted",
+    "novelty_bonus", "overlong_penalty", "paired_prompts", "pass_rate_ladder", "pivots", "prefix_tree_td",
+    "prompts_wanted", "rank_factor", "repeats", "reward_to_go", "serial_decay", "shortness", "shrunk_baseline",
+    "signed_outcome", "silenced", "stratified_norm", "sub_agent_reward", "sum_within", "tracked", "tracker_memory",
+    "tree_backup", "uncertainty", "useful_groups", "virtual_norm", "weighted_sum",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_sum
-from grpo_mm.table import TRAINED, Table
+from grpo_mm.table import PER_ACTION, TRAINED, Table
 from grpo_mm.types import BASELINE, WHOLE_ROW, Credit, Rollout
 
 Stage = Callable[[Table], Table]
@@ -22,6 +22,9 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
     An output of a whole row credits every action of it; advantages of several outputs that credit the same action
     (granularities, rewards per step) add up. Actions one of whose outputs is NaN are left out, and those that a stage
     marked in the column `trained` as not to be.
+
+    The column `per_action` [M, A] adds to single actions what they earn beside that (a prefix tree, a bonus on the last
+    token); it also trains actions that no output credits. An entry of NaN leaves its action out.
 
     Source: the credit maps of arXiv:2505.05470 (terminal), arXiv:2510.01982 eq. 9 (sum over granularities).
     """
@@ -43,15 +46,17 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
     }
     mine = table.take(torch.nonzero(table.columns["rank"] == rank).flatten())
     (advantage_M,) = mine.values.values()
-    made = {name: column.double() for name, column in mine.columns.items() if name not in before | {TRAINED}}
+    made = {name: c.double() for name, c in mine.columns.items() if name not in before | {TRAINED, PER_ACTION}}
     count_NA = _spread(torch.ones_like(advantage_M), mine, rollout)
     lost_NA = _spread((~torch.isfinite(advantage_M)).double(), mine, rollout)
-    return Credit(
-        advantage_NA=_spread(advantage_M.nan_to_num(), mine, rollout),
-        keep_NA=(count_NA > 0) & (lost_NA == 0),
-        metrics=metrics,
-        columns={name: _spread(column_M, mine, rollout) / count_NA.clamp_min(1) for name, column_M in made.items()},
-    )
+    columns = {name: _spread(column_M, mine, rollout) / count_NA.clamp_min(1) for name, column_M in made.items()}
+    advantage_NA = _spread(advantage_M.nan_to_num(), mine, rollout)
+    if PER_ACTION in mine.columns:
+        extra_MA, row_M = mine.columns[PER_ACTION].double(), mine.columns["local_row"]
+        advantage_NA = advantage_NA.index_add(0, row_M, extra_MA.nan_to_num())
+        count_NA = count_NA.index_add(0, row_M, torch.ones_like(extra_MA))
+        lost_NA = lost_NA.index_add(0, row_M, extra_MA.isnan().double())
+    return Credit(advantage_NA, keep_NA=(count_NA > 0) & (lost_NA == 0), metrics=metrics, columns=columns)
 
 
 def check_stages(table: Table) -> None:
@@ -89,7 +94,10 @@ def _spread(value_M: Tensor, table: Table, rollout: Rollout) -> Tensor:
     """
     row_M, action_M = table.columns["local_row"], table.columns["action"]
     unit_NA = rollout.columns.get("unit")
-    units = rollout.num_actions if unit_NA is None else int(unit_NA.max()) + 1
+    units = rollout.num_actions
+    if unit_NA is not None:
+        # An output may credit a unit that no action belongs to: the twentieth item of a list of twelve.
+        units = 1 + max([0, *(int(named.max()) for named in (unit_NA, action_M) if named.numel())])
     whole_M = action_M == WHOLE_ROW
     row_N = value_M.new_zeros(rollout.num_rows).index_add_(0, row_M[whole_M], value_M[whole_M])
     total_NU = row_N[:, None].repeat(1, units)

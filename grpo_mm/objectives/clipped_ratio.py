@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
+from grpo_mm.objectives.ratio import RatioOf, log_ratio
 from grpo_mm.types import Couples, Term, View
 
 MAX_LOG_RATIO = 20.0
@@ -27,11 +28,17 @@ def clipped_ratio(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float | None = None,
+    ratio_cap: float | None = None,
+    ratio: RatioOf = "action",
+    unit_NA: Tensor | None = None,
 ) -> Tensor:
     """Loss per action: -min(r·A, clip(r, 1 - clip_low, 1 + clip_high)·A), with r = exp(logprob - old); 0 where masked.
 
     Args:
         dual_clip: c > 1; for A < 0 the loss is at most -c·A (arXiv:1912.09729, eq. 5). None: off.
+        ratio_cap: δ > 1 + clip_high; min(r, δ) takes the place of the r that is not clipped, which bounds the loss where
+            A < 0 (arXiv:2505.07291, INTELLECT-2). None: off.
+        ratio: what r is taken over, see `log_ratio`; `unit_NA` goes with unit.
 
     Returns:
         [N, A] (or the shape of the inputs).
@@ -39,17 +46,26 @@ def clipped_ratio(
     Source: arXiv:1707.06347, eq. 7; asymmetric range arXiv:2503.14476. Log-probabilities of denoising steps are *means*
     over latent elements (flow kernels), which is why their clip range is 1e-3 to 1e-6.
     """
-    log_ratio = torch.where(mask_NA.bool(), logprobs_NA - old_logprobs_NA, 0.0)
-    return surrogate(log_ratio, advantages_NA, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip) * mask_NA
+    found = log_ratio(logprobs_NA, old_logprobs_NA, mask_NA, ratio=ratio, unit_NA=unit_NA)
+    clip = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, ratio_cap=ratio_cap)
+    return surrogate(found, advantages_NA, **clip) * mask_NA
 
 
 def surrogate(
-    log_ratio: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None = None
+    log_ratio: Tensor,
+    advantage: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    ratio_cap: float | None = None,
+    max_log_ratio: float = MAX_LOG_RATIO,
 ) -> Tensor:
     """The clipped loss of a log-ratio of any definition (action, row mean, RatioNorm)."""
     advantage = advantage.to(log_ratio.dtype)
-    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
-    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_low, 1 + clip_high))
+    ratio = log_ratio.clamp(max=max_log_ratio).exp()
+    unclipped = ratio if ratio_cap is None else ratio.clamp(max=ratio_cap)
+    loss = torch.maximum(-advantage * unclipped, -advantage * ratio.clamp(1 - clip_low, 1 + clip_high))
     if dual_clip is not None:
         loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * dual_clip), loss)
     return loss
@@ -78,13 +94,20 @@ def step_weight_needs(kind: StepWeight) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class ClippedRatio:
-    """PPO's clipped surrogate over single actions, or over whole rows (GSPO, arXiv:2507.18071, eq. 5–7)."""
+    """PPO's clipped surrogate over single actions, units of a row (Rank-GRPO), or whole rows (GSPO, RLOO)."""
 
     clip_low: float = 1e-4
     clip_high: float = 1e-4
     dual_clip: float | None = None
-    ratio: Literal["action", "row"] = "action"
-    """row: the geometric mean of the row's ratios is clipped; one ratio for all its actions."""
+    ratio_cap: float | None = None
+    """δ of INTELLECT-2, above 1 + clip_high: bounds the ratio that is not clipped."""
+    ratio: RatioOf = "action"
+    """row: one geometric mean for all actions of a row; row_token: its value, with a gradient per action; unit: one per unit
+    of the row; product: the likelihood ratio of the row, for policies of tokens."""
+    unit: str = "unit"
+    """For ratio = unit: the column with the unit of each action, declared by the rollout or made by a stage."""
+    max_log_ratio: float = MAX_LOG_RATIO
+    """Log-ratios above it count as it, against overflow; GSPO's libraries take 10."""
     aggregate: Aggregate = "token"
     step_weight: StepWeight = "none"
     weight: float = 1.0
@@ -92,26 +115,42 @@ class ClippedRatio:
     def __post_init__(self) -> None:
         if self.clip_low < 0 or self.clip_high < 0:
             raise ValueError(f"clip_low = {self.clip_low} and clip_high = {self.clip_high}; wanted 0 or more.")
+        if self.ratio_cap is not None and self.ratio_cap <= 1 + self.clip_high:
+            raise ValueError(f"ratio_cap = {self.ratio_cap}; wanted above 1 + clip_high = {1 + self.clip_high}.")
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"logprobs"}) | step_weight_needs(self.step_weight)
+        return frozenset({"logprobs", self._logprobs}) | step_weight_needs(self.step_weight)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({self.unit} if self.ratio == "unit" else ())
 
     @property
     def couples(self) -> Couples:
-        return self.ratio
+        return "action" if self.ratio == "action" else "row"
+
+    @property
+    def one_advantage_per_row(self) -> bool:
+        """Whether a row has one ratio, with which advantages of single actions would be mixed."""
+        return self.ratio in ("row", "product")
+
+    @property
+    def _logprobs(self) -> str:
+        # Only the log-probability of a token is one whose sum is that of the row: a flow policy has means over latents.
+        return "token_logprobs" if self.ratio == "product" else "logprobs"
 
     def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
-        log_ratio = torch.where(view.mask.bool(), values["logprobs"] - view.old_logprobs, 0.0)
-        if self.ratio == "row":
-            log_ratio = (log_ratio.sum(-1, keepdim=True) / view.row_actions).expand_as(log_ratio)
+        now, unit = values[self._logprobs], view.columns[self.unit] if self.ratio == "unit" else None
+        found = log_ratio(now, view.old_logprobs, view.mask, ratio=self.ratio, unit_NA=unit)
         clip = dict(clip_low=self.clip_low, clip_high=self.clip_high)
-        loss = surrogate(log_ratio, view.advantage, dual_clip=self.dual_clip, **clip)
+        bounds = dict(dual_clip=self.dual_clip, ratio_cap=self.ratio_cap, max_log_ratio=self.max_log_ratio)
+        loss = surrogate(found, view.advantage, **clip, **bounds)
         weight, denominator = aggregate_weight(view, self.aggregate)
         return Term(
             name="policy",
             loss=self.weight * step_weight(self.step_weight, values) * loss,
             weight=weight,
             denominator=denominator,
-            stats=ratio_stats(log_ratio, view.advantage, **clip),
+            stats=ratio_stats(found, view.advantage, **clip),
         )

@@ -40,6 +40,11 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
+def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
+    """`value` in the forward pass with the gradient of `gradient`, in the same shape."""
+    return gradient + (value - gradient).detach()
+
+
 def gaussian_kl(mean_shift: Tensor, std: Tensor) -> Tensor:
     """KL of two Gaussians of equal `std` whose means differ by `mean_shift` = mean over elements of Δμ²; per element."""
     return mean_shift / (2 * std**2)
@@ -62,10 +67,14 @@ class Kl:
     """ema: the run's averaged weights in place of the reference; for the form velocity."""
     gate: str | None = None
     """A column that an advantage stage makes: only actions where it is 1 are held back (GARDO: kl_gate)."""
+    straight_through: bool = False
+    """For k1 and k3: their value with the gradient of k2, which is that of the true KL on-policy."""
 
     def __post_init__(self) -> None:
         if self.to == "ema" and self.form != "velocity":
             raise ValueError(f"to = ema goes with form = velocity, found {self.form}.")
+        if self.straight_through and self.form not in ("k1", "k3"):
+            raise ValueError(f"straight_through goes with form = k1 or k3, found {self.form}.")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -88,7 +97,9 @@ class Kl:
 
     def _kl(self, values: Mapping[str, Tensor]) -> Tensor:
         if self.form in ("k1", "k2", "k3"):
-            return {"k1": k1, "k2": k2, "k3": k3}[self.form](values["logprobs"], values["ref_logprobs"])
+            pair = values["logprobs"], values["ref_logprobs"]
+            kl = {"k1": k1, "k2": k2, "k3": k3}[self.form](*pair)
+            return straight_through(kl, k2(*pair)) if self.straight_through else kl
         if self.form == "gaussian":
             return gaussian_kl(values["mean_shift_ref"], values["std"])
         if self.form == "gaussian_no_dt":

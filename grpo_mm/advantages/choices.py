@@ -1,0 +1,66 @@
+"""Graph-GRPO: what a choice is worth is the mean reward of the samples that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpo_mm.advantages.group_norm import group_norm
+from grpo_mm.groups import group_ids
+from grpo_mm.table import Table
+
+
+def choice_value(reward_N: Tensor, chosen_NE: Tensor, group_N: Tensor) -> Tensor:
+    """The mean reward of the samples of each group that contain a choice, [groups, E]; NaN for one that none contains.
+
+    Args:
+        reward_N: [N] any scale; NaN samples take no part.
+        chosen_NE: [N, E] bool, whether a sample contains choice e (an edge of a graph, a feature).
+        group_N: [N] dense group ids.
+    """
+    scored_N = torch.isfinite(reward_N)
+    chosen_NE = (chosen_NE.bool() & scored_N[:, None]).double()
+    groups = int(group_N.max()) + 1 if group_N.numel() else 0
+    total = torch.zeros((groups, chosen_NE.shape[1]), dtype=torch.float64)
+    count = total.index_add(0, group_N, chosen_NE)
+    return total.index_add(0, group_N, chosen_NE * reward_N.double().nan_to_num()[:, None]) / count
+
+
+def choice_advantage(reward_N: Tensor, chosen_NE: Tensor, group_N: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """The value of each choice that a sample made, normalised over the choices of its group, [N, E].
+
+    NaN where a sample did not make the choice or has no reward. Choices that no sample of a group made are not in its
+    statistics; a group whose choices are all worth the same earns exactly 0.
+
+    Source: arXiv:2603.02701 (Graph-GRPO), grade C; the std over n and eps are ours. The value is a correlation: a choice that
+    only ever rides along with a good one is paid alike.
+    """
+    group_N = group_ids(group_N)
+    value_BE = choice_value(reward_N, chosen_NE, group_N)
+    row_BE = torch.arange(len(value_BE))[:, None].expand_as(value_BE)
+    advantage_BE = group_norm(value_BE.flatten(), row_BE.flatten(), ddof=0, eps=eps).view_as(value_BE)
+    made_NE = chosen_NE.bool() & torch.isfinite(reward_N)[:, None]
+    return torch.where(made_NE, advantage_BE[group_N], torch.nan)
+
+
+@dataclass(frozen=True)
+class ChoiceValue:
+    """Each action that a row chose to take earns `choice_advantage`; the others are left out.
+
+    The rollout declares `chosen` [N, A] bool: action a is a yes-or-no choice (an edge of a graph) and the row said yes. The
+    rows themselves earn 0.
+    """
+
+    eps: float = 1e-8
+
+    min_group_size = 2
+    columns = frozenset({"chosen"})
+    why = "It compares the samples that made a choice, so actions must be choices that several samples can share."
+
+    def __call__(self, table: Table) -> Table:
+        name, reward_M = table.only_value("choice_value")
+        group_M = table.key(("prompt", "tag"))
+        advantage_MA = choice_advantage(reward_M, table.columns["chosen"], group_M, eps=self.eps)
+        return table.with_values({name: 0.0 * reward_M}).plus_per_action(advantage_MA)

@@ -1,0 +1,158 @@
+"""Quality scores as constraints: their normalised advantages are weighted by multipliers that the run learns (Faithful GRPO)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from grpo_mm.advantages.combine import weighted_sum
+from grpo_mm.advantages.group_norm import group_norm
+from grpo_mm.advantages.signals import target_of
+from grpo_mm.errors import CheckpointError, ConfigError
+from grpo_mm.table import Table
+
+log = logging.getLogger(__name__)
+
+
+def dual_step(multiplier: float, *, score: float, threshold: float, rate: float, highest: float) -> float:
+    """λ ← clip(λ + rate · (threshold - score), 0, highest): up while the constraint is missed.
+
+    Source: arXiv:2604.08476 (Faithful GRPO), section on the constrained problem. Grade B.
+    """
+    return min(highest, max(0.0, multiplier + rate * (threshold - score)))
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What the mean of a reward over the batch must reach."""
+
+    threshold: float
+    when: str | None = None
+    """Only rows on which this reward is above 0 count: without it, wrong but consistent answers would do. Rows without a
+    score, as where a judge had nothing to judge or failed, never count."""
+    start: float = 1.0
+    """Of the multiplier."""
+
+
+@dataclass(frozen=True)
+class Lagrangian:
+    """One component: the normalised task advantage + Σ_k λ_k · the normalised advantage of constraint k.
+
+    The task is the weighted sum of the rewards that are no constraint. Whiten the result: `group_norm` with key [] after it.
+    The multipliers of a step are those from before its batch; after the updates each takes one `dual_step`, the same on
+    every rank, and is saved with the run.
+
+    Source: arXiv:2604.08476 (Faithful GRPO). Grade B. Uncertain: whether the dual step comes before or after the advantages
+    (here after), and how rows that a constraint does not apply to enter its advantage (`fill`). No division by 1 + Σλ.
+    Trap: a constraint that is equal within a group has advantage 0 there, whatever its multiplier.
+    """
+
+    constraints: dict[str, Constraint]
+    rate: float = 0.05
+    highest: float = 5.0
+    least: int = 8
+    """Rows that a constraint must apply to in a batch; with fewer its multiplier stays."""
+    fill: Literal["masked", "zero"] = "masked"
+    """masked: compared among the rows it applies to, the others 0. zero: the others have the value 0, which rewards
+    accuracy a second time."""
+    ddof: Literal[0, 1] = 1
+    eps: float = 1e-4
+    key: tuple[str, ...] = ("prompt",)
+    warn_after: int = 100
+    """Steps at the highest value after which the log says that the threshold may be out of reach."""
+    state: dict[str, dict[str, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    min_group_size = 2
+
+    def __post_init__(self) -> None:
+        if not self.constraints or self.rate < 0 or self.highest <= 0 or self.least < 1:
+            raise ValueError(
+                f"{len(self.constraints)} constraints, rate = {self.rate}, highest = {self.highest}, least = {self.least}; "
+                "wanted some, 0 or more, above 0, and 1 or more."
+            )
+        for name, constraint in self.constraints.items():
+            start = min(self.highest, max(0.0, constraint.start))
+            self.state[name] = {"multiplier": start, "score": float("nan"), "applicable": 0.0, "steps_at_cap": 0.0}
+
+    def __call__(self, table: Table) -> Table:
+        group_M = table.key(self.key)
+
+        def normalised(value_M: Tensor) -> Tensor:
+            return group_norm(value_M, group_M, ddof=self.ddof, eps=self.eps)
+
+        constraint_M = {name: self._applied(table, name) for name in self.constraints}
+        total_M = normalised(self._task(table))
+        for name, value_M in constraint_M.items():
+            filled_M = value_M.nan_to_num() if self.fill == "zero" else value_M
+            total_M = total_M + self.state[name]["multiplier"] * normalised(filled_M).nan_to_num()
+        return table.with_values({"total": total_M})
+
+    def update(self, table: Table) -> None:
+        """The dual step, on the rewards of a batch."""
+        for name, constraint in self.constraints.items():
+            value_M, kept = self._applied(table, name), self.state[name]
+            finite_M = torch.isfinite(value_M)
+            kept["applicable"] = float(finite_M.sum())
+            if kept["applicable"] < self.least:
+                continue
+            kept["score"] = float(value_M[finite_M].mean())
+            kept["multiplier"] = dual_step(
+                kept["multiplier"],
+                score=kept["score"],
+                threshold=constraint.threshold,
+                rate=self.rate,
+                highest=self.highest,
+            )
+            kept["steps_at_cap"] = kept["steps_at_cap"] + 1 if kept["multiplier"] >= self.highest else 0.0
+            if kept["steps_at_cap"] == self.warn_after:
+                log.warning(
+                    "constraint %r has been at its highest multiplier %g for %d steps: its score is %.3f, wanted %g. The "
+                    "threshold may be out of reach.",
+                    name, self.highest, self.warn_after, kept["score"], constraint.threshold,
+                )  # fmt: skip
+
+    def metrics(self) -> dict[str, float]:
+        """The multipliers in force, and the batch scores and counts that the last dual step saw."""
+        return {
+            f"constraint/{name}/{what}": self.state[name][what]
+            for name in self.constraints
+            for what in ("multiplier", "score", "applicable")
+            if self.state[name][what] == self.state[name][what]
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the scores that are not there yet: JSON has no NaN."""
+        return {name: {k: v for k, v in kept.items() if v == v} for name, kept in self.state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if set(state) != set(self.constraints):
+            raise CheckpointError(
+                f"saved multipliers of {sorted(state)}, the config constrains {sorted(self.constraints)}."
+            )
+        for name, kept in state.items():
+            self.state[name] = {"score": float("nan")} | {k: float(v) for k, v in kept.items()}
+
+    def _task(self, table: Table) -> Tensor:
+        """The weighted task reward; NaN where one that applies gave no score."""
+        names = [name for name in table.values if name not in self.constraints]
+        if not names:
+            raise ConfigError(
+                f"every reward ({', '.join(table.values)}) is a constraint; wanted at least one that is not."
+            )
+        value_MK = torch.stack([table.values[name] for name in names], dim=1)
+        total_M = weighted_sum(value_MK, [table.weights.get(name, 1.0) for name in names])
+        # A judge that failed masks its constraint only; a task reward that failed leaves the row out.
+        lost_M = table.columns["failed"] & torch.isnan(value_MK).any(dim=1)
+        return torch.where(lost_M, torch.nan, total_M)
+
+    def _applied(self, table: Table, name: str) -> Tensor:
+        """The constraint's score where it applies, NaN elsewhere, [M]."""
+        value_M, when = table.values[target_of(table, name, stage="lagrangian")], self.constraints[name].when
+        if when is None:
+            return value_M
+        return torch.where(table.values[target_of(table, when, stage="lagrangian")] > 0, value_M, torch.nan)
