@@ -67,6 +67,8 @@ class Kl:
         if self.to == "ema" and self.form != "velocity":
             raise ValueError(f"to = ema goes with form = velocity, found {self.form}.")
 
+    reads_advantage = False
+
     @property
     def needs(self) -> frozenset[str]:
         return frozenset(_NEEDS[self.form] if self.to == "ref" else {"velocity_shift_ema"})
