@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.entry import train
 from grpo_mm.metrics import read
 from grpo_mm.run_config import read as read_config
-from grpo_mm.train import train
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs/quickstart"
@@ -55,12 +55,11 @@ def run(method: str, name: str, *overrides: str) -> dict[str, Any]:
     steps = steps_within(method, settings)
     summary = train(CONFIGS / f"{method}.yaml", [f"name={name}", f"steps={steps}", *settings])
     rows = [row for row in read(Path("runs") / name / "metrics.jsonl") if "policy/logprob_gap" in row]
-    calls = {
-        k: v
-        for k, v in summary["network_calls"].items()
-        if k in ("rollout_calls", "train_calls", "old_calls", "ref_calls")
+    return summary | {
+        "calls": sum(summary["network_calls"].values()),
+        "scored": summary["reward_calls"]["rewards"],
+        "rows": rows,
     }
-    return summary | {"calls": sum(calls.values()), "scored": summary["network_calls"]["rewards"], "rows": rows}
 
 
 def held_out(summary: dict[str, Any], when: str, part: str) -> float:

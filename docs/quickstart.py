@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from grpo_mm.entry import train
 from grpo_mm.metrics import read
-from grpo_mm.train import train
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs/quickstart/flow.yaml"

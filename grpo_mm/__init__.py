@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def train(config: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Runs a config; see `grpo_mm.train.train`."""
-    from grpo_mm.train import train as run
+    """Runs a config; see `grpo_mm.entry.train`."""
+    from grpo_mm.entry import train as run
 
     return run(config, *args, **kwargs)

@@ -60,9 +60,9 @@ def train(
 ) -> None:
     """Trains a config, or goes on where the run was interrupted."""
     from grpo_mm.console import before_after, progress
+    from grpo_mm.entry import train as run
     from grpo_mm.report import write_report
     from grpo_mm.run_config import read
-    from grpo_mm.train import train as run
 
     settings = read(config, overrides or [])
     try:

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 import torch
 
+NETWORK_CALLS = tuple(f"{name}_calls" for name in ("rollout", "train", "value", "ref", "old", "ema"))
+"""Counters of network calls; the others count what rewards and judges were asked."""
+
 
 class Clock:
     """Seconds by phase (exclusive: an inner phase is not counted in the outer one) and counts by name.

@@ -48,9 +48,13 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
             )
         mapping = merge(parent, mapping)
     for text in overrides:
+        if text.startswith("method="):
+            mapping = override(mapping, text)
+    if isinstance(mapping.get("method"), str):
+        mapping = merge(preset(mapping["method"]), mapping)  # what the file says stands above what its method fills in
+    for text in overrides:
         mapping = override(mapping, text)
-    # What the file says stands above what its method fills in.
-    return merge(preset(mapping["method"]), mapping) if isinstance(mapping.get("method"), str) else mapping
+    return mapping
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -195,9 +199,18 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"{path}: found {value!r}; {problem['msg'].lower()}.") from error
-    if isinstance(found, float) and not math.isfinite(found):
+    if not _finite(found):
         raise ConfigError(f"{path}: found {value!r}; input should be a finite number.")
     return found
+
+
+def _finite(value: Any) -> bool:
+    """No NaN and no infinity anywhere in a plain value."""
+    if isinstance(value, Mapping):
+        return all(_finite(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_finite(v) for v in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _role(annotation: Any) -> Role | None:

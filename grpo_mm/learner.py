@@ -156,10 +156,18 @@ class Learner:
             errors = [e for rank in self.processes.gather(self.rewards.first_error) for e in rank.values()]
             raise TrainingStopped(
                 f"step {step + 1}: every one of {len(table)} rows failed to be scored. The first error was:\n"
-                + (errors[0] if errors else "no exception: the reward returned NaN for every row.")
+                + (
+                    errors[0]
+                    if errors
+                    else "no exception: the reward returned NaN for every row; a warning above may say why."
+                )
             )
         found["reward/failed_frac"] = float(table.columns["failed"].double().mean())
         earned = credit(table, self.config.advantage, rollout=batch.rollout, rank=self.processes.rank)
+        if 1.0 in (earned.metrics["advantage/zero_groups_frac"], earned.metrics["advantage/left_out_frac"]):
+            log.warning(
+                "step %d: nothing to learn from, every advantage is 0 or left out; do the rewards differ?", step + 1
+            )
         found |= earned.metrics
         return found | self.onlooker(batch, earned, step), earned
 

@@ -17,7 +17,12 @@ B the text of the paper, C third parties that quote it, D an abstract, uncertain
 
 def methods_page() -> str:
     """The whole page as Markdown."""
-    lines = [HEAD, "## Estimators and objectives", "", "| method | changes | blocks | paper | grade | preset | tested in |"]
+    lines = [
+        HEAD,
+        "## Estimators and objectives",
+        "",
+        "| method | changes | blocks | paper | grade | preset | tested in |",
+    ]
     lines.append("| --- " * 7 + "|")
     lines += [_row(method) for method in sorted(METHODS, key=lambda m: m.key)]
     lines += ["", "## Flow models", "", "| preset | paper | config |", "| --- | --- | --- |"]

@@ -108,7 +108,9 @@ def find(name: str) -> Method:
         return same[0]
     if same:
         here = ", ".join(f"{method.key} ({method.title})" for method in same)
-        raise ConfigError(f"method {name!r} is the name of several papers. Here: {here}. Not here: {'; '.join(OTHERS.get(name, ()))}.")
+        raise ConfigError(
+            f"method {name!r} is the name of several papers. Here: {here}. Not here: {'; '.join(OTHERS.get(name, ()))}."
+        )
     near = difflib.get_close_matches(name, [n for m in METHODS for n in (m.name, m.key)], n=1)
     raise ConfigError(
         f"unknown method {name!r}." + (f" Did you mean {near[0]!r}?" if near else "") + " `grpo-mm methods` lists them."

@@ -9,7 +9,7 @@ import torch
 
 from grpo_mm.advantages.credit import check_stages
 from grpo_mm.errors import ConfigError
-from grpo_mm.table import KEYS, Table
+from grpo_mm.table import KEYS, PER_ACTION, Table
 from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
 from grpo_mm.watch import check_metric, metric_of
 
@@ -23,10 +23,12 @@ _OF_THE_TABLE = {*KEYS, "prompt_id", "local_row", "failed", "rank"}
 def check_settings(config: RunConfig, world: int) -> None:
     """Raises ConfigError for settings that contradict each other; looks at no file and no machine."""
     _check_numbers(config)
+    config.engine.check(config.policy, group_size=config.group_size, training_steps=config.steps)
     _check_sizes(config, world)
     if not config.rewards or not config.prompts or not config.objective:
         raise ConfigError("a run needs at least one entry each under `prompts`, `rewards` and `objective`.")
-    config.engine.check(config.policy, group_size=config.group_size)
+    if all(scorer.weight == 0 for scorer in config.rewards.values()):
+        raise ConfigError("every reward has weight 0; put rewards that are only logged under `watch`.")
     _check_advantage(config)
     provides = config.policy.provides & config.engine.provides
     missing = sorted(config.needs - provides)
@@ -39,8 +41,6 @@ def check_settings(config: RunConfig, world: int) -> None:
         raise ConfigError("the objective stays close to averaged weights, but the run keeps none: give `ema`.")
     if config.reference_reset is not None and not config.needs_reference:
         raise ConfigError("reference_reset: no term of the objective uses a reference; add {kind: kl, …}.")
-    if all(scorer.weight == 0 for scorer in config.rewards.values()):
-        raise ConfigError("every reward has weight 0; put rewards that are only logged under `watch`.")
     _check_sources(config)
     _check_watch(config)
     _check_relative(config, world)
@@ -86,6 +86,11 @@ def _check_sizes(config: RunConfig, world: int) -> None:
             f"prompts_per_step = {config.prompts_per_step} does not divide into updates.count = {parts} parts of whole "
             f"groups. Use a multiple of {parts}, or updates.by=action."
         )
+    if config.updates.by == "action" and config.updates.count > 1 and getattr(config.engine, "train_within", None):
+        raise ConfigError(
+            "updates.by=action deals out all noisy steps, of which engine.train_within leaves some untrained: some updates would "
+            "train nothing. Use updates.by=group."
+        )
     if config.updates.by == "action" and config.engine.actions() < config.updates.count:
         raise ConfigError(
             f"updates.count = {config.updates.count} by action, but a row trains {config.engine.actions()} actions. "
@@ -128,6 +133,17 @@ def _check_relative(config: RunConfig, world: int) -> None:
         )
 
 
+def _check_terms(config: RunConfig) -> None:
+    for term in config.objective:
+        weight = getattr(term, "weight", 1.0)
+        if weight <= 0:
+            raise ConfigError(
+                f"objective {type(term).__name__}: weight = {weight:g}; wanted above 0, or leave the term out."
+            )
+    if not any(getattr(term, "reads_advantage", True) for term in config.objective):
+        raise ConfigError("no term of the objective reads the advantage, so the rewards would teach nothing.")
+
+
 def _check_advantage(config: RunConfig) -> None:
     smallest = max((getattr(stage, "min_group_size", 1) for stage in config.advantage), default=1)
     if config.group_size < smallest:
@@ -135,6 +151,7 @@ def _check_advantage(config: RunConfig) -> None:
             f"group_size = {config.group_size}, but the advantage compares samples within a group and needs at least "
             f"{smallest}."
         )
+    _check_terms(config)
     table = _rehearsal_table(config)
     for stage in config.advantage:
         absent = sorted(getattr(stage, "columns", frozenset()) - set(table.columns))
@@ -145,6 +162,20 @@ def _check_advantage(config: RunConfig) -> None:
             )
         table = stage(table)
     check_stages(table)
+    (value_M,) = table.values.values()
+    taught = torch.isfinite(value_M) & (value_M != 0)
+    if not taught.any() and PER_ACTION not in table.columns:
+        raise ConfigError(
+            "the advantage stages leave nothing to learn from: with any rewards every advantage is 0 or left out. Look at the "
+            "order of the stages, at their `key` (a comparison set needs two rows or more), and at the weights of the rewards."
+        )
+    read = frozenset().union(*(getattr(term, "columns", frozenset()) for term in config.objective))
+    unread = sorted(frozenset().union(*(getattr(stage, "makes", frozenset()) for stage in config.advantage)) - read)
+    if unread:
+        raise ConfigError(
+            f"an advantage stage makes the column {unread[0]!r}, but no term of the objective reads it: add "
+            f"{{kind: kl, gate: {unread[0]}, …}}."
+        )
     known = (set(table.columns) - _OF_THE_TABLE) | {BEHAVIOUR}
     for term in config.objective:
         absent = sorted(getattr(term, "columns", frozenset()) - known)
@@ -170,7 +201,8 @@ def _rehearsal_table(config: RunConfig) -> Table:
     columns["local_row"] = columns["prompt"] * config.group_size + columns["sample"]
     columns["failed"] = torch.zeros(2 * size, dtype=torch.bool)
     columns["rank"] = torch.zeros(2 * size, dtype=torch.int64)
-    values = {name: torch.linspace(0, 1, 2 * size, dtype=torch.float64) for name in config.rewards}
+    drawn = torch.Generator().manual_seed(0)
+    values = {name: torch.rand(2 * size, dtype=torch.float64, generator=drawn) for name in config.rewards}
     return Table(values=values, columns=columns, weights={name: s.weight for name, s in config.rewards.items()})
 
 

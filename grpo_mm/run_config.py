@@ -18,6 +18,7 @@ from grpo_mm.objectives import ClippedRatio
 from grpo_mm.optim import Optim
 from grpo_mm.run_checks import check_settings
 from grpo_mm.snapshots import Ema, ReferenceReset, SamplingPolicy
+from grpo_mm.types import ORDER
 from grpo_mm.watch import Watched
 
 
@@ -167,7 +168,7 @@ class RunConfig:
         )  # fmt: skip
         recompute = self.old_logprobs == "recompute" and "logprobs" in self.needs
         # Objectives that couple more than a forward holds are computed in two passes.
-        passes = recompute + any(term.couples != self.policy.unit for term in self.objective)
+        passes = recompute + any(ORDER.index(term.couples) > ORDER.index(self.policy.unit) for term in self.objective)
         if passes:
             calls["value"] = passes * calls["train"]
         if recompute and "mean_shift_old" in self.needs:

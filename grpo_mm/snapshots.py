@@ -24,9 +24,10 @@ class Ema:
     slope: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1 or self.every_updates < 1:
+        if not 0 <= self.decay < 1 or self.every_updates < 1 or (self.slope is not None and self.slope < 0):
             raise ValueError(
-                f"decay = {self.decay}, every_updates = {self.every_updates}; wanted a decay in [0, 1) and at least 1."
+                f"decay = {self.decay}, every_updates = {self.every_updates}, slope = {self.slope}; wanted a decay in [0, 1), at "
+                "least 1, and a slope of 0 or more."
             )
 
     def decay_at(self, averages: int) -> float:
@@ -68,7 +69,12 @@ class ReferenceReset:
     kl_above: float | None = None
 
     def __post_init__(self) -> None:
-        if self.every is None and self.kl_above is None or (self.every is not None and self.every < 1):
+        if (
+            self.every is None
+            and self.kl_above is None
+            or (self.every is not None and self.every < 1)
+            or (self.kl_above is not None and self.kl_above <= 0)
+        ):
             raise ValueError(
                 f"every = {self.every}, kl_above = {self.kl_above}; wanted at least one of them, every from 1."
             )

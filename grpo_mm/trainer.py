@@ -251,6 +251,8 @@ class Trainer:
         last = state["eval_last"]
         after = last["metrics"] if last and last["step"] == step else self.evaluate(step, name="eval_after")
         self._prune() if self.processes.is_main else None
+        if self.learner.counters["updates"] == 0:
+            log.warning("every update was skipped, so the product is the model as it was; look at the warnings above.")
         summary = {
             "name": self.config.name,
             "steps": step,
@@ -259,7 +261,8 @@ class Trainer:
             "eval_after": _short(after),
             "best_step": state["best_step"],
             "seconds": {**state["seconds"], "total": sum(state["seconds"].values())},
-            "network_calls": state["calls"],
+            "network_calls": {k: v for k, v in state["calls"].items() if k in clock.NETWORK_CALLS},
+            "reward_calls": {k: v for k, v in state["calls"].items() if k not in clock.NETWORK_CALLS},
             "bad_updates": self.learner.counters["bad_updates"],
             "product": policy.product,
         }

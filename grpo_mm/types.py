@@ -312,6 +312,7 @@ BEHAVIOUR = "behaviour_logprobs"
 
 Couples = Literal["action", "row", "group", "update"]
 """The smallest set of actions whose loss can be taken apart from the rest."""
+ORDER: tuple[Couples, ...] = ("action", "row", "group", "update")
 
 
 class Objective(Protocol):

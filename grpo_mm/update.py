@@ -17,9 +17,7 @@ from torch import Tensor
 
 from grpo_mm.clock import phase
 from grpo_mm.distributed import Processes
-from grpo_mm.types import BEHAVIOUR, Counts, Couples, Credit, Objective, Rollout, Term, View
-
-_ORDER: tuple[Couples, ...] = ("action", "row", "group", "update")
+from grpo_mm.types import BEHAVIOUR, ORDER, Counts, Couples, Credit, Objective, Rollout, Term, View
 
 
 class Replays(Protocol):
@@ -89,9 +87,9 @@ def accumulate(
     view = _with_columns(view, rollout, objective)
     plan = _padded(policy.plan(rollout, view.mask.bool()), processes)
     needs = frozenset().union(*(term.needs for term in objective))
-    coupled = max((term.couples for term in objective), key=_ORDER.index)
+    coupled = max((term.couples for term in objective), key=ORDER.index)
     log = _Log()
-    if _ORDER.index(coupled) <= _ORDER.index(policy.unit):
+    if ORDER.index(coupled) <= ORDER.index(policy.unit):
         for index, values in policy.logprobs(rollout, plan, needs=needs, grad=True):
             here = view.at(index)
             trained = _trained(values, here)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from grpo_mm.config import Role
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.image_statistics import STATISTICS
+from grpo_mm.types import is_relative
 
 Action = Literal["warn", "lower_lr", "rollback", "stop"]
 Band = tuple[float | None, float | None]
@@ -221,6 +222,11 @@ def check_metric(
         "image": STATISTICS,
         "diversity": ["mean"],
     }
+    relative = [n for n, scorer in rewards.items() if is_relative(scorer.use)]
+    if prefix == "eval" and who in relative:
+        raise ConfigError(f"{where}: {who!r} compares samples of a group, so held-out pictures have no such score.")
+    if prefix == "eval" and who in rewards and rest == f"{who}/score":
+        raise ConfigError(f"{where}: the mean of a reward is eval/{who}/mean (of a watched one eval/NAME/score).")
     if prefix in known and who not in known[prefix]:
         kind = {"reward": "reward", "watch": "watched reward", "image": "statistic"}.get(prefix, "metric")
         raise ConfigError(f"{where}: there is no {kind} {who!r}.{_suggest(who, known[prefix])}")

@@ -145,7 +145,21 @@ def judge_with(vlm: Vlm, pairs: Sequence[Pair], *, form: Form) -> list[Verdict |
     """Verdicts by a model's answers; None where it gave none, or one that decides nothing."""
     question, parse = (flex_question, parse_flex) if form == "flex" else (think_question, parse_think)
     answers = vlm.ask([Question(question(pair.prompt.text), (pair.first, pair.second)) for pair in pairs])
-    return [parse(answer) for answer in answers]
+    verdicts = [parse(answer) for answer in answers]
+    unread = [answer for answer, verdict in zip(answers, verdicts) if answer is not None and verdict is None]
+    if unread:
+        _warn_unread(unread[0][-200:])
+    return verdicts
+
+
+_told: list[str] = []
+
+
+def _warn_unread(end: str) -> None:
+    """Once a process: every step would say it again."""
+    if not _told:
+        _told.append(end)
+        logger.warning("a judge's answer decides nothing (such comparisons fail); it ends with: %r", end)
 
 
 def _categories(form: Form) -> tuple[str, ...]:

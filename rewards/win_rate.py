@@ -127,6 +127,10 @@ class WinRate:
     def planned_calls(self, size: int) -> int:
         """How often the judge is asked about a set of `size` pictures, if none of it is known."""
         total = size * (size - 1) // 2
+        if self.max_pairs is not None and self.max_pairs < (size + 1) // 2 and size > 1:
+            raise ConfigError(
+                f"win_rate: max_pairs = {self.max_pairs} leaves some of {size} pictures uncompared; wanted {(size + 1) // 2} or more."
+            )
         return min(total, self.max_pairs or total) * (2 if self.both_orders else 1)
 
     def __call__(self, items: Tensor, prompts: Sequence[Prompt], group_M: Tensor) -> dict[str, Tensor]:

@@ -516,8 +516,8 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "one ratio for single credits": (
         "dense", ["objective=[{kind: clipped_ratio, ratio: row}]"], "Use ratio: action",
     ),
-    "a share of scored steps": ("dense", ["engine.train_fraction=0.5"], "train_fraction = 0.5 .*Choose the steps with engine.noise or"),
-    "a share of a tree's edges": ("branch", ["engine.train_fraction=0.5"], "train_fraction = 0.5 .*engine.train_within"),
+    "a share of scored steps": ("dense", ["engine.train_fraction=0.5"], "train_fraction = 0.5 .*Choose the steps with engine.noise instead"),
+    "a share of a tree's edges": ("branch", ["engine.train_fraction=0.5"], "train_fraction = 0.5 .*engine.noise instead"),
     "no share": ("flow", ["engine.train_fraction=0"], r"train_fraction = 0.0; wanted a share in \(0, 1\]"),
     "calibrated without clean images": (
         "flow", ["engine.noise={kind: calibrated}", "engine.kernel=dance_sde"], "use engine.tree={kind: clean_images}",
@@ -527,7 +527,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
         "branch", ["engine.train_within={kind: window, size: 2, within: [5, 7]}"], "train_within .* no noisy step",
     ),
     "pruned to nothing later": (
-        "branch", ["engine.train_within={kind: sliding_window, size: 2, every: 9}"], "train_within .* no noisy step",
+        "branch", ["engine.train_within={kind: sliding_window, size: 2, every: 9}", "steps=60"], "train_within .* no noisy step",
     ),
     "pruning overruns": ("branch", ["engine.train_within={kind: window, size: 2, within: [6, 8]}"], "the noise window reaches"),
     "over the budget": ("g2rpo", ["max_reward_calls=10"], "more than max_reward_calls = 10.*or raise the budget"),

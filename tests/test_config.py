@@ -311,7 +311,7 @@ class FakeEngine:
     def actions(self) -> int:
         return 3
 
-    def check(self, policy, *, group_size) -> None:
+    def check(self, policy, *, group_size, training_steps) -> None:
         pass
 
     def pictures(self, group_size) -> int:
@@ -429,7 +429,7 @@ def test_cuda_is_refused_where_there_is_none():
 
 @pytest.mark.parametrize("settings", [dict(decay=1.0), dict(decay=-0.1), dict(every_updates=0)], ids=str)
 def test_averages_that_never_change_or_never_come_are_refused(settings):
-    assert "wanted a decay in [0, 1) and at least 1" in refusal(build, Ema, settings)
+    assert "wanted a decay in [0, 1), at least 1" in refusal(build, Ema, settings)
 
 
 def test_a_reference_is_kept_only_if_a_term_reads_it():

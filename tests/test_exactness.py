@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import launch, record, write_config
 
-from grpo_mm.train import train
+from grpo_mm.entry import train
 
 BASE = {
     "policy": {"dtype": "float64", "micro_batch": 32},
@@ -90,7 +90,7 @@ def together(tiny_sd3, tmp_path_factory) -> dict[str, Path]:
 TRAIN_ALL = """
 import sys
 import torch
-from grpo_mm.train import train
+from grpo_mm.entry import train
 
 for path in sys.argv[1:]:
     train(path)

@@ -11,10 +11,10 @@ import torch
 from tiny_runs import PROMPTS, command_line, in_child, record, summary, weights, write_config
 
 from grpo_mm import checkpoint
+from grpo_mm.entry import train
 from grpo_mm.errors import TrainingStopped
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.run_config import Scorer
-from grpo_mm.train import train
 
 NAN = float("nan")
 FEW = {"steps": 2, "eval_prompts": None, "samples_every": 0, "checkpoints": {"every": 1}}

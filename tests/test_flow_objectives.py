@@ -20,7 +20,7 @@ from grpo_mm.objectives import (
     optimality,
 )
 from grpo_mm.pipelines.flow import kernels
-from grpo_mm.pipelines.flow.forward import ForwardRecord, matching_loss, nft_errors
+from grpo_mm.pipelines.flow.forward_record import ForwardRecord, matching_loss, nft_errors
 from grpo_mm.pipelines.flow.record import FlowRecord
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Shifted
 from grpo_mm.run_config import read

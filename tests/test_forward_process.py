@@ -14,6 +14,7 @@ from tiny_runs import command_line, in_child, launch, record, weights, write_con
 
 from grpo_mm import clock, trainer
 from grpo_mm.distributed import Processes
+from grpo_mm.entry import train
 from grpo_mm.learner import Learner
 from grpo_mm.pipelines.flow.forward import EveryTimestep, ForwardProcess, Stratified
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
@@ -22,7 +23,6 @@ from grpo_mm.pipelines.flow.sd3 import Sd3
 from grpo_mm.rows import plan_rows
 from grpo_mm.run_config import read
 from grpo_mm.snapshots import Ema, ReferenceReset, SamplingPolicy, Snapshots
-from grpo_mm.train import train
 from grpo_mm.types import Prompt, Rollout
 
 PROMPTS = (Prompt("a", "a red circle"), Prompt("b", "a blue square"))
@@ -485,7 +485,7 @@ def test_micro_batches_do_not_change_three_steps(name, alone, tiny_sd3, tmp_path
 def test_two_processes_train_as_one(alone, tiny_sd3, tmp_path):
     together = {name: exact(tmp_path / name, tiny_sd3, name) for name in alone}
     script = tmp_path / "train_all.py"
-    script.write_text("import sys\nfrom grpo_mm.train import train\nfor path in sys.argv[1:]:\n    train(path)\n")
+    script.write_text("import sys\nfrom grpo_mm.entry import train\nfor path in sys.argv[1:]:\n    train(path)\n")
     launch(script, *together.values())
     for name, config in together.items():
         assert_equal(last(config), last(alone[name]))

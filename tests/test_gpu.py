@@ -77,7 +77,7 @@ def test_rollout_and_replay_agree_in_float32_on_the_gpu(kind, tree, request):
 
 @pytest.mark.parametrize("name", ["g2rpo", "dense", "branch", "nft", "pref"])
 def test_every_kind_of_method_trains_on_the_gpu(name, tmp_path):
-    from grpo_mm.train import train
+    from grpo_mm.entry import train
 
     settings = [
         "steps=2",

@@ -9,7 +9,7 @@ import sys
 import pytest
 from tiny_runs import write_config
 
-from grpo_mm.train import train
+from grpo_mm.entry import train
 
 
 def code_of(product) -> str:

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from tiny_runs import write_config
 
-from grpo_mm.train import train
+from grpo_mm.entry import train
 
 DATA = Path(os.environ.get("GRPO_MM_TEST_DATA", ROOT.parent / "shared/data"))
 pytestmark = [

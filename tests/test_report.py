@@ -34,7 +34,7 @@ def a_run(tmp_path, *, steps=12, prompts=PROMPTS):
     summary = {
         "name": "a_run", "steps": steps, "eval_before": BEFORE, "eval_after": AFTER, "product": "adapter",
         "seconds": {"train": 100.0, "eval": 25.0, "total": 125.0},
-        "network_calls": {"rollout_calls": 1_200_000, "train_calls": 10_000, "rewards": 5_000_000},
+        "network_calls": {"rollout_calls": 1_200_000, "train_calls": 10_000}, "reward_calls": {"rewards": 5_000_000},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     images = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tiny_runs import ROOT, command_line, in_child, record, summary, weights, write_config
 
 from grpo_mm import checkpoint, learner, run_folder, trainer
+from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
-from grpo_mm.train import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 STEPS = 3

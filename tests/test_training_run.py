@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tiny_runs import PROMPTS, record, summary, write_config
 
 from grpo_mm import checkpoint
+from grpo_mm.entry import train
 from grpo_mm.metrics import read
 from grpo_mm.run_config import Scorer
 from grpo_mm.run_config import read as read_config
-from grpo_mm.train import train
 from grpo_mm.trainer import Trainer
 
 NAMES = {

@@ -297,7 +297,8 @@ def rollouts(draw) -> tuple[Branching, list[float], int, int]:
     seeds, each = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     noisy = [k for k, noise in enumerate(levels[:-1]) if noise > 0]
     if name == "single":
-        kind = SingleSteps(tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True))))
+        coarsest = min(4, len(levels) - 1)
+        kind = SingleSteps(tuple(draw(st.lists(st.integers(1, coarsest), min_size=1, max_size=3, unique=True))))
     elif name == "clean":
         kind = CleanImages(draw(st.none() | st.integers(1, 4)))
     elif name == "splits":

@@ -18,10 +18,10 @@ from tiny_runs import command_line, in_child, record, summary, write_config
 
 from grpo_mm import checkpoint, trainer
 from grpo_mm.config import build, dump
+from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.learner import Learner
 from grpo_mm.run_config import read as read_config
-from grpo_mm.train import train
 from grpo_mm.watch import Rules, Watched, absolute_band, describe
 
 NAN = float("nan")

@@ -160,7 +160,12 @@ class ToyEngine:
         return group_size * (LENGTH // UNIT if self.outputs == "unit" else 1)
 
     def table_columns(self, group_size: int) -> dict[str, Tensor]:
-        rows = Rows(tuple(ToyPrompts(1).load()), torch.zeros(group_size, dtype=torch.int64), torch.arange(group_size), group_size)
+        rows = Rows(
+            tuple(ToyPrompts(1).load()),
+            torch.zeros(group_size, dtype=torch.int64),
+            torch.arange(group_size),
+            group_size,
+        )
         rollout, outputs = self.sample(ToyPolicy(ToyPolicyConfig(1)), rows, step=0, seed=0, needs=frozenset())
         action = torch.full_like(outputs.row_M, -1) if outputs.action_M is None else outputs.action_M
         columns = {name: column[outputs.row_M] for name, column in rollout.columns.items()}

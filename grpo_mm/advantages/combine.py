@@ -44,5 +44,9 @@ class Clamp:
 
     min_group_size = 1
 
+    def __post_init__(self) -> None:
+        if self.limit <= 0:
+            raise ValueError(f"limit = {self.limit}; wanted above 0.")
+
     def __call__(self, table: Table) -> Table:
         return table.with_values({k: v.clamp(-self.limit, self.limit) for k, v in table.values.items()})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grpo_mm.advantages.combine import WeightedSum
 from grpo_mm.errors import ConfigError
-from grpo_mm.table import Table
+from grpo_mm.table import TRAINED, Table
 
 
 def batch_win_rate(score_M: Tensor) -> Tensor:
@@ -42,6 +42,11 @@ class GardoGate:
     share: float = 0.1
     column: str = "kl_gate"
 
+    @property
+    def makes(self) -> frozenset[str]:
+        """Columns that are for the objective: without a term that reads them the stage does nothing."""
+        return frozenset({self.column})
+
     min_group_size = 1
 
     def __post_init__(self) -> None:
@@ -51,6 +56,8 @@ class GardoGate:
             )
 
     def __call__(self, table: Table) -> Table:
+        if self.column in table.columns or self.column == TRAINED:
+            raise ConfigError(f"gardo_gate: the table has a column {self.column!r} of its own; choose another name.")
         others, optimised = _split(table, self.against, "gardo_gate")
         (total_M,) = WeightedSum()(table.with_values(optimised)).values.values()
         doubt_M = uncertainty(total_M, others)
@@ -91,6 +98,12 @@ def _split(table: Table, names: tuple[str, ...], stage: str) -> tuple[dict[str, 
         raise ConfigError(
             f"{stage}: wanted the rewards {', '.join(names)} beside at least one other, found {', '.join(table.values)}. "
             "Put them under `rewards` with weight: 0."
+        )
+    weighted = [name for name in names if table.weights.get(name, 0.0)]
+    if weighted:
+        raise ConfigError(
+            f"{stage}: the reward {weighted[0]!r} serves only here, but has weight {table.weights[weighted[0]]:g}, as if it were "
+            "optimised. Give it weight: 0."
         )
     inside = {name: table.values[name] for name in names}
     return inside, {name: value for name, value in table.values.items() if name not in names}

@@ -82,6 +82,10 @@ class GroupNorm:
     skip: tuple[str, ...] = ()
     """Components that stay as they are, for a later stage."""
 
+    def __post_init__(self) -> None:
+        if self.eps < 0:
+            raise ValueError(f"eps = {self.eps}; wanted 0 or more: it is added to the spread.")
+
     @property
     def min_group_size(self) -> int:
         """2 where samples of one prompt are compared with each other."""
@@ -92,6 +96,8 @@ class GroupNorm:
         group_M = table.key(self.key)
         settings = dict(center=self.center, scale=self.scale, scale_over=self.scale_over, ddof=self.ddof, eps=self.eps)
         absent = sorted(set(self.skip) - set(table.values))
+        if self.skip and len(set(self.skip)) == len(table.values):
+            raise ConfigError("group_norm: skip names every component; nothing is left to normalise.")
         if absent:
             raise ConfigError(f"group_norm: skip names {absent[0]!r}; there are {', '.join(sorted(table.values))}.")
         chosen = {name: value for name, value in table.values.items() if name not in self.skip}

@@ -76,6 +76,8 @@ class Kl:
         if self.straight_through and self.form not in ("k1", "k3"):
             raise ValueError(f"straight_through goes with form = k1 or k3, found {self.form}.")
 
+    reads_advantage = False
+
     @property
     def needs(self) -> frozenset[str]:
         return frozenset(_NEEDS[self.form] if self.to == "ref" else {"velocity_shift_ema"})

@@ -20,6 +20,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from grpo_mm import metrics
+from grpo_mm.clock import NETWORK_CALLS
 from grpo_mm.errors import UserError
 from grpo_mm.report.curves import charts
 from grpo_mm.report.pictures import before_and_after, rollout_strip, spread_over
@@ -136,8 +137,8 @@ def _is_score(key: str) -> bool:
 def _headline(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of the one sentence; what a run without a summary does not say is summed from its record."""
     seconds = run.summary.get("seconds", {}).get("total") or _total(run.rows, "time/*_seconds", but="time/step_seconds")
-    calls = sum(v for name, v in run.summary.get("network_calls", {}).items() if name != "rewards")
-    calls = calls or _total(run.rows, "calls/*", but="calls/rewards")
+    calls = sum(run.summary.get("network_calls", {}).values())
+    calls = calls or sum(_total(run.rows, f"calls/{name}") for name in NETWORK_CALLS)
     step = _last_step(run)
     return {
         "before": score(before.get("score")),
@@ -157,7 +158,7 @@ def _last_step(run: Run) -> int:
     return run.summary.get("steps") or max((row["step"] for row in run.rows), default=0)
 
 
-def _total(rows: Sequence[Mapping[str, Any]], match: str, *, but: str) -> float:
+def _total(rows: Sequence[Mapping[str, Any]], match: str, *, but: str = "") -> float:
     return sum(v for row in rows for key, v in row.items() if fnmatch(key, match) and key != but and finite(v))
 
 

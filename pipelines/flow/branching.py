@@ -91,6 +91,11 @@ class SingleSteps:
         return growing.tree(action_GA, seed=seed_column(group_size, seeds))
 
     def check(self, *, steps: int, noisy: int, group_size: int, seeds: int) -> None:
+        if max(self.granularity) >= steps:
+            raise ConfigError(
+                f"granularity = {list(self.granularity)} with {steps} denoising steps; wanted below {steps}: coarser completions are "
+                "all the same."
+            )
         if group_size == seeds > 1:
             raise ConfigError(
                 f"single_steps compares branches of one initial latent, but engine.seeds = {seeds} gives every sample of the "

@@ -41,10 +41,15 @@ def calibrate(
     config = read(path, overrides)
     if not isinstance(config.engine, FlowEngine):
         raise ConfigError("calibrate works on an engine of kind flow.")
-    if not out.absolute().parent.is_dir():
+    try:  # now, and not after the rounds
+        was_there = out.exists()
+        out.open("a").close()
+        if not was_there:
+            out.unlink()
+    except OSError as error:
         raise ConfigError(
-            f"there is no folder {out.absolute().parent} for the noise file; make it, or give another --out."
-        )
+            f"the noise file cannot be written to {out}: {error.strerror}. Make its folder, or give another --out."
+        ) from error
     noise = Calibrated() if settings is None else settings
     tree = config.engine.tree if isinstance(config.engine.tree, CleanImages) else CleanImages()
     engine = replace(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from grpo_mm.advantages.combine import WeightedSum
 from grpo_mm.advantages.gains import Gains
-from grpo_mm.errors import CheckpointError, ConfigError
+from grpo_mm.errors import ConfigError
 from grpo_mm.table import Table
 from grpo_mm.types import BASELINE
 
@@ -59,7 +58,8 @@ class Calibrated:
     _levels: list[float] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if min(self.start, self.step_size, self.floor) <= 0 or self.tolerance < 1 or min(self.turns, self.rounds) < 1:
+        sizes = (self.start, self.step_size, self.floor)
+        if not all(0 < size < 1e3 for size in sizes) or min(self.tolerance, self.turns, self.rounds) < 1:
             raise ConfigError(
                 f"calibrated: start = {self.start}, step_size = {self.step_size}, floor = {self.floor} must be above 0, and "
                 f"tolerance = {self.tolerance}, turns = {self.turns}, rounds = {self.rounds} at least 1."
@@ -127,53 +127,57 @@ class Calibrated:
 class NoiseFile:
     """Noise levels that `grpo-mm calibrate` wrote; the file names its kernel and its schedule, which must be the run's.
 
-    It is read once. The levels are kept with a run's state: a run that goes on with another content is refused.
+    `content` is what the file holds: it is read when the config is, and travels with the config of a run, so that a run does
+    not depend on the file once it began, and does not go on with another one.
     """
 
     path: str
+    content: dict[str, Any] | None = None
+    """None: read the file."""
 
-    @cached_property
-    def _content(self) -> dict[str, Any]:
-        return read_noise(self.path)
+    def __post_init__(self) -> None:
+        if self.content is None and Path(self.path).is_file():
+            read = read_noise(self.path)
+            object.__setattr__(self, "content", {key: read[key] for key in ("kernel", "sigmas", "levels")})
+        elif self.content is not None:
+            check_noise(self.content, self.path)
+
+    def _get(self, key: str) -> Any:
+        return (self.content or read_noise(self.path))[key]
 
     @property
     def kernel(self) -> str:
-        return self._content["kernel"]
+        return self._get("kernel")
 
     def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
-        return torch.tensor(self._content["levels"], dtype=torch.float32)
+        return torch.tensor(self._get("levels"), dtype=torch.float32)
 
     def check_schedule(self, sigma_S1: Tensor) -> None:
         """Raises ConfigError unless the levels were calibrated on this schedule."""
-        found = torch.tensor(self._content["sigmas"], dtype=torch.float32)
-        if found.shape != sigma_S1.shape or not torch.allclose(found, sigma_S1.cpu().float(), atol=1e-4):
-            raise ConfigError(
-                f"{self.path} was calibrated on the schedule {_few(found)}, but this run's is {_few(sigma_S1)}. Use the same "
-                "steps and schedule, or calibrate again."
-            )
+        found, here = torch.tensor(self._get("sigmas"), dtype=torch.float32), sigma_S1.cpu().float()
+        if found.shape == here.shape and torch.allclose(found, here, atol=1e-4):
+            return
+        size = min(len(found), len(here))
+        first = next((i for i in range(size) if abs(found[i] - here[i]) > 1e-4), size)
+        raise ConfigError(
+            f"{self.path} was calibrated on another schedule: σ_{first} is {_at(found, first)} there, {_at(here, first)} in this "
+            "run. Use the same steps and schedule, or calibrate again."
+        )
 
     def trained_steps(self, steps: int) -> int:
-        return sum(level > 0 for level in self._content["levels"][: steps - 1])
+        return sum(level > 0 for level in self._get("levels")[: steps - 1])
 
     def check(self, steps: int) -> None:
-        levels = self._content["levels"]
+        levels = self._get("levels")
         if len(levels) != steps:
             raise ConfigError(
                 f"{self.path} holds {len(levels)} noise levels, but the run has {steps} denoising steps. Use "
                 f"engine.steps={len(levels)}, or calibrate again."
             )
 
-    def update(self, table: Table) -> None:
-        """Levels of a file stay."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"levels": self._content["levels"]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if list(state["levels"]) != self._content["levels"]:
-            raise CheckpointError(
-                f"{self.path} holds other noise levels than the run began with. Put the file back, or start over with --fresh."
-            )
+def _at(sigma: Tensor, index: int) -> str:
+    return f"{float(sigma[index]):.4f}" if index < len(sigma) else "absent"
 
 
 def read_noise(path: str) -> dict[str, Any]:
@@ -184,24 +188,27 @@ def read_noise(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"noise file {path}: {error.strerror}. `grpo-mm calibrate CONFIG --out {path}` writes one."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"noise file {path} is not valid JSON: {error}. `grpo-mm calibrate CONFIG --out {path}` writes one."
         ) from error
+    check_noise(found, path)
+    return found
+
+
+def check_noise(found: Any, path: str) -> None:
+    """Raises ConfigError unless `found` is what a noise file holds."""
     wanted = {"kernel": str, "sigmas": list, "levels": list}
     if not isinstance(found, dict) or not all(isinstance(found.get(k), t) for k, t in wanted.items()):
         raise ConfigError(f"noise file {path} must hold `kernel`, `sigmas` and `levels`.")
+    if found["kernel"] != KERNEL:
+        raise ConfigError(f"noise file {path} names the kernel {found['kernel']!r}; its levels are for {KERNEL}.")
     numbers = [*found["sigmas"], *found["levels"]]
-    if not all(isinstance(v, (int, float)) and 0 <= v < float("inf") for v in numbers):
-        raise ConfigError(f"noise file {path}: sigmas and levels must be numbers of 0 or more.")
-    return found
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v < 1e30 for v in numbers):
+        raise ConfigError(f"noise file {path}: sigmas and levels must be finite numbers of 0 or more.")
 
 
 def write_noise(path: Path, *, sigma_S1: Tensor, level_S: Tensor, about: Mapping[str, Any]) -> None:
     """The file that `noise_file` reads; `about` says where it came from."""
     content = {"kernel": KERNEL, "sigmas": sigma_S1.tolist(), "levels": level_S.tolist(), **about}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _few(sigma_S1: Tensor) -> Sequence[float]:
-    return [round(v, 3) for v in sigma_S1.tolist()[:4]] + ["…"]  # type: ignore[list-item]

@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import kernels
-from grpo_mm.pipelines.flow.branching import Chains, CleanImages, Splits
+from grpo_mm.pipelines.flow.branching import Chains, CleanImages, SingleSteps, Splits
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
 from grpo_mm.pipelines.flow.drawing import drawing
 from grpo_mm.pipelines.flow.forest import grow_rows
@@ -27,6 +27,7 @@ from grpo_mm.pipelines.flow.tree import Tree
 from grpo_mm.rng import stream
 from grpo_mm.types import Outputs, Rollout, Rows
 
+MAX_STEPS, MAX_LEVEL = 1000, 1000.0
 NOMINAL_TOKENS = 1024
 """Image tokens where no model is loaded yet: they move σ of resolution-dependent schedules, not the shape of a tree."""
 
@@ -60,20 +61,36 @@ class FlowEngine(OdeSampler):
         """The values that a rollout of these settings can be replayed for."""
         absent = set() if self.logprob == "gaussian" else {"gaussian_logprobs"}
         # A mean over the row's trained steps; in a tree most rows train but a part of theirs.
-        absent |= {"relative_std"} if isinstance(self.tree, Splits) else set()
+        absent |= {"relative_std"} if isinstance(self._shape, Splits) else set()
         return PROVIDES - absent
 
-    def check(self, policy: FlowPolicyConfig, *, group_size: int) -> None:
+    def check(self, policy: FlowPolicyConfig, *, group_size: int, training_steps: int = 1) -> None:
         """Raises ConfigError for settings that cannot work together."""
         if self.steps < 1 or self.eval_steps < 1 or self.rollout_batch < 1:
             raise ConfigError(
                 f"engine: steps = {self.steps}, eval_steps = {self.eval_steps}, rollout_batch = {self.rollout_batch}; "
                 "each must be at least 1."
             )
+        if self.steps > MAX_STEPS:
+            raise ConfigError(f"engine.steps = {self.steps} denoising steps; wanted at most {MAX_STEPS}.")
+        for name, wanted in (
+            ("noise", "trained_steps"),
+            ("tree", "check"),
+            ("solver", "grid"),
+            ("schedule", "__call__"),
+        ):
+            if not hasattr(getattr(self, name), wanted):
+                raise ConfigError(
+                    f"engine.{name} is {getattr(self, name)!r}, which has no `{wanted}`: it is no {name}."
+                )
         self.noise.check(self.steps)
+        if self.noise.trained_steps(self.steps) < 1:
+            raise ConfigError("engine.noise leaves no noisy step that can be trained: the last step never is.")
         if self.train_within is not None:
             self.train_within.check(self.steps)
         level = float(self._noise_level(step=0, seed=0).max())
+        if level > MAX_LEVEL:
+            raise ConfigError(f"a noise level of {level:g} drowns every picture; wanted at most {MAX_LEVEL:g}.")
         if self.kernel is kernels.ode or level <= 0:
             raise ConfigError(
                 "a ratio objective needs noise: with the kernel 'ode' or a noise level of 0 every log-probability is "
@@ -89,11 +106,18 @@ class FlowEngine(OdeSampler):
             self._sigma(NOMINAL_TOKENS), self._sigma(2 * NOMINAL_TOKENS)
         ):
             self.noise.check_schedule(self._sigma(NOMINAL_TOKENS))  # else it waits for the size of the model's latents
-        if isinstance(self.noise, Calibrated) and not isinstance(self.tree, CleanImages):
+        if isinstance(self.noise, Calibrated) and not isinstance(self._shape, CleanImages):
             raise ConfigError("calibrated noise needs the gain of every step: use engine.tree={kind: clean_images}.")
         if not 0 < self.train_fraction <= 1:
             raise ConfigError(f"engine.train_fraction = {self.train_fraction}; wanted a share in (0, 1].")
-        self._check_tree(group_size)
+        if isinstance(self.train_within, Calibrated):
+            raise ConfigError("engine.train_within is a window of steps; calibrated noise is none.")
+        if self.train_within is not None and isinstance(self._shape, SingleSteps):
+            raise ConfigError(
+                "engine.train_within would sample and score branches that are not trained: with single_steps choose the steps "
+                "by engine.noise."
+            )
+        self._check_tree(group_size, training_steps)
         # What a tree makes of the level counts: splitting steps may scale it.
         level = float(self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].noise_V.max())
         if self.kernel in (kernels.cps, kernels.ddim) and level > 1:
@@ -101,14 +125,14 @@ class FlowEngine(OdeSampler):
                 f"noise.level = {level:g}; the kernel takes η in (0, 1], and beyond it the std exceeds σ'."
             )
 
-    def _check_tree(self, group_size: int) -> None:
+    def _check_tree(self, group_size: int, training_steps: int) -> None:
         seeds = self._seeds(group_size)
         if seeds < 1 or group_size % seeds:
             raise ConfigError(
                 f"engine.seeds = {seeds} initial latents for group_size = {group_size} samples; wanted a divisor of it."
             )
         self.tree.check(steps=self.steps, noisy=self.actions(), group_size=group_size, seeds=seeds)
-        for step in self._unlike_steps():
+        for step in self._unlike_steps(training_steps):
             tree = self.grid_and_tree(step=step, seed=0, group_size=group_size)[1]
             if not tree.train_GA.any():
                 raise ConfigError(
@@ -118,13 +142,19 @@ class FlowEngine(OdeSampler):
         if self.train_fraction < 1 and (tree.credits_actions or "edge" in tree.columns):
             raise ConfigError(
                 f"engine.train_fraction = {self.train_fraction} would sample and score branches that are not trained. "
-                "Choose the steps with engine.noise or engine.train_within instead."
+                "Choose the steps with engine.noise instead."
             )
 
-    def _unlike_steps(self) -> list[int]:
+    @property
+    def _shape(self) -> Any:
+        """The tree, or the one that it leaves unshared."""
+        return getattr(self.tree, "of", self.tree)
+
+    def _unlike_steps(self, training_steps: int) -> list[int]:
         """Training steps that differ in their noise or in what is pruned, so that windows are checked wherever they go."""
         first: dict[tuple[float, ...], int] = {}
-        for step in (*range(64), *range(64, 4096, 61)):
+        few = min(64, training_steps)
+        for step in (*range(few), *range(few, training_steps, 1 + training_steps // 64), training_steps - 1):
             levels = self._noise_level(step=step, seed=0).tolist()
             if self.train_within is not None:
                 levels += self.train_within(self._sigma(NOMINAL_TOKENS), step=step, seed=0).tolist()

@@ -96,7 +96,7 @@ class ForwardProcess(OdeSampler):
     def provides(self) -> frozenset[str]:
         return FORWARD_PROVIDES
 
-    def check(self, policy: FlowPolicyConfig, *, group_size: int) -> None:
+    def check(self, policy: FlowPolicyConfig, *, group_size: int, training_steps: int = 1) -> None:
         if min(self.steps, self.eval_steps, self.rollout_batch, self.actions()) < 1 or self.beta <= 0:
             raise ConfigError(
                 f"engine: steps = {self.steps}, eval_steps = {self.eval_steps}, rollout_batch = {self.rollout_batch}, "
