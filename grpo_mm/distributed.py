@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +34,8 @@ class Processes:
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device
+        if self.world > 1:
+            _leave_at_exit()
 
     @property
     def is_main(self) -> bool:
@@ -83,3 +87,9 @@ def _buckets(grads: Sequence[Tensor], limit: int = 64 * 2**20) -> list[list[Tens
         buckets[-1].append(grad)
         size += grad.numel()
     return buckets
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Ends the communication before the interpreter does: its threads would abort a process that has done its work."""
+    atexit.register(lambda: torch.distributed.destroy_process_group() if torch.distributed.is_initialized() else None)
