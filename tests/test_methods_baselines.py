@@ -59,7 +59,7 @@ from grpo_mm.methods import METHODS, find, preset
 from grpo_mm.registry import lookup
 from grpo_mm.stateful import load_parts, stateful_parts
 from grpo_mm.table import Table, gather, local_table, prompt_ids
-from grpo_mm.train import train
+from grpo_mm.entry import train
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout
 
 NAN = math.nan

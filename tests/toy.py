@@ -150,7 +150,7 @@ class ToyEngine:
 
     provides = PROVIDES
 
-    def check(self, policy: Any, *, group_size: int) -> None:
+    def check(self, policy: Any, *, group_size: int, training_steps: int = 1) -> None:
         pass
 
     def actions(self) -> int:
