@@ -85,6 +85,7 @@ METHODS: tuple[Method, ...] = (
     Method("disco", "2505.12366", "Discriminative constrained optimisation", "A", "correct against wrong rows of a prompt; hinge KL", "tests/test_methods_objectives.py"),
     Method("drpo", "2510.04474", "Decoupled reward policy optimisation", "A", "DisCO; short correct rows weigh more", "tests/test_methods_objectives.py"),
     Method("grao", "2508.07750", "Group relative alignment optimisation", "B", "log-likelihoods of samples and a demonstration", "tests/test_methods_objectives.py"),
+    Method("qae", "2509.22611", "Quantile advantage estimation", "D", "a quantile of the group as the baseline", "tests/test_quantile_norm.py"),
 )  # fmt: skip
 
 OTHERS: dict[str, tuple[str, ...]] = {

@@ -135,6 +135,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("advantage", "novelty", "grpo_mm.advantages.novelty:Novelty", "arXiv:2510.06672"),
     Entry("advantage", "pass_rate_ladder", "grpo_mm.advantages.pass_rate_ladder:PassRateLadder", "arXiv:2602.03806"),
     Entry("advantage", "lagrangian", "grpo_mm.advantages.lagrangian:Lagrangian", "arXiv:2604.08476"),
+    Entry("advantage", "quantile_norm", "grpo_mm.advantages.quantile_norm:QuantileNorm", "arXiv:2509.22611"),
     Entry("advantage", "shuffle", "grpo_mm.advantages.shuffle:Shuffle"),
     Entry("objective", "clipped_ratio", "grpo_mm.objectives.clipped_ratio:ClippedRatio", "arXiv:1707.06347", _FLOW + "flow_grpo_sd35.yaml"),
     Entry("objective", "ratio_norm", "grpo_mm.objectives.ratio_norm:RatioNorm", "arXiv:2510.22319", _FLOW + "guard_sd35.yaml"),
