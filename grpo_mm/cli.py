@@ -155,9 +155,10 @@ def methods(
     kind: Annotated[str | None, typer.Option(help="sampler, advantage, objective, reward, strategy, preset, …")] = None,
 ) -> None:
     """Lists every method and component: name, kind, paper, module, function, config."""
+    from grpo_mm.methods import METHODS
     from grpo_mm.registry import TABLE, entries
 
-    kinds = sorted({entry.role for entry in TABLE})
+    kinds = sorted({entry.role for entry in TABLE} | {"method"})
     if kind is not None and kind not in kinds:
         raise UserError(f"there is no kind {kind!r} of method; there are: {', '.join(kinds)}.")
     rows = []
@@ -168,6 +169,11 @@ def methods(
             {"name": entry.kind, "kind": entry.role, "paper": entry.paper, "module": "" if preset else module,
              "function": function, "config": entry.config}
         )  # fmt: skip
+    rows += [
+        {"name": method.key, "kind": "method", "paper": f"arXiv:{method.arxiv}", "module": "", "function": "",
+         "config": f"grpo_mm/presets/{method.file.name}"}
+        for method in METHODS if kind in (None, "method")
+    ]  # fmt: skip
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return

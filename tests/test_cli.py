@@ -32,6 +32,7 @@ from tiny_runs import (
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
+from grpo_mm.methods import METHODS
 from grpo_mm.registry import TABLE, load
 
 NEEDY = """
@@ -379,11 +380,11 @@ def test_show_prints_what_would_run(run):
 
 def test_methods_lists_what_there_is_and_nothing_else():
     rows = json.loads(say("methods", "--json"))
-    assert len(rows) == len(TABLE) and all(
+    assert len(rows) == len(TABLE) + len(METHODS) and all(
         set(row) == {"name", "kind", "paper", "module", "function", "config"} for row in rows
     )
     for row in rows:
-        assert row["kind"] == "preset" or load(f"{row['module']}:{row['function']}")
+        assert row["kind"] in ("preset", "method") or load(f"{row['module']}:{row['function']}")
         assert not row["config"] or (ROOT / row["config"]).is_file()
     assert {row["kind"] for row in rows} >= {"sampler", "advantage", "objective", "reward", "strategy", "preset"}
     samplers = {row["name"] for row in json.loads(say("methods", "--kind", "sampler", "--json"))}

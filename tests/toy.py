@@ -196,6 +196,9 @@ class ToyEngine:
             "agent": torch.zeros_like(length), "order": rows.sample_N, "copies": torch.ones_like(length),
             "variant": rows.sample_N % 2, "time": torch.zeros_like(length),
             "state_key": torch.cat([torch.zeros_like(token_NA[:, :1]), token_NA[:, :-1]], 1), "token": token_NA,
+            "main": rows.sample_N, "valid": torch.ones_like(length, dtype=torch.bool), "demo": torch.zeros_like(length),
+            "chosen": (token_NA % 2 == 1) & mask_NA, "eos": (token_NA == END) & mask_NA,
+            "shared_prefix": torch.zeros_like(mask_NA),
         }  # fmt: skip
         action_M, row_M = None, torch.arange(len(rows))
         units = torch.zeros_like(row_M)

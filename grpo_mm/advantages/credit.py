@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,19 +45,26 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
         "advantage/max": float(advantage_M[finite_M].max()) if finite_M.any() else 0.0,
         "advantage/left_out_frac": float((~finite_M).double().mean()),
     }
-    mine = table.take(torch.nonzero(table.columns["rank"] == rank).flatten())
+    made = [name for name in table.columns if name not in before | {TRAINED, PER_ACTION}]
+    mine = _of_rank(table, rank, ("local_row", "action", *made, *({PER_ACTION} & table.columns.keys())))
     (advantage_M,) = mine.values.values()
-    made = {name: c.double() for name, c in mine.columns.items() if name not in before | {TRAINED, PER_ACTION}}
+    shape = (rollout.num_rows, rollout.num_actions)
     count_NA = _spread(torch.ones_like(advantage_M), mine, rollout)
     lost_NA = _spread((~torch.isfinite(advantage_M)).double(), mine, rollout)
-    columns = {name: _spread(column_M, mine, rollout) / count_NA.clamp_min(1) for name, column_M in made.items()}
-    advantage_NA = _spread(advantage_M.nan_to_num(), mine, rollout)
+    columns = {
+        name: (_spread(mine.columns[name].double(), mine, rollout) / count_NA.clamp_min(1)).expand(shape).contiguous()
+        for name in made
+    }
+    advantage_NA = _spread(advantage_M.nan_to_num(), mine, rollout).expand(shape)
+    credited_NA, kept_NA = count_NA > 0, lost_NA == 0
     if PER_ACTION in mine.columns:
-        extra_MA, row_M = mine.columns[PER_ACTION].double(), mine.columns["local_row"]
-        advantage_NA = advantage_NA.index_add(0, row_M, extra_MA.nan_to_num())
-        count_NA = count_NA.index_add(0, row_M, torch.ones_like(extra_MA))
-        lost_NA = lost_NA.index_add(0, row_M, extra_MA.isnan().double())
-    return Credit(advantage_NA, keep_NA=(count_NA > 0) & (lost_NA == 0), metrics=metrics, columns=columns)
+        row_M = mine.columns["local_row"]
+        advantage_NA = advantage_NA.index_add(0, row_M, mine.columns[PER_ACTION].double())
+        credited_NA = credited_NA | torch.zeros(shape[0], 1, dtype=torch.bool).index_fill(0, row_M, True)
+        kept_NA = kept_NA & ~advantage_NA.isnan()
+        advantage_NA = advantage_NA.nan_to_num_()
+    keep_NA = (credited_NA & kept_NA).expand(shape).contiguous()
+    return Credit(advantage_NA.contiguous(), keep_NA=keep_NA, metrics=metrics, columns=columns)
 
 
 def check_stages(table: Table) -> None:
@@ -86,20 +94,29 @@ def _zero_groups_frac(advantage_M: Tensor, group_M: Tensor) -> float:
     return float((scored & ~teaching).sum() / scored.sum().clamp_min(1))
 
 
+def _of_rank(table: Table, rank: int, names: Sequence[str]) -> Table:
+    """The rows of a rank with only the named columns: those of [M, A] are long to copy."""
+    table = replace(table, columns={name: table.columns[name] for name in ("rank", *names)})
+    mine_M = table.columns["rank"] == rank
+    return table if mine_M.all() else table.take(torch.nonzero(mine_M).flatten())
+
+
 def _spread(value_M: Tensor, table: Table, rollout: Rollout) -> Tensor:
-    """Sums of values over the (row, action) that each table row credits, [N, A].
+    """Sums of values over the (row, action) that each table row credits, [N, A]; [N, 1] if all credit whole rows.
 
     Where the rollout declares a column `unit`, outputs credit units of a row (ranks of a list, turns), each of which is some
     actions.
     """
     row_M, action_M = table.columns["local_row"], table.columns["action"]
+    whole_M = action_M == WHOLE_ROW
+    row_N = value_M.new_zeros(rollout.num_rows).index_add_(0, row_M[whole_M], value_M[whole_M])
+    if whole_M.all():
+        return row_N[:, None]
     unit_NA = rollout.columns.get("unit")
     units = rollout.num_actions
     if unit_NA is not None:
         # An output may credit a unit that no action belongs to: the twentieth item of a list of twelve.
         units = 1 + max([0, *(int(named.max()) for named in (unit_NA, action_M) if named.numel())])
-    whole_M = action_M == WHOLE_ROW
-    row_N = value_M.new_zeros(rollout.num_rows).index_add_(0, row_M[whole_M], value_M[whole_M])
     total_NU = row_N[:, None].repeat(1, units)
     cell_M = (row_M * units + action_M)[~whole_M]
     total_NU.view(-1).index_add_(0, cell_M, value_M[~whole_M])
