@@ -17,9 +17,22 @@ Scale = Literal["std", "mad", "none"]
 
 def group_ids(*keys_M: Tensor) -> Tensor:
     """Dense ids 0..num_groups-1 of the rows of one or more integer key columns, [M] each -> [M]."""
-    if len(keys_M) == 1:
-        return torch.unique(keys_M[0], return_inverse=True)[1]
-    return torch.unique(torch.stack(keys_M, dim=1), dim=0, return_inverse=True)[1]
+    ids_M = _dense(keys_M[0])
+    for key_M in keys_M[1:]:
+        other_M = _dense(key_M)
+        ids_M = _dense(ids_M * (other_M.max() + 1) + other_M) if len(ids_M) else ids_M
+    return ids_M
+
+
+def _dense(key_M: Tensor) -> Tensor:
+    """Ids of the values of one column, in their order; without sorting where these are integers close together."""
+    if key_M.numel() and not key_M.is_floating_point():
+        low, high = (int(end) for end in key_M.aminmax())
+        if high - low < max(1024, 8 * key_M.numel()):
+            place_M = key_M.long() - low
+            there = torch.zeros(high - low + 1, dtype=torch.bool, device=key_M.device).index_fill(0, place_M, True)
+            return (there.cumsum(0) - 1)[place_M]
+    return torch.unique(key_M, return_inverse=True)[1]
 
 
 def group_sum(value_M: Tensor, group_M: Tensor) -> Tensor:

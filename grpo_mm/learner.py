@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from grpo_mm import checkpoint, clock
 from grpo_mm.advantages.credit import credit
 from grpo_mm.checkpoint import Checkpoint
+from grpo_mm.collectors.sample_and_score import More
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.groups import group_ids
@@ -74,8 +76,18 @@ class Learner:
         rows, part_N = plan_rows(
             prompts, group_size=config.group_size, parts=parts, rank=self.processes.rank, world=self.processes.world
         )
+        more = More(rows=lambda number: self._more_rows(step, number), gather=self.processes.gather, parts=parts)
         with self._sampling_weights():
-            return config.collector(lambda r: self._sample(r, step), self._score, rows), part_N
+            return config.collector(lambda r: self._sample(r, step), self._score, rows, more), part_N
+
+    def _more_rows(self, step: int, number: int) -> Rows:
+        """This rank's rows of further prompts of a step: another shuffle of the same mixture, with noise of their own."""
+        config = self.config
+        drawn = self.prompts.batch(step, config.prompts_per_step, stream_seed(config.seed, "more_prompts", number))
+        prompts = tuple(replace(prompt, id=f"{prompt.id}+{number}") for prompt in drawn)
+        return plan_rows(
+            prompts, group_size=config.group_size, parts=1, rank=self.processes.rank, world=self.processes.world
+        )[0]
 
     @contextmanager
     def _sampling_weights(self) -> Iterator[None]:
@@ -117,6 +129,7 @@ class Learner:
 
     def _train_on(self, batch: Batch, part_N: Tensor, step: int) -> dict[str, float]:
         table = self.table(batch)
+        part_N = part_N if batch.part_N is None else batch.part_N
         found, earned = self._credit(batch, table, step)
         found |= part_metrics(self.config)
         rollout = batch.rollout
@@ -141,7 +154,7 @@ class Learner:
         if self.counters["bad_in_a_row"] == 0:
             for _, part_with_state in stateful_parts(self.config):
                 part_with_state.update(table)
-        return found | _summarise(results)
+        return found | batch.metrics | _summarise(results)
 
     def table(self, batch: Batch) -> Table:
         """Rewards and columns of all ranks."""

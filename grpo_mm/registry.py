@@ -93,6 +93,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("tree", "unshared", "grpo_mm.pipelines.flow.branching:Unshared"),
     Entry("solver", "euler", "grpo_mm.pipelines.flow.solver:Euler"),
     Entry("solver", "dpmpp", "grpo_mm.pipelines.flow.solver:DpmSolverPP", "arXiv:2211.01095", _FLOW + "mix_flash_flux.yaml"),
+    Entry("strategy", "dynamic_sampling", "grpo_mm.collectors.dynamic_sampling:DynamicSampling", "arXiv:2503.14476"),
     Entry("strategy", "sample_and_score", "grpo_mm.collectors.sample_and_score:SampleAndScore"),
     Entry("advantage", "group_norm", "grpo_mm.advantages.group_norm:GroupNorm", "arXiv:2402.03300", _FLOW + "flow_grpo_sd35.yaml"),
     Entry("advantage", "weighted_sum", "grpo_mm.advantages.combine:WeightedSum", "", _FLOW + "flow_grpo_sd35.yaml"),

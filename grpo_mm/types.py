@@ -252,6 +252,10 @@ class Batch:
     outputs: Outputs
     scores: Mapping[str, Scores]
     """Reward name → its scores over the local outputs [M]."""
+    part_N: Tensor | None = None
+    """[N] int64, the update that trains a row, where the collector chose the rows; None: as they were planned."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the collector has to tell, the same on every rank."""
 
     def output_prompts(self) -> list[Prompt]:
         """The prompt of each local output, M of them."""

@@ -36,10 +36,10 @@ class ToyPrompts:
 
 @dataclass(frozen=True)
 class ToyReward:
-    """graded: share of right positions; binary: at least `least` of them right; length: minus the share of positions used;
-    unit: 1 for a unit (see `engine.outputs`) whose tokens are all right."""
+    """graded: share of right positions; binary: 1 if at least `least` of them are right, else 0; signed: the same as 1 or -1;
+    length: minus the share of positions used; unit: share of right tokens of a unit (see `engine.outputs`)."""
 
-    kind: Literal["graded", "binary", "length", "unit"] = "graded"
+    kind: Literal["graded", "binary", "signed", "length", "unit"] = "graded"
     least: int = 3
 
     def __call__(self, items: Sequence[tuple], prompts: Sequence[Prompt]) -> Scores:
@@ -54,7 +54,10 @@ class ToyReward:
             return sum(here) / UNIT
         if self.kind == "length":
             return -len(tokens) / LENGTH
-        return sum(right) / LENGTH if self.kind == "graded" else float(sum(right) >= self.least)
+        if self.kind == "graded":
+            return sum(right) / LENGTH
+        passed = float(sum(right) >= self.least)
+        return 2 * passed - 1 if self.kind == "signed" else passed
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,10 @@ class ToyPolicy:
 class ToyEngine:
     outputs: Literal["row", "unit"] = "row"
     """unit: every unit of a row is scored and credited by itself."""
+    agents: int = 1
+    """Sample s is written by agent s % agents, called by the sample of agent 0 before it."""
+    demos: bool = False
+    """Sample 0 of each prompt is a demonstration: it writes the target."""
 
     provides = PROVIDES
 
@@ -182,10 +189,12 @@ class ToyEngine:
         ]
         table = policy.logits.log_softmax(-1)[prompt_N]
         token_NA = (torch.stack(drawn)[..., None] > table.exp().cumsum(-1)).sum(-1).clamp_max(TOKENS - 1)
+        target = torch.tensor([rows.prompts[p].target for p in rows.prompt_N])
+        demo = (rows.sample_N == 0) & self.demos
+        token_NA = torch.where(demo[:, None], target, token_NA)
         ended = (token_NA == END).long().cumsum(1) - (token_NA == END).long() > 0
         mask_NA = ~ended
         logprob_NA = table.gather(2, token_NA[..., None])[..., 0]
-        target = torch.tensor([rows.prompts[p].target for p in rows.prompt_N])
         right = ((token_NA == target) & mask_NA).sum(1)
         length = mask_NA.sum(1)
         total = (logprob_NA * mask_NA).sum(1)
@@ -193,17 +202,17 @@ class ToyEngine:
             "length": length, "truncated": length == LENGTH, "correct": right >= 3, "incorrect": right < 3,
             "repetitive": torch.zeros_like(length, dtype=torch.bool), "stratum": length // 3, "prior": torch.full((len(right),), 0.4),
             "logprob_mean": total / length, "logprob_sum": total, "ref_log_ratio": torch.zeros_like(total),
-            "agent": torch.zeros_like(length), "order": rows.sample_N, "copies": torch.ones_like(length),
+            "agent": rows.sample_N % self.agents, "main": rows.sample_N - rows.sample_N % self.agents,
+            "valid": torch.ones_like(length, dtype=torch.bool), "order": rows.sample_N, "copies": torch.ones_like(length),
             "variant": rows.sample_N % 2, "time": torch.zeros_like(length),
             "state_key": torch.cat([torch.zeros_like(token_NA[:, :1]), token_NA[:, :-1]], 1), "token": token_NA,
-            "main": rows.sample_N, "valid": torch.ones_like(length, dtype=torch.bool), "demo": torch.zeros_like(length),
-            "chosen": (token_NA % 2 == 1) & mask_NA, "eos": (token_NA == END) & mask_NA,
-            "shared_prefix": torch.zeros_like(mask_NA),
+            "chosen": (token_NA % 2 == 1) & mask_NA, "shared_prefix": torch.zeros_like(mask_NA), "demo": demo.long(),
+            "eos": (token_NA == END) & mask_NA,
         }  # fmt: skip
         action_M, row_M = None, torch.arange(len(rows))
         units = torch.zeros_like(row_M)
         if self.outputs == "unit":
-            columns["unit"] = (torch.arange(LENGTH) // UNIT).expand(len(rows), -1).clone()
+            columns["unit"] = (torch.arange(LENGTH) // UNIT).expand(len(rows), -1).masked_fill(columns["eos"], -1)
             row_M, units = torch.nonzero(mask_NA[:, ::UNIT], as_tuple=True)
             action_M = units
         texts = [tuple(t[:n]) for t, n in zip(token_NA.tolist(), length.tolist())]

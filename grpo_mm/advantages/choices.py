@@ -21,11 +21,12 @@ def choice_value(reward_N: Tensor, chosen_NE: Tensor, group_N: Tensor) -> Tensor
         group_N: [N] dense group ids.
     """
     scored_N = torch.isfinite(reward_N)
-    chosen_NE = (chosen_NE.bool() & scored_N[:, None]).double()
+    chosen_NE = chosen_NE.bool() & scored_N[:, None]
     groups = int(group_N.max()) + 1 if group_N.numel() else 0
-    total = torch.zeros((groups, chosen_NE.shape[1]), dtype=torch.float64)
-    count = total.index_add(0, group_N, chosen_NE)
-    return total.index_add(0, group_N, chosen_NE * reward_N.double().nan_to_num()[:, None]) / count
+    shape = (groups, chosen_NE.shape[1])
+    count = torch.zeros(shape, dtype=torch.int32).index_add_(0, group_N, chosen_NE.int())
+    earned_NE = torch.where(chosen_NE, reward_N.double()[:, None], 0.0)
+    return torch.zeros(shape, dtype=torch.float64).index_add_(0, group_N, earned_NE) / count
 
 
 def choice_advantage(reward_N: Tensor, chosen_NE: Tensor, group_N: Tensor, *, eps: float = 1e-8) -> Tensor:
@@ -42,7 +43,7 @@ def choice_advantage(reward_N: Tensor, chosen_NE: Tensor, group_N: Tensor, *, ep
     row_BE = torch.arange(len(value_BE))[:, None].expand_as(value_BE)
     advantage_BE = group_norm(value_BE.flatten(), row_BE.flatten(), ddof=0, eps=eps).view_as(value_BE)
     made_NE = chosen_NE.bool() & torch.isfinite(reward_N)[:, None]
-    return torch.where(made_NE, advantage_BE[group_N], torch.nan)
+    return advantage_BE[group_N].masked_fill_(~made_NE, torch.nan)
 
 
 @dataclass(frozen=True)

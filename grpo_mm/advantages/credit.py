@@ -58,11 +58,10 @@ def credit(table: Table, stages: Sequence[Stage], *, rollout: Rollout, rank: int
     advantage_NA = _spread(advantage_M.nan_to_num(), mine, rollout).expand(shape)
     credited_NA, kept_NA = count_NA > 0, lost_NA == 0
     if PER_ACTION in mine.columns:
-        row_M = mine.columns["local_row"]
-        advantage_NA = advantage_NA.index_add(0, row_M, mine.columns[PER_ACTION].double())
+        extra_MA, row_M = mine.columns[PER_ACTION].double(), mine.columns["local_row"]
+        advantage_NA = advantage_NA.index_add(0, row_M, extra_MA.nan_to_num())
         credited_NA = credited_NA | torch.zeros(shape[0], 1, dtype=torch.bool).index_fill(0, row_M, True)
-        kept_NA = kept_NA & ~advantage_NA.isnan()
-        advantage_NA = advantage_NA.nan_to_num_()
+        kept_NA = kept_NA & ~torch.zeros(shape, dtype=torch.bool).index_add(0, row_M, extra_MA.isnan())
     keep_NA = (credited_NA & kept_NA).expand(shape).contiguous()
     return Credit(advantage_NA.contiguous(), keep_NA=keep_NA, metrics=metrics, columns=columns)
 

@@ -29,5 +29,5 @@ class LeaveOut:
     def __call__(self, table: Table) -> Table:
         marked_MA = table.columns[self.column].bool()
         return table.plus_per_action(
-            torch.zeros(marked_MA.shape, dtype=torch.float64).masked_fill(marked_MA, torch.nan)
+            torch.zeros(marked_MA.shape, dtype=torch.float64).masked_fill_(marked_MA, torch.nan)
         )

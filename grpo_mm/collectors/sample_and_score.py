@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +14,18 @@ from grpo_mm.types import Batch, Outputs, Rollout, Rows, Scores
 
 Sample = Callable[[Rows], tuple[Rollout, Outputs]]
 Score = Callable[[Rollout, Outputs], dict[str, Scores]]
+
+
+@dataclass(frozen=True)
+class More:
+    """What a collector may ask for beside its rows."""
+
+    rows: Callable[[int], Rows]
+    """This rank's rows of the n-th further batch of prompts of the step, n from 1."""
+    gather: Callable[[Any], list[Any]]
+    """A small thing of every rank, in rank order."""
+    parts: int
+    """Updates that the rows of a step are dealt to."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class SampleAndScore:
         if self.pieces < 1:
             raise ConfigError(f"sample_and_score: pieces = {self.pieces}; wanted at least 1.")
 
-    def __call__(self, sample: Sample, score: Score, rows: Rows) -> list[Batch]:
+    def __call__(self, sample: Sample, score: Score, rows: Rows, more: More | None = None) -> list[Batch]:
         sampled, waiting = [], []
         # One worker: rewards are called one at a time and in order, as they would be without it.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="score") as worker:

@@ -1,0 +1,116 @@
+"""DAPO's dynamic sampling: samples on until enough groups teach something."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grpo_mm.advantages.drop_degenerate import useful_groups
+from grpo_mm.collectors.sample_and_score import More, Sample, Score
+from grpo_mm.errors import ConfigError
+from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DynamicSampling:
+    """Keeps the groups whose `metric` varies, and samples further prompts until there are `prompts_per_step` of them.
+
+    Groups come in the order in which they were sampled and the surplus is cut. After `max_batches` batches a step trains on
+    what there is; where nothing at all was useful it is the first batch, which then teaches nothing.
+
+    metric: the reward to choose by (accuracy, not a shaped reward; it may have weight 0); None: the only one.
+    drop: "constant" drops groups that do not vary, "best" only those that are all at `best` (NGRPO).
+
+    Source: arXiv:2503.14476 (DAPO), dynamic sampling; cap of 10 batches as in its recipe. Grade A (verl).
+    """
+
+    metric: str | None = None
+    drop: Literal["constant", "best"] = "constant"
+    best: float = 1.0
+    max_batches: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_batches < 1:
+            raise ConfigError(f"dynamic_sampling: max_batches = {self.max_batches}; wanted at least 1.")
+
+    def __call__(self, sample: Sample, score: Score, rows: Rows, more: More) -> list[Batch]:
+        wanted = len(rows.prompts)
+        found: list[Batch] = []
+        prompts: list[Prompt] = []
+        first = None
+        while len(prompts) < wanted and len(found) < self.max_batches:
+            here = more.rows(len(found)) if found else rows
+            rollout, outputs = sample(here)
+            batch = Batch(rollout, outputs, score(rollout, outputs))
+            first = first or batch
+            useful = self._useful(batch, more)[: wanted - len(prompts)]
+            found.append(pick_groups(batch, useful, start=len(prompts)))
+            prompts += [here.prompts[p] for p in useful.tolist()]
+        metrics = {"rollout/batches": float(len(found)), "rollout/used_frac": len(prompts) / (wanted * len(found))}
+        if not prompts or first is None:
+            log.warning("dynamic_sampling: none of %d groups taught anything", wanted * len(found))
+            return [replace(first, metrics=metrics)] if first else []
+        joined = join([batch for batch in found if len(batch.outputs)] or found[:1], tuple(prompts))
+        part_N = joined.rollout.prompt_N * more.parts // len(prompts)
+        return [replace(joined, part_N=part_N, metrics=metrics)]
+
+    def _useful(self, batch: Batch, more: More) -> Tensor:
+        """The prompts of a batch that teach something, over all ranks, in order."""
+        name = next(iter(batch.scores)) if self.metric is None and len(batch.scores) == 1 else self.metric
+        if name not in batch.scores:
+            raise ConfigError(
+                f"dynamic_sampling: metric = {self.metric}; there are {', '.join(sorted(batch.scores))}. Name one."
+            )
+        ranks = more.gather((batch.rollout.prompt_N[batch.outputs.row_M], batch.scores[name]["score"]))
+        prompt_M, score_M = torch.cat([p for p, _ in ranks]), torch.cat([s for _, s in ranks])
+        useful_G = useful_groups(score_M, prompt_M, drop=self.drop, best=self.best)
+        return prompt_M.unique()[useful_G]
+
+
+def pick_groups(batch: Batch, prompts: Tensor, *, start: int) -> Batch:
+    """The rows of some prompts, which are numbered from `start` on in that order.
+
+    A rank without any keeps one row that nothing credits: it takes part in the others' forwards.
+    """
+    rollout, outputs = batch.rollout, batch.outputs
+    number_P = torch.full((len(rollout.prompts),), -1)
+    number_P[prompts] = start + torch.arange(len(prompts))
+    kept = torch.nonzero(number_P[rollout.prompt_N] >= 0).flatten()
+    alone = not len(kept)
+    rows = torch.zeros(1, dtype=torch.int64) if alone else kept
+    place_N = torch.full((rollout.num_rows,), -1)
+    place_N[kept] = torch.arange(len(kept))
+    kept_M = torch.nonzero(place_N[outputs.row_M] >= 0).flatten()
+    items, item_M = torch.unique(outputs.item_index()[kept_M], return_inverse=True)
+    picked = rollout.take(rows)
+    picked = replace(
+        picked,
+        prompt_N=number_P[picked.prompt_N].clamp_min(0),
+        mask_NA=picked.mask_NA & (not alone),
+    )
+    chosen = Outputs(
+        items=outputs.items[items] if isinstance(outputs.items, Tensor) else [outputs.items[i] for i in items.tolist()],
+        row_M=place_N[outputs.row_M[kept_M]],
+        action_M=None if outputs.action_M is None else outputs.action_M[kept_M],
+        tag_M=None if outputs.tag_M is None else outputs.tag_M[kept_M],
+        item_M=item_M,
+    )
+    scores = {name: {part: value[kept_M] for part, value in parts.items()} for name, parts in batch.scores.items()}
+    return Batch(picked, chosen, scores)
+
+
+def join(batches: list[Batch], prompts: tuple[Prompt, ...]) -> Batch:
+    """Batches that number the same prompts, as one."""
+    rollouts = [replace(batch.rollout, prompts=prompts) for batch in batches]
+    outputs = Outputs.cat([batch.outputs for batch in batches], rows=[r.num_rows for r in rollouts])
+    first = batches[0].scores
+    scores = {
+        n: {part: torch.cat([b.scores[n][part] for b in batches]) for part in parts} for n, parts in first.items()
+    }
+    return Batch(Rollout.cat(rollouts), outputs, scores)
