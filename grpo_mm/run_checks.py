@@ -202,7 +202,12 @@ def _rehearsal_table(config: RunConfig) -> Table:
     columns["failed"] = torch.zeros(2 * size, dtype=torch.bool)
     columns["rank"] = torch.zeros(2 * size, dtype=torch.int64)
     drawn = torch.Generator().manual_seed(0)
-    values = {name: torch.rand(2 * size, dtype=torch.float64, generator=drawn) for name in config.rewards}
+    # Half of the rows are wrong: what looks for right and wrong rows finds both.
+    wrong = (columns["prompt"] + columns["sample"]) % 2 == 0
+    values = {
+        name: torch.where(wrong, 0.0, 0.5 + 0.5 * torch.rand(2 * size, dtype=torch.float64, generator=drawn))
+        for name in config.rewards
+    }
     return Table(values=values, columns=columns, weights={name: s.weight for name, s in config.rewards.items()})
 
 

@@ -122,3 +122,10 @@ def test_ids_are_dense_whatever_the_labels():
 
 def test_two_keys_make_a_set_of_every_pair_that_occurs():
     assert group_ids(ids(0, 0, 1, 1, 0), ids(2, 3, 2, 2, 2)).tolist() == [0, 1, 2, 2, 0]
+
+
+@pytest.mark.parametrize("low, high", [(-3, 4), (0, 10**6), (-(2**62), 2**62)])
+@pytest.mark.parametrize("columns, rows", [(1, 0), (1, 50), (2, 50), (3, 50)])
+def test_group_ids_follow_the_order_of_the_values_near_or_far_apart(low, high, columns, rows):
+    keys = [torch.randint(low, high, (rows,), generator=torch.Generator().manual_seed(i)) for i in range(columns)]
+    assert torch.equal(group_ids(*keys), torch.unique(torch.stack(keys, 1), dim=0, return_inverse=True)[1])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+import statistics
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from grpo_mm.config import build, merge
 from grpo_mm.distributed import Processes
 from grpo_mm.learner import Learner
 from grpo_mm.run_config import RunConfig
-from grpo_mm.types import Prompt
+from grpo_mm.types import Outputs, Prompt, Rollout, Rows
 
 SEEDS, STEPS = (0, 1, 2), 25
 
@@ -50,7 +53,12 @@ NEEDS: dict[str, Need] = {
     "grpo_lambda": Need("an answer is correct or not", _rewards(score=CORRECT)),
     "unlikely": Need("an answer is correct or not", _rewards(score=CORRECT)),
     "disco": Need("an answer is correct or not", _rewards(score=CORRECT)),
-    "drpo": Need("an answer is correct or not", _rewards(score=CORRECT)),
+    "drpo": Need(
+        "an answer is correct or not; its longest answer has 6 tokens",
+        {**_rewards(score=CORRECT), "advantage": [
+            {"kind": "weighted_sum"}, {"kind": "mark_positive", "threshold": 0.5}, {"kind": "shortness", "max_length": 6},
+        ]},
+    ),
     "cobalt": Need("pass rates; a first turn", _rewards(pass_rate=GRADED, previous_best=NEVER, format=ALWAYS)),
     "faithful_grpo": Need(
         "five rewards, three of them constraints",
@@ -77,6 +85,17 @@ class Witness(ToyReward):
 
 
 @dataclass(frozen=True)
+class Counting(ToyEngine):
+    """A toy engine that counts the samples it draws."""
+
+    drawn: Counter = field(default_factory=Counter, compare=False)
+
+    def sample(self, policy: Any, rows: Rows, **how: Any) -> tuple[Rollout, Outputs]:
+        self.drawn["rows"] += len(rows)
+        return super().sample(policy, rows, **how)
+
+
+@dataclass(frozen=True)
 class Learned:
     """One run: the exact expected share of right tokens before and after, and what moved."""
 
@@ -86,6 +105,8 @@ class Learned:
     """Of each optimiser step that was taken, in order; a step without anything to learn from: 0."""
     moved: tuple[float, ...]
     """Largest change of a logit, for each prompt."""
+    samples: int
+    """Drawn over the run."""
 
     @property
     def gain(self) -> float:
@@ -109,10 +130,42 @@ def learn(name: str, *, seed: int = 0, steps: int = STEPS, **settings: Any) -> L
     """Trains the toy policy by a method's preset."""
     logging.getLogger("grpo_mm.learner").setLevel(logging.ERROR)  # "nothing to learn from" is a finding here
     config = config_of(name, seed=seed, steps=steps, **settings)
+    drawn = Counter()
+    config = replace(config, engine=Counting(**vars(config.engine), drawn=drawn))
     with tempfile.TemporaryDirectory() as folder:
         learner = Learner(config, Processes(device="cpu"), samples=Path(folder))
         prompts = ToyPrompts().load()
         start, before = learner.policy.logits.detach().clone(), learner.policy.expected(prompts)
         norms = [learner.step(step).get("optim/grad_norm", 0.0) for step in range(steps)]
     moved = (learner.policy.logits.detach() - start).abs().amax((1, 2))
-    return Learned(before, learner.policy.expected(prompts), tuple(norms), tuple(moved.tolist()))
+    return Learned(before, learner.policy.expected(prompts), tuple(norms), tuple(moved.tolist()), drawn["rows"])
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and its standard error."""
+    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+ALL_WRONG_LEAST = 5
+"""Right tokens of 6 that are wanted where nearly all groups are all wrong: 0.4 % of the first samples."""
+
+
+@dataclass(frozen=True)
+class AllWrong:
+    """A run in which nearly no sample is right."""
+
+    run: Learned
+    unsolved: tuple[float, ...]
+    """Largest change of a logit of each prompt that never had a right sample."""
+
+    @property
+    def silent(self) -> int:
+        """Optimiser steps without a gradient."""
+        return sum(norm == 0 for norm in self.run.grad_norms)
+
+
+def learn_all_wrong(name: str, *, seed: int = 0, steps: int = STEPS, least: int = ALL_WRONG_LEAST) -> AllWrong:
+    """`learn` with a binary reward that asks for so much that nearly all groups are all wrong."""
+    witness = Witness("signed" if name == "v05" else "binary", least)
+    run = learn(name, seed=seed, steps=steps, rewards={"score": {"use": witness}})
+    return AllWrong(run, tuple(m for i, m in enumerate(run.moved) if str(i) not in witness.right))

@@ -127,6 +127,6 @@ class PrefixTree:
         group_M = table.key(("prompt", "tag"))
         advantage_M = group_norm(reward_M, group_M, ddof=self.ddof, eps=self.eps)
         std_M = spread(reward_M.double(), group_M, scale="std", ddof=self.ddof)
-        td_MA = prefix_tree_td(reward_M, table.columns["token"], group_M) / (std_M + self.eps)[:, None]
+        td_MA = prefix_tree_td(reward_M, table.columns["token"], group_M).div_((std_M + self.eps)[:, None])
         td_MA[std_M <= CONSTANT] = 0.0
         return table.with_values({name: advantage_M}).plus_per_action(td_MA)
