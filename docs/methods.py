@@ -1,6 +1,6 @@
 """Writes docs/methods.md.
 
-    .venv/bin/python docs/methods.py
+.venv/bin/python docs/methods.py
 """
 
 from pathlib import Path

@@ -53,13 +53,13 @@ from grpo_mm.advantages import (
 )
 from grpo_mm.budget import allocate, budget_utility, draw_prompts, sampling_weights
 from grpo_mm.config import build
+from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_sum
 from grpo_mm.methods import METHODS, find, preset
 from grpo_mm.registry import lookup
 from grpo_mm.stateful import load_parts, stateful_parts
 from grpo_mm.table import Table, gather, local_table, prompt_ids
-from grpo_mm.entry import train
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout
 
 NAN = math.nan
