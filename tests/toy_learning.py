@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 import tempfile
@@ -128,7 +127,6 @@ def config_of(name: str, *, seed: int = 0, steps: int = STEPS, **settings: Any) 
 
 def learn(name: str, *, seed: int = 0, steps: int = STEPS, **settings: Any) -> Learned:
     """Trains the toy policy by a method's preset."""
-    logging.getLogger("grpo_mm.learner").setLevel(logging.ERROR)  # "nothing to learn from" is a finding here
     config = config_of(name, seed=seed, steps=steps, **settings)
     drawn = Counter()
     config = replace(config, engine=Counting(**vars(config.engine), drawn=drawn))
