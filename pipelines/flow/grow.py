@@ -99,39 +99,16 @@ def grow(
         if done.any():
             found["items"].append(finish(wave.latent[done.to(device)]))
             found["node_U"].append(q[done])
-        inner = torch.nonzero(children[wave.prompt, wave.node]).flatten()
-        velocity = torch.zeros_like(wave.latent) if keep_velocity else None
         prompt_E, node_E = torch.nonzero(needed & (tree.depth_V == int(tree.depth_V[wave.node[0]]) + 1), as_tuple=True)
-        parent_E = place_Q[prompt_E * size + tree.parent_V[node_E]]
-        before_E = wave.latent.new_zeros(len(node_E), *wave.latent.shape[1:])
-        clean_E = torch.zeros_like(before_E)
-        for chunk in inner.split(batch) if len(inner) else ():
-            x, here = wave.latent[chunk.to(device)], wave.node[chunk]
-            sigma = moves.sigma_S1[tree.level_V[here].to(device)].to(x)
-            v = network(x, sigma, wave.prompt[chunk].to(device))
-            if velocity is not None:
-                velocity[chunk.to(device)] = v
-            rank = torch.full((len(wave.node),), -1)
-            rank[chunk] = torch.arange(len(chunk))
-            edges = torch.nonzero(rank[parent_E] >= 0).flatten()
-            source = rank[parent_E[edges]].to(device)
-            clean_E[edges.to(device)] = x[source] - _column(sigma[source], x) * v[source]
-            for group in _alike(tree, wave, parent_E, node_E, edges):
-                at = group.to(device)
-                source = rank[parent_E[group]].to(device)
-                x_next, logprob = _move(
-                    tree, wave, moves, x[source], v[source], parent=parent_E[group], node=node_E[group],
-                    prompt=prompt_E[group], normal=normal,
-                )  # fmt: skip
-                before_E[at] = x_next
-                if logprob is not None:
-                    logprob_Q[(prompt_E[group] * size + node_E[group]).to(device)] = logprob
+        edges = _Edges(prompt_E, node_E, place_Q[prompt_E * size + tree.parent_V[node_E]])
+        following, velocity, logprob_E = _advance(tree, wave, edges, moves, network=network, normal=normal, batch=batch)
+        logprob_Q[(prompt_E * size + node_E).to(device)] = logprob_E
         kept = torch.nonzero(keep_PV[wave.prompt, wave.node]).flatten()
         found["latent"].append(wave.latent[kept.to(device)])
         found["node"].append(q[kept])
-        if velocity is not None:
+        if keep_velocity:
             found["velocity"].append(velocity[kept.to(device)])
-        wave = _Wave(prompt_E, node_E, before_E, (tree.level_V[wave.node[parent_E]], clean_E) if len(node_E) else None)
+        wave = following
     return Grown(
         latent_K=torch.cat(found["latent"]),
         node_K=torch.cat(found["node"]),
@@ -152,25 +129,59 @@ class _Wave:
     before: tuple[Tensor, Tensor] | None
 
 
-def _column(value: Tensor, like: Tensor) -> Tensor:
-    return value.view(-1, *([1] * (like.dim() - 1)))
+@dataclass(frozen=True)
+class _Edges:
+    """The steps from a wave to the next one."""
+
+    prompt: Tensor
+    node: Tensor
+    """[E] int64, where they lead."""
+    parent: Tensor
+    """[E] int64, where they start: place in the wave."""
 
 
-def _alike(tree: Tree, wave: _Wave, parent_E: Tensor, node_E: Tensor, edges: Tensor) -> list[Tensor]:
+def _advance(
+    tree: Tree, wave: _Wave, edges: _Edges, moves: Moves, *, network: Network,
+    normal: Callable[[list[tuple[int, int]], Tensor], Tensor], batch: int,
+) -> tuple[_Wave, Tensor, Tensor]:  # fmt: skip
+    """The next wave, the velocity of this one (0 where nothing starts), and the log-probability of each edge (0: no noise)."""
+    device, x_W = wave.latent.device, wave.latent
+    velocity_W = torch.zeros_like(x_W)
+    next_E = x_W.new_zeros(len(edges.node), *x_W.shape[1:])
+    clean_E, logprob_E = torch.zeros_like(next_E), x_W.new_zeros(len(edges.node))
+    starts = edges.parent.unique()
+    for chunk in starts.split(batch) if len(starts) else ():
+        sigma = moves.sigma_S1[tree.level_V[wave.node[chunk]].to(device)].to(x_W)
+        velocity = network(x_W[chunk.to(device)], sigma, wave.prompt[chunk].to(device))
+        velocity_W[chunk.to(device)] = velocity
+        here = torch.nonzero(torch.isin(edges.parent, chunk)).flatten()
+        clean = x_W[chunk.to(device)] - sigma.view(-1, *([1] * (x_W.dim() - 1))) * velocity
+        clean_E[here.to(device)] = clean[torch.searchsorted(chunk, edges.parent[here]).to(device)]
+        for alike in _alike(tree, wave, edges, here):
+            at, source = alike.to(device), edges.parent[alike].to(device)
+            next_E[at], logprob = _move(tree, wave, edges, alike, moves, x_W[source], velocity_W[source], normal=normal)
+            if logprob is not None:
+                logprob_E[at] = logprob
+    before = (tree.level_V[wave.node[edges.parent]], clean_E) if len(edges.node) else None
+    return _Wave(edges.prompt, edges.node, next_E, before), velocity_W, logprob_E
+
+
+def _alike(tree: Tree, wave: _Wave, edges: _Edges, here: Tensor) -> list[Tensor]:
     """The edges in sets with the same σ before, at and after the step, and the same noise level."""
-    parent, node = parent_E[edges], node_E[edges]
+    parent, node = edges.parent[here], edges.node[here]
     before = torch.full_like(parent, -1) if wave.before is None else wave.before[0][parent]
     levels = torch.unique(tree.noise_V, return_inverse=True)[1]
     key = torch.stack([before, tree.level_V[wave.node[parent]], tree.level_V[node], levels[node]], 1)
     group = torch.unique(key, dim=0, return_inverse=True)[1]
-    return [edges[group == g] for g in range(int(group.max()) + 1)] if len(edges) else []
+    return [here[group == g] for g in range(int(group.max()) + 1)] if len(here) else []
 
 
 def _move(
-    tree: Tree, wave: _Wave, moves: Moves, x: Tensor, velocity: Tensor, *, parent: Tensor, node: Tensor, prompt: Tensor,
+    tree: Tree, wave: _Wave, edges: _Edges, alike: Tensor, moves: Moves, x: Tensor, velocity: Tensor, *,
     normal: Callable[[list[tuple[int, int]], Tensor], Tensor],
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Edges that are alike: the next latents, and their log-probabilities where there is noise."""
+    parent, node = edges.parent[alike], edges.node[alike]
     sigma = moves.sigma_S1[tree.level_V[wave.node[parent[0]]]].to(x)
     sigma_next = moves.sigma_S1[tree.level_V[node[0]]].to(x)
     noise_level = tree.noise_V[node[0]]
@@ -180,6 +191,6 @@ def _move(
             history = [moves.sigma_S1[wave.before[0][parent[0]]].to(x), wave.before[1][parent.to(x.device)]]
         return moves.solver.step(x, velocity, sigma, sigma_next, history), None
     mean, std = transition(moves.kernel, x, velocity, sigma, sigma_next, noise_level)
-    x_next = mean + std * normal(list(zip(prompt.tolist(), node.tolist(), strict=True)), x)
+    x_next = mean + std * normal(list(zip(edges.prompt[alike].tolist(), node.tolist(), strict=True)), x)
     # A step to σ' = 0 may have no noise at all (CPS); it is never trained.
     return x_next, logprob_of(moves.logprob, x_next, mean, std) if sigma_next > 0 else None
