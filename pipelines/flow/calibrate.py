@@ -19,7 +19,7 @@ from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.branching import CleanImages
 from grpo_mm.pipelines.flow.calibrated import Calibrated, write_noise
 from grpo_mm.pipelines.flow.engine import FlowEngine
-from grpo_mm.run_config import Evaluation, read
+from grpo_mm.run_config import Evaluation, RunConfig, read
 
 
 def calibrate(
@@ -51,16 +51,7 @@ def calibrate(
             f"the noise file cannot be written to {out}: {error.strerror}. Make its folder, or give another --out."
         ) from error
     noise = Calibrated() if settings is None else settings
-    tree = config.engine.tree if isinstance(config.engine.tree, CleanImages) else CleanImages()
-    engine = replace(
-        config.engine, noise=noise, kernel=kernels.dance_sde, logprob="gaussian", tree=tree, train_fraction=1.0,
-        train_within=None,
-    )  # fmt: skip
-    config = replace(
-        config, engine=engine, watch={}, eval_prompts={}, evaluation=Evaluation(), samples_every=0, trackers=(),
-        advantage=(WeightedSum(), Gains(), GroupNorm(key=("prompt", "action")), Clamp()), objective=(ClippedRatio(),),
-        ema=None, sampling=None, reference_reset=None,
-    )  # fmt: skip
+    config = _untrained(config, noise)
     config.check()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -69,7 +60,7 @@ def calibrate(
         learner = Learner(config, processes, samples=Path(folder))
     policy = learner.policy
     tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=False))
-    sigma_S1 = engine.schedule(engine.steps, image_tokens=tokens)
+    sigma_S1 = config.engine.schedule(config.engine.steps, image_tokens=tokens)
     rounds = 0
     while not noise.frozen:
         for batch in learner.rollout(rounds)[0]:
@@ -95,3 +86,17 @@ def calibrate(
     if processes.is_main:
         write_noise(out, sigma_S1=sigma_S1, level_S=level_S, about=about)
     return {"levels": level_S.tolist(), "sigmas": sigma_S1.tolist(), "rounds": rounds, "frozen": stopped == "turned"}
+
+
+def _untrained(config: RunConfig, noise: Calibrated) -> RunConfig:
+    """The config with that noise and clean images, and without what only training or evaluation needs."""
+    tree = config.engine.tree if isinstance(config.engine.tree, CleanImages) else CleanImages()
+    engine = replace(
+        config.engine, noise=noise, kernel=kernels.dance_sde, logprob="gaussian", tree=tree, train_fraction=1.0,
+        train_within=None,
+    )  # fmt: skip
+    return replace(
+        config, engine=engine, watch={}, eval_prompts={}, evaluation=Evaluation(), samples_every=0, trackers=(),
+        advantage=(WeightedSum(), Gains(), GroupNorm(key=("prompt", "action")), Clamp()), objective=(ClippedRatio(),),
+        ema=None, sampling=None, reference_reset=None,
+    )  # fmt: skip
