@@ -98,9 +98,9 @@ def page() -> str:
         *(all_wrong(name) for name in ALL_WRONG),
         "",
         "GRPO cannot move where no sample is right. NGRPO compares with an imagined right sample and V_0.5 with a prior, so they",
-        "are pushed away from what failed. SPO compares with its trackers, and then centres over the batch: while no prompt at all",
-        "was ever solved its trackers agree and it is as silent as GRPO; after the first right sample it moves all prompts. On the",
-        "toy the push away from failures does not pay by itself: nothing tells which of the other tokens are better.",
+        "are pushed away from what failed. SPO compares with its trackers, and then centres over the batch: it is silent until",
+        "some prompts were drawn more often than others, whose trackers then expect less. On the toy the push away from failures",
+        "does not pay by itself: nothing tells which of the other tokens are better.",
     ]
     return "\n".join(lines) + "\n"
 

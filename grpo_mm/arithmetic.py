@@ -12,12 +12,13 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
     each, rest = divmod(per_prompt, config.group_size)
     trained = f"{each} trained actions per row" if not rest else f"{per_prompt} trained actions per prompt"
     total = config.prompts_per_step * per_prompt
-    updates = config.updates.count
+    updates, passes = config.updates.count, config.updates.passes
     report = [
         f"{config.prompts_per_step} prompts × {config.group_size} samples = {rows} rows per step, {rows // world} per process",
         f"{trained} = {total} actions per step",
-        f"{updates} optimiser update(s) per step, split by {config.updates.by}: {total // updates} actions each",
-        f"{config.steps} steps = {config.steps * updates} optimiser updates",
+        f"{updates} optimiser update(s) per step, split by {config.updates.by}: {total // updates} actions each"
+        + (f", {passes} times over" if passes > 1 else ""),
+        f"{config.steps} steps = {config.steps * updates * passes} optimiser updates",
     ]
     report += config.engine.describe(
         config.policy, rows=rows // world, group_size=config.group_size, needs=config.needs

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,20 @@ from torch import Tensor
 from grpo_mm import checkpoint, clock
 from grpo_mm.advantages.credit import credit
 from grpo_mm.checkpoint import Checkpoint
-from grpo_mm.collectors.sample_and_score import More
+from grpo_mm.collectors.more import More
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.groups import group_ids
 from grpo_mm.onlooker import Onlooker
 from grpo_mm.optim import grad_norm
 from grpo_mm.prompt_stream import PromptStream
-from grpo_mm.rng import stream_seed
-from grpo_mm.rows import plan_rows, update_mask
+from grpo_mm.rng import stream, stream_seed
+from grpo_mm.rows import further_rows, plan_rows, update_mask
 from grpo_mm.run_config import RunConfig
 from grpo_mm.scoring import Scoring, mean_scores
 from grpo_mm.stateful import load_parts, part_metrics, stateful_parts
 from grpo_mm.table import Table, gather, local_table
-from grpo_mm.types import Batch, Credit, Outputs, Rollout, Rows, Scores, prompts_of
+from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
 from grpo_mm.update import UpdateResult, accumulate, make_view
 
 log = logging.getLogger(__name__)
@@ -76,18 +77,26 @@ class Learner:
         rows, part_N = plan_rows(
             prompts, group_size=config.group_size, parts=parts, rank=self.processes.rank, world=self.processes.world
         )
-        more = More(rows=lambda number: self._more_rows(step, number), gather=self.processes.gather, parts=parts)
         with self._sampling_weights():
-            return config.collector(lambda r: self._sample(r, step), self._score, rows, more), part_N
+            return config.collector(lambda r: self._sample(r, step), self._score, rows, self._more(step, parts)), part_N
 
-    def _more_rows(self, step: int, number: int) -> Rows:
-        """This rank's rows of further prompts of a step: another shuffle of the same mixture, with noise of their own."""
-        config = self.config
-        drawn = self.prompts.batch(step, config.prompts_per_step, stream_seed(config.seed, "more_prompts", number))
-        prompts = tuple(replace(prompt, id=f"{prompt.id}+{number}") for prompt in drawn)
-        return plan_rows(
-            prompts, group_size=config.group_size, parts=1, rank=self.processes.rank, world=self.processes.world
-        )[0]
+    def _more(self, step: int, parts: int) -> More:
+        seed, share = self.config.seed, {"rank": self.processes.rank, "world": self.processes.world}
+        return More(
+            prompts=lambda number: self._further_prompts(step, number),
+            groups=lambda prompts: plan_rows(prompts, group_size=self.config.group_size, parts=1, **share)[0],
+            samples=partial(further_rows, **share),
+            gather=self.processes.gather,
+            generator=lambda name: stream(seed, name, step),
+            parts=parts,
+        )
+
+    def _further_prompts(self, step: int, number: int) -> tuple[Prompt, ...]:
+        """Another shuffle of the same mixture; what it asks again within the step has noise of its own."""
+        drawn = self.prompts.batch(
+            step, self.config.prompts_per_step, stream_seed(self.config.seed, "more_prompts", number)
+        )
+        return tuple(replace(p, id=f"{p.id}+{number}", repeat_of=p.repeat_of or p.id) for p in drawn)
 
     @contextmanager
     def _sampling_weights(self) -> Iterator[None]:
@@ -145,7 +154,7 @@ class Learner:
             old_NA = self._old_logprobs(rollout)
         updates = self.config.updates
         results = []
-        for part in range(updates.count):
+        for part in [part for _ in range(updates.passes) for part in range(updates.count)]:
             mask_NA = update_mask(rollout.mask_NA, part_N, by=updates.by, part=part, parts=updates.count)
             view = make_view(rollout, earned, mask_NA, old_NA, self.processes)
             result = accumulate(self.policy, rollout, self.config.objective, view, self.processes)
@@ -204,7 +213,7 @@ class Learner:
         self.processes.sync_gradients(self.params)
         norm = grad_norm(self.params)
         finite = math.isfinite(result.loss) and bool(torch.isfinite(norm))
-        lr = self.lr_scale * optim.lr_at(counters["updates"], self.config.steps * self.config.updates.count)
+        lr = self.lr_scale * optim.lr_at(counters["updates"], self.config.steps * self.config.updates.total)
         with clock.phase("optim"):
             if finite:
                 scale = min(1.0, optim.max_grad_norm / (float(norm) + 1e-6))

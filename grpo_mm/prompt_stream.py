@@ -128,5 +128,5 @@ def _number_repeats(prompts: list[Prompt]) -> list[Prompt]:
     for prompt in prompts:
         seen[prompt.id] = seen.get(prompt.id, 0) + 1
         repeat = seen[prompt.id]
-        numbered.append(prompt if repeat == 1 else replace(prompt, id=f"{prompt.id}#{repeat}"))
+        numbered.append(prompt if repeat == 1 else replace(prompt, id=f"{prompt.id}#{repeat}", repeat_of=prompt.id))
     return numbered

@@ -26,12 +26,26 @@ def plan_rows(
     return Rows(prompts, prompt_N[rows], sample_N[rows], group_size), part_N
 
 
+def further_rows(
+    prompts: tuple[Prompt, ...], *, first_P: Tensor, count_P: Tensor, group_size: int, rank: int = 0, world: int = 1
+) -> Rows:
+    """This rank's share of `count_P` samples of each prompt, numbered on from `first_P`; it may be empty.
+
+    `group_size`: the most samples that a prompt can come to have.
+
+    Example: 2 prompts, first_P = [2, 2], count_P = [0, 3]: prompt_N = [1, 1, 1], sample_N = [2, 3, 4].
+    """
+    prompt_N = torch.arange(len(prompts)).repeat_interleave(count_P)
+    before_P = count_P.cumsum(0) - count_P
+    sample_N = torch.arange(len(prompt_N)) - before_P[prompt_N] + first_P[prompt_N]
+    mine = torch.tensor_split(torch.arange(len(prompt_N)), world)[rank]
+    return Rows(prompts, prompt_N[mine], sample_N[mine], group_size)
+
+
 def evaluation_rows(prompts: tuple[Prompt, ...], *, samples: int, rank: int, world: int) -> Rows:
     """A nearly equal share of prompts × samples for each rank; none may be left empty-handed but by its share."""
-    prompt_N = torch.arange(len(prompts)).repeat_interleave(samples)
-    sample_N = torch.arange(samples).repeat(len(prompts))
-    mine = torch.tensor_split(torch.arange(len(prompt_N)), world)[rank]
-    return Rows(prompts, prompt_N[mine], sample_N[mine], samples)
+    zero_P, samples_P = torch.zeros(len(prompts), dtype=torch.int64), torch.full((len(prompts),), samples)
+    return further_rows(prompts, first_P=zero_P, count_P=samples_P, group_size=samples, rank=rank, world=world)
 
 
 def update_mask(mask_NA: Tensor, part_N: Tensor, *, by: str, part: int, parts: int) -> Tensor:

@@ -50,7 +50,7 @@ def _check_numbers(config: RunConfig) -> None:
     evaluation, saving = config.evaluation, config.checkpoints
     for key, value, least in (
         ("steps", config.steps, 1), ("prompts_per_step", config.prompts_per_step, 1), ("group_size", config.group_size, 1),
-        ("updates.count", config.updates.count, 1), ("samples_every", config.samples_every, 0), ("threads", config.threads, 1),
+        ("updates.count", config.updates.count, 1), ("updates.passes", config.updates.passes, 1), ("samples_every", config.samples_every, 0), ("threads", config.threads, 1),
         ("evaluation.every", evaluation.every, 0), ("evaluation.limit", evaluation.limit, 1),
         ("evaluation.samples_per_prompt", evaluation.samples_per_prompt, 1), ("evaluation.show", evaluation.show, 0),
         ("evaluation.patience", evaluation.patience, 1), ("checkpoints.every", saving.every, 0),
@@ -96,11 +96,28 @@ def _check_sizes(config: RunConfig, world: int) -> None:
             f"updates.count = {config.updates.count} by action, but a row trains {config.engine.actions()} actions. "
             f"Use at most {config.engine.actions()}."
         )
+    _check_ragged(config, world)
     rows = config.prompts_per_step // parts * config.group_size
     if rows % world:
         raise ConfigError(
             f"{config.prompts_per_step // parts} prompts × group_size {config.group_size} = {rows} rows per update do not "
             f"divide over {world} processes. Make prompts_per_step × group_size a multiple of {world * parts}."
+        )
+
+
+def _check_ragged(config: RunConfig, world: int) -> None:
+    """A collector that gives prompts different numbers of samples."""
+    if not getattr(config.collector, "ragged", False):
+        return
+    if getattr(config.engine, "whole_groups", False):
+        raise ConfigError(
+            "the collector gives prompts different numbers of samples, but the engine grows one tree for a whole group. Use "
+            "engine.tree={kind: chains}, or another collector."
+        )
+    if config.prompts_per_step * config.collector.first < world:
+        raise ConfigError(
+            f"prompts_per_step = {config.prompts_per_step} × collector.first = {config.collector.first} samples leave some of "
+            f"{world} processes without any. Raise one of them."
         )
 
 
@@ -146,10 +163,12 @@ def _check_terms(config: RunConfig) -> None:
 
 def _check_advantage(config: RunConfig) -> None:
     smallest = max((getattr(stage, "min_group_size", 1) for stage in config.advantage), default=1)
-    if config.group_size < smallest:
+    ragged = getattr(config.collector, "ragged", False)
+    least = config.collector.first if ragged else config.group_size
+    if least < smallest:
         raise ConfigError(
-            f"group_size = {config.group_size}, but the advantage compares samples within a group and needs at least "
-            f"{smallest}."
+            f"{'collector.first' if ragged else 'group_size'} = {least}, but the advantage compares samples "
+            f"within a group and needs at least {smallest}."
         )
     _check_terms(config)
     table = _rehearsal_table(config)
@@ -201,6 +220,7 @@ def _rehearsal_table(config: RunConfig) -> Table:
     columns["local_row"] = columns["prompt"] * config.group_size + columns["sample"]
     columns["failed"] = torch.zeros(2 * size, dtype=torch.bool)
     columns["rank"] = torch.zeros(2 * size, dtype=torch.int64)
+    columns |= {name: torch.full((2 * size,), 0.5) for name in getattr(config.collector, "makes", frozenset())}
     drawn = torch.Generator().manual_seed(0)
     # Half of the rows are wrong: what looks for right and wrong rows finds both.
     wrong = (columns["prompt"] + columns["sample"]) % 2 == 0

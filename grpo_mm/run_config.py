@@ -42,10 +42,19 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Updates:
-    """How a rollout is spent: `count` optimiser updates on disjoint parts, split by groups or by actions."""
+    """How a rollout is spent: `count` optimiser updates on disjoint parts, split by groups or by actions, `passes` times over.
+
+    After the first update the policy is no longer the one that sampled: ratios leave 1, and clipping acts.
+    """
 
     by: Literal["group", "action"] = "group"
     count: int = 1
+    passes: int = 1
+
+    @property
+    def total(self) -> int:
+        """Optimiser updates of a step."""
+        return self.count * self.passes
 
 
 @dataclass(frozen=True)
@@ -168,11 +177,12 @@ class RunConfig:
         )  # fmt: skip
         recompute = self.old_logprobs == "recompute" and "logprobs" in self.needs
         # Objectives that couple more than a forward holds are computed in two passes.
-        passes = recompute + any(ORDER.index(term.couples) > ORDER.index(self.policy.unit) for term in self.objective)
-        if passes:
-            calls["value"] = passes * calls["train"]
+        coupled = any(ORDER.index(term.couples) > ORDER.index(self.policy.unit) for term in self.objective)
+        if recompute or coupled:
+            calls["value"] = (recompute + coupled * self.updates.passes) * calls["train"]
         if recompute and "mean_shift_old" in self.needs:
             calls["old"] = calls["train"]
+        calls["train"] *= self.updates.passes
         return calls
 
     def planned_reward_calls(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_ids
 from grpo_mm.rng import stream_seed
-from grpo_mm.types import WHOLE_ROW, Batch
+from grpo_mm.types import WHOLE_ROW, Batch, Prompt
 
 KEYS = ("prompt", "sample", "action", "tag")
 TRAINED = "trained"
@@ -87,9 +87,14 @@ class Table:
         return replace(self, values=values)
 
 
-def prompt_ids(names: Sequence[str]) -> Tensor:
+def id_numbers(names: Sequence[str]) -> Tensor:
     """The entries of the column `prompt_id` for the ids of prompts, int64: the same in every run."""
     return torch.tensor([stream_seed(0, "prompt_id", name) for name in names], dtype=torch.int64)
+
+
+def prompt_ids(prompts: Sequence[Prompt]) -> Tensor:
+    """The entries of the column `prompt_id` [P]; a prompt that is asked twice in a step is one prompt."""
+    return id_numbers([prompt.repeat_of or prompt.id for prompt in prompts])
 
 
 def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None]) -> Table:
@@ -111,7 +116,7 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
         "action": torch.full((size,), WHOLE_ROW) if outputs.action_M is None else outputs.action_M.cpu(),
         "tag": torch.zeros(size, dtype=torch.int64) if outputs.tag_M is None else outputs.tag_M.cpu(),
         "local_row": row_M,
-        "prompt_id": prompt_ids([prompt.id for prompt in rollout.prompts])[prompt_M],
+        "prompt_id": prompt_ids(rollout.prompts)[prompt_M],
     }
     taken = sorted(set(rollout.columns) & set(columns))
     if taken:

@@ -36,6 +36,9 @@ class Prompt:
     """A demonstration that a collector may inject. The core does not look inside."""
     source: str = ""
     """The name of the prompt source, so that rewards can differ by source."""
+    repeat_of: str = ""
+    """Set where a step asks one prompt twice: the repeat has an id, and so noise, of its own; what is remembered of prompts
+    (value trackers) goes by the id given here."""
 
 
 @dataclass(frozen=True)

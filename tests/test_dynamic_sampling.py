@@ -11,14 +11,15 @@ from toy import ToyEngine, ToyPolicy, ToyPolicyConfig, ToyPrompts, ToyReward
 
 from grpo_mm import methods
 from grpo_mm.collectors.dynamic_sampling import DynamicSampling, pick_groups
-from grpo_mm.collectors.sample_and_score import More
+from grpo_mm.collectors.more import More
 from grpo_mm.config import build, merge
 from grpo_mm.distributed import Processes
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
 from grpo_mm.learner import Learner
 from grpo_mm.metrics import read
-from grpo_mm.rows import plan_rows
+from grpo_mm.rng import stream
+from grpo_mm.rows import further_rows, plan_rows
 from grpo_mm.run_config import RunConfig
 from grpo_mm.table import gather, local_table
 from grpo_mm.types import Batch
@@ -32,11 +33,13 @@ class Scripted:
     def __init__(self, *scores: list[float]) -> None:
         self.scores, self.asked = list(scores), []
 
-    def rows(self, number: int):
-        prompts = tuple(ToyPrompts(3).load())
-        return plan_rows(
-            tuple(p.__class__(f"{p.id}+{number}", p.text, target=p.target) for p in prompts), group_size=GROUP, parts=1
-        )[0]
+    @staticmethod
+    def prompts(number: int):
+        return tuple(p.__class__(f"{p.id}+{number}", p.text, target=p.target) for p in ToyPrompts(3).load())
+
+    @staticmethod
+    def groups(prompts):
+        return plan_rows(prompts, group_size=GROUP, parts=1)[0]
 
     def run(self, collector: DynamicSampling, *, parts: int = 1) -> Batch:
         policy, engine = ToyPolicy(ToyPolicyConfig(3)), ToyEngine()
@@ -48,8 +51,11 @@ class Scripted:
         def score(rollout, outputs):
             return {"r": {"score": torch.tensor(self.scores[len(self.asked) - 1], dtype=torch.float64)}}
 
-        more = More(rows=self.rows, gather=lambda thing: [thing], parts=parts)
-        (batch,) = collector(sample, score, self.rows(0), more)
+        more = More(
+            prompts=self.prompts, groups=self.groups, samples=further_rows, gather=lambda thing: [thing],
+            generator=lambda name: stream(0, name), parts=parts,
+        )  # fmt: skip
+        (batch,) = collector(sample, score, self.groups(self.prompts(0)), more)
         return batch
 
 

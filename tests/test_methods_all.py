@@ -318,7 +318,7 @@ def test_a_reward_that_a_preset_weighs_wants_its_use(method):
 
 
 FLOW_REFUSES = {
-    "rloo": "ref_log_ratio", "dapo": "length", "stratified_grpo": "stratum", "v05": "prior", "microcoder_grpo": "incorrect",
+    "rloo": "ref_log_ratio", "dapo": "length", "stratified_grpo": "stratum", "microcoder_grpo": "incorrect",
     "gigpo": "state_key", "tempo": "token", "m_grpo": "agent", "graph_grpo": "chosen", "ospo": "agent", "s_grpo": "order",
     "grpo_lambda": "length", "unlikely": "logprob_mean", "xrpo": "logprob_mean", "drpo": "length", "grao": "demo",
 }  # fmt: skip

@@ -59,7 +59,7 @@ from grpo_mm.groups import group_sum
 from grpo_mm.methods import METHODS, find, preset
 from grpo_mm.registry import lookup
 from grpo_mm.stateful import load_parts, stateful_parts
-from grpo_mm.table import Table, gather, local_table, prompt_ids
+from grpo_mm.table import Table, gather, id_numbers, local_table
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout
 
 NAN = math.nan
@@ -438,7 +438,7 @@ def test_probes_start_a_tracker():
 def test_probes_are_read_from_a_file(tmp_path):
     (tmp_path / "probes.json").write_text(json.dumps({"a": [3, 8], "b": [8, 8]}))
     tracker = ValueTracker(probes=str(tmp_path / "probes.json"))
-    is_close(tracker.values(prompt_ids(["b", "c", "a"])), [8.5 / 9, 0.5, 3.5 / 9], 1e-12)
+    is_close(tracker.values(id_numbers(["b", "c", "a"])), [8.5 / 9, 0.5, 3.5 / 9], 1e-12)
     with pytest.raises(ConfigError, match="no file"):
         ValueTracker(probes=str(tmp_path / "none.json"))
 

@@ -541,6 +541,7 @@ class Settings:
     advantage: tuple
     objective: tuple
     group_size: int = 4
+    collector: object = None
 
     @property
     def rewards(self):

@@ -51,19 +51,20 @@ def test_needs_and_exceptions_name_presets():
 
 def test_where_a_prompt_is_never_solved_grpo_stands_still_and_others_move():
     runs = {name: learn_all_wrong(name, seed=2) for name in ("grpo", "ngrpo", "spo", "v05")}
-    assert all(len(run.unsolved) >= 3 for run in runs.values())
+    assert all(len(run.unsolved) >= 2 for run in runs.values())
     assert max(runs["grpo"].unsolved) == 0.0
     for name in ("ngrpo", "spo", "v05"):
         assert min(runs[name].unsolved) > 0.1, name
     assert runs["grpo"].silent > STEPS // 2 and runs["ngrpo"].silent == runs["v05"].silent == 0
 
 
-@pytest.mark.parametrize(("name", "learns"), [("grpo", False), ("spo", False), ("ngrpo", True), ("v05", True)])
-def test_a_batch_that_is_all_wrong_moves_only_what_compares_with_more_than_the_batch(name, learns):
-    """SPO's trackers differ by prompt only once some prompt was solved; until then its batch norm leaves 0."""
-    found = learn_all_wrong(name, steps=4, least=7)
-    assert len(found.unsolved) == 8
-    assert (found.silent == 0, min(found.unsolved) > 0.1, max(found.unsolved) > 0) == (learns, learns, learns)
+@pytest.mark.parametrize(("name", "silent"), [("grpo", 6), ("spo", 2), ("ngrpo", 0), ("v05", 0)])
+def test_a_batch_that_is_all_wrong_moves_only_what_compares_with_more_than_the_batch(name, silent):
+    """SPO's trackers differ once some prompts were drawn more often than others; until then its batch norm leaves 0."""
+    found = learn_all_wrong(name, steps=6, least=7)
+    assert len(found.unsolved) == 8 and found.silent <= silent
+    assert (min(found.unsolved) > 0.1) == (name != "grpo")
+    assert name != "grpo" or (found.silent == 6 and max(found.unsolved) == 0)
 
 
 def test_a_demonstration_is_the_target_and_a_sub_agent_is_called_by_the_sample_before():

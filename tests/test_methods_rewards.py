@@ -18,7 +18,7 @@ from grpo_mm.advantages.length_switch import LengthSwitch, efficient_groups, len
 from grpo_mm.advantages.novelty import Novelty, novelty_bonus
 from grpo_mm.advantages.pass_rate_ladder import PassRateLadder, pass_rate_ladder
 from grpo_mm.advantages.rank_factor import RankFactor, group_ranks, rank_factor
-from grpo_mm.collectors.sampling_priority import (
+from grpo_mm.budget import (
     expected_shrinkage,
     exploration,
     half_width,
@@ -312,10 +312,10 @@ def test_the_allocator_weighs_narrower_intervals_and_rarely_sampled_prompts():
     close(half_width(std, count + 1, t), 0.7115)
     close(expected_shrinkage(std, count), 0.0840, atol=1e-4)
     close(exploration(count, total=64), 1.0216, atol=1e-4)
-    found = sampling_priority(column(0.5, 0.0, 0.5), ids(4, 4, 56), slope=1.0)
+    found = sampling_priority(column(0.5, 0.0, 0.5), ids(4, 4, 56), total=64, slope=1.0)
     assert found.argmax() == 0 and found[1] == pytest.approx(1.0216, abs=1e-4)
-    assert sampling_priority(column(0.0, 0.5), ids(1, 4)).argmax() == 0
-    assert sampling_priority(column(0.0), ids(0)).isinf().all()
+    assert sampling_priority(column(0.0, 0.5), ids(1, 4), total=5).argmax() == 0
+    assert sampling_priority(column(0.0), ids(0), total=0).isinf().all()
 
 
 # ── information consistency ──

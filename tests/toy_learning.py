@@ -41,7 +41,7 @@ PAIRS = {"engine": ToyEngine(outputs="unit"), **_rewards(score=ToyReward("unit")
 
 NEEDS: dict[str, Need] = {
     "mc_grpo": Need("an odd group has a row in the middle", {"group_size": 9}),
-    "v05": Need("rewards are -1 and 1, and the prior .4 is of success", _rewards(score=ToyReward("signed", least=2))),
+    "v05": Need("rewards are -1 and 1", _rewards(score=ToyReward("signed", least=2))),
     "rank_grpo": Need("a reward for each item: a pair of tokens", PAIRS),
     "gigpo": Need("a reward for each step: a pair of tokens", PAIRS),
     "m_grpo": Need("odd samples are those of a sub-agent", {"engine": ToyEngine(agents=2)}),

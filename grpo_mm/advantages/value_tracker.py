@@ -14,7 +14,7 @@ from torch import Tensor
 from grpo_mm.advantages.combine import WeightedSum
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_mean, group_sum
-from grpo_mm.table import Table, prompt_ids
+from grpo_mm.table import Table, id_numbers
 
 LEAST_MEMORY, MOST_MEMORY = 0.875, 0.96
 """The bounds of what a tracker keeps at each visit."""
@@ -98,6 +98,10 @@ class ValueTracker:
         counts_N2 = self._counts(prompt_id_N)
         return counts_N2[:, 0] / counts_N2.sum(dim=1)
 
+    def visits(self, prompt_id_N: Tensor) -> Tensor:
+        """The effective count α + β of each prompt, [N]."""
+        return self._counts(prompt_id_N).sum(dim=1)
+
     def set_counts(self, ids: Tensor, alpha: Tensor, beta: Tensor) -> None:
         """Starts prompts at what is known of them (`initial_counts`), or replaces what was; ids must differ."""
         known = torch.isin(self.ids, ids)
@@ -131,9 +135,13 @@ class ValueTracker:
         value = float(self.values(self.ids).mean()) if seen else 0.5
         return {"tracker/prompts": float(seen), "tracker/value_mean": value}
 
+    def success(self, reward: Tensor) -> Tensor:
+        """Rewards mapped from [low, high] to [0, 1], any shape."""
+        return ((reward.double() - self.low) / (self.high - self.low)).clamp(0, 1)
+
     def _reward(self, table: Table) -> Tensor:
         (total_M,) = WeightedSum()(table).values.values()
-        return ((total_M.double() - self.low) / (self.high - self.low)).clamp(0, 1)
+        return self.success(total_M)
 
     def _start_from(self, path: Path) -> None:
         if not path.is_file():
@@ -142,7 +150,7 @@ class ValueTracker:
             )
         found = json.loads(path.read_text(encoding="utf-8"))
         tried_P2 = torch.tensor(list(found.values()), dtype=torch.float64).reshape(-1, 2)
-        self.set_counts(prompt_ids(list(found)), *initial_counts(tried_P2[:, 0], tried_P2[:, 1]))
+        self.set_counts(id_numbers(list(found)), *initial_counts(tried_P2[:, 0], tried_P2[:, 1]))
 
     def _counts(self, prompt_id_N: Tensor) -> Tensor:
         """[N, 2]"""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from grpo_mm.advantages.drop_degenerate import useful_groups
-from grpo_mm.collectors.sample_and_score import More, Sample, Score
+from grpo_mm.collectors.more import More, Sample, Score, all_scores, dealt, join, scored
 from grpo_mm.errors import ConfigError
-from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows
+from grpo_mm.types import Batch, Outputs, Prompt, Rows
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,8 @@ class DynamicSampling:
         prompts: list[Prompt] = []
         first = None
         while len(prompts) < wanted and len(found) < self.max_batches:
-            here = more.rows(len(found)) if found else rows
-            rollout, outputs = sample(here)
-            batch = Batch(rollout, outputs, score(rollout, outputs))
+            here = more.groups(more.prompts(len(found))) if found else rows
+            batch = scored(sample, score, here)
             first = first or batch
             useful = self._useful(batch, more)[: wanted - len(prompts)]
             found.append(pick_groups(batch, useful, start=len(prompts)))
@@ -57,18 +56,11 @@ class DynamicSampling:
             log.warning("dynamic_sampling: none of %d groups taught anything", wanted * len(found))
             return [replace(first, metrics=metrics)] if first else []
         joined = join([batch for batch in found if len(batch.outputs)] or found[:1], tuple(prompts))
-        part_N = joined.rollout.prompt_N * more.parts // len(prompts)
-        return [replace(joined, part_N=part_N, metrics=metrics)]
+        return [dealt(replace(joined, metrics=metrics), more.parts)]
 
     def _useful(self, batch: Batch, more: More) -> Tensor:
         """The prompts of a batch that teach something, over all ranks, in order."""
-        name = next(iter(batch.scores)) if self.metric is None and len(batch.scores) == 1 else self.metric
-        if name not in batch.scores:
-            raise ConfigError(
-                f"dynamic_sampling: metric = {self.metric}; there are {', '.join(sorted(batch.scores))}. Name one."
-            )
-        ranks = more.gather((batch.rollout.prompt_N[batch.outputs.row_M], batch.scores[name]["score"]))
-        prompt_M, score_M = torch.cat([p for p, _ in ranks]), torch.cat([s for _, s in ranks])
+        prompt_M, score_M = all_scores(batch, self.metric, more, kind="dynamic_sampling")
         useful_G = useful_groups(score_M, prompt_M, drop=self.drop, best=self.best)
         return prompt_M.unique()[useful_G]
 
@@ -103,14 +95,3 @@ def pick_groups(batch: Batch, prompts: Tensor, *, start: int) -> Batch:
     )
     scores = {name: {part: value[kept_M] for part, value in parts.items()} for name, parts in batch.scores.items()}
     return Batch(picked, chosen, scores)
-
-
-def join(batches: list[Batch], prompts: tuple[Prompt, ...]) -> Batch:
-    """Batches that number the same prompts, as one."""
-    rollouts = [replace(batch.rollout, prompts=prompts) for batch in batches]
-    outputs = Outputs.cat([batch.outputs for batch in batches], rows=[r.num_rows for r in rollouts])
-    first = batches[0].scores
-    scores = {
-        n: {part: torch.cat([b.scores[n][part] for b in batches]) for part in parts} for n, parts in first.items()
-    }
-    return Batch(Rollout.cat(rollouts), outputs, scores)

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from grpo_mm.collectors.more import More, Sample, Score
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Batch, Outputs, Rollout, Rows, Scores
-
-Sample = Callable[[Rows], tuple[Rollout, Outputs]]
-Score = Callable[[Rollout, Outputs], dict[str, Scores]]
-
-
-@dataclass(frozen=True)
-class More:
-    """What a collector may ask for beside its rows."""
-
-    rows: Callable[[int], Rows]
-    """This rank's rows of the n-th further batch of prompts of the step, n from 1."""
-    gather: Callable[[Any], list[Any]]
-    """A small thing of every rank, in rank order."""
-    parts: int
-    """Updates that the rows of a step are dealt to."""
 
 
 @dataclass(frozen=True)

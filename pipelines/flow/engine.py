@@ -202,6 +202,11 @@ class FlowEngine(OdeSampler):
             columns["edge_logprob"] = torch.zeros(columns["edge"].shape)
         return {"sample": tree.sample_C, "action": tree.action_C, "tag": tree.tag_C} | columns
 
+    @property
+    def whole_groups(self) -> bool:
+        """Whether the samples of a group depend on how many there are."""
+        return not isinstance(self.tree, Chains)
+
     def pictures(self, group_size: int) -> int:
         """Distinct pictures of a group: what a reward is asked to score."""
         return self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].pictures()
