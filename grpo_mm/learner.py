@@ -26,11 +26,11 @@ from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.groups import group_ids
 from grpo_mm.onlooker import Onlooker
 from grpo_mm.optim import grad_norm
-from grpo_mm.prompt_stream import PromptStream
+from grpo_mm.prompt_stream import PhasedStream
 from grpo_mm.rng import stream, stream_seed
 from grpo_mm.rows import further_rows, plan_rows, update_mask
 from grpo_mm.run_config import RunConfig
-from grpo_mm.scoring import Scoring, mean_scores
+from grpo_mm.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.stateful import load_parts, part_metrics, stateful_parts
 from grpo_mm.table import Table, gather, local_table
 from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
@@ -44,15 +44,19 @@ class Learner:
 
     def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
         self.config, self.processes = config, processes
-        sources = {name: source.use.load() for name, source in config.prompts.items()}
-        self.prompts = PromptStream(sources, {name: source.weight for name, source in config.prompts.items()})
+        self.prompts = PhasedStream(
+            {name: source.use.load() for name, source in config.prompts.items()},
+            {name: source.weight for name, source in config.prompts.items()},
+            {name: (source.from_step, source.until_step) for name, source in config.prompts.items()},
+        )
         torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
         self.policy = config.policy.load(processes.device)
         self.params = list(self.policy.trainable.values())
         self.optimizer = config.optim.build(self.params)
         self.rewards = Scoring(config.rewards, processes.device)
         self.onlooker = Onlooker(config, processes, samples=samples)
-        self.policy.snapshots.take("ref") if config.needs_reference else None
+        reads = frozenset(getattr(config.engine, "snapshots", ()))
+        self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
         self.policy.snapshots.take("ema") if config.ema else None
         self.policy.snapshots.take("sampling") if config.sampling else None
         self.lr_scale = 1.0
@@ -168,12 +172,17 @@ class Learner:
     def table(self, batch: Batch) -> Table:
         """Rewards and columns of all ranks."""
         rewards = self.config.rewards
-        local = local_table(batch, applies_to={name: scorer.sources for name, scorer in rewards.items()})
+        local = local_table(batch, applies_to={name: partial(applies_to, s) for name, s in rewards.items()})
         return gather(self.processes.gather(local), weights={name: scorer.weight for name, scorer in rewards.items()})
 
     def _credit(self, batch: Batch, table: Table, step: int) -> tuple[dict[str, float], Credit]:
-        applied = self.rewards.applied(batch.output_prompts())
-        found = mean_scores(batch.scores, self.processes, prefix="reward", names={"score": "mean"}, applied=applied)
+        found = self._rollout_means(batch.rollout)
+        own = _own_outputs(batch)
+        applied = self.rewards.applied(prompts_of(batch.rollout, batch.outputs.row_M[own]))
+        scores = {name: {part: value[own] for part, value in parts.items()} for name, parts in batch.scores.items()}
+        found |= mean_scores(scores, self.processes, prefix="reward", names={"score": "mean"}, applied=applied)
+        if not len(table):
+            raise TrainingStopped(f"step {step + 1}: no row of the rollout came to anything; warnings above say why.")
         if bool(table.columns["failed"].all()):
             errors = [e for rank in self.processes.gather(self.rewards.first_error) for e in rank.values()]
             raise TrainingStopped(
@@ -192,6 +201,18 @@ class Learner:
             )
         found |= earned.metrics
         return found | self.onlooker(batch, earned, step), earned
+
+    def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
+        """Means over the rows of all ranks, demonstrations left out, of the columns that the engine wants logged."""
+        names = getattr(self.config.engine, "logged", ())
+        own_N = ~rollout.columns["demo"].bool() if "demo" in rollout.columns else slice(None)
+        local = {name: rollout.columns[name][own_N].double() for name in names}
+        sums = {name: (float(value_N.nansum()), int(value_N.isfinite().sum())) for name, value_N in local.items()}
+        ranks = self.processes.gather(sums)
+        return {
+            f"rollout/{name}": sum(rank[name][0] for rank in ranks) / max(1, sum(rank[name][1] for rank in ranks))
+            for name in names
+        }
 
     def _old_logprobs(self, rollout: Rollout) -> Tensor:
         """What ratios are taken against, [N, A]: NaN entries are computed now, before the weights change."""
@@ -277,6 +298,14 @@ class Learner:
         checkpoint.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=f"{name}/weights.safetensors")
         checkpoint.load_optimizer(self.optimizer, loaded.tensors["optimizer"])
         self.policy.snapshots.load(loaded.tensors["snapshots"])
+
+
+def _own_outputs(batch: Batch) -> Tensor:
+    """The outputs [m] that the policy made itself: without injected demonstrations."""
+    row_M = batch.outputs.row_M
+    if "demo" not in batch.rollout.columns:
+        return torch.arange(len(row_M))
+    return torch.nonzero(~batch.rollout.columns["demo"].bool()[row_M]).flatten()
 
 
 def _summarise(results: list[UpdateResult]) -> dict[str, float]:

@@ -94,6 +94,46 @@ class PromptStream:
         return torch.randperm(len(self._prompts[name]), generator=stream(seed, "prompts", name, epoch)).tolist()
 
 
+class PhasedStream:
+    """Streams that follow each other: sources may be drawn in some steps only.
+
+    Example: PhasedStream({"direct": a, "think": b}, {"direct": 1, "think": 1}, {"direct": (0, 100), "think": (100, None)})
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Sequence[Prompt]],
+        weights: Mapping[str, float],
+        steps: Mapping[str, tuple[int, int | None]],
+    ) -> None:
+        """`steps`: source → the first step in which it is drawn, and the first in which it no longer is (None: never).
+
+        Raises ConfigError.
+        """
+        _check(sources, weights)
+        sources = _with_sources(sources)
+        self._phases = [
+            (start, PromptStream({n: sources[n] for n in names}, {n: weights[n] for n in names}) if names else None)
+            for start, names in phases({name: span for name, span in steps.items() if weights[name] > 0})
+        ]
+
+    def batch(self, step: int, count: int, seed: int) -> list[Prompt]:
+        """As `PromptStream.batch`; each phase begins its stream anew. ConfigError where nothing is drawn."""
+        start, drawn = [phase for phase in self._phases if phase[0] <= step][-1]
+        if drawn is None:
+            raise ConfigError(f"no prompt source is drawn in step {step}; look at from_step and until_step.")
+        return drawn.batch(step - start, count, seed)
+
+
+def phases(steps: Mapping[str, tuple[int, int | None]]) -> list[tuple[int, list[str]]]:
+    """The steps at which the set of drawn sources changes, in order from 0, with the sources drawn from there on."""
+    edges = sorted({0, *(end for span in steps.values() for end in span if end is not None)})
+    drawn = [
+        [n for n, (begin, end) in steps.items() if begin <= edge and (end is None or edge < end)] for edge in edges
+    ]
+    return list(zip(edges, drawn, strict=True))
+
+
 def _check(sources: Mapping[str, Sequence[Prompt]], weights: Mapping[str, float]) -> None:
     if set(sources) != set(weights):
         raise ConfigError(f"weights are given for {sorted(weights)}, the sources are {sorted(sources)}; name the same.")

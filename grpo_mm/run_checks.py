@@ -9,6 +9,7 @@ import torch
 
 from grpo_mm.advantages.credit import check_stages
 from grpo_mm.errors import ConfigError
+from grpo_mm.prompt_stream import phases
 from grpo_mm.table import KEYS, PER_ACTION, Table
 from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
 from grpo_mm.watch import check_metric, metric_of
@@ -39,6 +40,8 @@ def check_settings(config: RunConfig, world: int) -> None:
         )
     if "velocity_shift_ema" in config.needs and config.ema is None:
         raise ConfigError("the objective stays close to averaged weights, but the run keeps none: give `ema`.")
+    if "ema" in getattr(config.engine, "snapshots", ()) and config.ema is None:
+        raise ConfigError("the engine asks averaged weights, but the run keeps none: give `ema`.")
     if config.reference_reset is not None and not config.needs_reference:
         raise ConfigError("reference_reset: no term of the objective uses a reference; add {kind: kl, …}.")
     _check_sources(config)
@@ -245,6 +248,19 @@ def _check_sources(config: RunConfig) -> None:
     twice = sorted(set(config.rewards) & set(config.watched_rewards))
     if twice:
         raise ConfigError(f"{twice} stands under both `rewards` and `watch`.")
+    for name, source in config.prompts.items():
+        if source.from_step < 0 or (source.until_step is not None and source.until_step <= source.from_step):
+            raise ConfigError(
+                f"prompts.{name}: from_step = {source.from_step}, until_step = {source.until_step}; wanted steps from 0 on, and an "
+                "end after the start."
+            )
+    spans = {n: (s.from_step, s.until_step) for n, s in config.prompts.items() if s.weight > 0}
+    idle = [start for start, names in phases(spans) if not names and start < config.steps]
+    if spans and idle:
+        raise ConfigError(f"no prompt source is drawn from step {idle[0]} on; look at from_step and until_step.")
+    for name, source in config.eval_prompts.items():
+        if source.from_step or source.until_step is not None:
+            raise ConfigError(f"eval_prompts.{name}: from_step and until_step are for `prompts`; evaluation asks all.")
     total = sum(source.weight for source in config.prompts.values())
     if any(source.weight < 0 for source in config.prompts.values()) or total <= 0:
         raise ConfigError("the weights of the prompt sources must be 0 or more, and not all 0.")

@@ -24,10 +24,13 @@ from grpo_mm.watch import Watched
 
 @dataclass(frozen=True)
 class Source:
-    """A named set of prompts and its share of the mixture."""
+    """A named set of prompts, its share of the mixture, and the steps in which it is drawn."""
 
     use: Annotated[Any, Role("prompts")]
     weight: float = 1.0
+    from_step: int = 0
+    until_step: int | None = None
+    """Steps [from_step, until_step), counted from 0: a curriculum by phases. None: to the end."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,9 @@ class RunConfig:
     max_reward_calls: int | None = None
     """Budget: rewards × pictures of a step, comparisons of a judge included; a config that plans more is refused."""
     samples_every: int = 10
-    """Steps between sheets of rollout pictures; 0: none."""
+    """Steps between sheets of rollout pictures or texts; 0: none."""
+    sketch: Annotated[Any, Role("sketch")] | None = None
+    """What the report draws of a text: spans on a time line, boxes on a picture; None: the text alone."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -34,7 +34,8 @@ class Scoring:
     def __call__(
         self, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None = None
     ) -> dict[str, dict[str, Tensor]]:
-        """Scorer name → {"score": [U], parts…}, float32 on the CPU; NaN where it failed or does not apply.
+        """Scorer name → {"score": [U], parts…}, float32 on the CPU; NaN where it failed or does not apply, and for an item
+        that is None.
 
         `group_U`: [U] int64, the comparison sets, for rewards that compare items with each other; without it they are
         left out.
@@ -52,7 +53,9 @@ class Scoring:
         applies = _applies(scorer, prompts)
         if not applies:
             return {"score": torch.full((len(prompts),), torch.nan)}
-        index = torch.tensor(applies)
+        if not isinstance(items, Tensor):
+            applies = [i for i in applies if items[i] is not None]
+        index = torch.tensor(applies, dtype=torch.int64)
         chosen = items[index] if isinstance(items, Tensor) else [items[i] for i in applies]
         with phase("reward"):
             self._move(scorer.use, self.device)
@@ -90,8 +93,14 @@ def _with_groups(reward: Any, group_U: Tensor, items: Any, prompts: Sequence[Pro
     return reward(items, prompts, group_U)
 
 
+def applies_to(scorer: Scorer, prompt: Prompt) -> bool:
+    """Whether a scorer is asked about a prompt: by the prompt's source, and by what the reward itself says."""
+    ruled = getattr(scorer.use, "applies_to", None)
+    return (scorer.sources is None or prompt.source in scorer.sources) and (ruled is None or bool(ruled(prompt)))
+
+
 def _applies(scorer: Scorer, prompts: Sequence[Prompt]) -> list[int]:
-    return [i for i, p in enumerate(prompts) if scorer.sources is None or p.source in scorer.sources]
+    return [i for i, prompt in enumerate(prompts) if applies_to(scorer, prompt)]
 
 
 def _as_reward(use: Any) -> Any:

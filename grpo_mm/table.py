@@ -6,7 +6,7 @@ the credit is the same to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -97,10 +97,10 @@ def prompt_ids(prompts: Sequence[Prompt]) -> Tensor:
     return id_numbers([prompt.repeat_of or prompt.id for prompt in prompts])
 
 
-def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None]) -> Table:
+def local_table(batch: Batch, *, applies_to: Mapping[str, Callable[[Prompt], bool] | None]) -> Table:
     """The rows of this rank.
 
-    `applies_to`: reward name → the prompt sources it scores (None: all). A reward that does not apply to a row is NaN
+    `applies_to`: reward name → whether it scores a prompt (None: all). A reward that does not apply to a row is NaN
     there; one that applies and gave no finite score marks the row in the column `failed`.
     """
     outputs, rollout = batch.outputs, batch.rollout
@@ -125,8 +125,8 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Sequence[str] | None])
     values: dict[str, Tensor] = {}
     failed_M = torch.zeros(size, dtype=torch.bool)
     for name, scores in batch.scores.items():
-        sources = applies_to.get(name)
-        applies_P = torch.tensor([sources is None or prompt.source in sources for prompt in rollout.prompts])
+        asked = applies_to.get(name)
+        applies_P = torch.tensor([asked is None or asked(prompt) for prompt in rollout.prompts])
         score_M = scores["score"].double().cpu()
         scored_M = applies_P[prompt_M] & torch.isfinite(score_M)
         failed_M |= applies_P[prompt_M] & ~scored_M

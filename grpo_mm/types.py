@@ -153,7 +153,7 @@ class Outputs:
     """
 
     items: Any
-    """[U] what rewards see: uint8 images [U, 3, H, W], or a list of U texts."""
+    """[U] what rewards see: uint8 images [U, 3, H, W], or a list of U texts. A row that came to nothing has no output."""
     row_M: Tensor
     """[M] int64, the row an output came from."""
     action_M: Tensor | None = None
@@ -223,7 +223,8 @@ class Reward(Protocol):
 
     `items` are uint8 images [U, 3, H, W] or U texts; `prompts` is aligned, one per item. A reward with the attribute
     `scope = "set"` compares items with each other (win rates, similarity): it is called once with whole groups and takes
-    a third argument, group_U [U] int64, the comparison set of each item.
+    a third argument, group_U [U] int64, the comparison set of each item. A method `applies_to(prompt)` says which prompts it
+    is asked about: a row it does not apply to is no failed row.
     """
 
     def __call__(self, items: Any, prompts: Sequence[Prompt]) -> Scores | Tensor | Sequence[float]: ...

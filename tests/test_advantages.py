@@ -296,7 +296,14 @@ def test_a_failed_reward_leaves_its_row_out_and_one_that_does_not_apply_does_not
             "ocr": {"score": torch.tensor([9.0, 9.0, 1.0, 0.0])},
         },
     )
-    t = gather([local_table(batch, applies_to={"shape": ["shapes"], "ocr": ["words"]})], weights={})
+    t = gather(
+        [
+            local_table(
+                batch, applies_to={"shape": lambda p: p.source == "shapes", "ocr": lambda p: p.source == "words"}
+            )
+        ],
+        weights={},
+    )
     assert t.columns["failed"].tolist() == [False, True, False, False]
     torch.testing.assert_close(t.values["shape"], column(1, NAN, NAN, NAN), **exactly)
     torch.testing.assert_close(only(WeightedSum(), t), column(1, NAN, 1, 0), **exactly)

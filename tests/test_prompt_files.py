@@ -11,7 +11,7 @@ from grpo_mm.datasets.geneval import GenEvalPrompts
 from grpo_mm.datasets.hub import HubPrompts
 from grpo_mm.datasets.ocr import OcrPrompts
 from grpo_mm.errors import ConfigError
-from grpo_mm.prompt_stream import PromptStream
+from grpo_mm.prompt_stream import PhasedStream, PromptStream
 from grpo_mm.rewards.ocr import quoted_text
 from grpo_mm.types import Prompt
 
@@ -256,3 +256,25 @@ def test_sources_with_the_same_ids_are_told_apart():
 def test_a_mixture_that_cannot_be_drawn_is_refused(sources, weights, message):
     with pytest.raises(ConfigError, match=message):
         PromptStream(sources, weights)
+
+
+def test_sources_follow_each_other_in_phases():
+    sources = {"a": prompts_of("a", 9), "b": prompts_of("b", 9)}
+    stream = PhasedStream(sources, {"a": 1, "b": 1}, {"a": (0, 3), "b": (2, None)})
+    drawn = [{p.source for p in stream.batch(step, 4, seed=0)} for step in range(5)]
+    assert drawn == [{"a"}, {"a"}, {"a", "b"}, {"b"}, {"b"}]
+    alone = PromptStream({"b": prompts_of("b", 9)}, {"b": 1})
+    assert [p.id for p in stream.batch(4, 4, seed=0)] == [p.id for p in alone.batch(1, 4, seed=0)]
+
+
+def test_without_phases_the_stream_is_what_it_was():
+    sources, weights = {"a": prompts_of("a", 9), "b": prompts_of("b", 7)}, {"a": 2.0, "b": 1.0}
+    phased = PhasedStream(sources, weights, {"a": (0, None), "b": (0, None)})
+    assert [phased.batch(s, 4, 1) for s in range(6)] == [
+        PromptStream(sources, weights).batch(s, 4, 1) for s in range(6)
+    ]
+
+
+def test_a_step_without_a_source_is_refused():
+    with pytest.raises(ConfigError, match="no prompt source is drawn in step 3"):
+        PhasedStream({"a": prompts_of("a", 9)}, {"a": 1.0}, {"a": (0, 3)}).batch(3, 2, seed=0)

@@ -16,7 +16,7 @@ def fairness(reward_M: Tensor, scene_M: Tensor, time_M: Tensor, agent_M: Tensor)
     """How much more equal a time step left the agents of a scene, [M]: minus the rise of the std of what each has earned so far.
 
     Args:
-        reward_M: [M] of an agent at a time; NaN adds nothing to what it has earned.
+        reward_M: [M] of an agent at a time; an agent with a NaN is not counted in its scene, at any time.
         scene_M, time_M, agent_M: [M] integer. All agents of a scene count at all its times, from a std of 0 before the first.
 
     Source: arXiv:2507.15351 (OSPO), released code, grade A. That the std is over n, as that of the rewards is, is ours.
@@ -28,10 +28,12 @@ def fairness(reward_M: Tensor, scene_M: Tensor, time_M: Tensor, agent_M: Tensor)
     reward_AT.index_put_((agent_M, time_M), reward_M.double().nan_to_num(), accumulate=True)
     earned_AT = reward_AT.cumsum(1)
     scene_A = torch.zeros(agents, dtype=torch.int64).scatter(0, agent_M, scene_M)
-    size_B = torch.bincount(scene_A).double()[:, None]
-    empty_BT = torch.zeros((len(size_B), times), dtype=torch.float64)
-    mean_BT = empty_BT.index_add(0, scene_A, earned_AT) / size_B
-    std_BT = (empty_BT.index_add(0, scene_A, (earned_AT - mean_BT[scene_A]) ** 2) / size_B).sqrt()
+    counts_A1 = torch.bincount(agent_M[reward_M.isnan()], minlength=agents)[:, None] == 0
+    empty_BT = torch.zeros((int(scene_M.max()) + 1 if scene_M.numel() else 0, times), dtype=torch.float64)
+    size_BT = empty_BT.index_add(0, scene_A, counts_A1.double().expand(-1, times)).clamp_min(1)
+    mean_BT = empty_BT.index_add(0, scene_A, earned_AT * counts_A1) / size_BT
+    square_AT = (earned_AT - mean_BT[scene_A]) ** 2 * counts_A1
+    std_BT = (empty_BT.index_add(0, scene_A, square_AT) / size_BT).sqrt()
     return -std_BT.diff(dim=1, prepend=torch.zeros((len(std_BT), 1), dtype=torch.float64))[scene_M, time_M]
 
 
