@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,26 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         mapping = merge(preset(mapping["method"]), mapping)  # what the file says stands above what its method fills in
     for text in overrides:
         mapping = override(mapping, text)
-    return mapping
+    return _filled(mapping, mapping.get("data") or {}, where=str(path))
+
+
+PLACE = re.compile(r"\$\{data\.(\w+)\}")
+
+
+def _filled(value: Any, data: Mapping[str, Any], *, where: str) -> Any:
+    """With ${data.NAME} replaced by what the mapping `data` says, wherever it stands: one place for a user's own paths."""
+    if isinstance(value, Mapping):
+        return {key: _filled(v, data, where=where) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_filled(v, data, where=where) for v in value]
+    if not isinstance(value, str):
+        return value
+    for name in PLACE.findall(value):
+        if data.get(name) is None:
+            there = ", ".join(sorted(data)) or "no `data` at all"
+            raise ConfigError(f"{where}: {value!r} asks for data.{name}; set data.{name}=… (there are: {there}).")
+    whole = PLACE.fullmatch(value)
+    return data[whole.group(1)] if whole else PLACE.sub(lambda found: str(data[found.group(1)]), value)
 
 
 def _load(path: Path) -> dict[str, Any]:

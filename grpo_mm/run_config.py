@@ -97,6 +97,8 @@ class RunConfig:
     steps: int
     prompts_per_step: int
     group_size: int
+    data: dict[str, Any] = field(default_factory=dict)
+    """Values that the file uses as ${data.NAME}: a user's own paths, in one place."""
     method: str | None = None
     """The method (see `grpo-mm methods`) whose preset filled in what the file leaves out."""
     rewards: dict[str, Scorer] = field(default_factory=dict)

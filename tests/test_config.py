@@ -439,3 +439,20 @@ def test_a_reference_is_kept_only_if_a_term_reads_it():
 
 def test_a_file_with_a_contradiction_is_named(write):
     assert "run.yaml: the config: unknown key 'stepz'" in refusal(read, write("run.yaml", "stepz: 3\n"))
+
+
+def test_a_users_paths_stand_in_one_place(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        'data: {folder: here, count: 3}\nprompts: {a: {use: {path: "${data.folder}/x.json", limit: "${data.count}"}}}\n'
+    )
+    assert read_yaml(path)["prompts"]["a"]["use"] == {"path": "here/x.json", "limit": 3}
+    assert read_yaml(path, ["data.folder=/there"])["prompts"]["a"]["use"]["path"] == "/there/x.json"
+
+
+def test_a_path_that_was_not_given_is_asked_for(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text('data: {videos: null, other: 1}\nname: "${data.videos}"\n')
+    assert "set data.videos=… (there are: other, videos)" in refusal(read_yaml, path)
+    path.write_text('name: "${data.videos}"\n')
+    assert "no `data` at all" in refusal(read_yaml, path)

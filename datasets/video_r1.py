@@ -1,0 +1,119 @@
+"""Questions on videos and pictures in the form of Video-R1."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_mm.datasets.checked_fields import fill, take_text
+from grpo_mm.datasets.files import check_file, read_rows, take_field
+from grpo_mm.datasets.grounding import NAMED
+from grpo_mm.datasets.video import ImageFile, VideoFile
+from grpo_mm.errors import ConfigError
+from grpo_mm.types import Prompt
+
+ANSWER_TYPES = {
+    "multiple choice": "multiple choice",
+    "numerical": "numerical",
+    "ocr": "ocr",
+    "free-form": "free text",
+    "regression": "regression",
+}
+"""Their `problem_type`, in lower case, to our `answer_type`."""
+HOW = {
+    "multiple choice": "Answer with the letter of the right option only.",
+    "numerical": "Answer with a number.",
+    "ocr": "Answer with the text exactly as it is written.",
+    "free text": "Answer in words.",
+    "regression": "Answer with a number.",
+}
+SOLUTION = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class VideoR1Questions:
+    """Reads a JSON list, or lines, of {"problem_id", "problem", "data_type": "video" | "image", "problem_type", "options",
+    "solution": "<answer>B</answer>", "path", "data_source"}. Ids are "video_r1/<problem_id>".
+
+    target = {"answer": "B", "answer_type": "multiple choice", "options": [...], "data_type": "video", "data_source": …};
+    `demo` is the solution in its answer element.
+
+    Source: arXiv:2503.21776.
+    """
+
+    path: str
+    folder: str = "."
+    """What the paths in the file are relative to."""
+    template: str = "{query}{options}\n{how} Put the answer into <answer>…</answer>."
+    """str.format with {query}, {options} (each on a line of its own, or nothing) and {how}, a sentence by answer type."""
+    answer_types: list[str] | None = None
+    """Only these: multiple choice, numerical, ocr, free text, regression; None for all."""
+    check_files: bool = False
+    """Leave out, count and name rows whose video or picture is not there."""
+    limit: int | None = None
+    """Only the first rows, counted after the choices above."""
+
+    def check(self) -> None:
+        """Raises ConfigError if the file is not there or an answer type is unknown."""
+        check_file(self.path, (".json", ".jsonl"))
+        for name in self.answer_types or ():
+            if name not in HOW:
+                raise ConfigError(f"{self.path}: answer type {name!r}; there are {', '.join(HOW)}.")
+
+    def load(self) -> list[Prompt]:
+        """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""
+        self.check()
+        prompts, seen, missing = [], set(), []
+        for where, row in read_rows(self.path):
+            prompt = self._prompt(row, where)
+            if prompt.id in seen:
+                raise ConfigError(f"{where}: the id {prompt.id!r} stands twice.")
+            seen.add(prompt.id)
+            if self.answer_types is not None and prompt.target["answer_type"] not in self.answer_types:
+                continue
+            if self.check_files and not Path(prompt.media[0].path).is_file():
+                missing.append(prompt.id)
+                continue
+            prompts.append(prompt)
+            if len(prompts) == self.limit:
+                break
+        if missing:
+            log.warning("%s: %d rows left out: no such file (%s)", self.path, len(missing), ", ".join(missing[:NAMED]))
+        if not prompts:
+            raise ConfigError(f"{self.path}: no row is left ({len(missing)} without a file).")
+        return prompts
+
+    def _prompt(self, row: dict[str, Any], where: str) -> Prompt:
+        found = take_text(row, "problem_type", where)
+        if found.lower() not in ANSWER_TYPES:
+            raise ConfigError(f"{where}: problem_type {found!r}, wanted one of {', '.join(ANSWER_TYPES)}.")
+        answer_type = ANSWER_TYPES[found.lower()]
+        solution = take_text(row, "solution", where)
+        match = SOLUTION.search(solution)
+        if match is None or not match[1].strip():
+            raise ConfigError(f"{where}: solution {solution!r:.200} has no <answer>…</answer>.")
+        options = row.get("options") or []
+        if not isinstance(options, list) or (answer_type == "multiple choice" and not options):
+            raise ConfigError(f"{where}: options are {options!r:.200}, wanted a list.")
+        media = {"video": VideoFile, "image": ImageFile}.get(row.get("data_type", ""))
+        if media is None:
+            raise ConfigError(f"{where}: data_type is {row.get('data_type')!r}, wanted video or image.")
+        words = {
+            "query": take_text(row, "problem", where),
+            "options": "".join(f"\n{option}" for option in options),
+            "how": HOW[answer_type],
+        }
+        target = {"answer": match[1].strip(), "answer_type": answer_type, "data_type": row["data_type"]}
+        target |= {"options": options} if options else {}
+        target |= {"data_source": row["data_source"]} if "data_source" in row else {}
+        return Prompt(
+            id=f"video_r1/{take_field(row, 'problem_id', where)}",
+            text=fill(self.template, words, "template", where),
+            media=(media(str(Path(self.folder) / take_text(row, "path", where))),),
+            target=target,
+            demo=f"<answer>{match[1].strip()}</answer>",
+        )
