@@ -52,10 +52,24 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         if text.startswith("method="):
             mapping = override(mapping, text)
     if isinstance(mapping.get("method"), str):
-        mapping = merge(preset(mapping["method"]), mapping)  # what the file says stands above what its method fills in
+        filled = preset(mapping["method"])
+        emptied = [key for key in filled if f"{key}=null" in overrides]
+        mapping = {key: value for key, value in mapping.items() if key not in emptied}
+        overrides = [text for text in overrides if text.partition("=")[0] not in emptied]
+        mapping = merge(
+            _named_rewards(filled, mapping), mapping
+        )  # what the file says stands above what its method says
     for text in overrides:
         mapping = override(mapping, text)
     return _filled(mapping, mapping.get("data") or {}, where=str(path))
+
+
+def _named_rewards(filled: dict[str, Any], mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset without its settings for rewards that the file does not name, if it names any."""
+    named = mapping.get("rewards")
+    if not isinstance(named, Mapping) or not named or "rewards" not in filled:
+        return filled
+    return filled | {"rewards": {name: scorer for name, scorer in filled["rewards"].items() if name in named}}
 
 
 PLACE = re.compile(r"\$\{data\.(\w+)\}")

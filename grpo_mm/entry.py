@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def train(
         raise ConfigError(
             "overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace."
         )
+    config = _own_state(config)
     if rewards:
         config = replace(
             config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()}
@@ -77,3 +79,9 @@ def train(
         finally:
             if config.trackers:
                 processes.accelerator.end_training()
+
+
+def _own_state(config: RunConfig) -> RunConfig:
+    """The config with its own copy of the parts that learn beside the weights, so that it can be trained twice."""
+    parts = ("advantage", "collector", "engine", "objective")
+    return replace(config, **{name: deepcopy(getattr(config, name)) for name in parts})

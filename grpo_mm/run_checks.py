@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from grpo_mm.advantages.credit import check_stages
 from grpo_mm.errors import ConfigError
 from grpo_mm.prompt_stream import phases
+from grpo_mm.registry import kind_of
 from grpo_mm.table import KEYS, PER_ACTION, Table
 from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
 from grpo_mm.watch import check_metric, metric_of
@@ -44,9 +45,24 @@ def check_settings(config: RunConfig, world: int) -> None:
         raise ConfigError("the engine asks averaged weights, but the run keeps none: give `ema`.")
     if config.reference_reset is not None and not config.needs_reference:
         raise ConfigError("reference_reset: no term of the objective uses a reference; add {kind: kl, …}.")
+    _check_metric(config)
     _check_sources(config)
     _check_watch(config)
     _check_relative(config, world)
+
+
+def _check_metric(config: RunConfig) -> None:
+    """A collector that looks at one reward names it, or there is only one."""
+    metric = getattr(config.collector, "metric", None)
+    if (
+        hasattr(config.collector, "metric")
+        and metric not in config.rewards
+        and (metric is not None or len(config.rewards) > 1)
+    ):
+        raise ConfigError(
+            f"collector {kind_of('strategy', config.collector)}: metric = {metric}; there are {', '.join(sorted(config.rewards))}. "
+            "Name one."
+        )
 
 
 def _check_numbers(config: RunConfig) -> None:
@@ -117,6 +133,12 @@ def _check_ragged(config: RunConfig, world: int) -> None:
             "the collector gives prompts different numbers of samples, but the engine grows one tree for a whole group. Use "
             "engine.tree={kind: chains}, or another collector."
         )
+    first, most = config.collector.first, config.collector.most
+    if not first <= config.group_size <= most:
+        raise ConfigError(
+            f"group_size = {config.group_size} samples of a prompt on average, but the collector gives each prompt at least "
+            f"{first} and at most {most}. Change collector.first, collector.most or group_size."
+        )
     if config.prompts_per_step * config.collector.first < world:
         raise ConfigError(
             f"prompts_per_step = {config.prompts_per_step} × collector.first = {config.collector.first} samples leave some of "
@@ -158,14 +180,20 @@ def _check_terms(config: RunConfig) -> None:
         weight = getattr(term, "weight", 1.0)
         if weight <= 0:
             raise ConfigError(
-                f"objective {type(term).__name__}: weight = {weight:g}; wanted above 0, or leave the term out."
+                f"objective {kind_of('objective', term)}: weight = {weight:g}; wanted above 0, or leave the term out."
+            )
+        aggregate = getattr(term, "aggregate", None)
+        if isinstance(aggregate, (int, float)) and aggregate <= 0:
+            raise ConfigError(
+                f"objective {kind_of('objective', term)}: aggregate = {aggregate}; wanted a name, or a number above 0."
             )
     if not any(getattr(term, "reads_advantage", True) for term in config.objective):
         raise ConfigError("no term of the objective reads the advantage, so the rewards would teach nothing.")
 
 
 def _check_advantage(config: RunConfig) -> None:
-    smallest = max((getattr(stage, "min_group_size", 1) for stage in config.advantage), default=1)
+    parts = (*config.advantage, config.collector)
+    smallest = max(getattr(part, "min_group_size", 1) for part in parts)
     ragged = getattr(config.collector, "ragged", False)
     least = config.collector.first if ragged else config.group_size
     if least < smallest:
@@ -178,11 +206,13 @@ def _check_advantage(config: RunConfig) -> None:
     for stage in config.advantage:
         absent = sorted(getattr(stage, "columns", frozenset()) - set(table.columns))
         if absent:
+            also = f" (and {', '.join(absent[1:])})" if absent[1:] else ""
             raise ConfigError(
-                f"the advantage stage {type(stage).__name__} needs the column {absent[0]!r}, which the rollout does not declare; "
-                f"it has {', '.join(sorted(table.columns))}. {getattr(stage, 'why', '')}".rstrip()
+                f"the advantage stage {kind_of('advantage', stage)} needs the column {absent[0]!r}{also}, which the rollout does not "
+                f"declare; it has {', '.join(sorted(table.columns))}. {getattr(stage, 'why', '')} Another engine may declare it, or "
+                "choose another method."
             )
-        table = stage(table)
+        table = _checked(stage(table), stage)
     check_stages(table)
     (value_M,) = table.values.values()
     taught = torch.isfinite(value_M) & (value_M != 0)
@@ -206,11 +236,24 @@ def _check_advantage(config: RunConfig) -> None:
                 f"the objective reads the column {absent[0]!r}, which no advantage stage makes and the rollout does not declare."
             )
         one_advantage = getattr(term, "one_advantage_per_row", term.couples == "row")
-        if one_advantage and (table.columns["action"] != WHOLE_ROW).any():
+        own = table.columns.get(PER_ACTION)
+        differs = own is not None and bool(own.nan_to_num().any())
+        if one_advantage and (differs or (table.columns["action"] != WHOLE_ROW).any()):
             raise ConfigError(
                 "the rollout credits single actions, but the objective has one ratio for a whole row, which would mix "
                 "them. Use ratio: action."
             )
+
+
+def _checked(table: Any, stage: Any) -> Table:
+    """What a stage made of the rehearsal, if it is a table of as many numbers."""
+    name = kind_of("advantage", stage)
+    if not isinstance(table, Table):
+        raise ConfigError(f"the advantage stage {name} returned a {type(table).__name__}; wanted a Table.")
+    for value, value_M in table.values.items():
+        if not torch.is_tensor(value_M) or value_M.shape != (len(table),) or not value_M.is_floating_point():
+            raise ConfigError(f"the advantage stage {name} made of {value!r} no float tensor of {len(table)} entries.")
+    return table
 
 
 def _rehearsal_table(config: RunConfig) -> Table:

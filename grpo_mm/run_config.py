@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +13,18 @@ import torch
 
 from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
 from grpo_mm.collectors.sample_and_score import SampleAndScore
-from grpo_mm.config import Role, build, dump, read_yaml
+from grpo_mm.config import Role, build, convert, dump, read_yaml
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_ids
+from grpo_mm.methods import preset
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.optim import Optim
 from grpo_mm.run_checks import check_settings
 from grpo_mm.snapshots import Ema, ReferenceReset, SamplingPolicy
 from grpo_mm.types import ORDER
 from grpo_mm.watch import Watched
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,11 +213,30 @@ class RunConfig:
 def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a file and its overrides describe; `check` it before use."""
     try:
-        return build(RunConfig, read_yaml(path, overrides))
+        config = build(RunConfig, read_yaml(path, overrides))
+        _tell_what_stands_above(config)
+        return config
     except ConfigError as error:
         raise ConfigError(
             str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}"
         ) from error
+
+
+def _tell_what_stands_above(config: RunConfig) -> None:
+    """A method fills in what the file leaves out: where the file has its own, that may not be what was wanted."""
+    if config.method is None:
+        return
+    asked, hints = preset(config.method), typing.get_type_hints(RunConfig, include_extras=True)
+    own = [
+        key
+        for key in ("advantage", "objective", "collector", "updates")
+        if key in asked and dump(convert(hints[key], asked[key], path=key)) != dump(getattr(config, key))
+    ]
+    if own:
+        log.warning(
+            "method %s: the config has its own %s, which stand above the method's; %s takes the method's.",
+            config.method, " and ".join(own), " ".join(f"{key}=null" for key in own),
+        )  # fmt: skip
 
 
 def plain(config: RunConfig) -> dict[str, Any]:

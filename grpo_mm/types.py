@@ -107,6 +107,11 @@ class Rollout:
                 raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, wanted ({rows},)")
         if self.mask_NA.shape != (rows, actions):
             raise ValueError(f"mask_NA has shape {tuple(self.mask_NA.shape)}, wanted ({rows}, {actions})")
+        for name, column in self.columns.items():
+            if tuple(column.shape) not in ((rows,), (rows, actions)):
+                raise ValueError(
+                    f"the column {name!r} has shape {tuple(column.shape)}, wanted ({rows},) or ({rows}, {actions})"
+                )
 
     @property
     def num_rows(self) -> int:

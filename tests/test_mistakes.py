@@ -14,7 +14,7 @@ from grpo_mm.run_config import read
 REFUSED = {
     "a bound below zero": ("flow", ["advantage=[weighted_sum, group_norm, {kind: clamp, limit: -5}]"], "wanted above 0"),
     "an eps below zero": ("flow", ["advantage=[weighted_sum, {kind: group_norm, eps: -1}]"], "eps = -1"),
-    "a loss turned round": ("nft", ["objective=[{kind: nft, weight: -5}]"], "Nft: weight = -5; wanted above 0"),
+    "a loss turned round": ("nft", ["objective=[{kind: nft, weight: -5}]"], "nft: weight = -5; wanted above 0"),
     "a term of weight 0": ("flow", ["objective=[{kind: clipped_ratio, weight: 0}]"], "wanted above 0"),
     "only a kl": ("nft", ["objective=[{kind: kl, form: velocity}]"], "no term of the objective reads the advantage"),
     "groups of one row": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from grpo_mm.advantages.value_tracker import ValueTracker
@@ -36,7 +37,7 @@ class Prioritised:
             )
 
     def __call__(self, sample: Sample, score: Score, rows: Rows, more: More) -> list[Batch]:
-        candidates = _distinct([*rows.prompts, *(p for n in range(1, self.pool) for p in more.prompts(n))])
+        candidates = _distinct(rows.prompts, (p for n in range(1, self.pool) for p in more.prompts(n)))
         ids = prompt_ids(candidates)
         weight_Q = sampling_weights(
             self.tracker.values(ids), floor=self.floor, count_P=self.tracker.visits(ids), gamma=self.gamma
@@ -47,6 +48,12 @@ class Prioritised:
         return [dealt(batch, more.parts)]
 
 
-def _distinct(prompts: list[Prompt]) -> list[Prompt]:
-    """Each prompt once, as it comes first; repeats within the first batch stay, since there may be no others."""
-    return list({prompt.id: prompt for prompt in reversed(prompts)}.values())[::-1]
+def _distinct(first: Sequence[Prompt], further: Iterable[Prompt]) -> list[Prompt]:
+    """The first batch, repeats and all since there may be no others, and what else the further ones ask, each once."""
+    known = {prompt.repeat_of or prompt.id for prompt in first}
+    new: dict[str, Prompt] = {}
+    for prompt in further:
+        name = prompt.repeat_of or prompt.id
+        if name not in known:
+            new.setdefault(name, prompt)
+    return [*first, *new.values()]
