@@ -28,6 +28,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value setti
 
 MAX_ERROR = 4000
 """Characters of an error that are printed: a setting that it quotes may be a whole file."""
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def main() -> None:
@@ -85,16 +86,44 @@ def is_main() -> bool:
 def sample(
     run: Annotated[Path, typer.Argument(help="a run folder, or a config for the untrained model")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="may be given several times")],
-    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("samples"),
-    count: Annotated[int, typer.Option(help="pictures of each prompt")] = 1,
-    seed: Annotated[int, typer.Option(help="of the initial noise")] = 0,
+    media: Annotated[
+        list[Path] | None,
+        typer.Option("--media", help="a picture or video that every prompt is about; may be repeated"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the pictures, or for answers.json")] = Path("samples"),
+    count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
+    seed: Annotated[int, typer.Option(help="of the initial noise, or of the tokens")] = 0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
 ) -> None:
-    """Draws pictures with the deterministic sampler; latents.safetensors holds the initial noise of each."""
+    """Draws pictures, or prints answers, with the sampler of the evaluation.
+
+    Pictures: latents.safetensors holds the initial noise of each. Answers: all of a prompt are the same unless the run
+    evaluates at a temperature, e.g. --set engine.eval_temperature=1.
+    """
     from grpo_mm.inference import sample as draw
 
-    for path in draw(run, prompts=prompt, out=out, count=count, seed=seed, overrides=overrides or []):
+    opened = [_media_file(path) for path in media or []]
+    made = draw(run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [])
+    for text, answers in zip(prompt, made.answers):
+        typer.echo(text)
+        for answer in answers:
+            typer.echo(f"  {'(not asked; see above)' if answer is None else _printable(answer)}")
+    for path in made.files:
         typer.echo(path)
+
+
+def _printable(text: str) -> str:
+    """What a model writes may hold characters that steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+def _media_file(path: Path) -> object:
+    """A picture by its ending, else a video: its decoder tells whether it is one."""
+    from grpo_mm.datasets.video import ImageFile, VideoFile
+
+    if not path.is_file():
+        raise UserError(f"--media {path}: there is no such file.")
+    return ImageFile(str(path)) if path.suffix.lower() in PICTURE_ENDINGS else VideoFile(str(path))
 
 
 @app.command("eval")
@@ -209,7 +238,7 @@ def bench(
 
 @zoo_app.command("build")
 def zoo_build(
-    name: Annotated[str, typer.Argument(help="text_to_image")],
+    name: Annotated[str, typer.Argument(help="text_to_image or vision_language")],
     out: Annotated[Path, typer.Option(help="folder for the checkpoint")],
     seed: int = 0,
 ) -> None:
@@ -220,7 +249,7 @@ def zoo_build(
 
 
 @zoo_app.command("path")
-def zoo_path(name: Annotated[str, typer.Argument(help="text_to_image")]) -> None:
+def zoo_path(name: Annotated[str, typer.Argument(help="text_to_image or vision_language")]) -> None:
     """Prints where a shipped checkpoint lies."""
     from grpo_mm.pipelines.zoo import path
 

@@ -1,14 +1,19 @@
-"""Using a run, or an untrained model, without training: pictures and held-out scores."""
+"""Using a run, or an untrained model, without training: pictures or texts, and held-out scores."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from grpo_mm import checkpoint as checkpoints
+from grpo_mm import registry
 from grpo_mm.config import build, override, read_yaml
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
@@ -23,8 +28,14 @@ from grpo_mm.types import Prompt, Rows
 class Loaded:
     """A policy on its device with the weights of a run's checkpoint, or as it was before training."""
 
-    def __init__(self, run: Path, *, overrides: Sequence[str], checkpoint: str | None, scores: bool) -> None:
+    def __init__(
+        self, run: Path, *, overrides: Sequence[str], checkpoint: str | None, scores: bool, media: bool = False
+    ) -> None:
         self.config = config = _config(run, overrides, scores=scores)
+        if media and not hasattr(config.engine, "illustrate"):
+            raise ConfigError(
+                f"the engine {registry.kind_of('engine', type(config.engine))} looks at no media; leave them out."
+            )
         if scores:
             config.check()
         else:
@@ -58,7 +69,7 @@ def _checkpoint(run: Path, name: str | None) -> Path | None:
 
 
 def _config(run: Path, overrides: Sequence[str], *, scores: bool) -> RunConfig:
-    """The config of a run folder or of a file. Pictures alone need neither prompt files nor the user's own rewards."""
+    """The config of a run folder or of a file. Sampling needs neither prompt files nor the user's own rewards."""
     mapping = read_config(run) if run.is_dir() else read_yaml(run)
     for text in overrides:
         mapping = override(mapping, text)
@@ -67,28 +78,63 @@ def _config(run: Path, overrides: Sequence[str], *, scores: bool) -> RunConfig:
     return build(RunConfig, mapping)
 
 
-def sample(
-    run: Path, *, prompts: Sequence[str], out: Path, count: int = 1, seed: int = 0, overrides: Sequence[str] = ()
-) -> list[Path]:
-    """Writes `out/000_0.png`, … and the initial noise of all pictures as `out/latents.safetensors`."""
-    from PIL import Image
-    from safetensors.torch import save_file
+@dataclass(frozen=True)
+class Sampled:
+    """Example: two answers to one prompt: Sampled([Path("samples/answers.json")], [["2.0 to 5.5", "3.0 to 5.0"]])."""
 
+    files: list[Path]
+    """What was written for people: the pictures, or the file of the answers."""
+    answers: list[list[str | None]]
+    """Of each prompt; None where its media could not be read. Empty where the run makes pictures."""
+
+
+def sample(
+    run: Path,
+    *,
+    prompts: Sequence[str],
+    out: Path,
+    media: Sequence[Any] = (),
+    count: int = 1,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> Sampled:
+    """`count` samples of each prompt by the evaluation sampler, written into `out`.
+
+    Pictures become `000_0.png`, … (prompt, sample) with the initial noise of all as `latents.safetensors`; texts become
+    `answers.json`.
+
+    Args:
+        media: what goes with every prompt, as the run's media component opens it.
+    """
     if count < 1 or not prompts:
-        raise ConfigError(f"{len(prompts)} prompts × count = {count} pictures; wanted at least one of each.")
+        raise ConfigError(f"{len(prompts)} prompts × count = {count} samples; wanted at least one of each.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the pictures cannot be written to {out}: {error}.") from error
-    loaded = Loaded(run, overrides=overrides, checkpoint=None, scores=False)
-    asked = tuple(Prompt(id=f"sample/{i}", text=text) for i, text in enumerate(prompts))
-    size = len(asked) * count
-    rows = Rows(asked, torch.arange(len(asked)).repeat_interleave(count), torch.arange(count).repeat(len(asked)), count)
+        raise ConfigError(f"the samples cannot be written to {out}: {error}.") from error
+    loaded = Loaded(run, overrides=overrides, checkpoint=None, scores=False, media=bool(media))
+    asked = tuple(Prompt(id=f"sample/{i}", text=text, media=tuple(media)) for i, text in enumerate(prompts))
+    size = len(asked)
+    rows = Rows(asked, torch.arange(size).repeat_interleave(count), torch.arange(count).repeat(size), count)
     with loaded.weights():
-        images = loaded.config.engine.render(loaded.policy, rows, seed=seed)
+        items = loaded.config.engine.render(loaded.policy, rows, seed=seed)
+    if isinstance(items, Tensor):
+        return Sampled(_write_pictures(loaded, rows, items, out, seed=seed), [])
+    answers = [list(items[p * count : (p + 1) * count]) for p in range(size)]
+    path = out / "answers.json"
+    said = [{"prompt": prompt, "answers": texts} for prompt, texts in zip(prompts, answers)]
+    path.write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8", errors="replace")
+    return Sampled([path], answers)
+
+
+def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor, out: Path, *, seed: int) -> list[Path]:
+    from PIL import Image
+    from safetensors.torch import save_file
+
     noise = loaded.config.engine.evaluation_noise(loaded.policy, rows, seed=seed)
     save_file({"latents": noise.cpu().contiguous()}, out / "latents.safetensors")
-    paths = [out / f"{int(rows.prompt_N[i]):03d}_{int(rows.sample_N[i])}.png" for i in range(size)]
+    names = zip(rows.prompt_N.tolist(), rows.sample_N.tolist())
+    paths = [out / f"{p:03d}_{s}.png" for p, s in names]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     return paths

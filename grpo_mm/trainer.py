@@ -15,12 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grpo_mm import checkpoint, clock, metrics, samples
+from torch import Tensor
+
+from grpo_mm import checkpoint, clock, metrics, samples, transcripts
 from grpo_mm.checkpoint import Checkpoint
 from grpo_mm.distributed import Processes
-from grpo_mm.evaluate import evaluate
+from grpo_mm.evaluate import EvalResult, evaluate
 from grpo_mm.learner import Learner
 from grpo_mm.model_card import write_model_card
+from grpo_mm.onlooker import illustrator
 from grpo_mm.run_config import RunConfig
 from grpo_mm.run_folder import RunFolder, cut_back, find_checkpoint, full_disk_stops, replace_text
 from grpo_mm.types import Prompt
@@ -118,7 +121,7 @@ class Trainer:
             self.save(step)
 
     def evaluate(self, step: int, *, name: str) -> dict[str, float]:
-        """Held-out metrics at `step`, written to the record, with a sheet of pictures; watch rules may act on them."""
+        """Held-out metrics at `step`, written to the record, with a sheet or a transcript; watch rules may act on them."""
         if not self.eval_prompts:
             return {}
         began = time.perf_counter()
@@ -134,11 +137,26 @@ class Trainer:
         if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
             self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
-            samples.write_eval_sheet(
-                self.folder.samples, name=name, step=step, images_MCHW=result.shown, prompts=result.shown_prompts,
-                rewards=result.shown_rewards,
-            )  # fmt: skip
+            self._show(result, step, name=name)
         return result.metrics
+
+    def _show(self, result: EvalResult, step: int, *, name: str) -> None:
+        shown, prompts, rewards = result.shown, result.shown_prompts, result.shown_rewards
+        if isinstance(shown, Tensor):
+            samples.write_eval_sheet(
+                self.folder.samples, name=name, step=step, images_MCHW=shown, prompts=[p.text for p in prompts],
+                rewards=rewards,
+            )  # fmt: skip
+            return
+        answers = [
+            transcripts.Answer(text, {reward: float(value[i]) for reward, value in rewards.items()})
+            for i, text in enumerate(shown)
+        ]
+        transcripts.write_transcript(
+            self.folder.samples, name=name, kind="eval", step=step,
+            asked=[(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)],
+            sketch=self.config.sketch, illustrate=illustrator(self.config),
+        )  # fmt: skip
 
     def _record(self, row: dict[str, float], *, weights_step: int) -> list[Alarm]:
         """Writes a row with what the watch rules say of it; returns those that act, the same on every rank."""

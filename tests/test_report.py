@@ -9,8 +9,11 @@ from grpo_mm import metrics
 from grpo_mm.errors import UserError
 from grpo_mm.report import read_run, view, write_report
 from grpo_mm.report.curves import Rule, charts, log_axis, value_axis
-from grpo_mm.report.words import count, duration, number
+from grpo_mm.report.words import count, duration, moment, number
+from grpo_mm.rewards.time_line import TimeLine
 from grpo_mm.samples import write_eval_sheet, write_rollout_sheet
+from grpo_mm.transcripts import Answer, write_transcript
+from grpo_mm.types import Prompt
 
 BEFORE = {"score": 0.487, "shape/mean": 0.487, "shape/all_correct": 0.14, "quality/score": 0.72, "diversity": 0.31}
 AFTER = {"score": 0.622, "shape/mean": 0.622, "shape/all_correct": 0.33, "quality/score": 0.70, "diversity": 0.27}
@@ -302,3 +305,138 @@ def test_a_band_lies_where_its_bounds_are():
 
 def test_pages_of_runs_without_rules_do_not_speak_of_them(tmp_path):
     assert "Watch rules" not in text_of(write_report(a_run(tmp_path)))
+
+
+# ── runs that make texts ──
+
+CLIP = Prompt("clip", "When is the <b>cat</b> seen?", target={"spans": [[2.0, 5.0]], "duration": 10.0})
+LONG = "<think>" + "a word " * 60 + "</think><answer>2 to 5</answer>"
+SCENE = Prompt("scene", "Where is the cat?")
+
+
+class Boxes:
+    """The numbers of a text are one box."""
+
+    def truth(self, prompt):
+        return {"size": [84, 42], "boxes": [[4, 10, 20, 26]], "names": ["cat"]}
+
+    def __call__(self, prompt, text):
+        return {"boxes": [[float(n) for n in re.findall(r"\d+", text)]]}
+
+
+def a_text_run(tmp_path, *, prompt=CLIP, texts=("9 to 4", LONG), sketch=None, frames=4):
+    """`a_run` with answers in place of pictures: one held-out question, one group of five."""
+    folder = a_run(tmp_path)
+    for path in (folder / "samples").iterdir():
+        path.unlink()
+    shows = {
+        "sketch": sketch or TimeLine(),
+        "illustrate": lambda _: torch.full((frames, 3, 8, 16), 99, dtype=torch.uint8),
+    }
+    for (name, step), text in zip((("eval_before", 0), ("eval_after", 12)), texts):
+        answer = Answer(text, {"iou": 0.25, "format": 1.0})
+        write_transcript(folder / "samples", name=name, kind="eval", step=step, asked=[(prompt, [answer])], **shows)
+    group = [
+        Answer("<answer>2 to 5</answer>", {"iou": 1.0, "format": 1.0}, 1.5),
+        Answer("<answer>20 to 30</answer>", {"iou": 0.0, "format": 1.0}, -0.5),
+        Answer("<answer>20 to 30</answer>", {"iou": 0.0, "format": 1.0}, -0.5),
+        Answer("<answer>3 to 12</answer>", {"iou": 0.2, "format": 1.0}, -0.25, is_demo=True),
+        Answer(None),
+    ]
+    for step in (1, 12):
+        write_transcript(
+            folder / "samples", name=f"step_{step:06d}", kind="rollout", step=step, asked=[(prompt, group)], **shows
+        )
+    return folder
+
+
+def test_answers_before_and_after_stand_beside_each_other(tmp_path):
+    path = write_report(a_text_run(tmp_path))
+    text = text_of(path)
+    assert "The same questions before training and after step 12." in text
+    assert "0 10 s before 0.250 9 to 4 iou 0.250 format 1.000 after 0.250" in text
+    assert "<answer>" not in text and "&lt;answer&gt;2 to 5&lt;/answer&gt;" in text
+    assert "When is the &lt;b&gt;cat&lt;/b&gt; seen?" in text and "<b>cat" not in path.read_text()
+    assert "evaluation pictures" not in text and "rollout sheets" not in text
+    assert "fixed noise" not in text
+
+
+def test_spans_lie_where_they_are_on_the_clip(tmp_path):
+    (question,) = view(read_run(a_text_run(tmp_path)))["talk"]["questions"]
+    assert question["extent"] == "10 s"
+    assert question["true_spans"] == [{"left": 20, "width": 30, "odd": False, "words": "2 to 5 s"}]
+    before, after = question["answers"]
+    assert before["spans"] == [{"left": 40, "width": 50, "odd": True, "words": "9 to 4 s"}]  # reversed
+    assert after["spans"] == question["true_spans"]
+    assert question["strip"].startswith("data:image/png;base64,") and question["shot"] is None
+
+
+def test_a_group_is_told_with_equal_answers_once(tmp_path):
+    sheets = view(read_run(a_text_run(tmp_path)))["text_rollouts"]
+    assert [sheet["step"] for sheet in sheets] == [1, 12]
+    (group,) = sheets[0]["groups"]
+    assert (group["size"], group["kept"], group["signal"]) == (5, 5, True)
+    answers = group["answers"]
+    assert [a["advantage"] for a in answers] == ["+1.50", "−0.25", "−0.50", None]
+    assert [a["label"] for a in answers] == ["", "", "× 2", ""]
+    assert [a["bar"] for a in answers] == [100, pytest.approx(50 / 3), pytest.approx(100 / 3), 0]
+    assert [a["is_demo"] for a in answers] == [False, True, False, False]
+    overrun, outside = answers[1]["spans"][0], answers[2]["spans"][0]
+    assert (overrun["left"], overrun["width"], overrun["odd"]) == (30, 70, False)
+    assert (outside["left"], outside["width"], outside["odd"]) == (100, 0, True)
+    text = text_of(write_report(tmp_path / "a_run"))
+    assert "Not asked; the log says why." in text and "demonstration" in text and "left out" in text
+
+
+def test_a_long_answer_is_folded_to_whole_words_around_its_answer(tmp_path):
+    path = write_report(a_text_run(tmp_path))
+    (fold,) = re.findall(r'<details class="fold"><summary>(.*?)</summary><div>(.*?)</div>', path.read_text(), re.S)
+    short, whole = (re.sub(r"<[^>]*>", "", part).replace("&lt;", "<").replace("&gt;", ">") for part in fold)
+    assert whole == LONG
+    head, _, tail = short.partition(" … ")
+    assert LONG.startswith(head) and LONG.endswith(tail) and len(head) <= 70 and len(tail) <= 160
+    assert LONG[len(head)] == " " and LONG[-len(tail) - 1] == " "
+    assert '<span class="said">2 to 5</span>' in fold[0]
+
+
+def test_boxes_are_drawn_upon_the_picture_which_stands_in_the_page_once(tmp_path):
+    texts = ("at 30 20 10 5", "at 4 10 20 26")
+    folder = a_text_run(tmp_path, prompt=SCENE, texts=texts, sketch=Boxes(), frames=1)
+    for path in (folder / "samples").glob("step_*"):
+        path.unlink()
+    (question,) = view(read_run(folder))["talk"]["questions"]
+    assert question["frame"] == (84, 42) and question["extent"] is None and question["strip"] is None
+    assert question["answers"][0]["boxes"] == [{"x": 10, "y": 5, "width": 20, "height": 15, "name": ""}]
+    page = write_report(folder).read_text()
+    assert page.count("data:image/png;base64,") == 1 and page.count('class="shot"') == 2
+    assert (
+        len(re.findall(r'<rect x="4.0" y="10.0" width="16.0" height="16.0" class="true"><title>cat</title>', page)) == 2
+    )
+    assert page.count('viewBox="0 0 84.0 42.0"') == 2
+
+
+def test_texts_need_neither_spans_nor_pictures(tmp_path):
+    folder = a_text_run(tmp_path, prompt=SCENE, texts=("here", ""))
+    for path in (folder / "samples/media").iterdir():
+        path.unlink()
+    text = text_of(write_report(folder))
+    assert "before here" in text and "An empty answer." in text
+
+
+def test_texts_of_a_killed_run_leave_out_what_came_after(tmp_path):
+    folder = a_text_run(tmp_path)
+    (folder / "summary.json").unlink()
+    metrics.cut_back(folder / "metrics.jsonl", step=5)
+    text = text_of(write_report(folder))
+    assert "Answers from before training; there is no later evaluation yet." in text
+    assert "1 of 1 transcripts" in text
+
+
+def test_a_page_of_texts_needs_nothing_else(tmp_path):
+    page = write_report(a_text_run(tmp_path)).read_text()
+    assert not re.search(r"https?://|@import|<link", page)
+    assert all(source.startswith("data:image/") for source in re.findall(r'(?:src="|url\()([^")]*)', page))
+
+
+def test_moments_of_long_videos_are_clock_times():
+    assert [moment(x) for x in (9.0, 47.46, 119, 725, 3723)] == ["9 s", "47.5 s", "119 s", "12:05", "1:02:03"]

@@ -1,8 +1,8 @@
 """A run as one HTML page: what it learnt, what that looks like, and whether the curves are healthy.
 
-    run folder ─▶ Run ─▶ view (plain values; the words are in report.html.j2) ─▶ report.html
+    run folder ─▶ Run ─▶ view (plain values; the words are in the two .html.j2) ─▶ report.html
 
-Whatever is missing (no evaluation, no pictures, a killed run) becomes a sentence on the page.
+Whatever is missing (no evaluation, no pictures or texts, a killed run) becomes a sentence on the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_mm import metrics
 from grpo_mm.clock import NETWORK_CALLS
@@ -25,8 +25,10 @@ from grpo_mm.errors import UserError
 from grpo_mm.report.curves import charts
 from grpo_mm.report.pictures import before_and_after, rollout_strip, spread_over
 from grpo_mm.report.rules import read_events, rules_of, sentences, upon_curves
+from grpo_mm.report.texts import before_and_after_texts, rollout_texts
 from grpo_mm.report.words import change_of, count, duration, finite, flat, score
 from grpo_mm.samples import Sheet, read_sheets
+from grpo_mm.transcripts import Transcript, read_transcripts
 
 NUM_ROLLOUT_SHEETS = 5
 
@@ -45,6 +47,7 @@ class Run:
     """events.jsonl: what watch rules did."""
     summary: Mapping[str, Any]
     sheets: Sequence[Sheet]
+    transcripts: Sequence[Transcript]
 
 
 def write_report(run_folder: Path) -> Path:
@@ -54,9 +57,9 @@ def write_report(run_folder: Path) -> Path:
         UserError: there is no run in that folder.
     """
     folder = Path(run_folder)
-    source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     settings = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    page = Environment(autoescape=True, **settings).from_string(source).render(view(read_run(folder)))
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, **settings)
+    page = templates.get_template("report.html.j2").render(view(read_run(folder)))
     path, aside = folder / "report.html", folder / ".writing_report"
     aside.write_text(page, encoding="utf-8")
     os.replace(aside, path)
@@ -82,6 +85,7 @@ def read_run(folder: Path) -> Run:
         events=read_events(folder / "events.jsonl"),
         summary=summary,
         sheets=read_sheets(folder / "samples"),
+        transcripts=read_transcripts(folder / "samples"),
     )
 
 
@@ -90,6 +94,8 @@ def view(run: Run) -> dict[str, Any]:
     before, after = _held_out(run)
     sheets = [sheet for sheet in run.sheets if sheet.step <= _last_step(run)]  # a resumed run left later ones behind
     rollouts = [sheet for sheet in sheets if sheet.kind == "rollout"]
+    texts = [transcript for transcript in run.transcripts if transcript.step <= _last_step(run)]
+    text_rollouts = [transcript for transcript in texts if transcript.kind == "rollout"]
     rules = rules_of(run.config, run.rows)
     return {
         "name": run.name,
@@ -101,7 +107,10 @@ def view(run: Run) -> dict[str, Any]:
         "events": sentences(run.events),
         "charts": partial(charts, run.rows, rules=upon_curves(rules, run.events)),
         "rollouts": [rollout_strip(sheet) for sheet in spread_over(rollouts, NUM_ROLLOUT_SHEETS)],
-        "num_rollouts": len(rollouts),
+        "num_rollouts": len(rollouts) or len(text_rollouts),
+        "talk": before_and_after_texts([transcript for transcript in texts if transcript.kind == "eval"]),
+        "text_rollouts": [rollout_texts(one) for one in spread_over(text_rollouts, NUM_ROLLOUT_SHEETS)],
+        "has_texts": bool(texts),
         "reward_names": list(dict.fromkeys(name for s in sheets for cell in s.cells for name in cell.rewards)),
         "config_text": run.config_text,
         "versions": flat(run.versions),

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from grpo_mm.report.words import score, sign
+from grpo_mm.report.words import score, sign, signed
 from grpo_mm.samples import Sheet
 
 PIXEL_ART_PX = 96
@@ -57,7 +57,7 @@ def _tiles(sheet: Sheet, *, max_px: int) -> list[dict[str, Any]]:
                 "pixelated": max(right - left, bottom - top) <= PIXEL_ART_PX,
                 "score": next((text for text in rewards.values() if text != "–"), "–"),
                 "rewards": rewards,
-                "advantage": None if advantage is None else f"{advantage:+.2f}".replace("-", "−"),
+                "advantage": None if advantage is None else signed(advantage),
                 "sign": sign(advantage or 0),
                 "bar": 100 * abs(advantage or 0) / largest,
             })  # fmt: skip

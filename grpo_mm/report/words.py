@@ -31,6 +31,19 @@ def score(x: Any) -> str:
     return (f"{x:.3f}" if abs(x) < 100 else f"{x:.1f}").replace("-", "−")
 
 
+def signed(x: float) -> str:
+    return f"{x:+.2f}".replace("-", "−")
+
+
+def moment(seconds: float) -> str:
+    """9 s, 47.5 s, 12:05, 1:02:03."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{number(round(seconds, 1))} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
 def number(x: float) -> str:
     """About four digits: 0.61, 12300, 3×10⁻⁵."""
     if x == 0 or 1e-3 <= abs(x) < 1e6:
