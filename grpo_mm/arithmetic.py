@@ -25,9 +25,11 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
     )
     calls = " + ".join(f"{number} {name}" for name, number in config.network_calls().items())
     pruned = any(getattr(stage, "keep", None) is not None for stage in config.advantage)
-    batches = getattr(config.collector, "max_batches", 1)
+    batches, least = getattr(config.collector, "max_batches", 1), getattr(config.collector, "oversample", 1)
     if batches > 1:
-        report.append(f"a step samples 1 to {batches} batches of prompts; rollout and rewards below are those of one")
+        report.append(
+            f"a step samples {least} to {batches * least} batches of prompts; rollout and rewards below are those of one"
+        )
     report.append(f"network calls per step: {calls}" + " (at most: what the advantage prunes is not trained)" * pruned)
     pictures = config.engine.pictures(config.group_size)
     report.append(f"pictures per step: {config.prompts_per_step * pictures}, {pictures} for each prompt")

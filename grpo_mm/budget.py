@@ -27,10 +27,13 @@ def allocate(success_P: Tensor, *, total: int, at_least: int = 1, at_most: int |
         total: samples in all. Every prompt gets `at_least` first; ties go to the earlier prompt.
 
     Raises:
-        ValueError: `total` lies outside P · at_least to P · at_most.
+        ValueError: `total` lies outside P · at_least to P · at_most; at_least below 1; a success outside [0, 1] or NaN.
 
     Source: arXiv:2602.03584 (V_0), greedy allocation. Grade C; at_least is our choice (the first sample adds 0 anywhere).
     """
+    _check_success(success_P)
+    if at_least < 1:
+        raise ValueError(f"at_least = {at_least}; wanted 1 or more: the first sample of a prompt adds 0 by itself.")
     prompts = len(success_P)
     at_most = total if at_most is None else at_most
     if not prompts * at_least <= total <= prompts * at_most:
@@ -41,6 +44,12 @@ def allocate(success_P: Tensor, *, total: int, at_least: int = 1, at_most: int |
     count_n = torch.arange(at_least, at_most + 1, dtype=torch.float64)
     gain_Pn = budget_utility(count_n, success_P[:, None]).diff(dim=1)
     return at_least + greedy(gain_Pn, total - prompts * at_least)
+
+
+def _check_success(success_P: Tensor) -> None:
+    wrong = success_P[~((success_P >= 0) & (success_P <= 1))]
+    if len(wrong):
+        raise ValueError(f"a predicted success is {float(wrong[0]):g}; wanted 0 to 1.")
 
 
 def greedy(gain_Pn: Tensor, total: int) -> Tensor:
@@ -66,8 +75,14 @@ def sampling_weights(
         count_P, gamma: [P] effective counts α + β of the tracker; the weight is divided by count^gamma (paper notes; off in the
             release).
 
+    Raises:
+        ValueError: a value outside [0, 1] or NaN; a floor that is not above 0.
+
     Source: arXiv:2509.13232 (SPO), prioritised sampling; grade A with C.
     """
+    _check_success(value_P)
+    if floor <= 0:
+        raise ValueError(f"floor = {floor}; wanted above 0, or what is always or never solved is never drawn.")
     weight_P = torch.sqrt(value_P.double() * (1 - value_P.double())) + floor
     if count_P is not None:
         weight_P = weight_P / count_P.double() ** gamma

@@ -16,7 +16,8 @@ from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
 from grpo_mm.run_config import RunConfig, Scorer, read
-from grpo_mm.run_folder import RunFolder, check_folder, exclusive, finished, open_folder
+from grpo_mm.run_folder import RunFolder, check_folder, exclusive, find_checkpoint, finished, open_folder
+from grpo_mm.stateful import stateful_parts
 from grpo_mm.trainer import OnStep, Trainer
 
 
@@ -61,6 +62,9 @@ def train(
     config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
     folder = RunFolder(config.folder)
     check_folder(config, fresh=fresh, checkpoint_name=checkpoint)
+    if fresh or find_checkpoint(folder, checkpoint) is None:
+        for _, part in stateful_parts(config):
+            part.check() if hasattr(part, "check") else None  # files that only a run from the start reads
     summary = None if fresh or checkpoint else finished(folder)
     if summary is not None:
         return summary

@@ -10,8 +10,27 @@ from grpo_mm.registry import entries
 HEAD = """# Methods
 
 Made by `python docs/methods.py` from the table of methods, their presets and the registry; a test fails when it is stale.
-`method: NAME` in a config fills in what the preset says, and whatever the file says stands above it. Evidence: A the authors' code,
-B the text of the paper, C third parties that quote it, D an abstract, uncertain.
+`method: NAME` in a config fills in what the preset says, and whatever the file says stands above it. A name that several papers
+use is refused; its row says the key to write instead. Evidence: A the authors' or a library's code, B the text of the paper, C third
+parties that quote it, D an abstract, uncertain; two letters: some of it from each.
+
+A preset holds what the source prints of the group size, the updates of a rollout, the collector, the advantage stages and the
+objective, and the weights of rewards that are part of the method. It never holds a learning rate or another setting of the
+optimiser: these belong to the model and its adapter; printed ones stand in the comment of the preset. Where a source does not say
+how the loss is averaged, whether there is a KL, or which std is meant, the comment says what was chosen and that it is ours.
+"""
+
+PROCESS = """## Rewards of steps
+
+GRPO's process supervision (arXiv:2402.03300, section 4.1.3): every step's reward is compared with those of all steps of the group,
+and a token earns what its step and the later ones are worth. An engine whose outputs credit single steps, and the stages
+
+```yaml
+advantage:
+  - {kind: weighted_sum}
+  - {kind: group_norm, key: [prompt], ddof: 1}
+  - {kind: reward_to_go}
+```
 """
 
 
@@ -25,6 +44,7 @@ def methods_page() -> str:
     ]
     lines.append("| --- " * 7 + "|")
     lines += [_row(method) for method in sorted(METHODS, key=lambda m: m.key)]
+    lines += ["", *PROCESS.splitlines()]
     lines += ["", "## Flow models", "", "| preset | paper | config |", "| --- | --- | --- |"]
     lines += [f"| `{e.kind}` | {e.paper} | `{e.config}` |" for e in entries("preset")]
     lines += ["", "## Parts", "", "| kind | role | paper | module |", "| --- | --- | --- | --- |"]
@@ -48,7 +68,8 @@ def _list(value: Any) -> list[dict[str, Any]]:
 def _row(method: Method) -> str:
     kinds = " → ".join(f"`{kind}`" for kind in blocks(preset(method.key)))
     link = f"[{method.arxiv}](https://arxiv.org/abs/{method.arxiv})"
+    name = method.key if method.name in OTHERS else method.name
     return (
-        f"| `{method.name}` | {method.title}: {method.changes} | {kinds} | {link} | {method.grade} | "
+        f"| `{name}` | {method.title}: {method.changes} | {kinds} | {link} | {method.grade} | "
         f"`grpo_mm/presets/{method.file.name}` | `{method.tested}` |"
     )

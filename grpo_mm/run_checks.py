@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -212,7 +213,9 @@ def _check_advantage(config: RunConfig) -> None:
                 f"declare; it has {', '.join(sorted(table.columns))}. {getattr(stage, 'why', '')} Another engine may declare it, or "
                 "choose another method."
             )
-        table = _checked(stage(table), stage)
+        # What was known of prompts before the run says nothing of a rehearsal, and its file may be gone when a run goes on.
+        rehearsed = replace(stage, probes=None) if getattr(stage, "probes", None) else stage
+        table = _checked(rehearsed(table), stage)
     check_stages(table)
     (value_M,) = table.values.values()
     taught = torch.isfinite(value_M) & (value_M != 0)

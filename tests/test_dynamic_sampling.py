@@ -15,7 +15,7 @@ from grpo_mm.collectors.more import More
 from grpo_mm.config import build, merge
 from grpo_mm.distributed import Processes
 from grpo_mm.entry import train
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.learner import Learner
 from grpo_mm.metrics import read
 from grpo_mm.rng import stream
@@ -86,9 +86,40 @@ def test_after_the_last_batch_a_step_trains_on_what_there_is():
 
 
 def test_where_nothing_is_useful_the_first_batch_comes_back_and_says_so(caplog):
-    batch = Scripted([0] * 6, [1] * 6).run(DynamicSampling(max_batches=2))
-    assert len(ids(batch)) == 3 and batch.part_N is None and batch.metrics["rollout/used_frac"] == 0
+    batch = Scripted([0] * 6, [1] * 6).run(DynamicSampling(max_batches=2), parts=3)
+    assert ids(batch) == ["toy/0+0", "toy/1+0", "toy/2+0"] and batch.metrics["rollout/used_frac"] == 0
+    assert batch.part_N.tolist() == [0, 0, 1, 1, 2, 2] and batch.scores["r"]["score"].tolist() == [0] * 6
     assert "none of 6 groups" in caplog.text
+
+
+def test_a_run_may_rather_stop_than_train_on_too_few_groups():
+    scores = [1, 1, 0, 1, 0, 0], [0] * 6
+    with pytest.raises(
+        TrainingStopped, match="1 of 6 groups that were sampled teach anything, wanted 3 a step.*max_batches = 2"
+    ):
+        Scripted(*scores).run(DynamicSampling(max_batches=2, when_short="raise"))
+    enough = Scripted(*scores, [0, 1, 1, 0, 1, 1]).run(DynamicSampling(max_batches=3, when_short="raise"))
+    assert ids(enough) == ["toy/1+0", "toy/0+2", "toy/1+2"]
+
+
+def test_several_batches_are_sampled_at_a_time_and_the_first_useful_groups_kept():
+    script = Scripted([1, 1, 0, 1, 0, 0] + [0, 0, 1, 0, 1, 1], [0, 1] * 6)
+    batch = script.run(DynamicSampling(oversample=2), parts=3)
+    assert script.asked == ["toy/0+0", "toy/0+2"]
+    assert ids(batch) == ["toy/1+0", "toy/1+1", "toy/0+2"] and batch.part_N.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.metrics == {"rollout/batches": 2.0, "rollout/used_frac": 3 / 12}
+    once = Scripted([1, 1, 0, 1, 0, 0] + [0, 1, 1, 0, 1, 0])
+    assert ids(once.run(DynamicSampling(oversample=2))) == ["toy/1+0", "toy/0+1", "toy/1+1"] and len(once.asked) == 1
+
+
+def test_where_nothing_of_several_batches_is_useful_a_step_has_as_many_groups_as_ever():
+    batch = Scripted([0] * 12).run(DynamicSampling(oversample=2, max_batches=1), parts=3)
+    assert ids(batch) == ["toy/0+0", "toy/1+0", "toy/2+0"] and batch.part_N.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_fewer_than_one_batch_is_refused():
+    with pytest.raises(ConfigError, match="max_batches = 10, oversample = 0; wanted at least 1"):
+        DynamicSampling(oversample=0)
 
 
 def test_groups_are_dealt_to_updates_as_wholes():
@@ -128,7 +159,7 @@ def test_dapo_learns_from_the_groups_that_it_finds():
     learner = Learner(config, Processes(device="cpu"), samples=Path("."))
     before = learner.policy.expected(ToyPrompts().load())
     rows = [learner.step(step) for step in range(12)]
-    assert max(row["rollout/batches"] for row in rows) > 1
+    assert min(row["rollout/used_frac"] for row in rows) < 1 / 3  # three batches at a time were not always enough
     assert all(row["advantage/zero_groups_frac"] == 0 and row["policy/logprob_gap"] == 0 for row in rows)
     assert learner.policy.expected(ToyPrompts().load()) > before + 0.1
 

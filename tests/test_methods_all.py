@@ -56,6 +56,7 @@ prefixes (which are worth something each), fairness, and marks in place of advan
 UNIT_FREE = (
     "grpo", "dapo", "stratified_grpo", "weighted_grpo", "microcoder_grpo", "graph_grpo", "gdpo", "multi_label_grpo", "crpo",
     "info_consistency_grpo", "ps_grpo", "xrpo", "gspo", "gspo_token", "cispo", "sapo", "gmpo", "kl_cov", "tis", "grao",
+    "tempo", "qae",
 )  # fmt: skip
 """r -> a r + b with a > 0 changes nothing, but for eps."""
 SCALE_FREE = ("rank_grpo", "gigpo")
@@ -254,8 +255,6 @@ def test_equal_rewards_earn_the_documented_value(method, reward):
 def test_samples_without_a_reward_are_left_out_and_take_no_part(method):
     rollout, table = a_table(method)
     stages = stages_of(method)
-    if method.name == "ospo":  # whose fairness counts an agent without a reward as one that has earned nothing so far
-        stages = [replace(stage, fairness_weight=0.0) if stage.min_group_size == 2 else stage for stage in stages]
     # The third and fourth sample of a prompt: for M-GRPO an agent and the one that it called.
     gone_M = (table.columns["prompt"] == 2) & (table.columns["sample"] // 2 == 1)
     gone_N = (rollout.prompt_N == 2) & (rollout.sample_N // 2 == 1)
@@ -340,7 +339,7 @@ def test_a_flow_engine_takes_a_method_or_says_what_is_missing(method):
         return
     said = "compares the positions of a row, but the rollout scores rows as a whole"
     if method.name in FLOW_REFUSES:
-        said = f"(needs|reads) the column '{FLOW_REFUSES[method.name]}', which .*the rollout does not declare"
+        said = f"(needs|reads) the column '{FLOW_REFUSES[method.name]}'.* which .*the rollout does not declare"
     with pytest.raises(ConfigError, match=said):
         config.check_settings(1)
 
@@ -355,6 +354,34 @@ def test_a_name_of_several_papers_is_refused_with_the_candidates(name):
         find(name)
     assert here and all(key in str(refused.value) for key in here)
     assert all(other in str(refused.value) for other in OTHERS[name])
+    assert str(refused.value).endswith(f"Write method: {here[0]}.")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Dapo", "dapo"),
+        ("DrGRPO", "dr_grpo"),
+        ("Dr.GRPO", "dr_grpo"),
+        ("V-0.5", "v05"),
+        ("BNPO_2506.02864", "bnpo_2506.02864"),
+    ],
+)
+def test_names_are_read_without_case_hyphens_and_dots(typed, meant):
+    assert find(typed) is find(meant)
+
+
+def test_every_name_is_told_apart_without_them():
+    plain = [re.sub(r"[._-]", "", text.lower()) for m in METHODS for text in (m.name, m.key)]
+    assert len(set(plain)) == len(plain)
+
+
+@pytest.mark.parametrize("name", ["flow_grpo", "Mix-GRPO"])
+def test_the_name_of_a_config_is_no_method_and_says_where_the_config_is(name):
+    with pytest.raises(
+        ConfigError, match=r"is a config, not a method that a config names: start from configs/flow/\w+\.yaml"
+    ):
+        find(name)
 
 
 @every_method
@@ -381,6 +408,11 @@ def test_a_line_of_the_table_has_its_preset_and_its_test(method):
 
 def test_every_preset_has_its_line():
     assert sorted(path.name for path in PRESETS.glob("*.yaml")) == sorted(method.file.name for method in METHODS)
+
+
+def test_the_page_names_what_a_config_may_say():
+    named = re.findall(r"^\| `([^`]+)` \|.*presets/", methods_page(), flags=re.MULTILINE)
+    assert len(named) == len(METHODS) and {find(name).key for name in named} == {m.key for m in METHODS}
 
 
 def test_the_page_of_methods_is_up_to_date():

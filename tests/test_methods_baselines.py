@@ -40,7 +40,6 @@ from grpo_mm.advantages import (
     overlong_penalty,
     paired_prompts,
     pivots,
-    prompts_wanted,
     repeats,
     shrunk_baseline,
     signed_outcome,
@@ -202,15 +201,6 @@ def test_the_surplus_of_useful_groups_is_cut():
     assert first_useful(useful, at_most=None).tolist() == useful.tolist()
 
 
-def test_prompts_are_sampled_until_enough_are_useful_or_the_cap_is_hit():
-    useful, sampled, rates = 0, 0, []
-    while count := prompts_wanted(useful, sampled, wanted=32, batch=16):
-        useful, sampled = useful + count // 3, sampled + count
-        rates.append(count)
-    assert (useful, rates) == (35, [16] * 7)
-    assert prompts_wanted(0, 160, wanted=32, batch=16) == 0
-
-
 def test_groups_are_chosen_by_the_metric_before_the_reward_is_shaped():
     columns = {"length": [100, 200, 100, 200]}
     t = table(prompt=[0, 0, 1, 1], r=[1, 1, 1, 0], columns=columns)
@@ -275,6 +265,17 @@ def test_bnpo_gives_its_table(groups, parameters, wanted):
     is_close(beta_norm(reward, group), wanted)
     t = table(prompt=group.tolist(), r=reward.tolist())
     is_close(run_preset("bnpo_2506.02864", t), wanted)
+
+
+def test_bnpo_of_groups_of_different_sizes():
+    """Every prompt counts once among the success rates, however many rows it has."""
+    reward, group = binary(["10000", "110", "1110101"])
+    assert beta_parameters(column(1 / 5, 2 / 3, 5 / 7)) == pytest.approx((1.36656, 1.32902), abs=5e-6)
+    of_last = [0.25205 if r else -0.63012 for r in reward[8:].tolist()]
+    wanted = [0.80198] + [-0.20050] * 4 + [0.28667] * 2 + [-0.57335] + of_last
+    is_close(beta_norm(reward, group), wanted, 1e-5)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
+    is_close(beta_norm(reward[order], group[order]), column(*wanted)[order], 1e-5)
 
 
 def test_bnpo_with_three_halves_is_grpo_times_pi_over_8():
@@ -406,6 +407,14 @@ def test_stratified_normalisation_gives_its_table():
     is_close(run_preset("stratified_grpo", t), blended, 1e-3)
 
 
+def test_equal_rewards_of_a_stratum_or_of_the_group_add_exactly_nothing():
+    stratum, group = torch.tensor([1, 1, 2, 2]), torch.zeros(4, dtype=torch.int64)
+    for eps in (1e-4, 0):
+        assert stratified_norm(column(0.3, 0.1 + 0.2, 0.3, 0.3), group, stratum, eps=eps).tolist() == [0] * 4
+        found = stratified_norm(column(1, 1, 0, 1), group, stratum, blend=1, eps=eps)
+        assert found[:2].tolist() == [0, 0] and found[3] == -found[2] > 0.99
+
+
 def test_strata_are_compared_within_a_group_only():
     reward, group = column(1, 0, 5, 3), torch.tensor([0, 0, 1, 1])
     alike = stratified_norm(reward, group, torch.zeros(4), blend=1)
@@ -440,7 +449,7 @@ def test_probes_are_read_from_a_file(tmp_path):
     tracker = ValueTracker(probes=str(tmp_path / "probes.json"))
     is_close(tracker.values(id_numbers(["b", "c", "a"])), [8.5 / 9, 0.5, 3.5 / 9], 1e-12)
     with pytest.raises(ConfigError, match="no file"):
-        ValueTracker(probes=str(tmp_path / "none.json"))
+        ValueTracker(probes=str(tmp_path / "none.json")).values(id_numbers(["a"]))
 
 
 def spo_tracker():
@@ -539,7 +548,7 @@ def greedy(success, total, at_least):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.integers(0, 97), min_size=1, max_size=6), st.integers(0, 25), st.integers(0, 2))
+@given(st.lists(st.integers(0, 97), min_size=1, max_size=6), st.integers(0, 25), st.integers(1, 3))
 def test_allocation_is_the_greedy_one(percent, extra, at_least):
     success = [p / 97 for p in percent]
     total = at_least * len(success) + extra
@@ -599,6 +608,10 @@ def test_shrinkage_scales_with_the_range_of_the_reward_and_does_without_a_predic
     is_close(only(Shrinkage(low=0, high=1)(unit)), (column(1, -1, -1, -1) + 0.1429) / 2)
     unknown = table(prompt=[0] * 4, r=[1, -1, -1, NAN], columns={"prior": [NAN] * 4})
     is_close(only(Shrinkage()(unknown)), [4 / 3, -2 / 3, -2 / 3, NAN])
+
+
+def test_shrinkage_wants_three_samples():
+    assert Shrinkage().min_group_size == 3
 
 
 def test_a_tracker_may_be_the_prior():

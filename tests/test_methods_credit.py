@@ -403,13 +403,38 @@ def test_copies_count_once():
 
 
 def test_equal_rewards_and_single_rows_of_an_agent_earn_nothing():
-    found = copies_norm(column(0.1, 0.1, 0.1, NAN, 5), whole(0, 0, 0, 0, 1), whole(1, 2, 2, 1, 1), eps=1e-12)
-    close(found, [0, 0, 0, NAN, 0], atol=0)
+    for eps in (1e-12, 0):
+        found = copies_norm(column(0.1, 0.1, 0.1, NAN, 5), whole(0, 0, 0, 0, 1), whole(1, 2, 2, 1, 1), eps=eps)
+        close(found, [0, 0, 0, NAN, 0], atol=0)
 
 
 def test_a_sub_agent_that_nobody_called_is_an_error():
     with pytest.raises(ConfigError, match="sample 1 of prompt 0 says it was called by sample 5"):
         SubAgentReward()(table(prompt=[0, 0], reward=[1, 0], agent=[0, 1], main=[0, 5], valid=[1, 1]))
+
+
+# ── GRPO with rewards of steps ──
+
+PROCESS = (WeightedSum(), GroupNorm(key=("prompt",), ddof=1, eps=0), RewardToGo())
+STEP_REWARDS = dict(prompt=[0] * 5, sample=[0, 0, 1, 1, 1], action=[0, 1, 0, 1, 2], reward=[1, 0, 0, 1, 1])
+"""Two answers of two and of three steps: mean .6 over all steps of the group, std √.3."""
+
+
+def test_process_supervision_is_the_sum_of_the_normalised_rewards_of_the_steps_to_come():
+    t = table(**STEP_REWARDS)
+    for stage in PROCESS:
+        t = stage(t)
+    close(only(t), column(0.4 - 0.6, -0.6, -0.6 + 0.4 + 0.4, 0.4 + 0.4, 0.4) / math.sqrt(0.3), atol=1e-12)
+
+
+def test_with_process_supervision_the_tokens_of_a_step_share_what_it_and_the_later_steps_earn():
+    unit = whole([0, 0, 1, 1, -1], [0, 1, 1, 1, 2])
+    masked = dict(local_row=whole(0, 0, 1, 1, 1))
+    found = credit(table(**STEP_REWARDS, **masked), PROCESS, rollout=rollout(2, 5, unit=unit), rank=0)
+    a, b = [-0.2, -0.6], [0.2, 0.8, 0.4]
+    close(
+        found.advantage_NA * math.sqrt(0.3), [[a[0], a[0], a[1], a[1], 0], [b[0], b[1], b[1], b[1], b[2]]], atol=1e-12
+    )
 
 
 # ── Graph-GRPO ──
@@ -421,19 +446,19 @@ def test_an_edge_is_worth_the_mean_reward_of_the_graphs_that_contain_it():
     reward, group = column(1, 1, 0, 1), torch.zeros(4, dtype=torch.int64)
     close(choice_value(reward, GRAPHS, group), [[1, 0.5, 0.5]])
     edge = column(1.4142, -0.7071, -0.7071)
-    wanted = torch.where(GRAPHS.bool(), edge, NAN)
+    wanted = torch.where(GRAPHS.bool(), edge, 0.0)
     close(choice_advantage(reward, GRAPHS, group), wanted, atol=1e-4)
     t = table(prompt=[0] * 4, reward=reward, chosen=GRAPHS)
     found = credit(t, [ChoiceValue()], rollout=rollout(4, 3), rank=0)
-    close(found.advantage_NA, wanted.nan_to_num(), atol=1e-4)
-    assert torch.equal(found.keep_NA, GRAPHS.bool())
+    close(found.advantage_NA, wanted, atol=1e-4)
+    assert found.keep_NA.all()
 
 
 def test_an_edge_that_nobody_has_is_not_in_the_statistics():
     reward, group = column(1, 1, 0, 1), torch.zeros(4, dtype=torch.int64)
     wider = torch.cat([GRAPHS, torch.zeros(4, 1, dtype=torch.int64)], 1)
     close(choice_advantage(reward, wider, group)[:, :3], choice_advantage(reward, GRAPHS, group), atol=1e-12)
-    assert choice_advantage(reward, wider, group)[:, 3].isnan().all()
+    assert choice_advantage(reward, wider, group)[:, 3].tolist() == [0] * 4
 
 
 def test_edges_of_another_query_and_unscored_graphs_take_no_part():
@@ -442,7 +467,7 @@ def test_edges_of_another_query_and_unscored_graphs_take_no_part():
     found = choice_advantage(reward, chosen, group)
     close(found[:4], choice_advantage(column(1, 1, 0, 1), GRAPHS, group[:4]), atol=1e-12)
     assert found[4].isnan().all()
-    close(found[5:], [[0, 0, NAN], [NAN, 0, 0]], atol=0)  # equal rewards: exactly nothing
+    close(found[5:], [[0, 0, 0], [0, 0, 0]], atol=0)  # equal rewards: exactly nothing
 
 
 # ── OSPO ──

@@ -60,10 +60,11 @@ def test_where_a_prompt_is_never_solved_grpo_stands_still_and_others_move():
 
 @pytest.mark.parametrize(("name", "silent"), [("grpo", 6), ("spo", 2), ("ngrpo", 0), ("v05", 0)])
 def test_a_batch_that_is_all_wrong_moves_only_what_compares_with_more_than_the_batch(name, silent):
-    """SPO's trackers differ once some prompts were drawn more often than others; until then its batch norm leaves 0."""
+    """SPO's trackers differ once some prompts were drawn more often than others; until then its batch norm leaves 0. It asks half
+    of the prompts a step, so some of them move little."""
     found = learn_all_wrong(name, steps=6, least=7)
     assert len(found.unsolved) == 8 and found.silent <= silent
-    assert (min(found.unsolved) > 0.1) == (name != "grpo")
+    assert (min(found.unsolved) > 0.02) == (name != "grpo")
     assert name != "grpo" or (found.silent == 6 and max(found.unsolved) == 0)
 
 

@@ -284,7 +284,7 @@ def test_a_truncated_term_is_the_term_times_its_weights():
     plain, found = ClippedRatio(clip_high=1)(values, here), Truncated(of=ClippedRatio(clip_high=1))(values, here)
     assert found.loss[0].tolist() == pytest.approx((plain.loss[0] * array(math.exp(0.5), 2.0)).tolist())
     assert Truncated(of=ClippedRatio(ratio="unit")).columns == {"behaviour_logprobs", "unit"}
-    with pytest.raises(ValueError, match="HingeKl has no loss for each action"):
+    with pytest.raises(ValueError, match="of = HingeKl; wanted a surrogate with a loss for each action"):
         Truncated(of=HingeKl())(values, here)
 
 

@@ -204,6 +204,19 @@ def test_only_the_most_correct_share_of_the_groups_is_asked_to_be_short():
     assert torch.equal(shuffled, found[order])
 
 
+def test_of_few_groups_one_is_asked_to_be_short_unless_the_share_is_0():
+    correct, group = column(0, 1, 1, 1), ids(0, 0, 1, 1)
+    assert efficient_groups(correct, group, share=0.2).tolist() == [False, False, True, True]
+    assert not efficient_groups(correct, group, share=0).any()
+    assert length_switch(column(NAN, NAN), column(1, 2), ids(0, 0), share=0.2, slope=0.2).isnan().all()
+
+
+def test_the_most_correct_groups_have_the_most_rows_above_a_half_not_the_most_reward():
+    graded, group = column(1, 0.4, 0.4, 0.6, 0.6, 0), ids(0, 0, 0, 1, 1, 1)
+    found = length_switch(graded, column(5, 5, 5, 5, 5, 5), group, share=0.2, slope=0.2)
+    close(found, 1, 0, 0, 0.9, 0.9, 0, atol=1e-12)
+
+
 def test_unscored_rows_take_no_part_in_the_switch():
     found = length_switch(column(1, 1, NAN), column(100, 300, 9e9), ids(0, 0, 0), share=1, slope=0.2)
     close(found, 1 - 0.2 / (1 + math.e), 1 - 0.2 / (1 + 1 / math.e), NAN, atol=1e-9)
@@ -285,6 +298,13 @@ def test_novel_correct_rows_get_a_capped_bonus():
     close(only(run(t, *stages_of("xrpo"))), 1, 1.4532, -1, -1)
     close(only(run(t, WeightedSum(), GroupNorm(eps=0), Novelty(slope=100))), 1, 1.5, -1, -1)
     assert torch.equal(only(run(t, GroupNorm(), Novelty(slope=0))), only(GroupNorm()(t)))
+
+
+def test_a_correct_row_with_a_negative_advantage_gets_no_bonus():
+    """All right, one of them very unlikely: min(slope · (1 - η), cap · A) alone would punish it for being right."""
+    right = torch.tensor([True, True])
+    found = novelty_bonus(column(-0.5, 0.5), column(-3, 0), right, ids(0, 0), slope=2.5, cap=0.5)
+    assert found.tolist() == [0, 0]
 
 
 def test_groups_that_agree_get_no_bonus_and_graded_rewards_may_name_what_is_correct():

@@ -28,7 +28,11 @@ def test_the_quantile_is_the_smallest_value_that_enough_of_the_group_do_not_exce
 
 
 def test_equal_rewards_earn_nothing_and_unscored_rows_take_no_part():
-    assert quantile_norm(torch.ones(3), torch.zeros(3, dtype=torch.int64)).tolist() == [0, 0, 0]
+    one_group = torch.zeros(3, dtype=torch.int64)
+    rounding = torch.tensor([0.1 + 0.2, 0.3, 0.3], dtype=torch.float64)
+    for eps in (1e-4, 1e-12, 0):
+        assert quantile_norm(torch.ones(3), one_group, eps=eps).tolist() == [0, 0, 0]
+        assert quantile_norm(rounding, one_group, eps=eps).tolist() == [0, 0, 0]
     found = quantile_norm(torch.tensor([1.0, NAN, 0, 0]), torch.zeros(4, dtype=torch.int64), eps=0)
     alone = quantile_norm(torch.tensor([1.0, 0, 0]), torch.zeros(3, dtype=torch.int64), eps=0)
     assert found[1].isnan() and torch.equal(found[[0, 2, 3]], alone)

@@ -40,6 +40,7 @@ ALWAYS, NEVER = ToyReward("binary", least=0), ToyReward("binary", least=7)
 PAIRS = {"engine": ToyEngine(outputs="unit"), **_rewards(score=ToyReward("unit"))}
 
 NEEDS: dict[str, Need] = {
+    "spo": Need("prompts to choose from: a step asks four of the eight", {"prompts_per_step": 4, "group_size": 16}),
     "mc_grpo": Need("an odd group has a row in the middle", {"group_size": 9}),
     "v05": Need("rewards are -1 and 1", _rewards(score=ToyReward("signed", least=2))),
     "rank_grpo": Need("a reward for each item: a pair of tokens", PAIRS),
@@ -101,7 +102,7 @@ class Learned:
     before: float
     after: float
     grad_norms: tuple[float, ...]
-    """Of each optimiser step that was taken, in order; a step without anything to learn from: 0."""
+    """Of the last optimiser update of each step, in order; a step without anything to learn from: 0."""
     moved: tuple[float, ...]
     """Largest change of a logit, for each prompt."""
     samples: int
@@ -158,7 +159,7 @@ class AllWrong:
 
     @property
     def silent(self) -> int:
-        """Optimiser steps without a gradient."""
+        """Steps that ended without a gradient."""
         return sum(norm == 0 for norm in self.run.grad_norms)
 
 

@@ -7,7 +7,7 @@ from grpo_mm.advantages.beta_norm import BetaNorm, beta_norm, beta_parameters, b
 from grpo_mm.advantages.choices import ChoiceValue, choice_advantage, choice_value
 from grpo_mm.advantages.combine import Clamp, WeightedSum, weighted_sum
 from grpo_mm.advantages.credit import credit
-from grpo_mm.advantages.drop_degenerate import DropDegenerate, first_useful, prompts_wanted, useful_groups
+from grpo_mm.advantages.drop_degenerate import DropDegenerate, first_useful, useful_groups
 from grpo_mm.advantages.fleet_norm import FleetNorm, fairness
 from grpo_mm.advantages.gains import Gains, gains
 from grpo_mm.advantages.gardo import DiversityScale, GardoGate, batch_win_rate, diversity_scaled, uncertainty
@@ -49,7 +49,7 @@ __all__ = [
     "dual_step", "episode_advantage", "fairness", "first_useful", "gains", "gate", "group_norm", "group_ranks",
     "initial_counts", "keep_extremes", "length_switch", "list_bonus", "median_norm", "negative_weighted",
     "novelty_bonus", "overlong_penalty", "paired_prompts", "pass_rate_ladder", "pivots", "prefix_tree_td",
-    "prompts_wanted", "rank_factor", "repeats", "reward_to_go", "serial_decay", "shortness", "shrunk_baseline",
+    "rank_factor", "repeats", "reward_to_go", "serial_decay", "shortness", "shrunk_baseline",
     "signed_outcome", "silenced", "stratified_norm", "sub_agent_reward", "sum_within", "tracked", "tracker_memory",
     "tree_backup", "uncertainty", "useful_groups", "virtual_norm", "weighted_sum",
 ]  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from grpo_mm.advantages.group_norm import CONSTANT
+from grpo_mm.advantages.group_norm import CONSTANT, is_constant, over
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_ids, group_sum
 from grpo_mm.table import Table
@@ -46,9 +48,9 @@ def copies_norm(reward_N: Tensor, group_N: Tensor, copies_N: Tensor, *, ddof: in
     mean = group_sum(weight_N * reward_N, group_N) / total
     centred_N = reward_N - mean[group_N]
     std = (group_sum(weight_N * centred_N**2, group_N) / torch.where(total > ddof, total - ddof, 1.0)).sqrt()
-    widest = torch.zeros_like(total).scatter_reduce(0, group_N, centred_N.abs().nan_to_num(), "amax")
-    centred_N = torch.where((widest <= CONSTANT)[group_N] & torch.isfinite(reward_N), 0.0, centred_N)
-    return centred_N / (std[group_N] + eps) / copies_N.double()
+    # Rounding must not be divided by a tiny eps.
+    centred_N = torch.where(is_constant(reward_N, group_N) & torch.isfinite(reward_N), 0.0, centred_N)
+    return over(centred_N, std[group_N] + eps) / copies_N.double()
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,18 @@ class SubAgentReward:
 
     partial: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.partial <= 1:
+            raise ValueError(f"partial = {self.partial}; wanted 0 to 1: what a row of the right form earns.")
+
     min_group_size = 1
     columns = frozenset({"agent", "main", "valid"})
     why = "It is for a policy that calls others: each row says which agent wrote it."
 
     def __call__(self, table: Table) -> Table:
         name, value_M = table.only_value("sub_agent_reward")
+        if not len(table):
+            return table
         prompt_M, sample_M, is_main_M = table.columns["prompt"], table.columns["sample"], table.columns["agent"] == 0
         row_2M = group_ids(prompt_M.repeat(2), torch.cat([sample_M, table.columns["main"]]))
         own_M, called_by_M = row_2M.chunk(2)
@@ -96,11 +104,14 @@ class AgentNorm:
     """
 
     key: tuple[str, ...] = ("prompt", "agent")
-    ddof: int = 0
+    ddof: Literal[0, 1] = 0
     eps: float = 1e-4
 
     min_group_size = 2
     why = "It is for a policy that calls others: each row says which agent wrote it."
+
+    def __post_init__(self) -> None:
+        not_below_zero(eps=self.eps)
 
     @property
     def columns(self) -> frozenset[str]:
@@ -109,6 +120,11 @@ class AgentNorm:
     def __call__(self, table: Table) -> Table:
         group_M = table.key(self.key)
         copies_M = table.columns.get("copies", torch.ones(len(table)))
+        if len(table) and float(copies_M.min()) < 1:
+            raise ConfigError(
+                f"agent_norm: the rollout declares copies = {float(copies_M.min()):g}; wanted 1 or more: how often a row stands "
+                "in its group."
+            )
         return table.with_values(
             {n: copies_norm(v, group_M, copies_M, ddof=self.ddof, eps=self.eps) for n, v in table.values.items()}
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.advantages.group_norm import group_norm
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.advantages.reward_to_go import needs_positions, reward_to_go
 from grpo_mm.advantages.sum_tags import sum_within
 from grpo_mm.groups import group_ids
@@ -91,6 +92,7 @@ class AnchorStates:
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma = {self.gamma}; wanted 0 to 1.")
+        not_below_zero(eps=self.eps, omega=self.omega)
 
     def __call__(self, table: Table) -> Table:
         needs_positions(table, "anchor_states")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.advantages.group_norm import group_norm
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.groups import group_ids
 from grpo_mm.table import Table
 
@@ -30,9 +31,9 @@ def choice_value(reward_N: Tensor, chosen_NE: Tensor, group_N: Tensor) -> Tensor
 
 
 def choice_advantage(reward_N: Tensor, chosen_NE: Tensor, group_N: Tensor, *, eps: float = 1e-8) -> Tensor:
-    """The value of each choice that a sample made, normalised over the choices of its group, [N, E].
+    """The value of each choice that a sample made, normalised over the choices of its group, [N, E]; 0 for those it did not make.
 
-    NaN where a sample did not make the choice or has no reward. Choices that no sample of a group made are not in its
+    NaN for a sample without a reward. Choices that no sample of a group made are not in its
     statistics; a group whose choices are all worth the same earns exactly 0.
 
     Source: arXiv:2603.02701 (Graph-GRPO), grade C; the std over n and eps are ours. The value is a correlation: a choice that
@@ -42,16 +43,16 @@ def choice_advantage(reward_N: Tensor, chosen_NE: Tensor, group_N: Tensor, *, ep
     value_BE = choice_value(reward_N, chosen_NE, group_N)
     row_BE = torch.arange(len(value_BE))[:, None].expand_as(value_BE)
     advantage_BE = group_norm(value_BE.flatten(), row_BE.flatten(), ddof=0, eps=eps).view_as(value_BE)
-    made_NE = chosen_NE.bool() & torch.isfinite(reward_N)[:, None]
-    return advantage_BE[group_N].masked_fill_(~made_NE, torch.nan)
+    earned_NE = torch.where(chosen_NE.bool(), advantage_BE[group_N], 0.0)
+    return earned_NE.masked_fill_(~torch.isfinite(reward_N)[:, None], torch.nan)
 
 
 @dataclass(frozen=True)
 class ChoiceValue:
-    """Each action that a row chose to take earns `choice_advantage`; the others are left out.
+    """Each action that a row chose to take earns `choice_advantage`; the others earn 0.
 
-    The rollout declares `chosen` [N, A] bool: action a is a yes-or-no choice (an edge of a graph) and the row said yes. The
-    rows themselves earn 0.
+    The rollout declares `chosen` [N, A] bool: action a is a yes-or-no choice (an edge of a graph) and the row said yes. A
+    choice against an action is trained too, at 0: a KL term is over all that was decided. The rows themselves earn 0.
     """
 
     eps: float = 1e-8
@@ -59,6 +60,9 @@ class ChoiceValue:
     min_group_size = 2
     columns = frozenset({"chosen"})
     why = "It compares the samples that made a choice, so actions must be choices that several samples can share."
+
+    def __post_init__(self) -> None:
+        not_below_zero(eps=self.eps)
 
     def __call__(self, table: Table) -> Table:
         name, reward_M = table.only_value("choice_value")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.advantages.signals import target_of
 from grpo_mm.groups import group_ids, group_mean
 from grpo_mm.table import Table
@@ -59,6 +60,9 @@ class ConsistencyBonus:
     min_group_size = 2
     columns = frozenset({"answer_likelihood"})
     why = "It is how likely a slow copy of the policy finds the answer: engine.answer_likelihood={of: ema}."
+
+    def __post_init__(self) -> None:
+        not_below_zero(weight=self.weight, cap=self.cap, margin=self.margin)
 
     def __call__(self, table: Table) -> Table:
         name = target_of(table, self.target, stage="consistency_bonus")

@@ -101,6 +101,28 @@ class CapDemonstrations:
 
 
 @dataclass(frozen=True)
+class ExemptDemonstrations:
+    """The reward `target` of an injected solution is `value`: it has the form that it has, and is not asked about it.
+
+    Source: arXiv:2509.18056 (TempSamp-R1), second phase, where it is not said what stands in the thinking slot (uncertain); an
+    answer alone that is exempted from the format reward is our choice.
+    """
+
+    target: str
+    value: float = 1.0
+
+    min_group_size = 1
+    columns = frozenset({"demo"})
+    why = WHY
+
+    def __call__(self, table: Table) -> Table:
+        name = target_of(table, self.target, stage="exempt_demonstrations")
+        value_M, demo_M = table.values[name].double(), table.columns["demo"].bool()
+        # Where the reward does not apply to a row at all, it still does not.
+        return table.with_values({**table.values, name: torch.where(demo_M & value_M.isfinite(), self.value, value_M)})
+
+
+@dataclass(frozen=True)
 class AnchoredNorm:
     """`anchored_norm` in place of `group_norm`."""
 

@@ -40,19 +40,6 @@ def first_useful(useful_G: Tensor, *, at_most: int | None) -> Tensor:
     return useful_G if at_most is None else useful_G & (torch.cumsum(useful_G.long(), 0) <= at_most)
 
 
-def prompts_wanted(useful: int, sampled: int, *, wanted: int, batch: int, max_batches: int = 10) -> int:
-    """How many prompts to sample next: a batch while useful groups are lacking and the cap is not reached, else 0.
-
-    Args:
-        useful, sampled: groups so far.
-        wanted: useful groups that an update trains on.
-        batch: prompts sampled at a time; three times `wanted` in DAPO's recipe, whose cap is 10 batches.
-
-    What happens when the cap is reached with useful < wanted (raise, or train on what there is) is the caller's setting.
-    """
-    return batch if useful < wanted and sampled < max_batches * batch else 0
-
-
 def _ends(value_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the greatest finite value of each group."""
     num_groups = int(group_N.max()) + 1 if group_N.numel() else 0
@@ -69,7 +56,7 @@ class DropDegenerate:
     """Makes every value of a group that teaches nothing NaN, so that it is left out: before the reward is shaped.
 
     `metric`: the reward to choose by, may have weight 0; None: the only one. `at_most`: keep so many useful groups and cut
-    the surplus, for a run whose prompts_per_step is that times an oversampling factor (3 in DAPO).
+    the surplus. To sample until there are enough is the collector's part: {kind: dynamic_sampling}.
     """
 
     metric: str | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.advantages.group_norm import group_norm
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.groups import group_ids
 from grpo_mm.table import Table
 
@@ -54,6 +55,9 @@ class FleetNorm:
 
     min_group_size = 2
     why = "It compares what many agents earned at one time: give `time` and `agent`, or {time: action, agent: sample}."
+
+    def __post_init__(self) -> None:
+        not_below_zero(eps=self.eps, fairness_weight=self.fairness_weight)
 
     @property
     def columns(self) -> frozenset[str]:

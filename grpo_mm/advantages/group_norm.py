@@ -35,7 +35,7 @@ def group_norm(
         scale: std, mad (median absolute deviation) or none.
         scale_over: the spread of the group, or of all rewards of the batch ("global std").
         ddof: 0 divides the variance by n (population), 1 by n - 1 (sample).
-        eps: added to the spread, never to the variance.
+        eps: added to the spread, never to the variance; 0 is allowed.
 
     Returns:
         [N] float64; exactly 0 in a group whose rewards are all equal (within 1e-8), or that has one scored row, unless
@@ -49,14 +49,20 @@ def group_norm(
     centred_N = reward_N - baseline(reward_N, group_N, center=center)
     if center != "none":
         # Rounding must not be divided by a tiny eps: a constant group earns exactly nothing.
-        centred_N = torch.where(_is_constant(reward_N, group_N) & torch.isfinite(reward_N), 0.0, centred_N)
+        centred_N = torch.where(is_constant(reward_N, group_N) & torch.isfinite(reward_N), 0.0, centred_N)
     if scale == "none":
         return centred_N
     over_N = group_N if scale_over == "group" else everything_N
-    return centred_N / (spread(reward_N, over_N, scale=scale, ddof=ddof) + eps)
+    return over(centred_N, spread(reward_N, over_N, scale=scale, ddof=ddof) + eps)
 
 
-def _is_constant(value_N: Tensor, group_N: Tensor) -> Tensor:
+def over(centred_N: Tensor, divisor_N: Tensor) -> Tensor:
+    """centred / divisor, exactly 0 where centred is 0, whatever the divisor; NaN stays NaN."""
+    return torch.where(centred_N == 0, 0.0, centred_N / divisor_N)
+
+
+def is_constant(value_N: Tensor, group_N: Tensor) -> Tensor:
+    """True for the rows of groups whose finite values lie within 1e-8 of each other, [N] bool; `group_N` holds dense ids."""
     num_groups = int(group_N.max()) + 1 if group_N.numel() else 0
     finite_N = torch.isfinite(value_N)
     ends = [
@@ -70,7 +76,12 @@ def _is_constant(value_N: Tensor, group_N: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GroupNorm:
-    """`group_norm` on every component of the table; before `weighted_sum` it is "normalise, then sum"."""
+    """`group_norm` on every component of the table; before `weighted_sum` it is "normalise, then sum".
+
+    Traps: with scale mad, a group most of whose rewards are equal has a spread of 0, and its other rows earn ±1/eps: take
+    {kind: median_norm}, which has a floor. With center none and scale std, a group whose rewards are equal and not 0 earns
+    reward/eps.
+    """
 
     key: tuple[str, ...] = ("prompt",)
     """The comparison set: any columns of the table."""
@@ -85,6 +96,10 @@ class GroupNorm:
     def __post_init__(self) -> None:
         if self.eps < 0:
             raise ValueError(f"eps = {self.eps}; wanted 0 or more: it is added to the spread.")
+        if self.eps == 0 and self.scale == "mad":
+            raise ValueError(
+                "eps = 0 with scale = mad, which is 0 where most rewards of a group are equal; wanted above 0."
+            )
 
     @property
     def min_group_size(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo_mm.advantages.combine import weighted_sum
 from grpo_mm.advantages.group_norm import group_norm
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.advantages.signals import target_of
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.table import Table
@@ -75,6 +76,7 @@ class Lagrangian:
                 f"{len(self.constraints)} constraints, rate = {self.rate}, highest = {self.highest}, least = {self.least}; "
                 "wanted some, 0 or more, above 0, and 1 or more."
             )
+        not_below_zero(eps=self.eps)
         for name, constraint in self.constraints.items():
             start = min(self.highest, max(0.0, constraint.start))
             self.state[name] = {"multiplier": start, "score": float("nan"), "applicable": 0.0, "steps_at_cap": 0.0}
@@ -135,7 +137,12 @@ class Lagrangian:
                 f"saved multipliers of {sorted(state)}, the config constrains {sorted(self.constraints)}."
             )
         for name, kept in state.items():
+            absent = sorted({"multiplier", "applicable", "steps_at_cap"} - set(kept))
+            if absent:
+                raise CheckpointError(f"the saved state of constraint {name!r} has no {absent[0]!r}.")
             self.state[name] = {"score": float("nan")} | {k: float(v) for k, v in kept.items()}
+            # The config may have lowered the highest value since.
+            self.state[name]["multiplier"] = min(self.highest, self.state[name]["multiplier"])
 
     def _task(self, table: Table) -> Tensor:
         """The weighted task reward; NaN where one that applies gave no score."""

@@ -13,12 +13,13 @@ from grpo_mm.table import Table
 
 
 def efficient_groups(correct_N: Tensor, group_N: Tensor, *, share: float) -> Tensor:
-    """True for the rows of the round(share · groups) groups with the most correct rows, [N] bool.
+    """True for the rows of the round(share · groups) groups with the most correct rows, one at least, [N] bool.
 
-    Equal groups: the one with the lower id first. Groups without a scored row are not counted.
+    Equal groups: the one with the lower id first. Groups without a scored row are not counted. Share 0 chooses none.
     """
     rate_B = group_mean(correct_N, group_N)
-    count = round(share * int(torch.isfinite(rate_B).sum()))
+    # A fifth of two prompts rounds to nothing, which would switch the method off without a word.
+    count = max(round(share * int(torch.isfinite(rate_B).sum())), int(share > 0))
     chosen_B = torch.zeros(len(rate_B), dtype=torch.bool)
     chosen_B[torch.argsort(-rate_B.nan_to_num(nan=-torch.inf), stable=True)[:count]] = True
     return chosen_B[group_N]
@@ -46,13 +47,13 @@ def length_switch(correct_N: Tensor, length_N: Tensor, group_N: Tensor, *, share
         length_N: [N] trained tokens.
 
     Source: arXiv:2505.18086 (GRPO-λ). Grade C: third parties that quote it. Uncertain: how the number of groups is rounded
-    and how equal groups are ordered (here: to the nearest; by id), and the slope (0.2 here; a public re-implementation has
+    and how equal groups are ordered (here: to the nearest, but one at least; by id), and the slope (0.2 here; a public re-implementation has
     0.6, and penalises wrong rows too, which we do not).
     """
     correct_N, length_N, group_N = correct_N.double(), length_N.double(), group_ids(group_N)
     plain_N = torch.where(torch.isfinite(correct_N), (correct_N > 0.5).double(), torch.nan)
     penalised_N = length_penalised(correct_N, length_N, group_N, slope=slope)
-    return torch.where(efficient_groups(correct_N, group_N, share=share), penalised_N, plain_N)
+    return torch.where(efficient_groups(plain_N, group_N, share=share), penalised_N, plain_N)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.advantages.signals import signal, without
 from grpo_mm.groups import group_ids, group_mean
 from grpo_mm.table import Table
@@ -50,6 +51,9 @@ class Novelty:
     min_group_size = 2
     columns = frozenset({"logprob_mean"})
     why = "It holds the mean log-probability of a row's tokens under the sampling policy."
+
+    def __post_init__(self) -> None:
+        not_below_zero(slope=self.slope, cap=self.cap)
 
     def __call__(self, table: Table) -> Table:
         group_M, s_M = table.key(self.key), table.columns["logprob_mean"]

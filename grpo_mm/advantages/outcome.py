@@ -25,12 +25,8 @@ class MarkPositive:
     min_group_size = 2
 
     def __call__(self, table: Table) -> Table:
-        if self.column in table.columns:
-            raise ConfigError(
-                f"mark_positive: the rollout has a column {self.column!r} already; give the stage another."
-            )
         _, value_M = table.only_value("mark_positive")
-        return replace(table, columns={**table.columns, self.column: (value_M > self.threshold).double()})
+        return _with_column(table, self.column, (value_M > self.threshold).double(), stage="mark_positive")
 
 
 def shortness(length_N: Tensor, max_length: float) -> Tensor:
@@ -59,5 +55,11 @@ class Shortness:
             raise ValueError(f"max_length = {self.max_length}; wanted above 0.")
 
     def __call__(self, table: Table) -> Table:
-        made = shortness(table.columns["length"], self.max_length)
-        return replace(table, columns={**table.columns, self.column: made})
+        made_M = shortness(table.columns["length"], self.max_length)
+        return _with_column(table, self.column, made_M, stage="shortness")
+
+
+def _with_column(table: Table, name: str, made_M: Tensor, *, stage: str) -> Table:
+    if name in table.columns:
+        raise ConfigError(f"{stage}: the rollout has a column {name!r} already; give the stage another.")
+    return replace(table, columns={**table.columns, name: made_M})

@@ -6,12 +6,14 @@ Letters of this file: N responses   T tokens   G the largest group, its members 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from grpo_mm.advantages.group_norm import CONSTANT, group_norm
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import group_ids, spread
 from grpo_mm.table import Table
@@ -65,7 +67,8 @@ def _shared_lengths(token_NT: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor, 
     rows, length = token_NT.shape
     token = np.ascontiguousarray(token_NT.numpy())
     # Rows as strings of bytes: any fixed order of tokens puts equal prefixes next to each other.
-    by_token = torch.from_numpy(np.argsort(token.view(np.dtype((np.void, token.strides[0])))[:, 0], kind="stable"))
+    row_bytes = np.dtype((np.void, token.itemsize * length))
+    by_token = torch.from_numpy(np.argsort(token.view(row_bytes)[:, 0], kind="stable"))
     order = by_token[torch.argsort(group_N[by_token], stable=True)]
     group = group_N[order]
     size = torch.bincount(group)
@@ -113,12 +116,15 @@ class PrefixTree:
     ddof and eps are ours.
     """
 
-    ddof: int = 0
+    ddof: Literal[0, 1] = 0
     eps: float = 1e-4
 
     min_group_size = 2
     columns = frozenset({"token"})
     why = "Only tokens form a tree of prefixes; denoising steps that branch have one of their own: {kind: tree_backup}."
+
+    def __post_init__(self) -> None:
+        not_below_zero(eps=self.eps)
 
     def __call__(self, table: Table) -> Table:
         name, reward_M = table.only_value("prefix_tree")

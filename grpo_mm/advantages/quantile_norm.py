@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grpo_mm.advantages.group_norm import is_constant, over
 from grpo_mm.groups import group_count, group_ids, spread
 from grpo_mm.table import Table
 
@@ -43,14 +44,15 @@ def quantile_norm(
         group_N: [N] integer.
 
     Returns:
-        [N] float64; 0 in a group whose rewards are all equal. Not zero-mean.
+        [N] float64; exactly 0 in a group whose rewards are all equal (within 1e-8). Not zero-mean.
 
     Source: arXiv:2509.22611 (quantile advantage estimation). Evidence D: from its abstract; the scale is uncertain (ours is the
     group's std), and so is the default of `quantile`.
     """
     reward_N, group_N = reward_N.double(), group_ids(group_N)
     centred_N = reward_N - group_quantile(reward_N, group_N, quantile=quantile)[group_N]
-    return centred_N / (spread(reward_N, group_N, scale="std", ddof=ddof) + eps)
+    centred_N = torch.where(is_constant(reward_N, group_N) & torch.isfinite(reward_N), 0.0, centred_N)
+    return over(centred_N, spread(reward_N, group_N, scale="std", ddof=ddof) + eps)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.table import Table
 
 
@@ -40,6 +41,7 @@ class OverlongPenalty:
     def __post_init__(self) -> None:
         if not 0 < self.buffer <= self.max_length:
             raise ValueError(f"buffer = {self.buffer}; wanted above 0 and at most max_length = {self.max_length}.")
+        not_below_zero(weight=self.weight)
 
     def __call__(self, table: Table) -> Table:
         penalty_M = overlong_penalty(table.columns["length"], max_length=self.max_length, buffer=self.buffer)
@@ -60,6 +62,9 @@ class KlInReward:
     min_group_size = 1
     columns = frozenset({"ref_log_ratio"})
     why = "It is the sum over a row of the log-probability when sampled minus that of the reference."
+
+    def __post_init__(self) -> None:
+        not_below_zero(beta=self.beta)
 
     def __call__(self, table: Table) -> Table:
         return _added(table, -self.beta * table.columns["ref_log_ratio"].double(), "kl_in_reward")

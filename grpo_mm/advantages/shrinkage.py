@@ -76,7 +76,8 @@ class Shrinkage:
     `low`, `high`: the rewards of failure and success. A group whose rewards are all equal still earns something: its distance
     to the prior. Any prior serves: a value model, a tracker, the difficulty of the data set.
 
-    Source: arXiv:2603.10848 (V_0.5). Grade C; whether a scale follows is not confirmed: none here.
+    Source: arXiv:2603.10848 (V_0.5). Grade C; whether a scale follows is not confirmed: none here. It wants three samples:
+    the mean of two takes three values, and the test against the prior misfires.
     """
 
     low: float = -1.0
@@ -84,7 +85,7 @@ class Shrinkage:
     by: str = "prior"
     key: tuple[str, ...] = ("prompt",)
 
-    min_group_size = 1
+    min_group_size = 3
     why = "It is the success that a value model or a tracker predicts for the prompt, in [0, 1]."
 
     @property

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from grpo_mm.advantages.group_norm import group_norm
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.groups import group_ids
 from grpo_mm.table import Table
 
@@ -51,6 +52,7 @@ class StratifiedNorm:
     def __post_init__(self) -> None:
         if not 0 <= self.blend <= 1:
             raise ValueError(f"blend = {self.blend}; wanted between 0 and 1.")
+        not_below_zero(eps=self.eps)
 
     def __call__(self, table: Table) -> Table:
         group_M, stratum_M = table.key(self.key), table.key((self.by,))

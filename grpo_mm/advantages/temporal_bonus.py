@@ -39,6 +39,10 @@ class TemporalBonus:
     columns = frozenset({"shuffled_accuracy"})
     why = "It is the accuracy with shuffled frames: collector={kind: shuffled_frames}."
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share = {self.share}; wanted 0 to 1: of the accuracy with shuffled frames.")
+
     def __call__(self, table: Table) -> Table:
         name = target_of(table, self.target, stage="temporal_bonus")
         accuracy_M = table.values[name].double()

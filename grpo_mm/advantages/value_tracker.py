@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,13 +48,32 @@ def tracked(alpha: Tensor, beta: Tensor, reward: Tensor, memory: Tensor | float)
     return memory * alpha + reward, memory * beta + 1 - reward
 
 
+def read_probes(path: Path) -> dict[str, tuple[float, float]]:
+    """Prompt id: (successes, tries) of a JSON file; raises ConfigError unless 0 <= successes <= tries throughout."""
+    wanted = "JSON of prompt id: [successes, tries] with 0 ≤ successes ≤ tries, or no `probes`"
+    if not path.is_file():
+        raise ConfigError(f"value_tracker: no file {path}; wanted {wanted}.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"value_tracker: {path} is no JSON ({error}); wanted {wanted}.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"value_tracker: {path} holds a {type(found).__name__}; wanted {wanted}.")
+    for name, tried in found.items():
+        numbers = isinstance(tried, list) and len(tried) == 2 and all(type(n) in (int, float) for n in tried)
+        if not numbers or not 0 <= tried[0] <= tried[1] < math.inf:
+            raise ConfigError(f"value_tracker: {path} says {tried!r} of {name!r}; wanted {wanted}.")
+    return {name: (float(successes), float(tries)) for name, (successes, tries) in found.items()}
+
+
 @dataclass(eq=False)
 class ValueTracker:
     """reward - value of the prompt before this step, for the sum of the rewards; it goes first.
 
     {kind: group_norm, key: [], ddof: 1, eps: 1e-8} after it centres and scales by the batch. The reward is mapped from
     [low, high] to [0, 1]; what lies outside counts as its end. A prompt with n rows in a step is forgotten once and counts n
-    rewards. A prompt never seen has α = β = `start`, or what `probes` says: a JSON file of prompt id: [successes, tries].
+    rewards. A prompt never seen has α = β = `start`, or what `probes` says: a JSON file of prompt id: [successes, tries], read
+    at the first use. Ids of prompt files are "<file stem>/<row number>", or "<file stem>/<value of `id_field`>".
 
     Memory is `constant_memory` unless `shift_column` names a column with the shift that `tracker_memory` reads: storing responses and
     computing them again costs a forward pass, which the core does not make.
@@ -72,18 +92,20 @@ class ValueTracker:
     """[P] sorted; `counts` is aligned."""
     counts: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.float64), init=False)
     """[P, 2] α and β."""
+    visited: set[int] = field(default_factory=set, init=False)
+    """Ids of the prompts that a step asked; `probes` may name others."""
+    unread: bool = field(default=True, init=False)
+    """Whether `probes` is still to be read; a checkpoint takes its place."""
 
     min_group_size = 1
     why = "A tracker knows its prompts by it."
 
     def __post_init__(self) -> None:
-        if self.low >= self.high or self.start <= 0 or not 0 < self.constant_memory <= 1:
+        if self.low >= self.high or self.start <= 0 or not 0 < self.constant_memory <= 1 or self.half_life <= 0:
             raise ValueError(
-                f"low = {self.low}, high = {self.high}, start = {self.start}, constant_memory = {self.constant_memory}; wanted "
-                "low < high, a start above 0, and a memory in (0, 1]."
+                f"low = {self.low}, high = {self.high}, start = {self.start}, constant_memory = {self.constant_memory}, half_life "
+                f"= {self.half_life}; wanted low < high, a start above 0, a memory in (0, 1], and a half-life above 0."
             )
-        if self.probes is not None:
-            self._start_from(Path(self.probes))
 
     @property
     def columns(self) -> frozenset[str]:
@@ -92,6 +114,10 @@ class ValueTracker:
     def __call__(self, table: Table) -> Table:
         """The table with what the sum of the rewards is above the value."""
         return table.with_values({"total": self._reward(table) - self.values(table.columns["prompt_id"])})
+
+    def check(self) -> None:
+        """Raises ConfigError for a file of probes that is missing or says nonsense."""
+        self._read_probes()
 
     def values(self, prompt_id_N: Tensor) -> Tensor:
         """The value of each prompt, [N] in [0, 1]; ½ for one never seen."""
@@ -104,6 +130,10 @@ class ValueTracker:
 
     def set_counts(self, ids: Tensor, alpha: Tensor, beta: Tensor) -> None:
         """Starts prompts at what is known of them (`initial_counts`), or replaces what was; ids must differ."""
+        self._read_probes()
+        self._set(ids, alpha, beta)
+
+    def _set(self, ids: Tensor, alpha: Tensor, beta: Tensor) -> None:
         known = torch.isin(self.ids, ids)
         ids = torch.cat([self.ids[~known], ids])
         counts = torch.cat([self.counts[~known], torch.stack([alpha, beta], dim=1).double()])
@@ -114,6 +144,7 @@ class ValueTracker:
         reward_M = self._reward(table)
         scored_M = reward_M.isfinite()
         ids, visit_M = torch.unique(table.columns["prompt_id"][scored_M], return_inverse=True)
+        self.visited.update(ids.tolist())
         reward_M = reward_M[scored_M]
         memory_P: Tensor | float = self.constant_memory
         if self.shift_column:
@@ -124,16 +155,20 @@ class ValueTracker:
         self.set_counts(ids, memory_P * old_P2[:, 0] + total_P, memory_P * old_P2[:, 1] + rows_P - total_P)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ids": self.ids.tolist(), "counts": self.counts.tolist()}
+        self._read_probes()
+        return {"ids": self.ids.tolist(), "counts": self.counts.tolist(), "visited": sorted(self.visited)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.unread = False
         self.ids = torch.tensor(state["ids"], dtype=torch.int64)
         self.counts = torch.tensor(state["counts"], dtype=torch.float64).reshape(-1, 2)
+        self.visited = set(state["visited"])
 
     def metrics(self) -> dict[str, float]:
-        seen = len(self.ids)
-        value = float(self.values(self.ids).mean()) if seen else 0.5
-        return {"tracker/prompts": float(seen), "tracker/value_mean": value}
+        """Of the prompts that were asked."""
+        asked = torch.tensor(sorted(self.visited), dtype=torch.int64)
+        value = float(self.values(asked).mean()) if len(asked) else 0.5
+        return {"tracker/prompts": float(len(asked)), "tracker/value_mean": value}
 
     def success(self, reward: Tensor) -> Tensor:
         """Rewards mapped from [low, high] to [0, 1], any shape."""
@@ -143,17 +178,17 @@ class ValueTracker:
         (total_M,) = WeightedSum()(table).values.values()
         return self.success(total_M)
 
-    def _start_from(self, path: Path) -> None:
-        if not path.is_file():
-            raise ConfigError(
-                f"value_tracker: no file {path}; wanted JSON of prompt id: [successes, tries], or no `probes`."
-            )
-        found = json.loads(path.read_text(encoding="utf-8"))
-        tried_P2 = torch.tensor(list(found.values()), dtype=torch.float64).reshape(-1, 2)
-        self.set_counts(id_numbers(list(found)), *initial_counts(tried_P2[:, 0], tried_P2[:, 1]))
+    def _read_probes(self) -> None:
+        """Once, and not before it is needed: whoever only evaluates or samples does without the file."""
+        if self.unread and self.probes is not None:
+            found = read_probes(Path(self.probes))
+            tried_P2 = torch.tensor(list(found.values()), dtype=torch.float64).reshape(-1, 2)
+            self._set(id_numbers(list(found)), *initial_counts(tried_P2[:, 0], tried_P2[:, 1]))
+        self.unread = False
 
     def _counts(self, prompt_id_N: Tensor) -> Tensor:
         """[N, 2]"""
+        self._read_probes()
         found_N2 = torch.full((len(prompt_id_N), 2), self.start, dtype=torch.float64)
         if len(self.ids):
             at_N = torch.searchsorted(self.ids, prompt_id_N).clamp_max(len(self.ids) - 1)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grpo_mm.advantages.ranges import not_below_zero
 from grpo_mm.groups import group_count, group_ids, group_sum
 from grpo_mm.table import Table
 
@@ -53,6 +54,7 @@ class VirtualNorm:
     def __post_init__(self) -> None:
         if self.copies < 0:
             raise ValueError(f"copies = {self.copies}; wanted 0 or more.")
+        not_below_zero(eps=self.eps)
 
     def __call__(self, table: Table) -> Table:
         group_M = table.key(self.key)

@@ -115,6 +115,14 @@ class ClippedRatio:
     def __post_init__(self) -> None:
         if self.clip_low < 0 or self.clip_high < 0:
             raise ValueError(f"clip_low = {self.clip_low} and clip_high = {self.clip_high}; wanted 0 or more.")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(
+                f"dual_clip = {self.dual_clip}; wanted above 1: a bound in units of the advantage, 3 or 10."
+            )
+        if not 0 < self.max_log_ratio <= 88:
+            raise ValueError(
+                f"max_log_ratio = {self.max_log_ratio}; wanted above 0 and at most 88, where float32 ends."
+            )
         if self.ratio_cap is not None and self.ratio_cap <= 1 + self.clip_high:
             raise ValueError(f"ratio_cap = {self.ratio_cap}; wanted above 1 + clip_high = {1 + self.clip_high}.")
 

@@ -50,8 +50,10 @@ class Gmpo:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.clip_low < 0 or self.clip_high < 0:
-            raise ValueError(f"clip_low = {self.clip_low} and clip_high = {self.clip_high}; wanted 0 or more.")
+        if not (0 <= self.clip_low <= MAX_LOG_RATIO and 0 <= self.clip_high <= MAX_LOG_RATIO):
+            raise ValueError(
+                f"clip_low = {self.clip_low} and clip_high = {self.clip_high}, in log space; wanted 0 to {MAX_LOG_RATIO:g}."
+            )
 
     @property
     def needs(self) -> frozenset[str]:

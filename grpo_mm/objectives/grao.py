@@ -72,6 +72,13 @@ class Grao:
     """A column of the rollout, 1 for demonstrations that the collector put into the group and 0 for samples."""
     weight: float = 1.0
 
+    one_advantage_per_row = True
+    """A row's advantages are averaged."""
+
+    def __post_init__(self) -> None:
+        if self.imitation < 0 or self.alignment < 0:
+            raise ValueError(f"imitation = {self.imitation}, alignment = {self.alignment}; wanted 0 or more.")
+
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"logprobs"})

@@ -37,6 +37,8 @@ class HingeKl:
         if self.limit < 0 or self.weight < 0:
             raise ValueError(f"limit = {self.limit}, weight = {self.weight}; wanted 0 or more.")
 
+    reads_advantage = False
+
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"logprobs"})

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
+from grpo_mm.objectives.clipped_ratio import MAX_LOG_RATIO
 from grpo_mm.types import Couples, Term, View
 
 KlForm = Literal["k1", "k2", "k3", "gaussian", "gaussian_no_dt", "mean_shift", "velocity"]
@@ -35,8 +36,12 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """π_ref/π - 1 - log(π_ref/π): unbiased in value and never negative (arXiv:2402.03300, eq. 4)."""
-    log_ratio = ref_logprobs - logprobs
+    """π_ref/π - 1 - log(π_ref/π): unbiased in value and never negative (arXiv:2402.03300, eq. 4).
+
+    An action that the reference finds more than e^20 times likelier counts as that, and has no gradient: the exponential of the
+    gap would overflow and cost the whole update.
+    """
+    log_ratio = (ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
     return log_ratio.expm1() - log_ratio
 
 

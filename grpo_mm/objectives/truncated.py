@@ -42,10 +42,19 @@ class Truncated:
     def __post_init__(self) -> None:
         if self.cap < 1:
             raise ValueError(f"cap = {self.cap}; wanted 1 or more.")
+        if self.of.couples == "group" or not getattr(self.of, "reads_advantage", True):
+            raise ValueError(
+                f"truncated: of = {type(self.of).__name__}; wanted a surrogate with a loss for each action, such as "
+                "{kind: clipped_ratio}: weights go to what actions earned."
+            )
 
     @property
     def needs(self) -> frozenset[str]:
         return self.of.needs
+
+    @property
+    def weight(self) -> float:
+        return getattr(self.of, "weight", 1.0)
 
     @property
     def columns(self) -> frozenset[str]:
