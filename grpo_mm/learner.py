@@ -182,7 +182,10 @@ class Learner:
         scores = {name: {part: value[own] for part, value in parts.items()} for name, parts in batch.scores.items()}
         found |= mean_scores(scores, self.processes, prefix="reward", names={"score": "mean"}, applied=applied)
         if not len(table):
-            raise TrainingStopped(f"step {step + 1}: no row of the rollout came to anything; warnings above say why.")
+            raise TrainingStopped(
+                f"step {step + 1}: none of {len(batch.rollout.prompts)} prompts could be asked (media that cannot be read, or too "
+                "long); a warning above names each."
+            )
         if bool(table.columns["failed"].all()):
             errors = [e for rank in self.processes.gather(self.rewards.first_error) for e in rank.values()]
             raise TrainingStopped(

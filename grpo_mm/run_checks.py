@@ -131,8 +131,8 @@ def _check_ragged(config: RunConfig, world: int) -> None:
         return
     if getattr(config.engine, "whole_groups", False):
         raise ConfigError(
-            "the collector gives prompts different numbers of samples, but the engine grows one tree for a whole group. Use "
-            "engine.tree={kind: chains}, or another collector."
+            "the collector gives prompts different numbers of samples, but the engine needs whole groups (one tree for a whole "
+            "group, or a demonstration in each). Use engine.tree={kind: chains}, no engine.demonstrate, or another collector."
         )
     first, most = config.collector.first, config.collector.most
     if not first <= config.group_size <= most:

@@ -238,7 +238,7 @@ def test_leave_one_out_is_the_centred_mean_times_g_over_g_minus_one(groups):
 
 
 @every_comparison
-@pytest.mark.parametrize("eps", [1e-4, 1e-8])
+@pytest.mark.parametrize("eps", [1e-4, 1e-8, 0])
 @pytest.mark.parametrize("value", [0.1 + 0.2, 1 / 3, 1e6 + 0.1, 0.0, -7.7])
 def test_a_constant_group_earns_exactly_nothing(estimator, eps, value):
     found = group_norm(column(value, 1, value, value, 5, value), ids(0, 1, 0, 0, 1, 0), **estimator, eps=eps)
@@ -248,6 +248,11 @@ def test_a_constant_group_earns_exactly_nothing(estimator, eps, value):
 def test_rewards_that_differ_by_rounding_only_are_equal():
     assert one_group(0.1 + 0.2, 0.3, 0.3, eps=1e-8).tolist() == [0, 0, 0]
     assert one_group(1, 1 + 1e-6, eps=0).tolist() == pytest.approx([-1, 1])
+
+
+def test_an_eps_of_0_is_refused_where_the_spread_of_different_rewards_may_be_0():
+    with pytest.raises(ValueError, match="eps = 0 with scale = mad"):
+        GroupNorm(scale="mad", eps=0)
 
 
 @every_comparison

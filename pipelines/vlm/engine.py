@@ -1,0 +1,249 @@
+"""From rows to texts: one prefill a prompt, samples that differ by their own random streams, demonstrations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.clock import count, phase
+from grpo_mm.config import Role
+from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
+from grpo_mm.pipelines.vlm.contexts import Context
+from grpo_mm.pipelines.vlm.generation import Draw, Generated, HfGenerator, Request
+from grpo_mm.pipelines.vlm.illustration import thumbnails
+from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
+from grpo_mm.pipelines.vlm.record import PROVIDES, TextRecord
+from grpo_mm.rng import stream
+from grpo_mm.types import WHOLE_ROW, Outputs, Prompt, Rollout, Rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VlmEngine:
+    """How answers are sampled. The temperature is the policy's: `policy.temperature`."""
+
+    max_new_tokens: int = 512
+    top_p: float = 1.0
+    """Below 1 rare tokens are not drawn, while log-probabilities are those of the whole distribution, before and after:
+    ratios stay exact, the rollout is then slightly off-policy (as in GRPO-CARE and TempSamp-R1, .95 and .85)."""
+    generator: Annotated[Any, Role("generator")] = field(default_factory=HfGenerator)
+    demonstrate: Annotated[Any, Role("demonstration")] | None = None
+    """Which rows of a group are demonstrations instead of samples; None: no row."""
+    answer_likelihood: AnswerLikelihood | None = None
+    """Adds the column `answer_likelihood`."""
+    reference_log_ratio: bool = False
+    """Adds the column `ref_log_ratio`, the log-probability of a row when sampled minus that of the reference: for
+    {kind: kl_in_reward}. A forward pass of the reference more for each row."""
+    eval_temperature: float = 0.0
+    """Of held-out evaluation; 0: the most probable token each time."""
+    eval_max_new_tokens: int | None = None
+    """None: as in training."""
+
+    provides = PROVIDES
+    logged = ("length", "truncated", "media_failed", "logprob_mean")
+    """Columns worth a line in the log: their means over rows that are no demonstrations."""
+
+    @property
+    def snapshots(self) -> frozenset[str]:
+        """Copies of the weights that sampling reads."""
+        likelihood = set() if self.answer_likelihood is None else {self.answer_likelihood.of}
+        return frozenset(likelihood | ({"ref"} if self.reference_log_ratio else set()))
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether the samples of a group depend on how many there are."""
+        return self.demonstrate is not None
+
+    def check(self, policy: VlmPolicyConfig, *, group_size: int, training_steps: int = 1) -> None:
+        """Raises ConfigError for settings that cannot work together."""
+        if not isinstance(policy, VlmPolicyConfig):
+            raise ConfigError(f"engine vlm samples from policy vlm, found {type(policy).__name__}.")
+        for name in ("max_new_tokens", "eval_max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"engine.{name} = {value}; wanted at least 1.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"engine.top_p = {self.top_p}; wanted a share in (0, 1].")
+        if self.eval_temperature < 0:
+            raise ConfigError(f"engine.eval_temperature = {self.eval_temperature}; wanted 0 (no chance) or above.")
+        self.generator.check()
+        if self.demonstrate is not None:
+            self.demonstrate.check(group_size)
+        if self.answer_likelihood is not None:
+            self.answer_likelihood.check()
+
+    def actions(self) -> int:
+        """Actions of a row, A: the same for all rows, so that rollouts can be joined."""
+        return self.max_new_tokens
+
+    def trained_actions(self, group_size: int) -> int:
+        """Actions of a group that are trained, at most: what rows do not write is not trained."""
+        return group_size * self.max_new_tokens
+
+    def pictures(self, group_size: int) -> int:
+        """Texts of a group that rewards see."""
+        return group_size
+
+    def network_calls(
+        self, policy: VlmPolicyConfig, *, prompts: int, group_size: int, needs: frozenset[str], step: int, seed: int
+    ) -> dict[str, int]:
+        """Planned network calls: one is one row through the network once, its tokens drawn one by one or not.
+
+        As many as there can be: demonstrations draw nothing, and only rows with an answer have its likelihood.
+        """
+        rows = prompts * group_size
+        calls = {"rollout": rows, "train": rows}
+        asked = ["ref"] * (any("ref" in name.split("_") for name in needs) + self.reference_log_ratio)
+        asked += [] if self.answer_likelihood is None else [self.answer_likelihood.of]
+        return calls | {name: rows * asked.count(name) for name in asked}
+
+    def describe(self, policy: VlmPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
+        """What `show` says of the rollout."""
+        shown = "no limit" if policy.chat.max_prompt_tokens is None else f"at most {policy.chat.max_prompt_tokens}"
+        return [f"a row: {shown} prompt tokens, at most {self.max_new_tokens} answer tokens (each is an action)"]
+
+    def table_columns(self, group_size: int) -> dict[str, Tensor]:
+        """The columns of one group's table, so that a config can be rehearsed without sampling."""
+        sample = torch.arange(group_size)
+        shape = (group_size, self.max_new_tokens)
+        length_N = (1 + sample).clamp_max(self.max_new_tokens)
+        columns = text_columns(
+            torch.arange(shape[1]).expand(shape), length_N, torch.full(shape, -1.0),
+            stop=frozenset(), demo_N=torch.zeros(group_size, dtype=torch.bool),
+        )  # fmt: skip
+        if self.answer_likelihood is not None:
+            columns["answer_likelihood"] = torch.full((group_size,), 0.5)
+        if self.reference_log_ratio:
+            columns["ref_log_ratio"] = torch.zeros(group_size)
+        whole = torch.full((group_size,), WHOLE_ROW)
+        return {"sample": sample, "action": whole, "tag": torch.zeros_like(whole)} | columns
+
+    @torch.no_grad()
+    def sample(
+        self, policy: VlmPolicy, rows: Rows, *, step: int, seed: int, needs: frozenset[str]
+    ) -> tuple[Rollout, Outputs]:
+        """Draws an answer for every row. Rows of a prompt that cannot be read stay empty: nothing trained, nothing scored."""
+        contexts, context_N = _encode(policy, rows)
+        failed_N = torch.tensor([bool(contexts[c].failure) for c in context_N.tolist()], dtype=torch.bool)
+        demo_N = torch.zeros_like(failed_N) if self.demonstrate is None else self.demonstrate.rows(rows) & ~failed_N
+        keys, drawn = _keys(rows), torch.nonzero(~demo_N & ~failed_N).flatten()
+        draw = Draw(self.max_new_tokens, policy.loaded.stop, policy.config.temperature, self.top_p)
+        requests = [
+            Request(contexts[int(context_N[i])], stream(seed, "tokens", step, *keys[i])) for i in drawn.tolist()
+        ]
+        made = self._drawn(policy, requests, draw)
+        shape = (len(rows), self.max_new_tokens)
+        token_NA, behaviour_NA = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
+        length_N = torch.zeros(shape[0], dtype=torch.int64)
+        token_NA[drawn], length_N[drawn], behaviour_NA[drawn] = made.token_NA, made.length_N, made.logprob_NA
+        for i in torch.nonzero(demo_N).flatten().tolist():
+            ids = self.demonstrate.tokens(rows.prompts[int(rows.prompt_N[i])], policy.loaded, most=self.max_new_tokens)
+            token_NA[i, : len(ids)], length_N[i] = torch.tensor(ids), len(ids)
+            behaviour_NA[i, : len(ids)] = torch.nan
+        mask_NA = torch.arange(self.max_new_tokens) < length_N[:, None]
+        record = TextRecord(tuple(contexts), context_N, token_NA, length_N)
+        columns = text_columns(token_NA, length_N, behaviour_NA, stop=policy.loaded.stop, demo_N=demo_N)
+        if self.answer_likelihood is not None:
+            columns["answer_likelihood"] = self.answer_likelihood(policy, record, policy.processor.tokenizer.decode)
+        if self.reference_log_ratio:
+            columns["ref_log_ratio"] = _reference_log_ratio(policy, record, behaviour_NA, mask_NA)
+        rollout = Rollout(
+            prompts=rows.prompts,
+            prompt_N=rows.prompt_N,
+            sample_N=rows.sample_N,
+            behaviour_NA=behaviour_NA.to(policy.device),
+            mask_NA=mask_NA.to(policy.device),
+            record=record,
+            columns=columns,
+        )
+        shown = torch.nonzero(~failed_N).flatten()
+        texts = row_texts(policy, token_NA[shown], length_N[shown])
+        return rollout, Outputs(items=texts, row_M=shown)
+
+    def _drawn(self, policy: VlmPolicy, requests: Sequence[Request], draw: Draw) -> Generated:
+        count("rollout_calls", len(requests))
+        return self.generator.generate(policy.network, requests, draw)
+
+    def illustrate(self, policy: VlmPolicyConfig, prompt: Prompt) -> Tensor | None:
+        """The prompt's first picture, uint8 [1, 3, H, W], or a few frames of its first video [K, 3, H, W], frame k from the
+        moment (k + 1/2) / K of its length; small. None where there is nothing to see."""
+        return thumbnails(policy.media, prompt)
+
+    @torch.no_grad()
+    def render(self, policy: VlmPolicy, rows: Rows, *, seed: int) -> list[str | None]:
+        """Texts of the rows for evaluation; None for a prompt that cannot be read."""
+        contexts, context_N = _encode(policy, rows)
+        keys = _keys(rows)
+        whose = [contexts[c] for c in context_N.tolist()]
+        good = [i for i, context in enumerate(whose) if not context.failure]
+        chance = self.eval_temperature > 0
+        requests = [Request(whose[i], stream(seed, "eval_tokens", *keys[i]) if chance else None) for i in good]
+        length = self.eval_max_new_tokens or self.max_new_tokens
+        draw = Draw(length, policy.loaded.stop, self.eval_temperature or 1.0, self.top_p if chance else 1.0)
+        made = self._drawn(policy, requests, draw)
+        texts = dict(zip(good, row_texts(policy, made.token_NA, made.length_N), strict=True))
+        return [texts.get(i) for i in range(len(rows))]
+
+
+def text_columns(
+    token_NA: Tensor, length_N: Tensor, behaviour_NA: Tensor, *, stop: frozenset[int], demo_N: Tensor
+) -> dict[str, Tensor]:
+    """What advantage stages and objectives may read of rows of tokens; [N] each but `token` and `eos`.
+
+    length: tokens, end of turn included. truncated: the row was cut off at the limit. logprob_sum, logprob_mean: of the
+    engine that sampled, NaN for demonstrations. demo: 1 for these. media_failed: the prompt could not be read.
+    """
+    inside_NA = torch.arange(token_NA.shape[1]) < length_N[:, None]
+    ends_NA = torch.isin(token_NA, torch.tensor(sorted(stop), dtype=torch.int64)) & inside_NA
+    total_N = behaviour_NA.where(inside_NA, 0).sum(1)
+    return {
+        "length": length_N,
+        "truncated": (length_N == token_NA.shape[1]) & ~ends_NA.any(1),
+        "logprob_sum": total_N,
+        "logprob_mean": total_N / length_N.clamp_min(1),
+        "demo": demo_N.long(),
+        "media_failed": length_N == 0,
+        "token": token_NA,
+        "eos": ends_NA,
+    }
+
+
+def _reference_log_ratio(policy: VlmPolicy, record: TextRecord, behaviour_NA: Tensor, mask_NA: Tensor) -> Tensor:
+    """Σ_t (log π(token) - log π_ref(token)) of each row, [N]; NaN for demonstrations, which nobody sampled."""
+    ref_NA = policy.values_under("ref", record, torch.nonzero(mask_NA.any(1)).flatten()).cpu()
+    return (behaviour_NA - ref_NA).where(mask_NA, 0).sum(1)
+
+
+def row_texts(policy: VlmPolicy, token_NA: Tensor, length_N: Tensor) -> list[str]:
+    """The text of each row as it was written, special tokens included, without the one that ends it."""
+    texts = []
+    for tokens, length in zip(token_NA.tolist(), length_N.tolist()):
+        ids = tokens[:length]
+        if ids and ids[-1] in policy.loaded.stop:
+            ids = ids[:-1]
+        texts.append(policy.processor.tokenizer.decode(ids))
+    return texts
+
+
+def _encode(policy: VlmPolicy, rows: Rows) -> tuple[list[Context], Tensor]:
+    """The context of each distinct prompt of the rows, and which one each row has, [N]."""
+    prompt_C, context_N = torch.unique(rows.prompt_N, return_inverse=True)
+    with phase("encode"):
+        contexts = [policy.encode(rows.prompts[p]) for p in prompt_C.tolist()]
+    for context in contexts:
+        if context.failure:
+            count("failed_prompts", 1)
+            log.warning("its rows are left out: %s", context.failure)
+    return contexts, context_N
+
+
+def _keys(rows: Rows) -> Sequence[tuple[str, int]]:
+    """What names each row in random streams: its prompt and its number."""
+    return [(rows.prompts[p].id, s) for p, s in zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), strict=True)]

@@ -1,0 +1,273 @@
+"""A vision-language model as a policy: log-probabilities of stored tokens, adapters, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from grpo_mm import registry
+from grpo_mm.clock import count, phase
+from grpo_mm.config import Role
+from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.vlm import adapters
+from grpo_mm.pipelines.vlm.adapters import Lora
+from grpo_mm.pipelines.vlm.card import loading_code
+from grpo_mm.pipelines.vlm.chat import Chat
+from grpo_mm.pipelines.vlm.contexts import Encoder
+from grpo_mm.pipelines.vlm.families import check_model, resolve
+from grpo_mm.pipelines.vlm.loading import load
+from grpo_mm.pipelines.vlm.network import Network
+from grpo_mm.pipelines.vlm.packing import pack
+from grpo_mm.pipelines.vlm.record import PROVIDES, TextRecord
+from grpo_mm.snapshots import Snapshots
+from grpo_mm.types import Couples, Rollout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""No float16, as for flow models."""
+
+
+@dataclass(frozen=True)
+class VlmPolicyConfig:
+    """Settings of a vision-language policy; `load` makes it."""
+
+    path: str
+    """A folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, or zoo:NAME."""
+    lora: Lora | None = None
+    """None: full fine-tuning of the language model, with float32 master weights."""
+    merge_adapter: str | None = None
+    """An adapter that is merged into the weights before training starts."""
+    save_merged: bool = False
+    """What a run with `lora` leaves is a whole checkpoint with the adapter in its weights, not the adapter alone."""
+    train_tower: bool = False
+    """Full fine-tuning trains the vision tower, with its merger, as well."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in. Log-probabilities and trained weights are float32 whatever this is."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    temperature: float = 1.0
+    """Of the policy itself: rollouts are drawn from it, and ratios and KL are of the same distribution."""
+    chat: Chat = field(default_factory=Chat)
+    media: Annotated[Any, Role("media")] = field(default_factory=lambda: registry.lookup("media", "frame_store")())
+    """Opens what stands in the prompts' media, and samples frames of videos."""
+    image_pixels: tuple[int, int] | None = None
+    """Least and most pixels of a picture as the model sees it; None: as the checkpoint says."""
+    video_pixels: tuple[int, int] | None = None
+    """The same of a frame (Qwen3-VL: of all frames of a video together)."""
+    micro_batch: int = 8
+    """Rows in one training forward; changes memory and speed, not the gradient."""
+    micro_batch_tokens: int | None = None
+    """At most so many tokens, prompts and fill included, in one training forward; at least one row goes."""
+    head_chunk: int = 1024
+    """Tokens whose distribution over the vocabulary exists at once."""
+    gradient_checkpointing: bool = False
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return PROVIDES
+
+    @property
+    def unit(self) -> Couples:
+        """One forward never splits a row."""
+        return "row"
+
+    def check(self) -> None:
+        check_model(self.path)
+        if self.lora is not None:
+            self.lora.check()
+        elif self.save_merged:
+            raise ConfigError("policy.save_merged: there is no adapter; full fine-tuning leaves a whole checkpoint.")
+        if self.lora is not None and self.train_tower:
+            raise ConfigError(
+                "policy.train_tower trains all weights of the tower: leave out policy.lora, or train_tower."
+            )
+        if self.merge_adapter is not None:
+            adapters.check_folder(self.merge_adapter)
+        for name in ("micro_batch", "micro_batch_tokens", "head_chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"policy.{name} = {value}; wanted at least 1.")
+        if self.temperature <= 0:
+            raise ConfigError(
+                f"policy.temperature = {self.temperature}; wanted above 0: without chance there are no log-probabilities."
+            )
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ConfigError("policy.attention = flash_attention_2 computes in bfloat16: set policy.dtype=bfloat16.")
+        for name in ("image_pixels", "video_pixels"):
+            pixels = getattr(self, name)
+            if pixels is not None and not 0 < pixels[0] <= pixels[1]:
+                raise ConfigError(f"policy.{name} = {list(pixels)}; wanted [least, most].")
+        self.chat.check()
+        if hasattr(self.media, "check"):
+            self.media.check()
+
+    def load(self, device: torch.device) -> VlmPolicy:
+        return VlmPolicy(self, device)
+
+
+class VlmPolicy:
+    """The model on its device, with the parameters that are trained."""
+
+    def __init__(self, config: VlmPolicyConfig, device: torch.device) -> None:
+        self.config, self.device, self.unit = config, device, config.unit
+        self.dtype = DTYPES[config.dtype]
+        full = config.lora is None
+        self.loaded = loaded = load(
+            config.path, dtype=torch.float32 if full else self.dtype, attention=config.attention,
+            image_pixels=config.image_pixels, video_pixels=config.video_pixels,
+        )  # fmt: skip
+        model = loaded.model
+        if config.merge_adapter is not None:
+            model = adapters.merge(model, config.merge_adapter)
+        model.requires_grad_(full).eval()
+        if not config.train_tower:
+            model.model.visual.requires_grad_(False)
+        self.model, self.processor = model, loaded.processor
+        self.wrapped = None if config.lora is None else adapters.add(model, config.lora)
+        (model if self.wrapped is None else self.wrapped).to(device)
+        if config.gradient_checkpointing:
+            _checkpoint_layers(model)
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.network = Network(
+            model, loaded.family, temperature=config.temperature, forbidden=loaded.forbidden,
+            autocast=self.dtype if full and self.dtype != torch.float32 else None,
+        )  # fmt: skip
+        self.encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
+        self.snapshots = Snapshots(self.trainable)
+
+    def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
+        """Flat positions [n, A] of the rows with a masked action: whole rows, those of one prompt beside each other."""
+        record: TextRecord = rollout.record
+        rows = torch.nonzero(mask_NA.any(1)).flatten().cpu()
+        rows = rows[torch.argsort(record.context_N[rows], stable=True)]
+        actions = torch.arange(rollout.num_actions)
+        return [part[:, None] * rollout.num_actions + actions for part in self.forwards(record, rows)]
+
+    def forwards(self, record: TextRecord, rows: Tensor) -> list[Tensor]:
+        """Rows [n] of one training forward each, in the order given."""
+        contexts = [len(record.contexts[i]) for i in record.context_N[rows].tolist()]
+        lengths = [context + answer for context, answer in zip(contexts, record.length_N[rows].tolist())]
+        config = self.config
+        return [rows[run] for run in pack(lengths, most=config.micro_batch, most_tokens=config.micro_batch_tokens)]
+
+    def logprobs(
+        self, rollout: Rollout, plan: Sequence[Tensor], *, needs: frozenset[str], grad: bool
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """For each forward of the plan: its flat positions [n, A] and the named values [n, A]; 0 beyond a row's end."""
+        record: TextRecord = rollout.record
+        for index in plan:
+            # A rank that has run out still takes part in the collectives of a forward: row 0, weight nothing.
+            rows = index[:, 0] // rollout.num_actions if index.numel() else torch.arange(min(1, rollout.num_rows))
+            with torch.set_grad_enabled(grad), phase("train_network"):
+                logprob_nA, entropy_nA = self.row_values(record.take(rows), entropy="entropy" in needs)
+            count("train_calls" if grad else "value_calls", len(rows))
+            values = {"logprobs": logprob_nA, "token_logprobs": logprob_nA}
+            if entropy_nA is not None:
+                values["entropy"] = entropy_nA
+            if "behaviour_logprobs" in needs:
+                values["behaviour_logprobs"] = rollout.behaviour_NA.to(self.device)[rows]
+            if record.ref_NA is not None:
+                values["ref_logprobs"] = record.ref_NA[rows]
+            yield index, values if index.numel() else {name: v.flatten()[:0] for name, v in values.items()}
+
+    def row_values(self, record: TextRecord, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (and entropies) of all tokens of the rows, float32 [n, A], 0 beyond their end."""
+        n, actions = record.token_NA.shape
+        values_nA = torch.zeros(n, actions, device=self.device)
+        entropy_nA = values_nA.clone() if entropy else None
+        row_T, at_T = torch.nonzero(torch.arange(actions) < record.length_N[:, None], as_tuple=True)
+        if not row_T.numel():  # prompts that could not be read; the graph still reaches the weights
+            return values_nA + sum(p.flatten()[:0].float().sum() for p in self.trainable.values()), entropy_nA
+        contexts = [record.contexts[i] for i in record.context_N.tolist()]
+        longest = int(record.length_N.max())
+        with self._computed_again():
+            hidden_nLD, _ = self.network.hidden(contexts, record.token_NA[:, : longest - 1])
+        before_T = torch.tensor([len(context) for context in contexts])[row_T] + at_T - 1
+        place = (row_T.to(self.device), at_T.to(self.device))
+        logprob_T, entropy_T = self.network.token_values(
+            hidden_nLD[place[0], before_T.to(self.device)], record.token_NA[row_T, at_T].to(self.device),
+            entropy=entropy, chunk=self.config.head_chunk,
+        )  # fmt: skip
+        values_nA = values_nA.index_put(place, logprob_T)
+        return values_nA, entropy_nA if entropy_T is None else entropy_nA.index_put(place, entropy_T)
+
+    @contextmanager
+    def _computed_again(self) -> Iterator[None]:
+        """With `gradient_checkpointing` layers are computed again in the backward pass, in training mode only, in which
+        transformers has no cache to sample with."""
+        again = self.config.gradient_checkpointing and torch.is_grad_enabled()
+        if not again:
+            yield
+            return
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    @torch.no_grad()
+    def with_values_of(self, name: str, rollout: Rollout, mask_NA: Tensor, *, weights: str | None = "ref") -> Rollout:
+        """The rollout with the log-probabilities of a snapshot of the weights, kept as `name` ("ref"), where masked."""
+        if name != "ref":
+            raise ValueError(f"a text rollout keeps no values of {name!r}, only those of the reference.")
+        rows = torch.unique(torch.nonzero(mask_NA.any(1)).flatten().cpu())
+        ref_NA = self.values_under(weights, rollout.record, rows)
+        return replace(rollout, record=replace(rollout.record, ref_NA=ref_NA))
+
+    @torch.no_grad()
+    def values_under(self, weights: str | None, record: TextRecord, rows: Tensor) -> Tensor:
+        """Log-probabilities of the tokens of some rows under a snapshot of the weights, [N, A]; 0 for the other rows.
+
+        Raises:
+            ConfigError: the run keeps no such snapshot.
+        """
+        if weights is not None and weights not in self.snapshots:
+            raise ConfigError(
+                f"the engine or an objective reads the weights {weights!r}, but the run keeps none: give `ema`, or a term of "
+                "the objective that uses the reference."
+            )
+        value_NA = torch.zeros(record.token_NA.shape, device=self.device)
+        name = weights or "ref"
+        with phase(f"{name}_network"), self.snapshots.use(weights) if weights else nullcontext():
+            for part in self.forwards(record, rows[torch.argsort(record.context_N[rows], stable=True)]):
+                value_NA[part.to(self.device)] = self.row_values(record.take(part))[0]
+            count(f"{name}_calls", len(rows))
+        return value_NA
+
+    @property
+    def product(self) -> str:
+        """What a run leaves: "adapter" or "model"."""
+        return "model" if self.config.lora is None or self.config.save_merged else "adapter"
+
+    def usage(self) -> dict[str, str]:
+        """For the model card: the base model and the lines that load the product into plain transformers and peft."""
+        return {
+            "base_model": resolve(self.config.path),
+            "library": "peft" if self.product == "adapter" else "transformers",
+            "code": loading_code(self.config),
+            "tags": "image-text-to-text",
+        }
+
+    def save(self, folder: Path) -> None:
+        """The product of a run: an adapter for peft, or a whole checkpoint for `from_pretrained`."""
+        if self.wrapped is None:
+            adapters.save_model(self.model, self.processor, folder, dtype=self.dtype)
+        elif self.config.save_merged:
+            adapters.save_merged(self.wrapped, self.processor, folder)
+        else:
+            adapters.save_adapter(self.wrapped, folder)
+
+
+def _checkpoint_layers(model: Any) -> None:
+    """Layers are computed again in the backward pass; transformers does so in training mode only, where dropout acts."""
+    dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+    if dropout:
+        raise ConfigError(
+            f"policy.gradient_checkpointing: the checkpoint's attention_dropout is {dropout}, which would make ratios "
+            "differ from 1 by chance. Set it to 0 in its config.json."
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,232 @@
+"""Prompts as contexts: the order of media and text, frames that are left out, media that cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from tiny_vlm import PROMPTS, clip, each_family, picture, policy, rows_of
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.vlm.alterations import NoisyFrames, ShuffledFrames
+from grpo_mm.pipelines.vlm.chat import Chat
+from grpo_mm.pipelines.vlm.contexts import PromptTooLong
+from grpo_mm.pipelines.vlm.engine import VlmEngine
+from grpo_mm.types import Prompt
+
+
+@dataclass(frozen=True)
+class Files:
+    """A media component: numbers are clips of so many frames, a name is a file that is missing."""
+
+    def load(self, item):
+        if isinstance(item, str):
+            raise FileNotFoundError(f"no file {item}")
+        return clip(item) if isinstance(item, int) else item
+
+
+def text_of(p, context) -> str:
+    """What the model is asked, each run of placeholders as one."""
+    text = p.processor.tokenizer.decode(context.input_ids_L)
+    for name in ("image", "video"):
+        while f"<|{name}_pad|><|{name}_pad|>" in text:
+            text = text.replace(f"<|{name}_pad|><|{name}_pad|>", f"<|{name}_pad|>")
+    return text
+
+
+def test_media_stand_before_the_text_or_at_its_markers():
+    p = policy(chat=Chat(system="Look"))
+    image, video = "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"
+    asked = {prompt.id: text_of(p, p.encode(prompt)) for prompt in PROMPTS}
+    opening, closing = "<|im_start|>system\nLook<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    assert asked["pictures"] == f"{opening}{image}{image}which picture is red{closing}"
+    assert asked["both"] == f"{opening}is {image} in {video} there{closing}"
+    odd = Prompt("odd", "is <image> a tag", media=(picture(), picture()))  # one marker for two pictures is text
+    assert text_of(p, p.encode(odd)) == f"{opening}{image}{image}is <image> a tag{closing}"
+
+
+@each_family
+def test_placeholders_are_as_many_as_visual_tokens(family):
+    p = policy(family)
+    wanted = {"picture": 1, "pictures": 2 + 3, "slow clip": 3 * 2, "fast clip": 3 * 2, "both": 1 + 2 * 2, "text": 0}
+    for prompt in PROMPTS:
+        context, config = p.encode(prompt), p.model.config
+        placeholders = torch.isin(context.input_ids_L, torch.tensor([config.image_token_id, config.video_token_id]))
+        features = p.network.features(context)
+        assert int(placeholders.sum()) == wanted[prompt.id] == (0 if features is None else features.shape[1])
+
+
+@each_family
+def test_features_stand_in_the_order_of_their_placeholders(family):
+    p = policy(family)
+    pictures = [picture(28, 56, seed=seed) for seed in (1, 2)]
+    video = clip(2, seed=3)
+    mixed = Prompt("mixed", "<image><video><image>", media=(pictures[0], video, pictures[1]))
+    found = p.network.features(p.encode(mixed))
+    alone = [
+        p.network.features(p.encode(Prompt("one", "", media=(item,)))) for item in (pictures[0], video, pictures[1])
+    ]
+    assert torch.allclose(found, torch.cat(alone, dim=1), atol=1e-5)
+
+
+@each_family
+@pytest.mark.parametrize("room", [1, 2])
+def test_a_long_clip_loses_frames_and_keeps_its_span(family, room):
+    limit = room * (60 if family == "qwen3_vl" else 20)  # stamps cost tokens
+    p = policy(family, chat=Chat(max_prompt_tokens=limit))
+    long = Prompt("long", "When does it start", media=(clip(64, fps=2.0, width=28),))
+    context = p.encode(long)
+    grid = context.inputs["video_grid_thw"][0].tolist()
+    assert limit - 15 < len(context) <= limit and grid[0] >= 2
+    assert int(context.inputs["video_grid_thw"].prod()) // 4 == int(
+        (context.input_ids_L == p.model.config.video_token_id).sum()
+    )
+    if family == "qwen2_5_vl":  # frames are farther apart: the clip still lasts 31.5 seconds
+        seconds = float(context.inputs["second_per_grid_ts"][0])
+        assert seconds * (2 * grid[0] - 1) / 2 == pytest.approx(31.5, rel=1e-3)
+    if family == "qwen3_vl":
+        stamps = [
+            float(s) for s in p.processor.tokenizer.decode(context.input_ids_L).replace("<", " ").split() if _number(s)
+        ]
+        middle = 31.5 - 31.5 / (2 * grid[0] - 1) / 2  # of the last two frames
+        assert len(stamps) == grid[0] and stamps == sorted(stamps) and stamps[-1] == pytest.approx(middle, abs=0.5)
+    whole = policy(family).encode(long)
+    assert whole.inputs["video_grid_thw"][0].tolist() == [32, 2, 2]
+
+
+def _number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+def test_pictures_and_text_are_never_cut():
+    p = policy(chat=Chat(max_prompt_tokens=20))
+    with pytest.raises(PromptTooLong, match="'pictures' has 21 tokens, 21 with the fewest frames.*is 20"):
+        p.encode(PROMPTS[1])
+    wordy = Prompt("wordy", "red " * 30, media=(clip(6),))
+    with pytest.raises(PromptTooLong, match="'wordy'"):
+        p.encode(wordy)
+    skipping = policy(chat=Chat(max_prompt_tokens=20, too_long="skip"))
+    assert "'pictures' has 21 tokens" in skipping.encode(PROMPTS[1]).failure and not skipping.encode(PROMPTS[0]).failure
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        (Prompt("lost", "?", media=("gone.mp4",)), "prompt 'lost': FileNotFoundError: no file gone.mp4"),
+        (Prompt("fake", "see <|image_pad|>", media=()), "'fake': ValueError: its text holds '<|image_pad|>'"),
+        (
+            Prompt("fake clip", "see <|video_pad|>", media=(4,)),
+            "'fake clip': ValueError: its text holds '<|video_pad|>'",
+        ),
+    ],
+    ids=lambda value: value.id if isinstance(value, Prompt) else "",
+)
+@each_family
+def test_a_prompt_that_cannot_be_put_is_named_and_its_rows_stay_empty(family, prompt, why, caplog):
+    p = policy(family, media=Files())
+    good = Prompt("good", "When", media=(4,))
+    engine = VlmEngine(max_new_tokens=6)
+    rollout, outputs = engine.sample(p, rows_of((good, prompt), 2), step=0, seed=0, needs=frozenset())
+    assert outputs.row_M.tolist() == [0, 1] and len(outputs.items) == 2
+    assert rollout.columns["media_failed"].tolist() == [False, False, True, True]
+    assert not rollout.mask_NA[2:].any() and rollout.mask_NA[:2, 0].all()
+    assert why in caplog.text
+    texts = engine.render(p, rows_of((prompt, good), 1), seed=0)
+    assert texts[0] is None and isinstance(texts[1], str)
+    alone, _ = engine.sample(p, rows_of((good,), 2), step=0, seed=0, needs=frozenset())
+    assert torch.equal(rollout.record.token_NA[:2], alone.record.token_NA)
+    forwards = p.plan(rollout, rollout.mask_NA)
+    assert sorted(int(row) for index in forwards for row in index[:, 0] // 6) == [0, 1]
+
+
+def test_a_step_in_which_no_prompt_can_be_read_is_empty():
+    p = policy(media=Files())
+    lost = Prompt("lost", "?", media=("gone.mp4",))
+    rollout, outputs = VlmEngine(max_new_tokens=4).sample(p, rows_of((lost,), 2), step=0, seed=0, needs=frozenset())
+    assert len(outputs) == 0 and p.plan(rollout, rollout.mask_NA) == []
+
+
+def test_media_that_nothing_opens_stop_the_run():
+    with pytest.raises(ConfigError, match="hold str 'clip.mp4', which policy.media does not open"):
+        policy().encode(Prompt("path", "?", media=("clip.mp4",)))
+
+
+def test_a_file_gives_the_context_of_its_frames(tmp_path):
+    import av
+    from PIL import Image
+
+    from grpo_mm.datasets.frame_store import FrameSampling, FrameStore
+    from grpo_mm.datasets.video import ImageFile, VideoFile
+
+    with av.open(str(tmp_path / "clip.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 56, 28, "yuv420p"
+        for number in range(32):
+            frame = av.VideoFrame.from_ndarray(torch.full((28, 56, 3), 8 * number, dtype=torch.uint8).numpy())
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    Image.fromarray(picture(28, 56).permute(1, 2, 0).numpy()).save(tmp_path / "picture.png")
+    store = FrameStore(sampling=FrameSampling(fps=2.0, multiple_of=28, min_pixels_frame=28 * 28))
+    p = policy(media=store)
+    files = Prompt(
+        "files", "?", media=(VideoFile(str(tmp_path / "clip.mp4")), ImageFile(str(tmp_path / "picture.png")))
+    )
+    context = p.encode(files)
+    assert not context.failure, context.failure
+    memory = p.encode(Prompt("memory", "?", media=(store.load(files.media[0]), picture(28, 56))))
+    assert context.inputs.keys() == memory.inputs.keys()
+    assert all(torch.equal(context.inputs[name], memory.inputs[name]) for name in context.inputs)
+    assert float(context.inputs["second_per_grid_ts"][0]) == pytest.approx(1.0)  # pairs of frames, 2 a second
+    lost = p.encode(Prompt("lost", "?", media=(VideoFile(str(tmp_path / "none.mp4")),)))
+    assert "none.mp4" in lost.failure
+
+
+def test_a_picture_may_be_pil_or_an_array():
+    from PIL import Image
+
+    p = policy()
+    array = picture(28, 56)
+    pil = Image.fromarray(array.permute(1, 2, 0).numpy())
+    by_array, by_pil, by_grey = (p.encode(Prompt("x", "?", media=(item,))) for item in (array, pil, pil.convert("L")))
+    assert torch.equal(by_array.inputs["pixel_values"], by_pil.inputs["pixel_values"])
+    assert by_grey.inputs["pixel_values"].shape == by_pil.inputs["pixel_values"].shape
+    bad = p.encode(Prompt("y", "?", media=(array.float(),)))
+    assert "wanted uint8 [3, H, W]" in bad.failure
+
+
+def test_pixels_can_be_bounded_by_the_config():
+    large = Prompt("large", "?", media=(picture(112, 112), clip(2, height=112, width=112)))
+    wide = policy().encode(large).inputs
+    small = policy(image_pixels=(28 * 28, 56 * 56), video_pixels=(28 * 28, 28 * 56)).encode(large).inputs
+    assert wide["image_grid_thw"].tolist() == [[1, 8, 8]] and small["image_grid_thw"].tolist() == [[1, 4, 4]]
+    assert wide["video_grid_thw"].tolist() == [[1, 8, 8]] and small["video_grid_thw"].tolist() == [[1, 2, 2]]
+
+
+def test_a_prompt_is_illustrated_by_its_picture_or_frames_of_its_clip():
+    config, engine = policy().config, VlmEngine()
+    film = clip(40, fps=4.0)
+    shown = engine.illustrate(config, Prompt("film", "?", media=(film, picture())))
+    middles = [film.frames_FCHW[int(4 * (k + 0.5) / 6 * 10)] for k in range(6)]  # 10 seconds in six parts
+    assert torch.equal(shown, torch.stack(middles))
+    assert torch.equal(engine.illustrate(config, Prompt("still", "?", media=(picture(28, 56),)))[0], picture(28, 56))
+    assert engine.illustrate(config, Prompt("large", "?", media=(picture(300, 600),))).shape == (1, 3, 96, 192)
+    assert engine.illustrate(config, Prompt("text", "?")) is None
+    assert engine.illustrate(policy(media=Files()).config, Prompt("lost", "?", media=("gone.mp4",))) is None
+
+
+def test_altered_media_are_opened_and_then_changed():
+    p = policy(media=Files())
+    plain = p.encode(Prompt("plain", "?", media=(6,)))
+    shuffled = p.encode(Prompt("shuffled", "?", media=(ShuffledFrames(6, "key"),)))
+    noisy = p.encode(Prompt("noisy", "?", media=(NoisyFrames(6, 0.1, "key"), NoisyFrames(picture(), 0.1, "key"))))
+    assert torch.equal(shuffled.input_ids_L, plain.input_ids_L) and torch.equal(shuffled.position_3L, plain.position_3L)
+    pixels = [context.inputs["pixel_values_videos"] for context in (plain, shuffled)]
+    assert not torch.equal(*pixels) and torch.allclose(pixels[0].sum(), pixels[1].sum(), rtol=1e-4)
+    assert not noisy.failure and noisy.inputs["image_grid_thw"].tolist() == [[1, 2, 2]]
+
+
+def test_frames_that_stand_in_one_moment_keep_the_clock_finite():
+    still = replace(clip(8), time_F=torch.zeros(8, dtype=torch.float64))
+    context = policy(chat=Chat(max_prompt_tokens=20)).encode(Prompt("still", "?", media=(still,)))
+    assert torch.isfinite(context.inputs["second_per_grid_ts"]).all()

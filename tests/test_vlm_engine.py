@@ -1,0 +1,278 @@
+"""What a rollout of texts declares: lengths, demonstrations, likelihoods of answers, and columns that a config can rehearse."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_vlm import PROMPTS, change, folder, library_logprobs, policy, rows_of, sample
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.vlm.answers import AnswerLikelihood, answer_tokens
+from grpo_mm.pipelines.vlm.demonstrations import LastRow
+from grpo_mm.pipelines.vlm.engine import VlmEngine
+from grpo_mm.pipelines.vlm.generation import ContinuousGenerator, HfGenerator
+from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
+from grpo_mm.types import Outputs, Prompt, Rollout
+
+PROMPT = Prompt("span", "When does it start", demo="<answer>2.0 to 5.5</answer>")
+
+
+def with_stops(p, every):
+    """A policy that ends its answers at any of many tokens, so that lengths differ."""
+    p.loaded = replace(p.loaded, stop=frozenset(range(0, len(p.processor.tokenizer), every)) - set(p.loaded.forbidden))
+    return p
+
+
+def test_a_row_ends_with_its_stop_token_and_what_follows_is_not_trained():
+    p = with_stops(policy(), 7)
+    rollout, outputs = sample(p, group_size=8, max_new_tokens=9)
+    length_N, stop = rollout.columns["length"], torch.tensor(sorted(p.loaded.stop))
+    assert len(length_N.unique()) > 2
+    for i, length in enumerate(length_N.tolist()):
+        inside, ends = torch.arange(9) < length, torch.isin(rollout.record.token_NA[i], stop)
+        assert torch.equal(rollout.mask_NA[i], inside)
+        assert not ends[: length - 1].any() and bool(ends[length - 1]) is not bool(rollout.columns["truncated"][i])
+        assert torch.equal(rollout.columns["eos"][i], ends & inside)
+        assert not rollout.record.token_NA[i, length:].any() and not rollout.behaviour_NA[i, length:].any()
+        text = p.processor.tokenizer.decode(rollout.record.token_NA[i, : length - int(ends[length - 1])])
+        assert outputs.items[i] == text
+        total = float(rollout.behaviour_NA[i, :length].sum())
+        assert float(rollout.columns["logprob_sum"][i]) == pytest.approx(total, rel=1e-5)
+        assert float(rollout.columns["logprob_mean"][i]) == pytest.approx(total / length, rel=1e-5)
+    assert rollout.columns["truncated"].any() and not rollout.columns["truncated"].all()
+
+
+def test_rows_that_end_early_and_leave_the_cache_change_nothing():
+    p = with_stops(policy(), 3)
+    rollout, _ = sample(p, group_size=8, max_new_tokens=24)
+    for i, length in enumerate(rollout.columns["length"].tolist()):
+        record = rollout.record
+        tokens = record.token_NA[i, :length]
+        plain = library_logprobs(p.model, p, record.contexts[int(record.context_N[i])], tokens)
+        assert torch.allclose(plain, rollout.behaviour_NA[i, :length], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"answer_likelihood": AnswerLikelihood(of="ref")}, {"demonstrate": LastRow()}, {"reference_log_ratio": True}],
+    ids=str,
+)
+def test_the_rehearsal_has_the_columns_of_a_rollout(settings):
+    p = policy()
+    p.snapshots.take("ref")
+    engine = VlmEngine(max_new_tokens=40, **settings)
+    rollout, _ = engine.sample(p, rows_of((PROMPT,), 4), step=0, seed=0, needs=frozenset())
+    rehearsed = engine.table_columns(4)
+    assert set(rehearsed) == {"sample", "action", "tag"} | set(rollout.columns)
+    for name, column in rollout.columns.items():
+        assert (rehearsed[name].dtype, rehearsed[name].shape) == (column.dtype, column.shape), name
+
+
+def test_a_demonstration_takes_the_last_row_and_its_old_value_is_open():
+    p = policy()
+    plain, _ = sample(p, (PROMPT, PROMPTS[0]), group_size=3, max_new_tokens=24)
+    rollout, outputs = sample(p, (PROMPT, PROMPTS[0]), group_size=3, max_new_tokens=24, demonstrate=LastRow())
+    assert rollout.columns["demo"].tolist() == [0, 0, 1, 0, 0, 0]  # the second prompt has no demonstration
+    assert outputs.items[2] == PROMPT.demo
+    length = int(rollout.columns["length"][2])
+    assert rollout.behaviour_NA[2, :length].isnan().all() and not rollout.behaviour_NA[2, length:].any()
+    assert not rollout.columns["truncated"][2]
+    others = torch.tensor([0, 1, 3, 4, 5])
+    assert torch.equal(plain.record.token_NA[others], rollout.record.token_NA[others])
+    ((_, values),) = p.logprobs(
+        rollout, p.plan(rollout, rollout.behaviour_NA.isnan()), needs=frozenset({"logprobs"}), grad=False
+    )
+    tokens = rollout.record.token_NA[2, :length]
+    wanted = library_logprobs(p.model, p, rollout.record.contexts[int(rollout.record.context_N[2])], tokens)
+    assert torch.allclose(values["logprobs"][0, :length], wanted, atol=1e-4)
+
+
+def test_a_demonstration_is_tokenised_as_the_chat_template_would():
+    p = policy()
+    ids = LastRow("<think></think>{demo}").tokens(PROMPT, p.loaded, most=64)
+    told = [
+        {"role": "user", "content": [{"type": "text", "text": PROMPT.text}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "<think></think>" + PROMPT.demo}]},
+    ]
+    whole = p.processor.tokenizer(p.processor.apply_chat_template(told))["input_ids"]
+    start = len(p.encode(PROMPT))
+    assert whole[start : start + len(ids)] == ids and p.processor.tokenizer.decode(ids[-1:]) == "<|im_end|>"
+    assert p.loaded.end_of_turn in p.loaded.stop
+
+
+def test_the_end_of_turn_is_found_where_the_prompt_already_opens_the_thinking(tmp_path):
+    shutil.copytree(folder("qwen2_5_vl"), tmp_path / "thinking")
+    template = tmp_path / "thinking" / "chat_template.jinja"
+    opening = "<|im_start|>assistant\n"
+    template.write_text(template.read_text().replace(opening + "{%", opening + "<think>\n{%"))
+    p = VlmPolicyConfig(path=str(tmp_path / "thinking")).load(torch.device("cpu"))
+    asked = p.processor.tokenizer.decode(p.encode(PROMPT).input_ids_L)
+    assert (
+        asked.endswith("assistant\n<think>\n") and p.processor.tokenizer.decode([p.loaded.end_of_turn]) == "<|im_end|>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("demo", "message"),
+    [
+        ("word " * 99, "engine.max_new_tokens is 16"),
+        (3, "is a int; wanted the text"),
+        ("<|image_pad|>", "never sampled"),
+    ],
+    ids=["long", "number", "placeholder"],
+)
+def test_a_demonstration_that_no_row_could_be_is_refused(demo, message):
+    with pytest.raises(ConfigError, match=f"prompt 'span'.*{message}"):
+        sample(policy(), (replace(PROMPT, demo=demo),), max_new_tokens=16, demonstrate=LastRow())
+
+
+def test_the_answer_is_found_on_tokens_whatever_their_borders():
+    decode = "".join
+    assert answer_tokens(["<answer>", "a", "b", "</answer>"], decode) == (1, 3)
+    assert answer_tokens(["x<ans", "wer>", "a", " b", "</", "answer>y"], decode) == (2, 4)
+    assert answer_tokens(["<answer", ">a", "b", "c<", "/answer>"], decode) == (2, 3)  # tokens that share a tag are out
+    assert answer_tokens(["<answer>", "a", "</answer>", "<answer>", "b", "</answer>"], decode) == (4, 5)
+    assert answer_tokens(["<answer>", "</answer>"], decode) is None
+    assert answer_tokens(["<answer>", "a"], decode) is None and answer_tokens([], decode) is None
+    assert answer_tokens(["<a>", "1", "</a>"], decode, tag="a") == (1, 2)
+
+
+def test_the_answer_is_found_beside_characters_that_take_several_tokens():
+    tokenizer = policy().processor.tokenizer
+    ids = tokenizer("<think>é → 図</think><answer>3 図 7</answer>", add_special_tokens=False)["input_ids"]
+    start, end = answer_tokens(ids, tokenizer.decode)
+    assert tokenizer.decode(ids[start:end]) == "3 図 7"
+
+
+@pytest.mark.parametrize("mean", ["geometric", "arithmetic"])
+@pytest.mark.parametrize("of", ["ref", "ema"])
+def test_answer_likelihood_is_that_of_the_slow_policy_on_the_answer_alone(of, mean):
+    p = policy()
+    prompt = replace(PROMPT, demo="<think>red</think><answer>2.0 to 5.5</answer> left")
+    p.snapshots.take(of)
+    slow = {name: value.detach().clone() for name, value in p.trainable.items()}
+    change(p, scale=0.02)
+    rollout, _ = sample(
+        p, (prompt,), group_size=2, max_new_tokens=32, demonstrate=LastRow(),
+        answer_likelihood=AnswerLikelihood(of=of, mean=mean),
+    )  # fmt: skip
+    found = rollout.columns["answer_likelihood"]
+    assert math.isnan(found[0])  # a random text has no answer
+    with torch.no_grad():
+        for name, value in p.trainable.items():
+            value.copy_(slow[name])
+    length = int(rollout.columns["length"][1])
+    tokens = rollout.record.token_NA[1, :length]
+    plain = library_logprobs(p.model, p, rollout.record.contexts[0], tokens)
+    start, end = answer_tokens(tokens.tolist(), p.processor.tokenizer.decode)
+    wanted = plain[start:end].mean().exp() if mean == "geometric" else plain[start:end].exp().mean()
+    assert p.processor.tokenizer.decode(tokens[start:end]) == "2.0 to 5.5"
+    assert float(found[1]) == pytest.approx(float(wanted), rel=1e-3)
+
+
+def test_answer_likelihood_needs_the_weights_it_names():
+    engine = VlmEngine(max_new_tokens=32, demonstrate=LastRow(), answer_likelihood=AnswerLikelihood())
+    assert engine.snapshots == {"ema"}
+    with pytest.raises(ConfigError, match="reads the weights 'ema', but the run keeps none"):
+        engine.sample(policy(), rows_of((PROMPT,), 2), step=0, seed=0, needs=frozenset())
+
+
+def test_the_log_ratio_to_the_reference_is_that_of_whole_rows():
+    p = policy()
+    p.snapshots.take("ref")
+    same, _ = sample(p, group_size=2, reference_log_ratio=True)
+    assert same.columns["ref_log_ratio"].abs().max() < 1e-3
+    slow = policy()
+    change(p, scale=0.02)
+    rollout, _ = sample(
+        p, (PROMPT, *PROMPTS), group_size=2, reference_log_ratio=True, demonstrate=LastRow(), max_new_tokens=24
+    )
+    ratio_N = rollout.columns["ref_log_ratio"]
+    assert ratio_N.isnan().tolist() == [False, True] + 12 * [False]
+    for row in (0, 5):
+        length, record = int(rollout.columns["length"][row]), rollout.record
+        tokens = record.token_NA[row, :length]
+        plain = library_logprobs(slow.model, slow, record.contexts[int(record.context_N[row])], tokens)
+        assert float(ratio_N[row]) == pytest.approx(float((rollout.behaviour_NA[row, :length] - plain).sum()), rel=1e-3)
+
+
+def test_planned_calls_are_those_that_are_made():
+    from grpo_mm import clock
+
+    p = policy(lora=None)
+    p.snapshots.take("ref")
+    engine = VlmEngine(max_new_tokens=6, reference_log_ratio=True)
+    before = clock.use(clock.Clock())
+    rollout, _ = engine.sample(p, rows_of(PROMPTS, 2), step=0, seed=0, needs=frozenset())
+    p.with_values_of("ref", rollout, rollout.mask_NA)
+    list(p.logprobs(rollout, p.plan(rollout, rollout.mask_NA), needs=frozenset({"logprobs"}), grad=True))
+    _, made = before.take()
+    planned = engine.network_calls(p.config, prompts=6, group_size=2, needs=frozenset({"ref_logprobs"}), step=0, seed=0)
+    assert (
+        {name.removesuffix("_calls"): number for name, number in made.items()}
+        == planned
+        == {"rollout": 12, "train": 12, "ref": 24}
+    )
+
+
+def test_rollouts_of_further_prompts_join():
+    p = policy()
+    parts = [sample(p, PROMPTS, group_size=2)]
+    rows = rows_of(PROMPTS, 2)
+    for wanted in (slice(0, 5), slice(5, 12)):
+        parts.append(
+            VlmEngine(max_new_tokens=8).sample(
+                p, rows.take(torch.arange(12)[wanted]), step=0, seed=0, needs=frozenset()
+            )
+        )
+    whole, joined = parts[0], Rollout.cat([rollout for rollout, _ in parts[1:]])
+    assert torch.equal(whole[0].record.token_NA, joined.record.token_NA)
+    assert Outputs.cat([outputs for _, outputs in parts[1:]], rows=[5, 7]).items == whole[1].items
+
+
+def test_a_rank_without_rows_samples_nothing():
+    p, none = policy(), rows_of(PROMPTS, 1).take(torch.zeros(0, dtype=torch.int64))
+    engine = VlmEngine(max_new_tokens=5, demonstrate=LastRow())
+    rollout, outputs = engine.sample(p, none, step=0, seed=0, needs=frozenset())
+    assert rollout.behaviour_NA.shape == (0, 5) and len(outputs) == 0 and engine.render(p, none, seed=0) == []
+    whole, _ = sample(p, group_size=1, max_new_tokens=5)
+    assert Rollout.cat([whole, rollout]).num_rows == len(PROMPTS)
+
+
+def test_evaluation_is_greedy_or_drawn_from_its_own_streams():
+    p, rows = policy(), rows_of(PROMPTS[:2], 2)
+    greedy = VlmEngine(max_new_tokens=8).render(p, rows, seed=0)
+    assert greedy[0] == greedy[1] and greedy == VlmEngine(max_new_tokens=8).render(p, rows, seed=1)
+    drawn = [VlmEngine(max_new_tokens=8, eval_temperature=1.0).render(p, rows, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2] and drawn[0][0] != drawn[0][1]
+    short = VlmEngine(max_new_tokens=8, eval_max_new_tokens=3).render(p, rows, seed=0)
+    assert greedy[0].startswith(short[0]) and len(short[0]) < len(greedy[0])
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (VlmEngine(max_new_tokens=0), "max_new_tokens = 0"),
+        (VlmEngine(top_p=0.0), "top_p = 0"),
+        (VlmEngine(eval_temperature=-1.0), "eval_temperature"),
+        (VlmEngine(generator=HfGenerator(batch=0)), "batch = 0"),
+        (VlmEngine(generator=ContinuousGenerator()), "takes token ids alone"),
+        (VlmEngine(demonstrate=LastRow("no place")), "wanted {demo} in it"),
+        (VlmEngine(answer_likelihood=AnswerLikelihood(tag="<answer>")), "without < >"),
+    ],
+    ids=lambda value: "",
+)
+def test_settings_that_cannot_work_are_refused(engine, message):
+    with pytest.raises(ConfigError, match=message):
+        engine.check(VlmPolicyConfig(path=folder("qwen2_5_vl")), group_size=4)
+
+
+def test_one_sample_cannot_be_a_demonstration_and_another_policy_is_refused():
+    with pytest.raises(ConfigError, match="group_size = 1"):
+        VlmEngine(demonstrate=LastRow()).check(VlmPolicyConfig(path=folder("qwen2_5_vl")), group_size=1)
+    with pytest.raises(ConfigError, match="samples from policy vlm"):
+        VlmEngine().check(object(), group_size=4)
