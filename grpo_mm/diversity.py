@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,3 +31,15 @@ def pairwise_distance(images: Tensor, group_M: Tensor, *, side_px: int = 32) -> 
         if len(members) > 1:
             mean[group] = torch.pdist(members).mean() / flat.shape[1] ** 0.5
     return mean
+
+
+def distinct_share(texts: Sequence[Hashable], prompts: Sequence[int]) -> float:
+    """How many of a prompt's texts differ, (different - 1) / (texts - 1), on average over the prompts with two or more.
+
+    1 where all texts of every prompt differ, 0 where each prompt has one answer; NaN without a prompt of two texts.
+    """
+    said: dict[int, list[Hashable]] = {}
+    for text, prompt in zip(texts, prompts, strict=True):
+        said.setdefault(prompt, []).append(text)
+    shares = [(len(set(own)) - 1) / (len(own) - 1) for own in said.values() if len(own) > 1]
+    return sum(shares) / len(shares) if shares else math.nan

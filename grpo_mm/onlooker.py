@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpo_mm import clock, samples, transcripts
 from grpo_mm.distributed import Processes
-from grpo_mm.diversity import pairwise_distance
+from grpo_mm.diversity import distinct_share, pairwise_distance
 from grpo_mm.image_statistics import image_statistics
 from grpo_mm.run_config import RunConfig
 from grpo_mm.scoring import Scoring, mean_scores
@@ -54,9 +54,15 @@ class Onlooker:
                 found["diversity/mean"] = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown]])
                 if due:
                     self._write_sheet(batch, earned, images, shown, step)
-            elif due:
-                self._write_transcript(batch, earned, shown, step)
-        return found
+            else:
+                own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
+                prompt_m = batch.rollout.prompt_N[outputs.row_M[own]].tolist()
+                ranks = self.processes.gather(([str(item) for item in _items(outputs, own)], prompt_m))
+                texts, prompts = ([one for rank in ranks for one in rank[i]] for i in (0, 1))
+                found["diversity/mean"] = distinct_share(texts, prompts)
+                if due:
+                    self._write_transcript(batch, earned, shown, step)
+        return {name: value for name, value in found.items() if value == value or name != "diversity/mean"}
 
     def _diversity(self, images: Tensor, prompt_M: Tensor) -> float:
         small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 32).round().to(torch.uint8)

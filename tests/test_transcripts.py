@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from grpo_mm.cli import app
 from grpo_mm.config import build
+from grpo_mm.diversity import distinct_share
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.inference import sample
@@ -382,3 +384,10 @@ def test_media_for_an_engine_that_looks_at_none_are_refused(run, tmp_path):
     config.write_text((run / "config.yaml").read_text().replace("test_transcripts:TextEngine", "toy:ToyEngine"))
     with pytest.raises(ConfigError, match="toy:ToyEngine looks at no media; leave them out"):
         sample(config, prompts=["0"], media=["a.mp4"], out=tmp_path / "out")
+
+
+def test_distinct_share_runs_from_one_answer_to_all_different():
+    assert distinct_share(["a", "a", "a", "b", "c", "d"], [0, 0, 0, 1, 1, 1]) == 0.5
+    assert distinct_share(["a", "b", "a"], [0, 0, 0]) == 0.5
+    assert distinct_share(["a", "a", "b"], [0, 0, 1]) == 0  # a prompt with one text says nothing
+    assert math.isnan(distinct_share(["a"], [0])) and math.isnan(distinct_share([], []))
