@@ -30,6 +30,8 @@ class Prompt:
     text: str
     media: tuple[Any, ...] = ()
     """Images or videos (paths or arrays) that belong to the prompt. The core does not look inside."""
+    messages: tuple[Mapping[str, str], ...] = ()
+    """The turns before the question, {"role": "system" | "user" | "assistant", "content": "…"}; `text` is the last user's turn."""
     target: Any = None
     """For rewards only: metadata, ground truth. Never shown to the policy."""
     demo: Any = None

@@ -54,16 +54,29 @@ class Chat:
     def messages(self, prompt: Prompt, kinds: Sequence[str]) -> list[dict[str, Any]]:
         """The conversation so far; `kinds` are "image" or "video", one for each of the prompt's media, in order.
 
-        Media stand before the text, so that prompts on the same video share a prefix, or where the text has a marker
-        <image> or <video> for each of them.
+        Media stand before the first question, so that prompts on the same video share a prefix, or where the turns have a
+        marker <image> or <video> for each of them. A system turn of the prompt's own takes the place of `system`.
         """
-        parts: list[dict[str, str]] = [{"type": kind} for kind in kinds]
-        if kinds and MARKER.findall(prompt.text) == list(kinds):
-            texts = MARKER.split(prompt.text)[::2]
-            parts = [{"type": "text", "text": texts[0]}] if texts[0] else []
-            for kind, text in zip(kinds, texts[1:], strict=True):
-                parts += [{"type": kind}, {"type": "text", "text": text}] if text else [{"type": kind}]
-        else:
-            parts.append({"type": "text", "text": prompt.text})
-        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*opening, {"role": "user", "content": parts}]
+        turns = [*prompt.messages, {"role": "user", "content": prompt.text}]
+        marked = bool(kinds) and [kind for turn in turns for kind in MARKER.findall(turn["content"])] == list(kinds)
+        before_text = [] if marked else [{"type": kind} for kind in kinds]
+        found: list[dict[str, Any]] = []
+        if self.system is not None and turns[0]["role"] != "system":
+            found.append({"role": "system", "content": self.system})
+        for turn in turns:
+            if turn["role"] != "user":
+                found.append(dict(turn))
+                continue
+            parts = _at_markers(turn["content"]) if marked else [{"type": "text", "text": turn["content"]}]
+            found.append({"role": "user", "content": [*before_text, *parts]})
+            before_text = []
+        return found
+
+
+def _at_markers(text: str) -> list[dict[str, str]]:
+    """Texts and media of one turn, in order."""
+    texts, kinds = MARKER.split(text)[::2], MARKER.findall(text)
+    parts = [{"type": "text", "text": texts[0]}] if texts[0] else []
+    for kind, after in zip(kinds, texts[1:], strict=True):
+        parts += [{"type": kind}, {"type": "text", "text": after}] if after else [{"type": kind}]
+    return parts
