@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from grpo_mm.datasets.shape_world import SHAPES, Scene, Split, Thing, render
+from grpo_mm.datasets.video import VideoFile
 from grpo_mm.types import Prompt
 
 Style = Literal["direct", "think", "rethink"]
@@ -91,6 +92,10 @@ class Clip:
     @property
     def question(self) -> str:
         return f"When does the {self.name} appear?"
+
+    def text(self, style: Style) -> str:
+        """The question stands before the clip: a small model then learns to look for what it was asked."""
+        return f"{self.question}<video>{REQUESTS[style]}"
 
 
 def pairs(split: Split) -> list[tuple[tuple[str, str], tuple[str, str]]]:
@@ -197,8 +202,6 @@ class ClipWorld:
         return [self._prompt(index) for index in range(self.count)]
 
     def _prompt(self, index: int) -> Prompt:
-        from grpo_mm.datasets.video import VideoFile
-
         clip = random_clip(self.split, random.Random(f"clip_world/{self.split}/{index}"))
         # Named after what it shows, so that a file of an older world is never taken for this one.
         shown = hashlib.sha256(repr(clip.actors).encode()).hexdigest()[:8]
@@ -207,7 +210,7 @@ class ClipWorld:
             write_video(frames(clip), path)
         return Prompt(
             f"clip_world/{self.split}/{index}",
-            f"{clip.question} {REQUESTS[self.style]}",
+            clip.text(self.style),
             media=(VideoFile(str(path)),),
             target={
                 "spans": [list(clip.target.span)],
@@ -225,7 +228,7 @@ class ClipLessons:
     """Draws a clip with several questions and answers of one form about it, a part of which may be wrong."""
 
     split: Split = "train"
-    questions: int = 4
+    questions: int = 2
     asked_by: tuple[str, ...] = ASKED_BY
     styles: dict[str, float] = field(default_factory=lambda: {"direct": 8, "think": 3, "rethink": 1})
     """How often each form of answer is asked for."""
@@ -249,7 +252,7 @@ class ClipLessons:
         span = tuple(second + rng.choice(self._shifts()) for second in shown.span)
         span = (max(span[0], 0.0), min(span[1], NUM_FRAMES / FPS))
         span = shown.span if span[1] <= span[0] else span
-        return f"{clip.question} {REQUESTS[style]}", answer(clip, style, span=span)
+        return clip.text(style), answer(clip, style, span=span)
 
     def _shifts(self) -> list[float]:
         most = round(self.shift_seconds * FPS)

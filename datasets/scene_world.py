@@ -43,12 +43,15 @@ class Question:
     def things(self) -> list[Thing]:
         return [self.scene.things[index] for index in self.about]
 
-    @property
-    def text(self) -> str:
+    def text(self, style: Style) -> str:
+        """The question stands before the picture: a small model then learns to look for what it was asked."""
         first = self.things[0]
-        if self.kind == "relation":
-            return f"Where is the {_name(first)} seen from the {_name(self.things[1])}?"
-        return f"What color is the {first.shape}?" if self.kind == "color" else f"How many {first.shape}s are there?"
+        asked = {
+            "relation": f"Where is the {_name(first)} seen from the {_name(self.things[-1])}?",
+            "color": f"What color is the {first.shape}?",
+            "count": f"How many {first.shape}s are there?",
+        }[self.kind]
+        return f"{asked}<image>{REQUESTS[style]}"
 
     @property
     def answer(self) -> str:
@@ -172,7 +175,7 @@ class SceneWorld:
         question = random_question(self.split, kind, random.Random(f"scene_world/{self.split}/{kind}/{index}"))
         return Prompt(
             f"scene_world/{self.split}/{kind}/{index}",
-            f"{question.text} {REQUESTS[self.style]}",
+            question.text(self.style),
             media=(Image.fromarray(picture(question.scene)),),
             target={
                 "answer": question.answer,
@@ -194,7 +197,7 @@ class SceneLessons:
     """Draws a picture with several questions and answers of one form about it, a part of which may be wrong."""
 
     split: Split = "train"
-    questions: int = 4
+    questions: int = 2
     question_types: tuple[QuestionType, ...] = QUESTION_TYPES
     styles: dict[str, float] = field(default_factory=lambda: {"direct": 3, "think": 8, "rethink": 1})
     """How often each form of answer is asked for."""
@@ -237,4 +240,4 @@ class SceneLessons:
         answer = thought
         if rng.random() < self.disagreement:
             answer = rng.choice([choice for choice in question.choices if choice != thought])
-        return f"{question.text} {REQUESTS[style]}", demonstration(question, style, thought=thought, answer=answer)
+        return question.text(style), demonstration(question, style, thought=thought, answer=answer)

@@ -32,7 +32,8 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
         )
     report.append(f"network calls per step: {calls}" + " (at most: what the advantage prunes is not trained)" * pruned)
     pictures = config.engine.pictures(config.group_size)
-    report.append(f"pictures per step: {config.prompts_per_step * pictures}, {pictures} for each prompt")
+    noun = getattr(config.engine, "output_noun", "pictures")
+    report.append(f"{noun} per step: {config.prompts_per_step * pictures}, {pictures} for each prompt")
     budget = "" if config.max_reward_calls is None else f" of at most {config.max_reward_calls}"
     names = ", ".join(config.rewards)
     return [*report, f"reward calls per step: {config.planned_reward_calls()}{budget} ({names})"]

@@ -21,7 +21,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.learner import Learner
 from grpo_mm.run_config import Evaluation, read
 
-NETWORK = ("rollout_network", "train_network", "ref_network")
+NETWORK = ("rollout_network", "train_network", "ref_network", "ema_network")
 """Phases in which the policy's network runs; with encode, decode and reward they are the work that has to be done."""
 WORK = (*NETWORK, "encode", "decode", "reward")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import sys
 from contextlib import nullcontext
@@ -128,15 +129,51 @@ def _media_file(path: Path) -> object:
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="a run folder, or a config for the untrained model")],
+    run: Annotated[
+        Path | None, typer.Argument(help="a run folder, or a config for the untrained model; not with --predictions")
+    ] = None,
     overrides: Overrides = None,
     checkpoint: Annotated[str | None, typer.Option(help="a checkpoint of the run; default: the newest")] = None,
+    predictions: Annotated[
+        list[Path] | None, typer.Option("--predictions", help="a file of predictions to score; may be repeated")
+    ] = None,
+    annotations: Annotated[
+        list[Path] | None, typer.Option("--annotations", help="the file that tells what is right; may be repeated")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--as", help="form of the files: qvhighlights, charades, activitynet, tvgbench, nextgqa"),
+    ] = None,
+    answered_only: Annotated[
+        bool, typer.Option("--answered-only", help="leave out queries without a prediction; else they count as 0")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:
-    """Scores the held-out prompts with the deterministic sampler."""
-    from grpo_mm.inference import evaluate as score
+    """Scores the held-out prompts with the deterministic sampler, or predictions that lie in files (in per cent).
 
-    for name, value in score(run, overrides=overrides or [], checkpoint=checkpoint).items():
-        typer.echo(f"{name:40s} {value:.4f}")
+    grpo-mm eval --predictions preds.jsonl --annotations highlight_val_release.jsonl --as qvhighlights
+    """
+    if predictions:
+        from grpo_mm.prediction_files import score_files
+
+        if run is not None or checkpoint is not None:
+            raise UserError("--predictions asks no model: leave out the run, its overrides and --checkpoint.")
+        if form is None or not annotations:
+            raise UserError("--predictions needs --annotations FILE and --as FORM beside it.")
+        found = score_files(form, predictions=predictions, annotations=annotations, answered_only=answered_only)
+    elif run is None or annotations or form or answered_only:
+        raise UserError("eval needs a run folder or a config, or else --predictions, --annotations and --as.")
+    else:
+        from grpo_mm.inference import evaluate as score
+
+        found = score(run, overrides=overrides or [], checkpoint=checkpoint)
+    if as_json:
+        plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        typer.echo(json.dumps(plain, indent=1))
+        return
+    for name, value in found.items():
+        digits = 0 if name.endswith("queries") else 2 if predictions else 4
+        typer.echo(f"{name:40s} {value:.{digits}f}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Held-out evaluation: deterministic pictures or texts, all rewards and watches, statistics, diversity."""
+"""Held-out evaluation: deterministic pictures or texts, all rewards, watches and benchmarks, statistics, diversity."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mm.benchmarks import benchmark_scores, check_benchmarks
 from grpo_mm.clock import phase
 from grpo_mm.distributed import Processes
 from grpo_mm.diversity import pairwise_distance
@@ -36,6 +37,7 @@ def evaluate(
     config: RunConfig, policy: Any, prompts: tuple[Prompt, ...], rewards: Scoring, watch: Scoring, processes: Processes
 ) -> EvalResult:
     """Asks every prompt `samples_per_prompt` times and scores the result."""
+    check_benchmarks(config)
     settings = config.evaluation
     rows = evaluation_rows(prompts, samples=settings.samples_per_prompt, rank=processes.rank, world=processes.world)
     row_prompts = [prompts[p] for p in rows.prompt_N.tolist()]
@@ -49,6 +51,7 @@ def evaluate(
     metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
     images = items if isinstance(items, Tensor) else torch.zeros(0, 3, 1, 1).byte()
     metrics |= mean_statistics(images, processes, prefix="eval/image")
+    metrics |= benchmark_scores(config, items, rows, processes)
     metrics |= _by_source(scores, row_prompts, list(config.eval_prompts), processes, rewards)
     asked = rewards.applied(prompts)
     absolute = {n: s for n, s in config.rewards.items() if s.weight and asked[n] and not is_relative(s.use)}

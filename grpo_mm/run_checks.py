@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grpo_mm.advantages.credit import check_stages
+from grpo_mm.benchmarks import check_benchmarks
 from grpo_mm.errors import ConfigError
 from grpo_mm.prompt_stream import phases
 from grpo_mm.registry import kind_of
@@ -47,6 +48,7 @@ def check_settings(config: RunConfig, world: int) -> None:
     if config.reference_reset is not None and not config.needs_reference:
         raise ConfigError("reference_reset: no term of the objective uses a reference; add {kind: kl, …}.")
     _check_metric(config)
+    check_benchmarks(config)
     _check_sources(config)
     _check_watch(config)
     _check_relative(config, world)
@@ -322,6 +324,7 @@ def _check_watch(config: RunConfig) -> None:
             rewards=config.rewards,
             watched=config.watch,
             evaluates=bool(config.eval_prompts),
+            held_out=[*config.evaluation.benchmarks, *config.eval_prompts],
         )
         if metric_of(name, entry).startswith("eval/") and entry.action != "warn" and not config.evaluation.every:
             raise ConfigError(

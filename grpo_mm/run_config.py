@@ -80,6 +80,8 @@ class Evaluation:
     """Pictures kept of each evaluation."""
     patience: int | None = None
     """Stop after so many evaluations without a better held-out score."""
+    benchmarks: dict[str, Annotated[Any, Role("benchmark")]] = field(default_factory=dict)
+    """Figures of the whole held-out set, logged as eval/NAME/…; they take no part in the held-out score."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -202,9 +202,18 @@ PREFIXES = (
 
 
 def check_metric(
-    name: str, metric: str, *, rewards: Mapping[str, Any], watched: Mapping[str, Watched], evaluates: bool
+    name: str,
+    metric: str,
+    *,
+    rewards: Mapping[str, Any],
+    watched: Mapping[str, Watched],
+    evaluates: bool,
+    held_out: Sequence[str] = (),
 ) -> None:
-    """Raises ConfigError for a metric that cannot exist, as far as a config tells."""
+    """Raises ConfigError for a metric that cannot exist, as far as a config tells.
+
+    `held_out`: what else evaluation logs, as eval/NAME/…: benchmarks, and sources if there are several.
+    """
     prefix, _, rest = metric.partition("/")
     who = rest.partition("/")[0]
     where = f"watch.{name}: metric {metric!r}"
@@ -218,7 +227,7 @@ def check_metric(
     known = {
         "reward": [*rewards, "failed_frac"],
         "watch": scored,
-        "eval": [*rewards, *scored, "image", "score", "diversity"],
+        "eval": [*rewards, *scored, "image", "score", "diversity", *held_out],
         "image": STATISTICS,
         "diversity": ["mean"],
     }

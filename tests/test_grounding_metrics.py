@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from grpo_mm.pipelines.video_grounding import metrics
-from grpo_mm.pipelines.video_grounding.metrics import grounding_metrics, nextgqa_metrics
-from grpo_mm.pipelines.video_grounding.qvhighlights import highlight_detection, moment_retrieval, window_precision
+from grpo_mm.rewards.benchmarks import window_metrics as metrics
+from grpo_mm.rewards.benchmarks.window_metrics import grounding_metrics, nextgqa_metrics
+from grpo_mm.rewards.benchmarks.qvhighlights_metrics import highlight_detection, moment_retrieval, window_precision
 from grpo_mm.rewards import temporal_iou
 
 INF, NAN = float("inf"), float("nan")

@@ -47,6 +47,7 @@ class VlmEngine:
     """None: as in training."""
 
     provides = PROVIDES
+    output_noun = "texts"
     logged = ("length", "truncated", "media_failed", "logprob_mean")
     """Columns worth a line in the log: their means over rows that are no demonstrations."""
 

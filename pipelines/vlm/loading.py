@@ -9,7 +9,9 @@ import torch
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.families import Family, family_of, resolve
+from grpo_mm.pipelines.zoo.random_weights import random_vision_language
 
+RANDOM = "random:"
 SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 Pixels = tuple[int, int]
 
@@ -35,17 +37,12 @@ def load(
     image_pixels: Pixels | None = None,
     video_pixels: Pixels | None = None,
 ) -> Loaded:
-    """Raises ConfigError for a checkpoint that cannot be loaded, or is of another family."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+    """Raises ConfigError for a checkpoint that cannot be loaded, or is of another family.
 
-    logging.disable_progress_bar()
-    folder = resolve(path)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{path} could not be loaded: {error}") from error
+    "random:FORMAT/SIZE" has random weights of that size, for benchmarks. Its answers never end before their limit, so that
+    every step has as much to do.
+    """
+    model, processor = _read(path, dtype=dtype, attention=attention)
     family = family_of(model.config.model_type, path=path)
     if "sliding_attention" in getattr(model.config.get_text_config(), "layer_types", ()):
         raise ConfigError(
@@ -65,8 +62,25 @@ def load(
     end_of_turn = _end_of_turn(processor, path)
     ends = model.generation_config.eos_token_id
     ends = set(ends) if isinstance(ends, (list, tuple)) else {ends}
-    stop = frozenset(int(end) for end in ends | {tokenizer.eos_token_id, end_of_turn} if end is not None)
+    ends |= {tokenizer.eos_token_id, end_of_turn}
+    stop = frozenset() if path.startswith(RANDOM) else frozenset(int(end) for end in ends if end is not None)
     return Loaded(model, processor, family, tuple(sorted(special | set(beyond))), stop, end_of_turn)
+
+
+def _read(path: str, *, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+    """(model, processor)"""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    if path.startswith(RANDOM):
+        return random_vision_language(path.removeprefix(RANDOM), dtype, attention=attention)
+    logging.disable_progress_bar()
+    folder = resolve(path)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        return model, AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{path} could not be loaded: {error}") from error
 
 
 def _end_of_turn(processor: Any, path: str) -> int:

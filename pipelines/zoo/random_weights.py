@@ -1,7 +1,8 @@
-"""Pipelines of real size with random weights, made on the spot: for benchmarks where no checkpoint can be had.
+"""Models of real size with random weights, made on the spot: for benchmarks where no checkpoint can be had.
 
-The transformer and the decoder have the published sizes. The text encoders are one-layer stand-ins of the right width,
-because a step encodes each prompt once and caches it.
+Of a flow pipeline the transformer and the decoder have the published sizes. The text encoders are one-layer stand-ins of the
+right width, because a step encodes each prompt once and caches it. A vision-language model has them throughout; its tokenizer
+is the zoo's, so only its few hundred tokens are drawn, from a distribution over the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -26,6 +27,68 @@ SD3_TRANSFORMERS: dict[str, dict[str, Any]] = {
 FLUX_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "flux_dev": dict(num_layers=19, num_single_layers=38, num_attention_heads=24, attention_head_dim=128)
 }
+
+VISION_LANGUAGE: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl/3b": dict(
+        text=dict(
+            vocab_size=151_936, hidden_size=2048, intermediate_size=11_008, num_hidden_layers=36, num_attention_heads=16,
+            num_key_value_heads=2,
+        ),
+        vision=dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=[7, 15, 23, 31]),
+        mrope_section=[16, 24, 24], tie_word_embeddings=True,
+    ),
+    "qwen2_5_vl/7b": dict(
+        text=dict(
+            vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28,
+            num_key_value_heads=4,
+        ),
+        vision=dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=[7, 15, 23, 31]),
+        mrope_section=[16, 24, 24], tie_word_embeddings=False,
+    ),
+    "qwen2_5_vl/tiny": dict(
+        text=dict(
+            vocab_size=1024, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1,
+        ),
+        vision=dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, fullatt_block_indexes=[1]),
+        mrope_section=[4, 4, 4], tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+"""From the models' published configurations; `tiny` is ours, to try a benchmark on a CPU."""
+
+
+def random_vision_language(name: str, dtype: torch.dtype, *, attention: str) -> tuple[Any, Any]:
+    """(model, processor) of the named size, on the GPU if there is one.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
+
+    from grpo_mm.pipelines.zoo.vision_language import untrained
+
+    if name not in VISION_LANGUAGE:
+        raise UserError(f"no size {name!r}; there are: {', '.join(VISION_LANGUAGE)}.")
+    size = VISION_LANGUAGE[name]
+    small, processor = untrained(dim=48, layers=1, vision_dim=32, vision_layers=1)
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = Qwen2_5_VLConfig(
+        text_config=size["text"] | {
+            "max_position_embeddings": 128_000,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": size["mrope_section"]},
+            "eos_token_id": small.config.text_config.eos_token_id, "pad_token_id": small.config.text_config.pad_token_id,
+            "bos_token_id": small.config.text_config.bos_token_id,
+        },
+        vision_config=size["vision"] | {
+            "out_hidden_size": size["text"]["hidden_size"], "patch_size": 14, "window_size": 112, "tokens_per_second": 2,
+        },
+        tie_word_embeddings=size["tie_word_embeddings"], **{name: getattr(small.config, name) for name in names},
+    )  # fmt: skip
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
+    for part in (processor.image_processor, processor.video_processor):
+        part.size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16_384}  # frames come in the size they are to have
+    return model, processor
 
 
 def random_pipeline(name: str, dtype: torch.dtype) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_mm.pipelines.video_grounding.metrics import Floats, hull_iou, recall_at, set_iou
+from grpo_mm.rewards.benchmarks.window_metrics import Floats, hull_iou, recall_at, set_iou
 
 Record = Mapping[str, Any]
 THRESHOLDS_K = np.round(np.arange(0.5, 0.96, 0.05), 2)

@@ -7,7 +7,8 @@ A prediction that could not be read is None: it counts as 0 and stays in the den
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -40,12 +41,22 @@ def grounding_metrics(
     Raises:
         ValueError: the lengths differ, there is no query, or a query has no reference.
     """
-    _check(predictions, references)
-    pair_iou = hull_iou if kind == "hull" else set_iou
-    iou_N = np.array([_best(pair_iou, own, windows) for own, windows in zip(predictions, references)])
+    iou_N = best_iou(predictions, references, kind=kind)
     failed = np.mean([own is None for own in predictions])
     counts = {"parse_failed": 100 * float(failed), "queries": float(len(iou_N))}
     return {**recall_at(iou_N, thresholds, strict=strict), "miou": _per_cent(iou_N), **counts}
+
+
+def best_iou(
+    predictions: Sequence[Window | None],
+    references: Sequence[Sequence[Window]],
+    *,
+    kind: Literal["hull", "set"] = "hull",
+) -> Floats:
+    """[N] in [0, 1]: the IoU of each query's prediction with the best of its references, 0 for None; else as above."""
+    _check(predictions, references)
+    pair_iou = hull_iou if kind == "hull" else set_iou
+    return np.array([_best(pair_iou, own, windows) for own, windows in zip(predictions, references)])
 
 
 def nextgqa_metrics(
@@ -80,6 +91,14 @@ def nextgqa_metrics(
             result["acc_at_gqa"] = _per_cent(right_N & (value_N >= 0.5))
     failed = 100 * float(np.mean([own is None for own in predictions]))
     return {**result, "acc_qa": _per_cent(right_N), "parse_failed": failed, "queries": float(len(right_N))}
+
+
+def shares(found: Mapping[str, float]) -> dict[str, float]:
+    """Figures in per cent as shares of 1, as the other held-out scores of a run are.
+
+    Counts of queries are left out, and so is what is NaN: a subset without any query.
+    """
+    return {name: v / 100 for name, v in found.items() if not name.endswith("queries") and not math.isnan(v)}
 
 
 def recall_at(value_N: Floats, thresholds: Sequence[float], *, strict: bool, name: str = "r1") -> dict[str, float]:

@@ -1,0 +1,5 @@
+"""Benchmarks of temporal grounding: figures of a whole data set as the official scorers compute them.
+
+`window_metrics` and `qvhighlights_metrics` hold the pure scorers, in per cent; the other files read texts or published
+prediction files and ask them.
+"""
