@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test test-slow quickstart lint clean
+.PHONY: install test test-slow quickstart quickstart-video lint clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,9 @@ test-slow: install
 
 quickstart: install
 	$(BIN)/grpo-mm train configs/quickstart/flow.yaml
+
+quickstart-video: install
+	$(BIN)/grpo-mm train configs/quickstart/video.yaml
 
 lint: install
 	$(BIN)/ruff check .
