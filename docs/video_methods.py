@@ -56,7 +56,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "care": (
         "GRPO-CARE, thinking first",
         (
-            *THINK, "engine.answer_likelihood={of: ema}", "ema={decay: 0.995, every_updates: 10}",
+            *THINK, "engine.answer_likelihood={of: ema}", "ema={decay: 0.995, every_updates: 10, warm_up: false, evaluate: false}",
             f"advantage=[{{kind: consistency_bonus, target: iou}}, {SUM}, {NORM}]",
         ),
     ),

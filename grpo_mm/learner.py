@@ -186,6 +186,10 @@ class Learner:
                 f"step {step + 1}: none of {len(batch.rollout.prompts)} prompts could be asked (media that cannot be read, or too "
                 "long); a warning above names each."
             )
+        if not bool(table.columns["failed"].any()) and all(bool(v.isnan().all()) for v in table.values.values()):
+            raise TrainingStopped(
+                f"step {step + 1}: no reward applies to any of {len(table)} rows; look at what the prompts say."
+            )
         if bool(table.columns["failed"].all()):
             errors = [e for rank in self.processes.gather(self.rewards.first_error) for e in rank.values()]
             raise TrainingStopped(
@@ -273,7 +277,8 @@ class Learner:
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         """The averaged weights if the run keeps them, else the present ones."""
-        with self.policy.snapshots.use("ema") if self.config.ema else nullcontext():
+        averaged = self.config.ema is not None and self.config.ema.evaluate
+        with self.policy.snapshots.use("ema") if averaged else nullcontext():
             yield
 
     def checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -114,7 +114,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("strategy", "dynamic_sampling", "grpo_mm.collectors.dynamic_sampling:DynamicSampling", "arXiv:2503.14476"),
     Entry("strategy", "prioritised", "grpo_mm.collectors.prioritised:Prioritised", "arXiv:2509.13232"),
     Entry("strategy", "allocate", "grpo_mm.collectors.allocate:Allocate", "arXiv:2602.03584"),
-    Entry("strategy", "unsolved", "grpo_mm.collectors.unsolved:Unsolved", "arXiv:2503.13377", _VIDEO + "time_r1_finetune_qwen25vl_7b.yaml"),
+    Entry("strategy", "unsolved", "grpo_mm.collectors.unsolved:Unsolved", "arXiv:2503.13377", _VIDEO + "time_r1_qwen25vl_7b.yaml"),
     Entry("strategy", "shuffled_frames", "grpo_mm.pipelines.vlm.shuffled_frames:MeasureShuffled", "arXiv:2503.21776", _VIDEO + "video_r1_qwen25vl_7b.yaml"),
     Entry("strategy", "difficulty", "grpo_mm.pipelines.vlm.difficulty:DifficultyAugmentation", "arXiv:2506.07464", _VIDEO + "deepvideo_r1_qwen25vl_3b.yaml"),
     Entry("allocation", "by_success", "grpo_mm.collectors.allocate:BySuccess", "arXiv:2602.03584"),

@@ -113,6 +113,13 @@ def _check_sizes(config: RunConfig, world: int) -> None:
             "updates.by=action deals out all noisy steps, of which engine.train_within leaves some untrained: some updates would "
             "train nothing. Use updates.by=group."
         )
+    split = config.updates.by == "action" and config.updates.count > 1
+    whole = [term for term in config.objective if term.couples in ("row", "group")]
+    if split and whole:
+        raise ConfigError(
+            f"updates.by=action trains a part of a row's actions at a time, but the objective {kind_of('objective', whole[0])} needs "
+            "whole rows. Use updates.by=group."
+        )
     if config.updates.by == "action" and config.engine.actions() < config.updates.count:
         raise ConfigError(
             f"updates.count = {config.updates.count} by action, but a row trains {config.engine.actions()} actions. "

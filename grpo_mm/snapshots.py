@@ -16,12 +16,16 @@ from grpo_mm.checkpoint import check_fit
 class Ema:
     """decay = min((1 + n)/(10 + n), `decay`) with n the number of averages so far (Flow-GRPO's warm-up).
 
-    `slope`: min(slope · n, `decay`) instead (AWM's fast average: slope .001, decay .3).
+    `slope`: min(slope · n, `decay`) instead (AWM's fast average: slope .001, decay .3). `warm_up: false`: `decay` from the first
+    average on (GRPO-CARE's slow reference).
     """
 
     decay: float = 0.9
     every_updates: int = 8
     slope: float | None = None
+    warm_up: bool = True
+    evaluate: bool = True
+    """Evaluation and the product use the averaged weights; false: they only serve as a slow reference."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or self.every_updates < 1 or (self.slope is not None and self.slope < 0):
@@ -31,6 +35,8 @@ class Ema:
             )
 
     def decay_at(self, averages: int) -> float:
+        if not self.warm_up:
+            return self.decay
         warm = (1 + averages) / (10 + averages) if self.slope is None else self.slope * averages
         return min(warm, self.decay)
 

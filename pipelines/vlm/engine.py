@@ -117,7 +117,7 @@ class VlmEngine:
         length_N = (1 + sample).clamp_max(self.max_new_tokens)
         columns = text_columns(
             torch.arange(shape[1]).expand(shape), length_N, torch.full(shape, -1.0),
-            stop=frozenset(), demo_N=torch.zeros(group_size, dtype=torch.bool),
+            stop=frozenset(), demo_N=None if self.demonstrate is None else torch.zeros(group_size, dtype=torch.bool),
         )  # fmt: skip
         if self.answer_likelihood is not None:
             columns["answer_likelihood"] = torch.full((group_size,), 0.5)
@@ -150,7 +150,9 @@ class VlmEngine:
             behaviour_NA[i, : len(ids)] = torch.nan
         mask_NA = torch.arange(self.max_new_tokens) < length_N[:, None]
         record = TextRecord(tuple(contexts), context_N, token_NA, length_N)
-        columns = text_columns(token_NA, length_N, behaviour_NA, stop=policy.loaded.stop, demo_N=demo_N)
+        columns = text_columns(
+            token_NA, length_N, behaviour_NA, stop=policy.loaded.stop, demo_N=demo_N if self.demonstrate else None
+        )
         if self.answer_likelihood is not None:
             columns["answer_likelihood"] = self.answer_likelihood(policy, record, policy.processor.tokenizer.decode)
         if self.reference_log_ratio:
@@ -194,12 +196,13 @@ class VlmEngine:
 
 
 def text_columns(
-    token_NA: Tensor, length_N: Tensor, behaviour_NA: Tensor, *, stop: frozenset[int], demo_N: Tensor
+    token_NA: Tensor, length_N: Tensor, behaviour_NA: Tensor, *, stop: frozenset[int], demo_N: Tensor | None
 ) -> dict[str, Tensor]:
     """What advantage stages and objectives may read of rows of tokens; [N] each but `token` and `eos`.
 
     length: tokens, end of turn included. truncated: the row was cut off at the limit. logprob_sum, logprob_mean: of the
-    engine that sampled, NaN for demonstrations. demo: 1 for these. media_failed: the prompt could not be read.
+    engine that sampled, NaN for demonstrations. demo: 1 for these, where the engine puts any in. media_failed: the prompt could
+    not be read.
     """
     inside_NA = torch.arange(token_NA.shape[1]) < length_N[:, None]
     ends_NA = torch.isin(token_NA, torch.tensor(sorted(stop), dtype=torch.int64)) & inside_NA
@@ -209,7 +212,7 @@ def text_columns(
         "truncated": (length_N == token_NA.shape[1]) & ~ends_NA.any(1),
         "logprob_sum": total_N,
         "logprob_mean": total_N / length_N.clamp_min(1),
-        "demo": demo_N.long(),
+        **({} if demo_N is None else {"demo": demo_N.long()}),
         "media_failed": length_N == 0,
         "token": token_NA,
         "eos": ends_NA,

@@ -63,7 +63,17 @@ def random_vision_language(name: str, dtype: torch.dtype, *, attention: str) -> 
     Raises:
         UserError: there is no such size.
     """
-    from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
+    from transformers import AutoModelForImageTextToText
+
+    config, processor = vision_language_config(name)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
+    return model, processor
+
+
+def vision_language_config(name: str) -> tuple[Any, Any]:
+    """(config of the model, processor); frames keep the size that they come in."""
+    from transformers import Qwen2_5_VLConfig
 
     from grpo_mm.pipelines.zoo.vision_language import untrained
 
@@ -72,23 +82,20 @@ def random_vision_language(name: str, dtype: torch.dtype, *, attention: str) -> 
     size = VISION_LANGUAGE[name]
     small, processor = untrained(dim=48, layers=1, vision_dim=32, vision_layers=1)
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ends = ("bos_token_id", "eos_token_id", "pad_token_id")
     config = Qwen2_5_VLConfig(
         text_config=size["text"] | {
             "max_position_embeddings": 128_000,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": size["mrope_section"]},
-            "eos_token_id": small.config.text_config.eos_token_id, "pad_token_id": small.config.text_config.pad_token_id,
-            "bos_token_id": small.config.text_config.bos_token_id,
-        },
+        } | {key: getattr(small.config.text_config, key) for key in ends},
         vision_config=size["vision"] | {
             "out_hidden_size": size["text"]["hidden_size"], "patch_size": 14, "window_size": 112, "tokens_per_second": 2,
         },
-        tie_word_embeddings=size["tie_word_embeddings"], **{name: getattr(small.config, name) for name in names},
+        tie_word_embeddings=size["tie_word_embeddings"], **{key: getattr(small.config, key) for key in names},
     )  # fmt: skip
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
     for part in (processor.image_processor, processor.video_processor):
-        part.size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16_384}  # frames come in the size they are to have
-    return model, processor
+        part.size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16_384}
+    return config, processor
 
 
 def random_pipeline(name: str, dtype: torch.dtype) -> Any:

@@ -9,7 +9,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,50 +71,67 @@ def build(
     stages: Sequence[Stage],
     score: Callable[[Any, Any], dict[str, float]] | None = None,
     seed: int = 0,
-    lessons: int = 32,
-    pool: int = 1500,
-    refresh: int = 300,
-    warm_up: int = 100,
     save_every: int = 200,
+    **sizes: int,
 ) -> None:
     """Trains the model and keeps its latest weights in `out_dir`, with the supervised curve in `curve.jsonl`.
 
     Args:
         score: (model, processor) -> named figures of held-out questions, taken at every save.
-        lessons: in a batch; several questions each.
-        pool: lessons of each kind from which batches are drawn, made anew every `refresh` steps.
+        sizes: of `train`.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "curve.jsonl").write_text("")
-    rng, started = random.Random(seed), time.monotonic()
+    started, before = time.monotonic(), 0
     model, processor = untrained(seed=seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-    total = 0
     for stage in stages:
-        averages: dict[str, float] = {}
-        for step in range(stage.steps):
-            if step % refresh == 0:
-                pools = [_pool(draw, pool, rng) for draw in stage.draws]
-            which = rng.randrange(len(pools))
-            start = rng.randint(0, pool - lessons)
-            batch = encode(pools[which][start : start + lessons], model, processor)
-            loss = batch.losses(model.train()).mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.param_groups[0]["lr"] = _cosine(step / stage.steps, *stage.lr) * min(1, (total + 1) / warm_up)
-            optimizer.step()
-            optimizer.zero_grad()
-            averages[batch.kind] = 0.98 * averages.get(batch.kind, loss.item()) + 0.02 * loss.item()
-            total += 1
-            if total % save_every == 0 or step == stage.steps - 1:
-                row = {"stage": stage.name, "step": total}
-                row |= {f"loss_{kind}": average for kind, average in averages.items()}
-                row |= score(model.eval(), processor) if score else {}
-                row["seconds"] = time.monotonic() - started
-                with (out_dir / "curve.jsonl").open("a") as curve:
-                    curve.write(json.dumps(_rounded(row)) + "\n")
-                save(model.eval(), processor, out_dir)
+        for step, losses in train(model, processor, stage, seed=seed, **sizes):
+            if step % save_every and step != stage.steps:
+                continue
+            row = {"stage": stage.name, "step": before + step} | losses
+            row |= score(model.eval(), processor) if score else {}
+            row["seconds"] = time.monotonic() - started
+            with (out_dir / "curve.jsonl").open("a") as curve:
+                curve.write(json.dumps(_rounded(row)) + "\n")
+            save(model.eval(), processor, out_dir)
+        before += stage.steps
+
+
+def train(
+    model: Any,
+    processor: Any,
+    stage: Stage,
+    *,
+    seed: int = 0,
+    lessons: int = 32,
+    pool: int = 1500,
+    refresh: int = 300,
+    warm_up: int = 50,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Trains one stage in place with an optimiser of its own; yields the steps done and the moving averages of the loss.
+
+    Args:
+        lessons: in a batch; several questions each.
+        pool: lessons of each kind from which batches are drawn, made anew every `refresh` steps.
+    """
+    rng = random.Random(f"{seed}/{stage.name}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    losses: dict[str, float] = {}
+    for step in range(stage.steps):
+        if step % refresh == 0:
+            pools = [_pool(draw, pool, rng) for draw in stage.draws]
+        start = rng.randint(0, pool - lessons)
+        batch = encode(rng.choice(pools)[start : start + lessons], model, processor)
+        loss = batch.losses(model.train()).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = _cosine(step / stage.steps, *stage.lr) * min(1, (step + 1) / warm_up)
+        optimizer.step()
+        optimizer.zero_grad()
+        name = f"loss_{batch.kind}"
+        losses[name] = 0.98 * losses.get(name, loss.item()) + 0.02 * loss.item()
+        yield step + 1, losses
 
 
 def _pool(draw: Draw, count: int, rng: random.Random) -> list[Lesson]:
