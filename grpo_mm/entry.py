@@ -64,7 +64,7 @@ def train(
     check_folder(config, fresh=fresh, checkpoint_name=checkpoint)
     if fresh or find_checkpoint(folder, checkpoint) is None:
         for _, part in stateful_parts(config):
-            part.check() if hasattr(part, "check") else None  # files that only a run from the start reads
+            part.check_files() if hasattr(part, "check_files") else None  # that only a run from the start reads
     summary = None if fresh or checkpoint else finished(folder)
     if summary is not None:
         return summary

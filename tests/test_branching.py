@@ -573,5 +573,5 @@ def test_a_step_counts_what_show_prints(name, tmp_path):
     assert counted == planned and counted["calls/rollout_calls"] > 0
     (rewards,) = re.findall(r"reward calls per step: (\d+)", text)
     assert int(rewards) == row.get("calls/judge_calls", row["calls/rewards"])
-    (pictures,) = re.findall(r"pictures per step: (\d+)", text)
+    (pictures,) = re.findall(r"(?:pictures|texts) per step: (\d+)", text)
     assert int(pictures) == row["calls/rewards"] / len(config.rewards)

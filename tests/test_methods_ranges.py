@@ -129,7 +129,7 @@ def test_saved_multipliers_are_whole_and_within_the_range_of_the_config():
 def test_probes_are_counts_of_successes_and_tries(tmp_path, text, said):
     (tmp_path / "probes.json").write_text(text)
     with pytest.raises(ConfigError, match=said):
-        ValueTracker(probes=str(tmp_path / "probes.json")).check()
+        ValueTracker(probes=str(tmp_path / "probes.json")).check_files()
 
 
 def test_a_checkpoint_takes_the_place_of_the_probes(tmp_path):

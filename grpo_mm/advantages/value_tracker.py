@@ -115,7 +115,7 @@ class ValueTracker:
         """The table with what the sum of the rewards is above the value."""
         return table.with_values({"total": self._reward(table) - self.values(table.columns["prompt_id"])})
 
-    def check(self) -> None:
+    def check_files(self) -> None:
         """Raises ConfigError for a file of probes that is missing or says nonsense."""
         self._read_probes()
 
