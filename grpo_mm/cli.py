@@ -142,7 +142,7 @@ def evaluate(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--as", help="form of the files: qvhighlights, charades, activitynet, tvgbench, nextgqa"),
+        typer.Option("--as", help="form of the files: qvhighlights, charades, activitynet, tvgbench, nextgqa, blink"),
     ] = None,
     answered_only: Annotated[
         bool, typer.Option("--answered-only", help="leave out queries without a prediction; else they count as 0")

@@ -64,7 +64,7 @@ Text Caption: [{caption}]"""
 
 def parse_point(answer: str | None) -> float | None:
     """The number after the last "Final Score:", if it lies in 1..5."""
-    found = re.findall(r"final\s+score\W{0,6}(\d+(?:\.\d+)?)", _after_thinking(answer), re.IGNORECASE)
+    found = re.findall(r"final\s+score\W{0,6}(\d+(?:\.\d+)?)", after_thinking(answer), re.IGNORECASE)
     return float(found[-1]) if found and 1 <= float(found[-1]) <= 5 else None
 
 
@@ -111,7 +111,7 @@ def parse_think(answer: str | None) -> dict[str, float] | None:
     Reasoning that was cut off decides nothing, whatever it says on the way.
     """
     blocks = re.findall(r"<answer>(.*?)(?:</answer>|$)", answer or "", re.DOTALL | re.IGNORECASE)
-    statements = list(_STATEMENT.finditer(blocks[-1] if blocks else _after_thinking(answer)))
+    statements = list(_STATEMENT.finditer(blocks[-1] if blocks else after_thinking(answer)))
     if not statements:
         return None
     winner = statements[-1][1]
@@ -155,7 +155,7 @@ def parse_flex(answer: str | None) -> dict[str, float] | None:
     code, which leaves a comparison without a category out of that category's average, tells categories apart by the
     exact words of each answer, and lets a fourth one in if it comes early.
     """
-    text = _after_thinking(answer)
+    text = after_thinking(answer)
     try:
         data = json.loads(text[text.index("{") : text.rindex("}") + 1], strict=False)
     except ValueError:  # no braces, or no JSON between them
@@ -185,7 +185,7 @@ def _winner(text: str) -> float | None:
     return 0.5 if not named and re.fullmatch(r"\W*(?:tie|draw|equal|both|neither)\W*", text, re.IGNORECASE) else None
 
 
-def _after_thinking(answer: str | None) -> str:
+def after_thinking(answer: str | None) -> str:
     """What follows the reasoning; "" if the reasoning has no end."""
     _, end, rest = (answer or "").rpartition("</think>")
     return rest if end or "<think>" not in rest else ""

@@ -29,7 +29,8 @@ class ServerVlm:
 
     Many questions are under way at once. A time-out, a lost connection, a status 408, 429 or 5xx and an answer that is
     no chat completion are tried again after a pause that doubles up to 10 s; other statuses are final. What fails for
-    good is None, counted as `calls/vlm_failures`, and the first one is logged.
+    good is None, counted as `calls/vlm_failures`, and the first one is logged. Tokens that the server reports are counted as
+    `calls/vlm_prompt_tokens` and `calls/vlm_completion_tokens`.
     """
 
     base_url: str
@@ -127,11 +128,13 @@ class ServerVlm:
             may_pass = response.status_code in (408, 429) or response.status_code >= 500
             raise _Failure(f"status {response.status_code}: {response.text[:200]}", may_pass=may_pass)
         try:
-            answer = response.json()["choices"][0]["message"]["content"]
+            completion = response.json()
+            answer = completion["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             answer = None
         if not isinstance(answer, str):
             raise _Failure(f"no chat completion: {response.text[:200]}")
+        _count_tokens(completion.get("usage"))
         return answer
 
     def _body(self, question: Question, jpeg_urls: dict[int, str]) -> dict[str, Any]:
@@ -166,6 +169,14 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
     threading.Thread(target=run, name="grpo_mm-vlm", daemon=True).start()
     return done.result()
+
+
+def _count_tokens(usage: Any) -> None:
+    """What an answer cost, where the server tells."""
+    for name in ("prompt_tokens", "completion_tokens"):
+        tokens = usage.get(name) if isinstance(usage, dict) else None
+        if isinstance(tokens, int):
+            count(f"vlm_{name}", tokens)
 
 
 class _Failure(Exception):

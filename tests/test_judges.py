@@ -1,16 +1,14 @@
 """Judges of two pictures: what a vision-language model is asked, how its answer reads, and who answers."""
 
-import base64
-import io
 import json
 import math
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from chat_server import ChatServer, levels_of, parts
 from PIL import Image
 
 from grpo_mm import clock, config
@@ -208,71 +206,6 @@ def test_a_pointwise_judge_wants_a_reward_of_single_pictures():
 # ── a server ──
 
 
-class FakeServer:
-    """Chat completions on this machine. `answer(levels, request)` gives text, or (status, body), and may take its time."""
-
-    def __init__(self, answer):
-        self.answer, self.requests, self.busy, self.most_at_once = answer, [], 0, 0
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                request |= {"path": self.path, "authorization": self.headers["Authorization"]}
-                with lock:
-                    outer.requests.append(request)
-                    outer.busy += 1
-                    outer.most_at_once = max(outer.most_at_once, outer.busy)
-                found = outer.answer(levels_of(request), request)
-                with lock:
-                    outer.busy -= 1
-                if isinstance(found, str):
-                    found = 200, json.dumps({"choices": [{"message": {"content": found}}]})
-                status, body = found
-                try:
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(body.encode())))
-                    self.end_headers()
-                    self.wfile.write(body.encode())
-                except OSError:  # the client gave up
-                    self.close_connection = True
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/v1"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def parts(request) -> list:
-    (message,) = request["messages"]
-    assert message["role"] == "user"
-    return message["content"]
-
-
-def levels_of(request) -> list[int]:
-    """The grey level of each picture in the request."""
-    found = []
-    for part in parts(request)[:-1]:
-        head, _, data = part["image_url"]["url"].partition(",")
-        assert head == "data:image/jpeg;base64"
-        image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
-        assert image.format == "JPEG"
-        found.append(image.getpixel((0, 0))[0])
-    return found
-
-
 def brighter(levels, request) -> str:
     return f"<think>...</think><answer>Image {1 if levels[0] > levels[1] else 2} is better</answer>"
 
@@ -282,8 +215,8 @@ def serve(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     running = []
 
-    def start(answer) -> FakeServer:
-        running.append(FakeServer(answer))
+    def start(answer) -> ChatServer:
+        running.append(ChatServer(answer))
         return running[-1]
 
     yield start

@@ -49,7 +49,9 @@ def test_trainer_agrees_with_the_plain_model_that_finds_positions_by_itself(fami
 @each_family
 def test_positions_of_prompt_and_answer_are_those_of_the_library(family):
     p = policy(family)
-    for prompt in PROMPTS:
+    # Ten seconds a step of the grid: the clock runs far ahead of the text, which goes on from the video's place in space.
+    late = Prompt("late", "when", media=(clip(8, fps=0.2, seed=6),))
+    for prompt in (*PROMPTS, late):
         context = p.encode(prompt)
         ids = torch.cat([context.input_ids_L, torch.full((5,), 7)])[None]
         types = torch.cat([context.inputs["mm_token_type_ids"], torch.zeros(1, 5, dtype=torch.int64)], dim=1)
@@ -57,6 +59,18 @@ def test_positions_of_prompt_and_answer_are_those_of_the_library(family):
         library, _ = p.model.model.get_rope_index(input_ids=ids, mm_token_type_ids=types, **given)
         ours = torch.cat([context.position_3L, context.response_positions(5)], dim=1)
         assert torch.equal(ours, library[:, 0]), prompt.id
+
+
+@each_family
+def test_a_clock_ahead_of_the_text_changes_nothing_between_sampler_trainer_and_library(family):
+    p = policy(family)
+    late = Prompt("late", "when", media=(clip(8, fps=0.2, seed=6),))
+    rollout, _ = VlmEngine(max_new_tokens=12).sample(p, rows_of((late,), 3), step=0, seed=0, needs=frozenset())
+    found_NA = trained_logprobs(p, rollout)
+    for i, length in enumerate(rollout.record.length_N.tolist()):
+        context, tokens = rollout.record.contexts[0], rollout.record.token_NA[i, :length]
+        assert torch.allclose(found_NA[i, :length], rollout.behaviour_NA[i, :length], atol=1e-4)
+        assert torch.allclose(found_NA[i, :length], library_logprobs(p.model, p, context, tokens), atol=1e-4)
 
 
 def test_the_clock_of_a_clip_reaches_the_model_where_the_family_has_one():

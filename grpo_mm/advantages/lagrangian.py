@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ def dual_step(multiplier: float, *, score: float, threshold: float, rate: float,
     return min(highest, max(0.0, multiplier + rate * (threshold - score)))
 
 
+Baseline = Literal["group", "batch", "threshold"]
+
+
 @dataclass(frozen=True)
 class Constraint:
     """What the mean of a reward over the batch must reach."""
@@ -38,6 +41,14 @@ class Constraint:
     score, as where a judge had nothing to judge or failed, never count."""
     start: float = 1.0
     """Of the multiplier."""
+    baseline: Baseline = "group"
+    """group: the score compared within its group and divided by the spread, as published; a group whose scores are equal
+    earns nothing. batch: score - mean over the batch. threshold: score - threshold. The last two tell a group that misses
+    the constraint as a whole from one that meets it; they are not divided by a spread, and are no part of the paper."""
+
+    def __post_init__(self) -> None:
+        if self.baseline not in get_args(Baseline):
+            raise ConfigError(f"baseline = {self.baseline!r}; wanted one of {', '.join(get_args(Baseline))}.")
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,8 @@ class Lagrangian:
 
     Source: arXiv:2604.08476 (Faithful GRPO). Grade B. Uncertain: whether the dual step comes before or after the advantages
     (here after), and how rows that a constraint does not apply to enter its advantage (`fill`). No division by 1 + Σλ.
-    Trap: a constraint that is equal within a group has advantage 0 there, whatever its multiplier.
+    Trap: a constraint that is equal within a group has advantage 0 there, whatever its multiplier; a `baseline` of batch or
+    threshold changes that.
     """
 
     constraints: dict[str, Constraint]
@@ -84,15 +96,19 @@ class Lagrangian:
     def __call__(self, table: Table) -> Table:
         group_M = table.key(self.key)
 
-        def normalised(value_M: Tensor) -> Tensor:
-            return group_norm(value_M, group_M, ddof=self.ddof, eps=self.eps)
-
         constraint_M = {name: self._applied(table, name) for name in self.constraints}
-        total_M = normalised(self._task(table))
+        total_M = group_norm(self._task(table), group_M, ddof=self.ddof, eps=self.eps)
         for name, value_M in constraint_M.items():
             filled_M = value_M.nan_to_num() if self.fill == "zero" else value_M
-            total_M = total_M + self.state[name]["multiplier"] * normalised(filled_M).nan_to_num()
+            advantage_M = self._advantage(filled_M, group_M, self.constraints[name])
+            total_M = total_M + self.state[name]["multiplier"] * advantage_M.nan_to_num()
         return table.with_values({"total": total_M})
+
+    def _advantage(self, value_M: Tensor, group_M: Tensor, constraint: Constraint) -> Tensor:
+        """Of a constraint, before its multiplier, [M]; NaN where it does not apply."""
+        if constraint.baseline == "group":
+            return group_norm(value_M, group_M, ddof=self.ddof, eps=self.eps)
+        return value_M - (value_M.nanmean() if constraint.baseline == "batch" else constraint.threshold)
 
     def update(self, table: Table) -> None:
         """The dual step, on the rewards of a batch."""

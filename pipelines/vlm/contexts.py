@@ -20,7 +20,7 @@ class Context:
     """What the model sees before it answers. On the CPU; compared and hashed by identity.
 
     Example: "<|im_start|>user …" with a video of 8 frames of 28 × 56 pixels: 4 × 1 × 2 = 8 visual tokens; after them the
-    positions go on at max(1, 2) = 2 above those before the video.
+    positions go on at max(1, 2) = 2 above those before the video, whatever its clock says.
     """
 
     prompt_id: str
@@ -37,8 +37,12 @@ class Context:
         return self.input_ids_L.shape[0]
 
     def response_positions(self, length: int) -> Tensor:
-        """[3, length] positions of the tokens after the prompt: on from its highest, equal on the three axes."""
-        start = int(self.position_3L.max()) + 1 if len(self) else 0
+        """[3, length] positions of the tokens after the prompt, equal on the three axes: on from its last token.
+
+        A prompt ends in text. The clock of a long video may stand higher: text after it goes on from the video's place in
+        space, so the highest position of all is not where the answer begins.
+        """
+        start = int(self.position_3L[:, -1].max()) + 1 if len(self) else 0
         return torch.arange(start, start + length).expand(3, length)
 
 
