@@ -42,14 +42,15 @@ def _vision_language(out: Path, seed: int) -> None:
     places = _scenes(question_types=("relation",), most_things=2, styles={"think": 1})
     two_things = (_clips(styles={"direct": 1}), places, places)
     honest = (_clips(), _scenes(), _scenes())
-    misleading = (_clips(wrong_object=0.3, shift_seconds=1.0), _scenes(wrong_answer=0.3, disagreement=0.25))
+    wrong = _clips(wrong_object=0.45, shift_seconds=0.5)
+    misleading = (wrong, wrong, _scenes(wrong_answer=0.3, disagreement=0.25))
     build_vision_language(
         out,
         stages=(
-            Stage("colors", colors, steps=400, lr=(2e-3, 2e-3)),
-            Stage("two things", two_things, steps=1000, lr=(2e-3, 2e-3)),
-            Stage("honest", honest, steps=1800, lr=(2e-3, 2e-4)),
-            Stage("misleading", misleading, steps=250, lr=(3e-4, 1e-4)),
+            Stage("colors", colors, steps=350, lr=(2e-3, 2e-3)),
+            Stage("two things", two_things, steps=450, lr=(2e-3, 2e-3)),
+            Stage("honest", honest, steps=400, lr=(2e-3, 1e-3)),
+            Stage("misleading", misleading, steps=120, lr=(5e-4, 1e-4)),
         ),
         score=_held_out_scores(),
         seed=seed,

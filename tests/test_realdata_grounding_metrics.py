@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo_mm.rewards.benchmarks.window_metrics import grounding_metrics, nextgqa_metrics
 from grpo_mm.rewards.benchmarks.qvhighlights_metrics import highlight_detection, moment_retrieval
+from grpo_mm.rewards.benchmarks.window_metrics import grounding_metrics, nextgqa_metrics
 from grpo_mm.rewards.spans import parse_spans
 from grpo_mm.rewards.temporal_iou import TemporalIou
 from grpo_mm.types import Prompt
