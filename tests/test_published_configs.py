@@ -72,7 +72,8 @@ def tiny_rewards(tmp_path_factory, tiny_clip) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def judge_url():
     """Somebody who prefers the brighter picture, on this machine."""
-    from test_judges import FakeServer, brighter, flex_answer, parts
+    from chat_server import ChatServer
+    from test_judges import brighter, flex_answer, parts
 
     def answer(levels, request):
         if "cat_winner" in parts(request)[-1]["text"]:
@@ -81,7 +82,7 @@ def judge_url():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
-        server = FakeServer(answer)
+        server = ChatServer(answer)
         yield server.url
         server.close()
 
