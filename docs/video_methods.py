@@ -50,7 +50,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
             "collector={kind: difficulty, tolerance: 0.2}",
         ),
     ),
-    "time_r1": ("Time-R1: timestamp-aware IoU and format", ("rewards.iou.use.iou=timestamp_aware", "rewards.format.use={kind: tag_format, template: answer}", "watch={}")),
+    "time_r1": ("Time-R1: timestamp-aware IoU and format", ("rewards.iou.use={kind: temporal_iou, iou: timestamp_aware}", "rewards.format.use={kind: tag_format, template: answer}", "watch={}")),
     "timelens": ("TimeLens: no division by the std", (f"advantage=[{SUM}, {{kind: group_norm, scale: none}}]",)),
     "think": ("GRPO, thinking first", THINK),
     "care": (
@@ -82,7 +82,7 @@ def run(method: str, seed: int) -> dict[str, Any]:
 
 def steps_of(method: str) -> int:
     """Steps in which a method draws as many answers as GRPO does."""
-    each = {"mixing": 7 / 8, "downscaling": 7 / 8, "anchoring": 7 / 8, "shaping": 7 / 8, "deepvideo": 2.3}.get(
+    each = {"mixing": 7 / 8, "downscaling": 7 / 8, "anchoring": 7 / 8, "shaping": 7 / 8, "deepvideo": 1.2}.get(
         method, 1
     )
     return round(STEPS / each)
