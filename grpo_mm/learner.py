@@ -24,7 +24,7 @@ from grpo_mm.collectors.more import More
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.groups import group_ids
-from grpo_mm.onlooker import Onlooker
+from grpo_mm.onlooker import Onlooker, is_demo
 from grpo_mm.optim import grad_norm
 from grpo_mm.prompt_stream import PhasedStream
 from grpo_mm.rng import stream, stream_seed
@@ -177,7 +177,7 @@ class Learner:
 
     def _credit(self, batch: Batch, table: Table, step: int) -> tuple[dict[str, float], Credit]:
         found = self._rollout_means(batch.rollout)
-        own = _own_outputs(batch)
+        own = torch.nonzero(~is_demo(batch.rollout)[batch.outputs.row_M]).flatten()
         applied = self.rewards.applied(prompts_of(batch.rollout, batch.outputs.row_M[own]))
         scores = {name: {part: value[own] for part, value in parts.items()} for name, parts in batch.scores.items()}
         found |= mean_scores(scores, self.processes, prefix="reward", names={"score": "mean"}, applied=applied)
@@ -212,7 +212,7 @@ class Learner:
     def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
         """Means over the rows of all ranks, demonstrations left out, of the columns that the engine wants logged."""
         names = getattr(self.config.engine, "logged", ())
-        own_N = ~rollout.columns["demo"].bool() if "demo" in rollout.columns else slice(None)
+        own_N = ~is_demo(rollout)
         local = {name: rollout.columns[name][own_N].double() for name in names}
         sums = {name: (float(value_N.nansum()), int(value_N.isfinite().sum())) for name, value_N in local.items()}
         ranks = self.processes.gather(sums)
@@ -306,14 +306,6 @@ class Learner:
         checkpoint.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=f"{name}/weights.safetensors")
         checkpoint.load_optimizer(self.optimizer, loaded.tensors["optimizer"])
         self.policy.snapshots.load(loaded.tensors["snapshots"])
-
-
-def _own_outputs(batch: Batch) -> Tensor:
-    """The outputs [m] that the policy made itself: without injected demonstrations."""
-    row_M = batch.outputs.row_M
-    if "demo" not in batch.rollout.columns:
-        return torch.arange(len(row_M))
-    return torch.nonzero(~batch.rollout.columns["demo"].bool()[row_M]).flatten()
 
 
 def _summarise(results: list[UpdateResult]) -> dict[str, float]:

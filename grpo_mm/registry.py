@@ -84,7 +84,6 @@ TABLE: tuple[Entry, ...] = (
     Entry("policy", "vlm", "grpo_mm.pipelines.vlm.policy:VlmPolicyConfig"),
     Entry("engine", "vlm", "grpo_mm.pipelines.vlm.engine:VlmEngine"),
     Entry("generator", "hf", "grpo_mm.pipelines.vlm.generation:HfGenerator"),
-    Entry("generator", "continuous", "grpo_mm.pipelines.vlm.generation:ContinuousGenerator"),
     Entry("demonstration", "last_row", "grpo_mm.pipelines.vlm.demonstrations:LastRow", "arXiv:2509.18056"),
     Entry("engine", "forward_process", "grpo_mm.pipelines.flow.forward:ForwardProcess", "arXiv:2509.16117", _FLOW + "nft_sd35.yaml"),
     Entry("draws", "every_timestep", "grpo_mm.pipelines.flow.forward:EveryTimestep", "arXiv:2509.16117", _FLOW + "nft_sd35.yaml"),

@@ -6,6 +6,7 @@ brightness moves by 1e-6 then, and with these seeds no pixel lies that close to 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ SETTINGS = {
     "by group": {},
     "by action": {"updates": {"by": "action", "count": 2}, "old_logprobs": "recompute"},
     "coupled rows": {"objective": COUPLED},
+    "allocated samples": {
+        "collector": {"kind": "allocate", "rule": {"kind": "by_uncertainty"}, "first": 3, "most": 6},
+        "advantage": [{"kind": "weighted_sum"}, {"kind": "shrinkage", "low": 0}],
+    },
+    "prompts drawn by a tracker": {
+        "collector": {"kind": "prioritised", "pool": 2},
+        "advantage": [{"kind": "value_tracker"}, {"kind": "group_norm", "key": []}],
+    },
+    "groups that teach": {"collector": {"kind": "dynamic_sampling", "max_batches": 2}, "updates": {"passes": 2}},
     "one reward for each source": {
         "rewards": {
             "bright": {"use": "tiny_rewards:bright", "sources": ["lines"]},
@@ -116,6 +126,14 @@ def test_two_processes_train_as_one(name, alone, together):
     for row, other in zip(one, two):
         assert row.keys() == other.keys()
         assert all(other[key] == pytest.approx(row[key], rel=1e-6, abs=1e-9) for key in row if row[key] is not None)
+    assert state_of_parts(together[name]) == state_of_parts(alone[name])
+
+
+def state_of_parts(config: Path) -> dict:
+    """What trackers and their like have learnt, to nine digits: rewards of one process and of two differ in the last."""
+    (path,) = (config.parent / "runs/tiny/checkpoints").iterdir()
+    parts = json.loads((path / "state.json").read_text())["learner"]["parts"]
+    return json.loads(json.dumps(parts), parse_float=lambda text: round(float(text), 9))
 
 
 def test_first_gradients_in_float32_agree_over_processes_and_micro_batches(alone, together, tiny_sd3, tmp_path):

@@ -14,7 +14,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood, answer_tokens
 from grpo_mm.pipelines.vlm.demonstrations import LastRow
 from grpo_mm.pipelines.vlm.engine import VlmEngine
-from grpo_mm.pipelines.vlm.generation import ContinuousGenerator, HfGenerator
+from grpo_mm.pipelines.vlm.generation import HfGenerator
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
 from grpo_mm.types import Outputs, Prompt, Rollout
 
@@ -260,7 +260,6 @@ def test_evaluation_is_greedy_or_drawn_from_its_own_streams():
         (VlmEngine(top_p=0.0), "top_p = 0"),
         (VlmEngine(eval_temperature=-1.0), "eval_temperature"),
         (VlmEngine(generator=HfGenerator(batch=0)), "batch = 0"),
-        (VlmEngine(generator=ContinuousGenerator()), "takes token ids alone"),
         (VlmEngine(demonstrate=LastRow("no place")), "wanted {demo} in it"),
         (VlmEngine(answer_likelihood=AnswerLikelihood(tag="<answer>")), "without < >"),
     ],

@@ -11,10 +11,9 @@ from torch import Tensor
 from grpo_mm.advantages.shrinkage import draw_another
 from grpo_mm.advantages.value_tracker import ValueTracker
 from grpo_mm.budget import allocate, greedy, sampling_priority
-from grpo_mm.collectors.more import More, Sample, Score, all_scores, dealt, join, scored
+from grpo_mm.collectors.more import More, Sample, Score, all_scores, dealt, join, per_prompt, scored
 from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
-from grpo_mm.groups import group_mean, group_std
 from grpo_mm.table import prompt_ids
 from grpo_mm.types import Batch, Rows
 
@@ -152,7 +151,7 @@ class Allocate:
             new_prompt_M, new_score_M = all_scores(batch, self.metric, more, kind="allocate")
             prompt_M, score_M = torch.cat([prompt_M, new_prompt_M]), torch.cat([score_M, new_score_M])
             success_M = self.tracker.success(score_M)
-            mean_P, std_P = _per_prompt(success_M, prompt_M, len(prompts))
+            mean_P, std_P = per_prompt(success_M, prompt_M, len(prompts))
             left = max(0, budget - int(count_P.sum()))
             further_P = self.rule(SoFar(count_P, mean_P, std_P, prior_P, left, self.most))
         joined = join(found, prompts)
@@ -163,11 +162,3 @@ class Allocate:
         }  # fmt: skip
         rollout = replace(joined.rollout, columns=columns)
         return [dealt(replace(joined, rollout=rollout, metrics=metrics), more.parts)]
-
-
-def _per_prompt(value_M: Tensor, prompt_M: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
-    """(mean, std) [P] of the finite values of each prompt."""
-    # One value that counts nowhere for each prompt, so that every prompt is there.
-    value_M = torch.cat([value_M, torch.full((prompts,), torch.nan, dtype=value_M.dtype)])
-    prompt_M = torch.cat([prompt_M, torch.arange(prompts)])
-    return group_mean(value_M, prompt_M), group_std(value_M, prompt_M, ddof=1)

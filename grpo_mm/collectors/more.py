@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.groups import group_mean, group_std
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows, Scores
 
 Sample = Callable[[Rows], tuple[Rollout, Outputs]]
@@ -64,6 +65,14 @@ def all_scores(batch: Batch | None, metric: str | None, more: More, *, kind: str
     """
     ranks = more.gather(_scores(batch, metric, kind=kind))
     return torch.cat([p for p, _ in ranks]), torch.cat([s for _, s in ranks])
+
+
+def per_prompt(value_M: Tensor, prompt_M: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
+    """(mean, unbiased std) [P] of the finite values of each prompt; NaN and 0 for a prompt without any."""
+    # One value that counts nowhere for each prompt, so that every prompt is there.
+    value_M = torch.cat([value_M, torch.full((prompts,), torch.nan, dtype=value_M.dtype)])
+    prompt_M = torch.cat([prompt_M, torch.arange(prompts)])
+    return group_mean(value_M, prompt_M), group_std(value_M, prompt_M, ddof=1)
 
 
 def _scores(batch: Batch | None, metric: str | None, *, kind: str) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.collectors.dynamic_sampling import pick_groups
-from grpo_mm.collectors.more import More, Sample, Score, all_scores, dealt, join, scored
+from grpo_mm.collectors.more import More, Sample, Score, all_scores, dealt, join, per_prompt, scored
 from grpo_mm.errors import ConfigError
-from grpo_mm.groups import group_mean
 from grpo_mm.pipelines.vlm.alterations import NoisyFrames, altered
 from grpo_mm.table import Table
 from grpo_mm.types import Batch, Prompt, Rows
@@ -159,8 +158,7 @@ class DifficultyAugmentation:
     def _means(self, batch: Batch, prompts: int, more: More) -> Tensor:
         """The mean reward of each group, [P]; NaN where none was scored."""
         prompt_M, score_M = all_scores(batch, self.metric, more, kind="difficulty")
-        none_P = torch.full((prompts,), torch.nan, dtype=torch.float64)
-        return group_mean(torch.cat([score_M, none_P]), torch.cat([prompt_M, torch.arange(prompts)]))
+        return per_prompt(score_M, prompt_M, prompts)[0]
 
     def update(self, table: Table) -> None:
         self.means.extend(self._pending)

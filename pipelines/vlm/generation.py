@@ -96,20 +96,6 @@ class HfGenerator:
             yield [order[i] for i in run]
 
 
-@dataclass(frozen=True)
-class ContinuousGenerator:
-    """transformers' continuous batching, which cannot draw answers about pictures yet: always refused, with the reason."""
-
-    def check(self) -> None:
-        raise ConfigError(
-            "engine.generator: continuous batching of transformers takes token ids alone (up to 5.23 at least): pictures and "
-            "videos would never reach the model. Use {kind: hf}."
-        )
-
-    def generate(self, network: Network, requests: Sequence[Request], draw: Draw) -> Generated:
-        raise NotImplementedError
-
-
 def _draw_batch(network: Network, requests: Sequence[Request], draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens [n, A], log-probabilities [n, A], lengths [n]) on the CPU."""
     n, device = len(requests), network.device

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from grpo_mm.collectors.more import More, Sample, Score, all_scores, scored
+from grpo_mm.collectors.more import More, Sample, Score, all_scores, per_prompt, scored
 from grpo_mm.errors import ConfigError
-from grpo_mm.groups import group_mean
 from grpo_mm.pipelines.vlm.alterations import ShuffledFrames, altered, is_video
 from grpo_mm.types import Batch, Rows
 
@@ -43,9 +42,7 @@ class MeasureShuffled:
         here = more.samples(shuffled, first_P=torch.zeros_like(count_P), count_P=count_P, group_size=each)
         asked = scored(sample, score, here) if len(here) else None
         prompt_M, score_M = all_scores(asked, self.metric, more, kind="shuffled_frames")
-        # One value that counts nowhere for each prompt, so that every prompt is there.
-        none_P = torch.full((len(shuffled),), torch.nan, dtype=torch.float64)
-        mean_P = group_mean(torch.cat([score_M, none_P]), torch.cat([prompt_M, torch.arange(len(shuffled))]))
+        mean_P, _ = per_prompt(score_M, prompt_M, len(shuffled))
         rollout = batch.rollout
         columns = {**rollout.columns, "shuffled_accuracy": mean_P[rollout.prompt_N.cpu()]}
         metrics = {"rollout/shuffled_accuracy": float(mean_P.nanmean())} if mean_P.isfinite().any() else {}
