@@ -125,7 +125,14 @@ def test_two_processes_train_as_one(name, alone, together):
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for row, other in zip(one, two):
         assert row.keys() == other.keys()
-        assert all(other[key] == pytest.approx(row[key], rel=1e-6, abs=1e-9) for key in row if row[key] is not None)
+        apart = {
+            k: (row[k], other[k])
+            for k in row
+            if row[k] is not None and other[k] != pytest.approx(row[k], rel=1e-6, abs=1e-9)
+        }
+        # A collector's rows are not dealt evenly: a rank without rows in an update makes an empty forward beside the others.
+        padded = apart.pop("calls/train_calls", (0, 0)) if "collector" in SETTINGS[name] else (0, 0)
+        assert not apart and padded[0] <= padded[1] <= padded[0] + 2
     assert state_of_parts(together[name]) == state_of_parts(alone[name])
 
 
