@@ -24,9 +24,10 @@ from grpo_mm.pipelines.vlm.families import check_model, resolve
 from grpo_mm.pipelines.vlm.loading import load
 from grpo_mm.pipelines.vlm.network import Network
 from grpo_mm.pipelines.vlm.packing import pack
+from grpo_mm.pipelines.vlm.picture_size import with_picture_size
 from grpo_mm.pipelines.vlm.record import PROVIDES, TextRecord
 from grpo_mm.snapshots import Snapshots
-from grpo_mm.types import Couples, Rollout
+from grpo_mm.types import Couples, Prompt, Rollout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """No float16, as for flow models."""
@@ -138,6 +139,10 @@ class VlmPolicy:
         )  # fmt: skip
         self.encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
         self.snapshots = Snapshots(self.trainable)
+
+    def as_seen(self, prompt: Prompt) -> Prompt:
+        """The prompt with the sizes of its picture, before and after the processor's resize, in its target."""
+        return with_picture_size(prompt, self.config.media, self.processor.image_processor)
 
     def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
         """Flat positions [n, A] of the rows with a masked action: whole rows, those of one prompt beside each other."""
