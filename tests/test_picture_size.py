@@ -12,7 +12,7 @@ from grpo_mm.datasets.frame_store import FrameStore
 from grpo_mm.datasets.video import ImageFile
 from grpo_mm.rewards.box_grounding import DualBoxIou
 from grpo_mm.types import Prompt
-from tests.tiny_vlm import FAMILIES, clip, folder, picture
+from tests.tiny_vlm import FAMILIES, clip, picture
 from tests.tiny_vlm import policy as tiny_policy
 
 TARGET = {"boxes": [[30, 10, 90, 40]]}
