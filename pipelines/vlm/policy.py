@@ -137,6 +137,10 @@ class VlmPolicy:
             model, loaded.family, temperature=config.temperature, forbidden=loaded.forbidden,
             autocast=self.dtype if full and self.dtype != torch.float32 else None,
         )  # fmt: skip
+        if config.chat.frame_times is not None and loaded.family.time == "text":
+            raise ConfigError(
+                f"policy.chat.frame_times: a {loaded.family.model_type} processor puts times before frames by itself; leave it out."
+            )
         self.encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
         self.snapshots = Snapshots(self.trainable)
 
