@@ -25,7 +25,6 @@ HERE = Path(__file__).parent
 QUICKSTART = HERE.parent / "configs/quickstart"
 SEEDS = (0, 1, 2)
 SUM, NORM = "{kind: weighted_sum}", "{kind: group_norm, ddof: 1}"
-RETHINK = ("prompts.scenes.use.style=rethink", "eval_prompts.scenes.use.style=rethink", "watch.grounding.use.tag=null")
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "grpo": ("GRPO", "spatial.yaml", ()),
     "fgrpo": ("Faithful GRPO", "spatial_fgrpo.yaml", ()),
@@ -39,22 +38,8 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "spatial_fgrpo.yaml",
         (f"advantage=[{SUM}, {NORM}]", "rewards.consistency.weight=0.33", "rewards.claims.weight=0.33", "rewards.grounding.weight=0.33"),
     ),
-    "care": (
-        "GRPO-CARE",
-        "spatial.yaml",
-        (
-            "engine.answer_likelihood={of: ema}", "ema={decay: 0.995, every_updates: 10, warm_up: false, evaluate: false}",
-            f"advantage=[{{kind: consistency_bonus, target: accuracy}}, {SUM}, {NORM}]", "objective.1.weight=0",
-        ),
-    ),
-    "grit": (
-        "GRIT: rewards of its paper, think and rethink",
-        "spatial.yaml",
-        (
-            *RETHINK, "rewards={format: {use: {kind: grit_format, form: brackets}}, count: {use: {kind: grit_count, form: brackets}}, answer: {use: grit_answer}}",
-            "watch.accuracy={use: typed_answer}", "objective.1.weight=0.01",
-        ),
-    ),
+    "care": ("GRPO-CARE", "spatial_care.yaml", ()),
+    "grit": ("GRIT, its own form", "spatial_grit.yaml", ()),
     "control": ("control: GRPO, rewards shuffled", "spatial.yaml", (f"advantage=[{{kind: shuffle}}, {SUM}, {NORM}]",)),
 }  # fmt: skip
 
