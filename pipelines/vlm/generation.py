@@ -123,7 +123,7 @@ def _draw_batch(network: Network, requests: Sequence[Request], draw: Draw) -> tu
             cache.batch_select_indices(going.to(device))
         mask_nK = torch.cat([mask_nK, mask_nK.new_ones(len(live), 1)], dim=1)
         position_3n1 = (start_n[live] + t).expand(3, -1)[..., None]
-        out, cache = network.language(token_n[:, None], position_3n1, mask_nK=mask_nK, cache=cache, use_cache=True)
+        out, cache = network.language(token_n[:, None], position_3n1, mask=mask_nK, cache=cache, use_cache=True)
         hidden_nD = out[:, -1]
     return tokens, logprobs, lengths
 
