@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from grpo_mm.clock import phase
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.families import Family
 
@@ -41,9 +42,17 @@ class Network:
     """
 
     def __init__(
-        self, model: Any, family: Family, *, temperature: float, forbidden: Sequence[int], autocast: torch.dtype | None
+        self,
+        model: Any,
+        family: Family,
+        *,
+        temperature: float,
+        forbidden: Sequence[int],
+        autocast: torch.dtype | None,
+        shares_prefill: bool = True,
     ) -> None:
         self.model, self.family, self.autocast = model, family, autocast
+        self.shares_prefill = shares_prefill
         self.device = next(model.parameters()).device
         self.attention: str = model.config.get_text_config()._attn_implementation
         size = model.lm_head.weight.shape[0]
@@ -69,7 +78,8 @@ class Network:
             return None
         if context in self._features:
             return self._features[context]
-        with torch.no_grad() if self.tower_is_frozen else nullcontext(), self._precision():
+        grad = nullcontext() if not self.tower_is_frozen else torch.no_grad()
+        with grad, self._precision(), phase("tower_network"):
             found = self._tower(context)
         if self.tower_is_frozen:
             self._features[context] = found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm import registry
-from grpo_mm.clock import count, phase
+from grpo_mm.clock import count
 from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm import adapters
@@ -58,10 +58,10 @@ class VlmPolicyConfig:
     """Least and most pixels of a picture as the model sees it; None: as the checkpoint says."""
     video_pixels: tuple[int, int] | None = None
     """The same of a frame (Qwen3-VL: of all frames of a video together)."""
-    prefix_sharing: Sharing = "auto"
+    prefix_sharing: Sharing | bool = "auto"
     """Whether a prompt goes through the network once for all of its answers, with the same log-probabilities and gradients up
     to rounding. auto: where the estimated gain is 1.15-fold at least. off: once for each answer, in sampling as well. check:
-    on, after comparing both in the first forwards; a difference stops the run."""
+    on, after comparing both in the first forwards; a difference stops the run. YAML reads on and off as true and false."""
     micro_batch: int = 8
     """Rows in one training forward; changes memory and speed, not the gradient."""
     micro_batch_tokens: int | None = None
@@ -70,6 +70,12 @@ class VlmPolicyConfig:
     head_chunk: int = 1024
     """Tokens whose distribution over the vocabulary exists at once."""
     gradient_checkpointing: bool = False
+
+    @property
+    def sharing(self) -> Sharing:
+        """`prefix_sharing` in words."""
+        named: dict[Any, Sharing] = {True: "on", False: "off"}
+        return named.get(self.prefix_sharing, self.prefix_sharing)
 
     @property
     def provides(self) -> frozenset[str]:
@@ -140,9 +146,10 @@ class VlmPolicy:
         self.network = Network(
             model, loaded.family, temperature=config.temperature, forbidden=loaded.forbidden,
             autocast=self.dtype if full and self.dtype != torch.float32 else None,
+            shares_prefill=config.sharing != "off",
         )  # fmt: skip
         self.replay = Replay(
-            self.network, sharing=config.prefix_sharing, micro_batch=config.micro_batch,
+            self.network, sharing=config.sharing, micro_batch=config.micro_batch,
             micro_batch_tokens=config.micro_batch_tokens, head_chunk=config.head_chunk,
             checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
