@@ -21,8 +21,9 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.learner import Learner
 from grpo_mm.run_config import Evaluation, read
 
-NETWORK = ("rollout_network", "train_network", "ref_network", "ema_network")
-"""Phases in which the policy's network runs; with encode, decode and reward they are the work that has to be done."""
+NETWORK = ("tower_network", "prefill_network", "rollout_network", "train_network", "ref_network", "ema_network")
+"""Phases in which the policy's network runs (tower: over pictures and clips; prefill: over
+the prompts of texts that are sampled); with encode, decode and reward they are the work that has to be done."""
 WORK = (*NETWORK, "encode", "decode", "reward")
 
 
@@ -50,6 +51,8 @@ def bench(
         return results[0]
     keys = ("seconds_per_step", "peak_memory_mib")
     ratio = {key: results[0][key] / results[1][key] if results[1][key] else None for key in keys}
+    one, other = (result["seconds_by_phase"] for result in results)
+    ratio |= {name: one[name] / other[name] for name in NETWORK if one.get(name) and other.get(name)}
     return results[0] | {"vs": results[1] | {"overrides": list(vs)}, "ratio": ratio}
 
 

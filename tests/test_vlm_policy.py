@@ -183,7 +183,7 @@ def test_a_plan_covers_whole_rows_once_and_keeps_a_prompt_together():
     assert sorted(rows.tolist()) == [i for i in range(18) if i != 5] and all(len(index) <= 4 for index in plan)
     contexts = shuffled.record.context_N[rows].tolist()
     assert contexts == sorted(contexts)
-    limited = policy(micro_batch=99, micro_batch_tokens=70).plan(shuffled, mask_NA)
+    limited = policy(micro_batch=99, micro_batch_tokens=70, prefix_sharing="off").plan(shuffled, mask_NA)
     for index in limited:
         record = shuffled.record.take(index[:, 0] // 8)
         longest = max(len(record.contexts[c]) + n for c, n in zip(record.context_N.tolist(), record.length_N.tolist()))

@@ -99,7 +99,8 @@ class HfGenerator:
 def _draw_batch(network: Network, requests: Sequence[Request], draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
     """(tokens [n, A], log-probabilities [n, A], lengths [n]) on the CPU."""
     n, device = len(requests), network.device
-    hidden_nD, cache, mask_nK = _prefill(network, [request.context for request in requests])
+    with phase("prefill_network"):
+        hidden_nD, cache, mask_nK = _prefill(network, [request.context for request in requests])
     start_n = torch.stack([request.context.response_positions(1)[0, 0] for request in requests])
     uniform_nA = torch.stack([_uniforms(request.stream, draw.max_new_tokens) for request in requests]).to(device)
     greedy_n = torch.tensor([request.stream is None for request in requests], device=device)
@@ -123,14 +124,14 @@ def _draw_batch(network: Network, requests: Sequence[Request], draw: Draw) -> tu
             cache.batch_select_indices(going.to(device))
         mask_nK = torch.cat([mask_nK, mask_nK.new_ones(len(live), 1)], dim=1)
         position_3n1 = (start_n[live] + t).expand(3, -1)[..., None]
-        out, cache = network.language(token_n[:, None], position_3n1, mask_nK=mask_nK, cache=cache, use_cache=True)
+        out, cache = network.language(token_n[:, None], position_3n1, mask=mask_nK, cache=cache, use_cache=True)
         hidden_nD = out[:, -1]
     return tokens, logprobs, lengths
 
 
 def _prefill(network: Network, contexts: Sequence[Context]) -> tuple[Tensor, Any, Tensor]:
     """(hidden states that the first tokens are drawn from [n, width], the cache, which of its keys exist [n, L])."""
-    distinct = list(dict.fromkeys(contexts))
+    distinct = list(dict.fromkeys(contexts) if network.shares_prefill else contexts)
     place_n = torch.tensor([distinct.index(context) for context in contexts], device=network.device)
     hidden_cLD, cache = network.hidden(distinct, use_cache=True)
     length_c = torch.tensor([len(context) for context in distinct], device=network.device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from grpo_mm.clock import phase
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.families import Family
 
@@ -41,16 +42,30 @@ class Network:
     """
 
     def __init__(
-        self, model: Any, family: Family, *, temperature: float, forbidden: Sequence[int], autocast: torch.dtype | None
+        self,
+        model: Any,
+        family: Family,
+        *,
+        temperature: float,
+        forbidden: Sequence[int],
+        autocast: torch.dtype | None,
+        shares_prefill: bool = True,
     ) -> None:
         self.model, self.family, self.autocast = model, family, autocast
+        self.shares_prefill = shares_prefill
         self.device = next(model.parameters()).device
+        self.attention: str = model.config.get_text_config()._attn_implementation
         size = model.lm_head.weight.shape[0]
         forbidden_V = torch.zeros(size, dtype=torch.bool, device=self.device)
         forbidden_V[[token for token in forbidden if token < size]] = True
         self.distribution = TokenDistribution(temperature, forbidden_V)
         self.tower_is_frozen = not any(p.requires_grad for p in model.model.visual.parameters())
         self._features: WeakKeyDictionary[Context, Tensor] = WeakKeyDictionary()
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What it computes in."""
+        return self.autocast or self.model.dtype
 
     def _precision(self) -> Any:
         if self.autocast is None:
@@ -63,7 +78,8 @@ class Network:
             return None
         if context in self._features:
             return self._features[context]
-        with torch.no_grad() if self.tower_is_frozen else nullcontext(), self._precision():
+        grad = nullcontext() if not self.tower_is_frozen else torch.no_grad()
+        with grad, self._precision(), phase("tower_network"):
             found = self._tower(context)
         if self.tower_is_frozen:
             self._features[context] = found
@@ -120,13 +136,14 @@ class Network:
         visual_nL: Tensor | None = None,
         features: Sequence[Tensor] = (),
         *,
-        mask_nK: Tensor | None = None,
+        mask: Tensor | None = None,
         cache: Any = None,
         use_cache: bool = False,
     ) -> tuple[Tensor, Any]:
         """The language model on ids [n, L] with visual features at `visual_nL`; [n, L, width] and the cache.
 
-        `mask_nK`: [n, past + L] bool, the keys that exist; None: all.
+        `mask`: [n, past + L] bool, the keys that exist, or [n, 1, L, past + L], those that each token attends to, bool or
+        (eager) what is added to the scores; None: all keys exist.
         """
         extra: dict[str, Any] = {}
         with self._precision():
@@ -140,7 +157,7 @@ class Network:
             found = self.model.model.language_model(
                 inputs_embeds=embeds_nLD,
                 position_ids=position_3nL.to(self.device),
-                attention_mask=mask_nK,
+                attention_mask=mask,
                 past_key_values=cache,
                 use_cache=use_cache,
                 **extra,

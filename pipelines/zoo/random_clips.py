@@ -1,4 +1,4 @@
-"""Clips of random pixels in memory, for benchmarks: nothing is decoded, and every prompt has as many visual tokens."""
+"""Clips and pictures of random pixels in memory, for benchmarks: nothing is decoded, and every prompt has as many visual tokens."""
 
 from __future__ import annotations
 
@@ -43,6 +43,23 @@ class RandomClips:
         size = (self.frames, 3, self.height, self.width)
         pixels = torch.randint(0, 256, size, generator=stream(0, "random_clips", number), dtype=torch.uint8)
         return Clip(pixels, torch.arange(self.frames, dtype=torch.float64) / self.fps, self.fps)
+
+
+@dataclass(frozen=True)
+class RandomPictures:
+    """`count` prompts with a picture each; the default has 896 × 896 pixels, 1,024 tokens of Qwen2.5-VL."""
+
+    count: int = 8
+    height: int = 896
+    width: int = 896
+    text: str = "What is in the picture? Think first, then answer."
+
+    def load(self) -> list[Prompt]:
+        return [Prompt(f"picture {n}", self.text, media=(self._picture(n),)) for n in range(self.count)]
+
+    def _picture(self, number: int) -> Tensor:
+        generator = stream(0, "random_pictures", number)
+        return torch.randint(0, 256, (3, self.height, self.width), generator=generator, dtype=torch.uint8)
 
 
 def by_chance(texts: Sequence[str], prompts: Sequence[str], metadata: Any) -> list[float]:

@@ -45,6 +45,14 @@ VISION_LANGUAGE: dict[str, dict[str, Any]] = {
         vision=dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=[7, 15, 23, 31]),
         mrope_section=[16, 24, 24], tie_word_embeddings=False,
     ),
+    "qwen2_5_vl/width512": dict(
+        text=dict(
+            vocab_size=4096, hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8,
+            num_key_value_heads=2,
+        ),
+        vision=dict(depth=4, hidden_size=256, intermediate_size=768, num_heads=4, fullatt_block_indexes=[3]),
+        mrope_section=[8, 12, 12], tie_word_embeddings=True,
+    ),
     "qwen2_5_vl/tiny": dict(
         text=dict(
             vocab_size=1024, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
@@ -54,7 +62,7 @@ VISION_LANGUAGE: dict[str, dict[str, Any]] = {
         mrope_section=[4, 4, 4], tie_word_embeddings=True,
     ),
 }  # fmt: skip
-"""From the models' published configurations; `tiny` is ours, to try a benchmark on a CPU."""
+"""From the models' published configurations; `width512` and `tiny` are ours, for benchmarks on a CPU."""
 
 
 def random_vision_language(name: str, dtype: torch.dtype, *, attention: str) -> tuple[Any, Any]:

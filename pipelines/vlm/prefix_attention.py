@@ -1,0 +1,88 @@
+"""What goes between a prompt's forward and those of its answers: keys and values of every layer, and who sees whom.
+
+The library's attention asks a cache for the keys and values that it attends to. The two caches here are all that sharing a
+prefix needs of it, so it works with eager, SDPA and flash attention, in every family, and no model file is touched.
+
+    c contexts   n rows   K keys   T answer tokens of a context, those of all its rows in one line
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+KeysValues = tuple[Tensor, Tensor]
+"""Of one layer, [c, key/value heads, K, width of a head] each, with positions applied to the keys."""
+
+
+@dataclass
+class PromptCache:
+    """Keeps the keys and values of a forward over prompts, inside the graph if there is one."""
+
+    layers: dict[int, KeysValues] = field(default_factory=dict)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
+        # A layer that is computed again in the backward pass comes by a second time; the graph is that of the first.
+        self.layers.setdefault(layer, (keys, values))
+        return keys, values
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        return 0
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
+        return query_length, 0
+
+
+@dataclass(frozen=True)
+class AnswerCache:
+    """Puts a prompt's keys and values before those of its answers. Read only: it may be asked any number of times."""
+
+    layers: Sequence[KeysValues]
+    context_b: Tensor | None = None
+    """The context of each line of answers; None: line k has context k."""
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
+        prompt_keys, prompt_values = self.layers[layer]
+        if self.context_b is not None:
+            prompt_keys, prompt_values = prompt_keys[self.context_b], prompt_values[self.context_b]
+        return torch.cat([prompt_keys, keys], dim=2), torch.cat([prompt_values, values], dim=2)
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        return self.layers[layer][0].shape[2]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.layers[layer][0].shape[2]
+
+    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
+        return self.get_seq_length(layer) + query_length, 0
+
+
+def sees(row_cT: Tensor, length_c: Tensor, *, longest: int) -> Tensor:
+    """Which keys the answers of a context attend to: its prompt, and what came before in the same row.
+
+    Args:
+        row_cT: [c, T] the row of each answer token, in order; -1 for fill, which sees itself alone.
+        length_c: [c] tokens of each prompt. longest: keys that prompts are filled up to.
+
+    Returns:
+        [c, 1, T, longest + T] bool.
+
+    Example: a prompt of 2 tokens and the rows a b | c give
+
+        1 1 | 1 0 0
+        1 1 | 1 1 0
+        1 1 | 0 0 1
+    """
+    tokens = row_cT.shape[1]
+    prompt_cTK = (torch.arange(longest, device=row_cT.device) < length_c[:, None])[:, None].expand(-1, tokens, -1)
+    prompt_cTK = prompt_cTK & (row_cT >= 0)[..., None]
+    at_T = torch.arange(tokens, device=row_cT.device)
+    same_cTT = (row_cT[:, :, None] == row_cT[:, None]) & (row_cT >= 0)[:, None]
+    own_cTT = (same_cTT & (at_T <= at_T[:, None])) | (at_T == at_T[:, None])
+    return torch.cat([prompt_cTK, own_cTT], dim=-1)[:, None]
