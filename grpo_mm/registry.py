@@ -28,6 +28,7 @@ class Entry:
 
 _FLOW = "configs/flow/"
 _VIDEO = "configs/video/"
+_SPATIAL = "configs/spatial/"
 
 TABLE: tuple[Entry, ...] = (
     Entry("preset", "flow_grpo", _FLOW + "flow_grpo_sd35.yaml", "arXiv:2505.05470", _FLOW + "flow_grpo_sd35.yaml"),
@@ -77,6 +78,18 @@ TABLE: tuple[Entry, ...] = (
     Entry("preset", "video_r1", _VIDEO + "video_r1_qwen25vl_7b.yaml", "arXiv:2503.21776", _VIDEO + "video_r1_qwen25vl_7b.yaml"),
     Entry("preset", "time_lens", _VIDEO + "timelens_qwen25vl_7b.yaml", "arXiv:2512.14698", _VIDEO + "timelens_qwen25vl_7b.yaml"),
     Entry("preset", "time_lens_qwen3vl", _VIDEO + "timelens_qwen3vl_8b.yaml", "arXiv:2512.14698", _VIDEO + "timelens_qwen3vl_8b.yaml"),
+    Entry("preset", "faithful_grpo_7b", _SPATIAL + "fgrpo_qwen25vl_7b.yaml", "arXiv:2604.08476", _SPATIAL + "fgrpo_qwen25vl_7b.yaml"),
+    Entry("preset", "faithful_grpo_3b", _SPATIAL + "fgrpo_qwen25vl_3b.yaml", "arXiv:2604.08476", _SPATIAL + "fgrpo_qwen25vl_3b.yaml"),
+    Entry("preset", "grit", _SPATIAL + "grit_qwen25vl_3b.yaml", "arXiv:2505.15879", _SPATIAL + "grit_qwen25vl_3b.yaml"),
+    Entry("preset", "grit_judge", _SPATIAL + "grit_judge_qwen25vl_3b.yaml", "arXiv:2505.15879", _SPATIAL + "grit_judge_qwen25vl_3b.yaml"),
+    Entry("preset", "grpo_care_image", _SPATIAL + "care_image_qwen25vl_7b.yaml", "arXiv:2506.16141", _SPATIAL + "care_image_qwen25vl_7b.yaml"),
+    Entry("preset", "tree_vgr", _SPATIAL + "treevgr_qwen25vl_7b.yaml", "arXiv:2507.07999", _SPATIAL + "treevgr_qwen25vl_7b.yaml"),
+    Entry("preset", "vlm_r1_rec", _SPATIAL + "vlm_r1_rec_qwen25vl_3b.yaml", "arXiv:2504.07615", _SPATIAL + "vlm_r1_rec_qwen25vl_3b.yaml"),
+    Entry("preset", "vlm_r1_detection", _SPATIAL + "vlm_r1_detection_qwen25vl_3b.yaml", "arXiv:2504.07615", _SPATIAL + "vlm_r1_detection_qwen25vl_3b.yaml"),
+    Entry("preset", "visual_rft", _SPATIAL + "visual_rft_qwen2vl_2b.yaml", "arXiv:2503.01785", _SPATIAL + "visual_rft_qwen2vl_2b.yaml"),
+    Entry("preset", "perception_r1", _SPATIAL + "perception_r1_qwen2vl_2b.yaml", "arXiv:2504.07954", _SPATIAL + "perception_r1_qwen2vl_2b.yaml"),
+    Entry("preset", "spacer", _SPATIAL + "spacer_qwen25vl_7b.yaml", "arXiv:2504.01805", _SPATIAL + "spacer_qwen25vl_7b.yaml"),
+    Entry("preset", "vigorl", _SPATIAL + "vigorl_qwen25vl_7b.yaml", "arXiv:2505.23678", _SPATIAL + "vigorl_qwen25vl_7b.yaml"),
     Entry("policy", "flow", "grpo_mm.pipelines.flow.policy:FlowPolicyConfig", "arXiv:2505.05470"),
     Entry("flow_model", "sd3", "grpo_mm.pipelines.flow.sd3:Sd3", "arXiv:2403.03206"),
     Entry("flow_model", "flux", "grpo_mm.pipelines.flow.flux:Flux"),
