@@ -218,7 +218,7 @@ def test_the_shipped_model_at_times_answers_what_it_did_not_think(shipped_scenes
     torch.manual_seed(0)
     texts = answers(*shipped_scenes, _report_scenes(96, "think")[0], do_sample=True, top_k=0)
     agree = np.mean([tagged_text(text, "think").split()[-1:] == [tagged_text(text, "answer")] for text in texts])
-    assert 0.65 < agree < 0.95
+    assert 0.45 < agree < 0.9
 
 
 def test_the_shipped_model_thinks_twice_about_scenes_when_asked(shipped_scenes):
