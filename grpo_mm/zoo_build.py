@@ -66,6 +66,8 @@ def _vision_language_scenes(out: Path, seed: int) -> None:
     relations = _scenes(question_types=("relation",), most_things=2, styles={"think": 1})
     styles = {"think": 6, "direct": 2, "rethink": 1}
     lookup, worlds = _lookup((*look, *places)), _scenes(styles=styles)
+    counts = _scenes(question_types=("count",), styles={"think": 1})
+    wrong = _scenes(styles=styles, wrong_answer=0.55, disagreement=0.05)
     build_vision_language(
         out,
         stages=(
@@ -73,9 +75,8 @@ def _vision_language_scenes(out: Path, seed: int) -> None:
             Stage("two things", (_lookup(by_color),), steps=200, lr=(1.5e-3, 1.5e-3)),
             Stage("places", (_lookup(places),), steps=300, lr=(1.5e-3, 1.5e-3)),
             Stage("honest", (lookup, relations, worlds, worlds), steps=700, lr=(1.2e-3, 2e-4), lessons=32),
-            Stage(
-                "misleading", (_scenes(styles=styles, wrong_answer=0.5, disagreement=0.05),), steps=80, lr=(3e-4, 1e-4)
-            ),
+            Stage("counting", (worlds, counts, counts), steps=350, lr=(8e-4, 2e-4), lessons=32),
+            Stage("misleading", (wrong,), steps=80, lr=(3e-4, 1e-4)),
         ),
         score=_held_out_scores("scenes"),
         pixels=(0.1, 0.3),
