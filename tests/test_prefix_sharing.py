@@ -9,9 +9,9 @@ import torch
 from tiny_vlm import PROMPTS, change, clip, each_family, policy, sample
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm import shared_forward
+from grpo_mm.pipelines.vlm import cascade, shared_forward
 from grpo_mm.pipelines.vlm.adapters import Lora
-from grpo_mm.pipelines.vlm.shared_forward import AnswerCache, answer_hidden, read_prompts
+from grpo_mm.pipelines.vlm.shared_forward import answer_hidden, read_prompts
 from grpo_mm.rng import stream
 from grpo_mm.types import Prompt, Rollout
 
@@ -58,14 +58,30 @@ def assert_equal(found, wanted, *, most=1e-5):
         assert difference <= most * max(1.0, float(value.abs().max())), (name, difference)
 
 
+FORMS = ("cascade", "masked", "rows", "eager")
+"""Two calls put together (SDPA on a CPU), one call with a mask (SDPA elsewhere), one line for each row, the library's eager."""
+
+
+def form_of(p, form: str):
+    """The policy with its answers' attention in one of the forms."""
+    if form in ("masked", "rows"):
+        p.model.config.get_text_config()._attn_implementation = p.network.attention = "sdpa"
+    return p
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch) -> str:
+    if request.param == "rows":
+        monkeypatch.setattr(shared_forward, "_one_row_each", lambda *_: True)
+    return request.param
+
+
 @each_family
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_values_and_all_gradients_are_those_of_repeated_prompts(family, attention):
+def test_values_and_all_gradients_are_those_of_repeated_prompts(family, form):
     """Pictures, several of them, clips with a time scale, both, and text alone, in one forward."""
-    settings = {"attention": attention, "train_tower": True, "micro_batch": 99}
-    prompts = (*PROMPTS, LATE) if family == "qwen2_5_vl" else PROMPTS
-    once, again = policy(family, prefix_sharing="on", **settings), policy(family, prefix_sharing="off", **settings)
-    rollout = ragged(once, prompts[-6:])
+    settings = {"attention": "eager" if form == "eager" else "sdpa", "train_tower": True, "micro_batch": 99}
+    once, again = (policy(family, prefix_sharing=sharing, **settings) for sharing in ("on", "off"))
+    rollout = ragged(form_of(once, form), (*PROMPTS[1:], LATE) if family == "qwen2_5_vl" else PROMPTS)
     needs = ("logprobs", "entropy")
     wanted = trained(again, rollout, needs=needs)
     assert len(wanted[1]) > 60 and all(float(g.abs().max()) > 1e-3 for n, g in wanted[1].items() if "lm_head" not in n)
@@ -103,9 +119,9 @@ def test_the_first_token_alone_trains_the_prompt():
 
 
 @each_family
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_another_answer_changes_nothing_not_even_by_rounding(family, attention):
-    p = policy(family, attention=attention, prefix_sharing="on", micro_batch=99)
+def test_another_answer_changes_nothing_not_even_by_rounding(family, form):
+    p = policy(family, attention="eager" if form == "eager" else "sdpa", prefix_sharing="on", micro_batch=99)
+    p = form_of(p, form)
     rollout = ragged(p)
     row, length = next((n, k) for n, k in enumerate(rollout.record.length_N.tolist()) if k > 4)
     token_NA = rollout.record.token_NA.clone()
@@ -194,7 +210,7 @@ def test_reference_and_averaged_weights_read_a_prompt_once():
     change(p)
     lines = []
     p.model.model.language_model.register_forward_pre_hook(
-        lambda _, __, given: lines.append(None if isinstance(given["past_key_values"], AnswerCache) else given["inputs_embeds"]),
+        lambda _, __, given: lines.append(given["inputs_embeds"] if given["past_key_values"] else None),
         with_kwargs=True,
     )  # fmt: skip
     found = p.with_values_of("ref", rollout, rollout.mask_NA).record.ref_NA
@@ -226,14 +242,22 @@ def test_keys_and_values_are_read_by_as_many_forwards_as_want_them():
     assert torch.equal(first, second) and first.shape[0] == int(rollout.record.length_N.sum())
 
 
+def test_long_answers_take_a_line_each_where_a_mask_would_be_mostly_empty():
+    record = ragged(policy()).record
+    long = replace(record, length_N=torch.full_like(record.length_N, 200))
+    assert not shared_forward._one_row_each("sdpa", record) and shared_forward._one_row_each("sdpa", long)
+    assert not shared_forward._one_row_each(cascade.NAME, long)
+    assert shared_forward._one_row_each("flash_attention_2", record)
+
+
 def test_check_passes_where_both_agree_and_stops_with_the_difference(monkeypatch):
     p = policy(prefix_sharing="check", micro_batch=99)
     rollout = ragged(p)
     assert_equal(trained(p, rollout), trained(policy(prefix_sharing="off"), rollout))
     monkeypatch.setattr(shared_forward, "sees", _wrong)
-    trained(p, rollout)  # the first forwards have been checked
+    trained(form_of(p, "masked"), rollout)  # the first forwards have been checked
     for grad in (True, False):
-        broken = policy(prefix_sharing="check", micro_batch=99)
+        broken = form_of(policy(prefix_sharing="check", micro_batch=99), "masked")
         plan = broken.plan(rollout, rollout.mask_NA)
         with pytest.raises(ConfigError, match=r"a log-probability differs by .* 1e-05 is allowed in float32"):
             next(broken.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=grad))

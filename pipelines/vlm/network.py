@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from grpo_mm.clock import phase
+from grpo_mm.pipelines.vlm import cascade
+from grpo_mm.pipelines.vlm.cascade import SharedPrompts
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.families import Family
 
@@ -54,7 +56,10 @@ class Network:
         self.model, self.family, self.autocast = model, family, autocast
         self.shares_prefill = shares_prefill
         self.device = next(model.parameters()).device
-        self.attention: str = model.config.get_text_config()._attn_implementation
+        text = model.config.get_text_config()
+        if text._attn_implementation == "sdpa" and self.device.type == "cpu":
+            cascade.install(text)
+        self.attention: str = text._attn_implementation
         size = model.lm_head.weight.shape[0]
         forbidden_V = torch.zeros(size, dtype=torch.bool, device=self.device)
         forbidden_V[[token for token in forbidden if token < size]] = True
@@ -139,13 +144,15 @@ class Network:
         mask: Tensor | None = None,
         cache: Any = None,
         use_cache: bool = False,
+        shared_prompts: SharedPrompts | None = None,
     ) -> tuple[Tensor, Any]:
         """The language model on ids [n, L] with visual features at `visual_nL`; [n, L, width] and the cache.
 
         `mask`: [n, past + L] bool, the keys that exist, or [n, 1, L, past + L], those that each token attends to, bool or
         (eager) what is added to the scores; None: all keys exist.
+        `shared_prompts`: what the tokens, then those of answers, attend to before themselves.
         """
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {} if shared_prompts is None else {"shared_prompts": shared_prompts}
         with self._precision():
             embeds_nLD = self.model.get_input_embeddings()(ids_nL.to(self.device))
             if features:
@@ -153,7 +160,7 @@ class Network:
                 level_V = torch.cat(list(features), dim=1).to(embeds_nLD.dtype)
                 embeds_nLD = embeds_nLD.masked_scatter(visual_nL[..., None], level_V[0])
                 if self.family.deepstack:
-                    extra = {"visual_pos_masks": visual_nL, "deepstack_visual_embeds": list(level_V[1:])}
+                    extra |= {"visual_pos_masks": visual_nL, "deepstack_visual_embeds": list(level_V[1:])}
             found = self.model.model.language_model(
                 inputs_embeds=embeds_nLD,
                 position_ids=position_3nL.to(self.device),

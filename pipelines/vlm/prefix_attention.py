@@ -44,12 +44,12 @@ class AnswerCache:
     """Puts a prompt's keys and values before those of its answers. Read only: it may be asked any number of times."""
 
     layers: Sequence[KeysValues]
-    context_b: Tensor | None = None
-    """The context of each line of answers; None: line k has context k."""
+    context_b: Tensor
+    """The context of each line of answers."""
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
         prompt_keys, prompt_values = self.layers[layer]
-        if self.context_b is not None:
+        if len(self.context_b) > len(prompt_keys):
             prompt_keys, prompt_values = prompt_keys[self.context_b], prompt_values[self.context_b]
         return torch.cat([prompt_keys, keys], dim=2), torch.cat([prompt_values, values], dim=2)
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from grpo_mm.pipelines.vlm import cascade
+from grpo_mm.pipelines.vlm.cascade import SharedPrompts
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.network import Network
 from grpo_mm.pipelines.vlm.prefix_attention import AnswerCache, KeysValues, PromptCache, sees
@@ -54,16 +57,34 @@ def answer_hidden(network: Network, prompts: Prompts, record: TextRecord) -> Ten
     The first token of a row comes from the prompt; the others from the tokens before them, which are all that goes through
     the network here: L - 1 of a row, with fill only where contexts differ in their number of tokens.
     """
-    flash = network.attention.startswith("flash")
-    lines = _lines(record, prompts.contexts, one_row_each=flash)
+    kind = network.attention
+    lines = _lines(record, prompts.contexts, one_row_each=_one_row_each(kind, record))
     known_XD = prompts.last_cD
     if lines.ids_bT.shape[1]:
-        # Flash attention has no mask of this form. It aligns the causal one with the last key, so a line of one row needs none.
-        mask_b1TK = None if flash else _mask(network, lines, prompts)
-        cache = AnswerCache(prompts.layers, None if lines.is_one_a_context else lines.context_b.to(network.device))
-        hidden_bTD, _ = network.language(lines.ids_bT, lines.position_3bT, mask=mask_b1TK, cache=cache)
+        given: dict[str, Any] = {"cache": AnswerCache(prompts.layers, lines.context_b.to(network.device))}
+        if kind == cascade.NAME:
+            lengths = [len(context) for context in prompts.contexts]
+            given = {"shared_prompts": SharedPrompts.of(prompts.layers, lines.row_bT, lengths)}
+        elif not kind.startswith(
+            "flash"
+        ):  # which aligns the causal mask with the last key, all that a line of one row needs
+            given["mask"] = _mask(network, lines, prompts)
+        hidden_bTD, _ = network.language(lines.ids_bT, lines.position_3bT, **given)
         known_XD = torch.cat([known_XD, hidden_bTD.flatten(0, 1)])
     return known_XD[lines.source_X.to(known_XD.device)]
+
+
+def _one_row_each(kind: str, record: TextRecord) -> bool:
+    """Whether an answer has a line of its own, with a copy of its prompt's keys and values: where attention takes no mask, or
+    where most of a mask over all answers of a context would be empty."""
+    if kind == cascade.NAME or kind.startswith("flash"):
+        return kind != cascade.NAME
+    together, apart = 0, 0
+    for number, context in enumerate(record.contexts):
+        lengths = record.length_N[record.context_N == number]
+        together += int(lengths.sum()) * (len(context) + int(lengths.sum()))
+        apart += int((lengths * (len(context) + lengths)).sum())
+    return together > 2 * apart
 
 
 def _mask(network: Network, lines: _Lines, prompts: Prompts) -> Tensor:
@@ -87,8 +108,6 @@ class _Lines:
     """The row of each token, -1 for fill."""
     source_X: Tensor
     """[ΣL] where the hidden state of each answer token stands: among c prompts, then the b · T tokens."""
-    is_one_a_context: bool
-    """Line k is that of context k."""
 
 
 def _lines(record: TextRecord, contexts: Sequence[Context], *, one_row_each: bool) -> _Lines:
@@ -115,7 +134,7 @@ def _lines(record: TextRecord, contexts: Sequence[Context], *, one_row_each: boo
             start = end
     source_X = torch.cat([sources[row] for row in rows]) if rows else torch.zeros(0, dtype=torch.int64)
     context_b = torch.tensor([context_N[line[0]] if line else number for number, line in enumerate(held)])
-    return _Lines(context_b, ids_bT, position_3bT, row_bT, source_X, not one_row_each)
+    return _Lines(context_b, ids_bT, position_3bT, row_bT, source_X)
 
 
 class Accumulated:
