@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test test-slow quickstart quickstart-video lint clean
+.PHONY: install test test-slow quickstart quickstart-video quickstart-spatial lint clean
 
 install: $(VENV)/installed
 
@@ -23,6 +23,9 @@ quickstart: install
 
 quickstart-video: install
 	$(BIN)/grpo-mm train configs/quickstart/video.yaml
+
+quickstart-spatial: install
+	$(BIN)/grpo-mm train configs/quickstart/spatial.yaml
 
 lint: install
 	$(BIN)/ruff check .

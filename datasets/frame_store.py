@@ -90,6 +90,15 @@ class FrameStore:
                 return picture.convert("RGB")
         return item
 
+    def picture_size(self, item: Any) -> tuple[int, int] | None:
+        """(width, height) of an `ImageFile`, from the head of the file; None for anything else."""
+        if not isinstance(item, ImageFile):
+            return None
+        from PIL import Image
+
+        with Image.open(item.path) as picture:
+            return picture.size
+
     def get(self, video: VideoFile, sampling: FrameSampling | None = None) -> Frames:
         """The frames of `video`; decodes only what was never decoded.
 

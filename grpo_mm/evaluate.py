@@ -14,7 +14,7 @@ from grpo_mm.clock import phase
 from grpo_mm.distributed import Processes
 from grpo_mm.diversity import pairwise_distance
 from grpo_mm.onlooker import mean_statistics
-from grpo_mm.rows import evaluation_rows
+from grpo_mm.rows import evaluation_rows, seen_by
 from grpo_mm.run_config import RunConfig
 from grpo_mm.scoring import Scoring, mean_scores
 from grpo_mm.types import Prompt, is_relative
@@ -39,6 +39,7 @@ def evaluate(
     """Asks every prompt `samples_per_prompt` times and scores the result."""
     check_benchmarks(config)
     settings = config.evaluation
+    prompts = seen_by(policy, prompts)
     rows = evaluation_rows(prompts, samples=settings.samples_per_prompt, rank=processes.rank, world=processes.world)
     row_prompts = [prompts[p] for p in rows.prompt_N.tolist()]
     with phase("eval"):

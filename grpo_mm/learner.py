@@ -28,7 +28,7 @@ from grpo_mm.onlooker import Onlooker, is_demo
 from grpo_mm.optim import grad_norm
 from grpo_mm.prompt_stream import PhasedStream
 from grpo_mm.rng import stream, stream_seed
-from grpo_mm.rows import further_rows, plan_rows, update_mask
+from grpo_mm.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.run_config import RunConfig
 from grpo_mm.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.stateful import load_parts, part_metrics, stateful_parts
@@ -76,7 +76,7 @@ class Learner:
     def rollout(self, step: int) -> tuple[list[Batch], Tensor]:
         """This rank's scored batches of a step, and the update part of each row, [N]."""
         config = self.config
-        prompts = tuple(self.prompts.batch(step, config.prompts_per_step, config.seed))
+        prompts = seen_by(self.policy, self.prompts.batch(step, config.prompts_per_step, config.seed))
         parts = config.updates.count if config.updates.by == "group" else 1
         rows, part_N = plan_rows(
             prompts, group_size=config.group_size, parts=parts, rank=self.processes.rank, world=self.processes.world
@@ -100,7 +100,7 @@ class Learner:
         drawn = self.prompts.batch(
             step, self.config.prompts_per_step, stream_seed(self.config.seed, "more_prompts", number)
         )
-        return tuple(replace(p, id=f"{p.id}+{number}", repeat_of=p.repeat_of or p.id) for p in drawn)
+        return seen_by(self.policy, (replace(p, id=f"{p.id}+{number}", repeat_of=p.repeat_of or p.id) for p in drawn))
 
     @contextmanager
     def _sampling_weights(self) -> Iterator[None]:

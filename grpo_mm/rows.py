@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from grpo_mm.types import Prompt, Rows
+
+
+def seen_by(policy: Any, prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts with what only the policy can say of them (`policy.as_seen`, if it has one): rewards, reports and
+    benchmarks read it in the target."""
+    return tuple(map(policy.as_seen, prompts)) if hasattr(policy, "as_seen") else tuple(prompts)
 
 
 def plan_rows(

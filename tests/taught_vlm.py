@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ ANSWERS = (
 )
 """What the taught checkpoints say, each as often, whatever they are asked."""
 SECONDS = 4.0
-WORDS = ("when", "red", "circle", "appear", "A", "B", "to", "answer", "think", "in", "1", "2", ".", "(", ")")
+WORDS = ("when", "red", "circle", "appear", "A", "B", "to", "answer", "think", "in", "0", "1", "2", ".", "s", "(", ")")
 
 
-def teach(family: str, path: Path, *, steps: int = 200) -> str:
-    """A random checkpoint of a family, trained on text alone until it says one of `ANSWERS`."""
+def teach(
+    family: str, path: Path, *, steps: int = 200, answers: Sequence[str] = ANSWERS, questions: Sequence[str] = ("",)
+) -> str:
+    """A random checkpoint of a family, trained on text alone until it says one of `answers` after a few words and a question."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     build(family, path)
@@ -35,7 +38,7 @@ def teach(family: str, path: Path, *, steps: int = 200) -> str:
     processor, rng = AutoProcessor.from_pretrained(path), random.Random(0)
     optimizer = torch.optim.AdamW(model.model.language_model.parameters(), lr=5e-3)
     for _ in range(steps):
-        ids_BL, answer_BL = _lessons(processor, rng)
+        ids_BL, answer_BL = _lessons(processor, rng, answers, questions)
         logits = model.lm_head(model.model.language_model(input_ids=ids_BL).last_hidden_state)
         told = answer_BL[:, 1:]
         loss = cross_entropy(logits[:, :-1][told], ids_BL[:, 1:][told])
@@ -46,11 +49,14 @@ def teach(family: str, path: Path, *, steps: int = 200) -> str:
     return str(path)
 
 
-def _lessons(processor: Any, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+def _lessons(
+    processor: Any, rng: random.Random, answers: Sequence[str], questions: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One conversation with each of the answers: ids [B, L], and which of them belong to the answer."""
     rows = []
-    for answer in ANSWERS:
-        text = " ".join(rng.choices(WORDS, k=rng.randint(1, 40)))
+    for answer in answers:
+        words = " ".join(rng.choices(WORDS, k=rng.randint(1, 40)))
+        text = words + (rng.choice(questions) if len(questions) > 1 else questions[0])
         asked = [{"role": "user", "content": [{"type": "text", "text": text}]}]
         opening = processor.apply_chat_template(asked, add_generation_prompt=True)
         parts = [processor.tokenizer(part)["input_ids"] for part in (opening, answer + "<|im_end|>")]

@@ -23,7 +23,7 @@ PROMPTS = ["a red circle left of a blue square", "a green square above a cyan ci
 def a_run(tmp_path, *, steps=12, prompts=PROMPTS):
     """A finished run of two prompts, three samples each."""
     folder = tmp_path / "a_run"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     config = {
         "name": "a_run", "steps": steps, "prompts_per_step": 2, "group_size": 3, "seed": 0, "policy": {"kind": "sd3"},
         "rewards": {"shape": {"use": {"kind": "shape_world"}, "weight": 1.0}}, "watch": {"quality": {}},
@@ -157,6 +157,29 @@ def test_primary_score_comes_first_and_watched_scores_last(tmp_path):
         ("diversity", "watched"),
     ]
     assert rows[3]["change"] == {"text": "−0.020", "sign": "down"}
+
+
+def test_an_error_below_one_is_not_drawn_as_a_share(tmp_path):
+    folder = a_run(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    for which in ("eval_before", "eval_after"):
+        summary[which] |= {"tallyqa/all/rmse": 0.8, "tallyqa/all/accuracy": 0.4}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    ends = {row["key"]: row["ends"] for row in view(read_run(folder))["scores"]}
+    assert ends["tallyqa/all/rmse"] is None and ends["tallyqa/all/accuracy"] == (40, 40)
+
+
+def test_multipliers_and_scores_of_constraints_have_charts(tmp_path):
+    folder = a_run(tmp_path)
+    for step in (1, 2, 3):
+        found = {"multiplier": 1 + step / 10, "score": 0.5, "applicable": 40.0}
+        row = {"step": step} | {f"constraint/consistency/{name}": value for name, value in found.items()}
+        metrics.append(folder / "metrics.jsonl", row)
+    text = text_of(write_report(folder))
+    assert "Multipliers of constraints" in text and "Scores of constraints" in text
+    (chart,) = view(read_run(folder))["charts"]("constraint/*/multiplier")
+    assert [series["last"] for series in chart["series"]] == ["1.300"]
+    assert "Multipliers of constraints" not in text_of(write_report(a_run(tmp_path / "other")))
 
 
 def test_pictures_are_paired_by_prompt_even_if_it_repeats(tmp_path):

@@ -230,3 +230,39 @@ def test_frames_that_stand_in_one_moment_keep_the_clock_finite():
     still = replace(clip(8), time_F=torch.zeros(8, dtype=torch.float64))
     context = policy(chat=Chat(max_prompt_tokens=20)).encode(Prompt("still", "?", media=(still,)))
     assert torch.isfinite(context.inputs["second_per_grid_ts"]).all()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_times_stand_before_each_step_of_a_video(family):
+    p = policy(family, chat=Chat(frame_times="{seconds:.1f}s"))
+    video = "<|vision_start|><|video_pad|><|vision_end|>"
+    (slow,) = [prompt for prompt in PROMPTS if prompt.id == "slow clip"]
+    assert f"user\n0.0s{video}2.0s{video}4.0s{video}When" in text_of(p, p.encode(slow))
+    both = Prompt("both", "is <image> in <video> there", media=(picture(seed=4), clip(3, fps=0.5, seed=5)))
+    assert f" in 0.0s{video}4.0s{video} there" in text_of(p, p.encode(both))
+
+
+def test_a_video_with_times_is_seen_as_without_them():
+    """The features of its frames are the same; its tokens are as many, with text between."""
+    plain, timed = policy(), policy(chat=Chat(frame_times="{seconds:.1f}s"))
+    for prompt in PROMPTS:
+        a, b = plain.network.features(plain.encode(prompt)), timed.network.features(timed.encode(prompt))
+        assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, atol=1e-5))
+
+
+def test_a_long_video_with_times_loses_steps_until_it_fits():
+    settings = {"frame_times": "{seconds:.1f}s", "max_prompt_tokens": 60}
+    p = policy(chat=Chat(**settings), media=Files())
+    context = p.encode(Prompt("long", "When", media=(40,)))
+    assert not context.failure and 40 < len(context) <= 60
+
+
+@pytest.mark.parametrize("form", ["{second}", "{", "at {seconds:d}", "no time"])
+def test_a_form_that_tells_no_time_is_refused(form):
+    with pytest.raises(ConfigError, match="frame_times"):
+        Chat(frame_times=form).check()
+
+
+def test_a_family_that_tells_times_by_itself_refuses_them():
+    with pytest.raises(ConfigError, match="qwen3_vl processor"):
+        policy("qwen3_vl", chat=Chat(frame_times="{seconds:.1f}s"))

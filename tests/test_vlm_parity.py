@@ -9,6 +9,7 @@ import torch
 from tiny_vlm import PROMPTS, change, clip, each_family, library_logprobs, policy, rows_of, sample
 
 from grpo_mm.pipelines.vlm.adapters import Lora
+from grpo_mm.pipelines.vlm.chat import Chat
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.generation import HfGenerator, pick
 from grpo_mm.types import Prompt, Rollout
@@ -43,6 +44,18 @@ def test_trainer_agrees_with_the_plain_model_that_finds_positions_by_itself(fami
     for i, length in enumerate(rollout.record.length_N.tolist()):
         context = rollout.record.contexts[int(rollout.record.context_N[i])]
         plain = library_logprobs(p.model, p, context, rollout.record.token_NA[i, :length])
+        assert torch.allclose(found_NA[i, :length], plain, atol=1e-4), context.prompt_id
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_videos_with_times_between_their_frames_agree_with_sampler_and_library(family):
+    p = policy(family, chat=Chat(frame_times="{seconds:.1f}s"))
+    rollout, _ = sample(p, group_size=1)
+    found_NA = trained_logprobs(p, rollout)
+    for i, length in enumerate(rollout.record.length_N.tolist()):
+        context = rollout.record.contexts[int(rollout.record.context_N[i])]
+        plain = library_logprobs(p.model, p, context, rollout.record.token_NA[i, :length])
+        assert torch.allclose(found_NA[i, :length], rollout.behaviour_NA[i, :length], atol=1e-4)
         assert torch.allclose(found_NA[i, :length], plain, atol=1e-4), context.prompt_id
 
 

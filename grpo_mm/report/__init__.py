@@ -191,7 +191,8 @@ def _scores(rewards: Mapping[str, Any], before: Mapping[str, Any], after: Mappin
         role = "primary" if key == "score" else role
         place = (len(names) if role == "watched" else -1 if role == "primary" else names.index(name), role == "part")
         b, a = before.get(key), after.get(key)
-        ends = (100 * b, 100 * a) if all(finite(x) and 0 <= x <= 1 for x in (b, a)) else None
+        is_share = all(finite(x) and 0 <= x <= 1 for x in (b, a)) and not key.endswith("rmse")
+        ends = (100 * b, 100 * a) if is_share else None
         words = {"before": score(b), "after": score(a), "change": change_of(b, a)}
         rows.append({"key": key, "role": role, "place": place, **words, "ends": ends})
     return sorted(rows, key=lambda row: row["place"])

@@ -46,10 +46,23 @@ class Chat:
     """Longer prompts lose frames of their videos until they fit, never single visual tokens."""
     too_long: Literal["error", "skip"] = "error"
     """What becomes of a prompt that does not fit without a video to shorten. skip: its rows fail, and are counted."""
+    frame_times: str | None = None
+    """Text before each step of a video's temporal grid, "{seconds:.1f}s" for instance, with the time of its first frame; null:
+    as the family does it. Qwen2-VL and Qwen2.5-VL then read a video as short ones with times between (TimeLens,
+    arXiv:2512.14698, which prints neither the form nor which of the two frames tells the time)."""
 
     def check(self) -> None:
         if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
             raise ConfigError(f"policy.chat.max_prompt_tokens = {self.max_prompt_tokens}; wanted at least 1, or null.")
+        if self.frame_times is not None:
+            try:
+                told = {self.frame_times.format(seconds=seconds) for seconds in (0.0, 60.0)}
+            except (LookupError, ValueError) as error:
+                raise ConfigError(
+                    f'policy.chat.frame_times = {self.frame_times!r}: {error}; wanted a form such as "{{seconds:.1f}}s".'
+                ) from error
+            if len(told) < 2:
+                raise ConfigError(f"policy.chat.frame_times = {self.frame_times!r} does not tell {{seconds}}.")
 
     def messages(self, prompt: Prompt, kinds: Sequence[str]) -> list[dict[str, Any]]:
         """The conversation so far; `kinds` are "image" or "video", one for each of the prompt's media, in order.
@@ -71,6 +84,26 @@ class Chat:
             found.append({"role": "user", "content": [*before_text, *parts]})
             before_text = []
         return found
+
+
+def with_times(
+    turns: Sequence[dict[str, Any]], seconds_of: Sequence[Sequence[float]], form: str
+) -> list[dict[str, Any]]:
+    """The conversation with each video as several, a text with its time before each; `seconds_of` has one list a video."""
+    left = iter(seconds_of)
+
+    def pieces(part: dict[str, Any]) -> list[dict[str, Any]]:
+        if part["type"] != "video":
+            return [part]
+        times = next(left)
+        return [p for s in times for p in ({"type": "text", "text": form.format(seconds=s)}, {"type": "video"})]
+
+    return [
+        turn
+        if isinstance(turn["content"], str)
+        else turn | {"content": [p for part in turn["content"] for p in pieces(part)]}
+        for turn in turns
+    ]
 
 
 def _at_markers(text: str) -> list[dict[str, str]]:

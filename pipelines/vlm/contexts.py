@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.pipelines.vlm.chat import Chat
+from grpo_mm.pipelines.vlm.chat import Chat, with_times
 from grpo_mm.pipelines.vlm.families import Family
 from grpo_mm.types import Prompt
 
@@ -90,7 +90,12 @@ class Encoder:
             if token in prompt.text:
                 raise ValueError(f"its text holds {token!r}, which stands for visual tokens.")
         kinds = ["video" if hasattr(item, "frames_FCHW") else "image" for item in loaded]
-        text = self.processor.apply_chat_template(self.chat.messages(prompt, kinds), add_generation_prompt=True)
+        turns = self.chat.messages(prompt, kinds)
+        if self.chat.frame_times is not None:
+            cut = [_steps(video, self.model.config.vision_config.temporal_patch_size) for video in videos]
+            turns = with_times(turns, [[float(s.time_F[0]) for s in steps] for steps in cut], self.chat.frame_times)
+            videos = [step for steps in cut for step in steps]
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
         given: dict[str, Any] = {"images": pictures} if pictures else {}
         if videos:
             given["videos"] = [video.frames_FCHW for video in videos]
@@ -150,8 +155,15 @@ def failed(prompt: Prompt, why: str) -> Context:
     return Context(prompt.id, empty, empty.expand(3, 0), failure=f"prompt {prompt.id!r}: {why}")
 
 
+def _steps(video: Any, length: int) -> list[Any]:
+    """A video as clips of `length` frames each, the last perhaps shorter."""
+    frames_FCHW, time_F = torch.as_tensor(video.frames_FCHW), torch.as_tensor(video.time_F)
+    pieces = zip(frames_FCHW.split(length), time_F.split(length), strict=True)
+    return [_Sampled(frames, times, float(video.fps)) for frames, times in pieces]
+
+
 @dataclass(frozen=True)
-class _Thinned:
+class _Sampled:
     frames_FCHW: Tensor
     time_F: Tensor
     fps: float
@@ -168,7 +180,7 @@ def _thin(item: Any, share: float, *, step: int) -> Any:
     time_F = torch.as_tensor(item.time_F)[index]
     span = float(time_F[-1] - time_F[0])
     fps = (kept - 1) / span if span > 0 else float(item.fps)
-    return _Thinned(torch.as_tensor(item.frames_FCHW)[index], time_F, fps)
+    return _Sampled(torch.as_tensor(item.frames_FCHW)[index], time_F, fps)
 
 
 def open_media(media: Any, item: Any) -> Any:

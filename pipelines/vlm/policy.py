@@ -23,10 +23,11 @@ from grpo_mm.pipelines.vlm.contexts import Encoder
 from grpo_mm.pipelines.vlm.families import check_model, resolve
 from grpo_mm.pipelines.vlm.loading import load
 from grpo_mm.pipelines.vlm.network import Network
+from grpo_mm.pipelines.vlm.picture_size import with_picture_size
 from grpo_mm.pipelines.vlm.record import PROVIDES, TextRecord
 from grpo_mm.pipelines.vlm.replay import Replay, Sharing
 from grpo_mm.snapshots import Snapshots
-from grpo_mm.types import Couples, Rollout
+from grpo_mm.types import Couples, Prompt, Rollout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """No float16, as for flow models."""
@@ -153,8 +154,16 @@ class VlmPolicy:
             micro_batch_tokens=config.micro_batch_tokens, head_chunk=config.head_chunk,
             checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
+        if config.chat.frame_times is not None and loaded.family.time == "text":
+            raise ConfigError(
+                f"policy.chat.frame_times: a {loaded.family.model_type} processor puts times before frames by itself; leave it out."
+            )
         self.encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
         self.snapshots = Snapshots(self.trainable)
+
+    def as_seen(self, prompt: Prompt) -> Prompt:
+        """The prompt with the sizes of its picture, before and after the processor's resize, in its target."""
+        return with_picture_size(prompt, self.config.media, self.processor.image_processor)
 
     def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
         """Flat positions [n, A] of the rows with a masked action: whole rows, those of one prompt beside each other."""
