@@ -133,6 +133,10 @@ def _trl_steps(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds = time.perf_counter() - self.start
             found.append((seconds, bench._peak_mib(torch.device("cpu")) - self.resident))
+            print(
+                f"ours {ours[-1][0]:.2f} s, {ours[-1][1]:,.0f} MiB; TRL {found[-1][0]:.2f} s, {found[-1][1]:,.0f} MiB",
+                flush=True,
+            )
 
     settings = GRPOConfig(
         output_dir=str(folder / "trl"), per_device_train_batch_size=8, num_generations=8, max_completion_length=32,

@@ -9,7 +9,7 @@ import torch
 from tiny_vlm import PROMPTS, change, clip, each_family, policy, sample
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm import cascade, shared_forward
+from grpo_mm.pipelines.vlm import cascade, lines
 from grpo_mm.pipelines.vlm.adapters import Lora
 from grpo_mm.pipelines.vlm.shared_forward import answer_hidden, read_prompts
 from grpo_mm.rng import stream
@@ -72,7 +72,7 @@ def form_of(p, form: str):
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch) -> str:
     if request.param == "rows":
-        monkeypatch.setattr(shared_forward, "_one_row_each", lambda *_: True)
+        monkeypatch.setattr(lines, "one_text_each", lambda *_: True)
     return request.param
 
 
@@ -134,22 +134,27 @@ def test_another_answer_changes_nothing_not_even_by_rounding(family, form):
 
 
 @each_family
-def test_positions_are_those_of_the_library_for_every_prompt_with_its_answer(family, monkeypatch):
+def test_positions_are_those_of_the_library_for_every_prompt_with_its_answer(family):
     p = policy(family, prefix_sharing="on", micro_batch=99)
     rollout = ragged(p, (*PROMPTS[1:], LATE))
-    lines = shared_forward._lines(rollout.record, rollout.record.contexts, one_row_each=False)
-    seen = 0
+    given = []
+    p.model.model.language_model.register_forward_pre_hook(
+        lambda _, __, call: given.append(call["position_ids"]), with_kwargs=True
+    )
+    trained(p, rollout)
+    prompts_3cL, answers_3cT = given
+    start = [0] * len(rollout.record.contexts)
     for row, length in enumerate(rollout.record.length_N.tolist()):
-        context = rollout.record.contexts[int(rollout.record.context_N[row])]
-        given = {k: v for k, v in context.inputs.items() if k != "mm_token_type_ids"}
-        ids = torch.cat([context.input_ids_L, rollout.record.token_NA[row, :length]])[None]
-        types = torch.cat([context.inputs["mm_token_type_ids"], torch.zeros(1, length, dtype=torch.int64)], dim=1)
-        library, _ = p.model.model.get_rope_index(input_ids=ids, mm_token_type_ids=types, **given)
-        here = lines.row_bT == row
-        assert torch.equal(lines.position_3bT[:, here], library[:, 0, len(context) : len(context) + max(0, length - 1)])
-        assert torch.equal(context.position_3L, library[:, 0, : len(context)])
-        seen += int(here.sum())
-    assert seen == int((lines.row_bT >= 0).sum()) == sum(max(0, n - 1) for n in rollout.record.length_N.tolist())
+        number = int(rollout.record.context_N[row])
+        context, more = rollout.record.contexts[number], max(0, length - 1)
+        inputs = {k: v for k, v in context.inputs.items() if k != "mm_token_type_ids"}
+        ids = torch.cat([context.input_ids_L, rollout.record.token_NA[row, :more]])[None]
+        types = torch.cat([context.inputs["mm_token_type_ids"], torch.zeros(1, more, dtype=torch.int64)], dim=1)
+        library, _ = p.model.model.get_rope_index(input_ids=ids, mm_token_type_ids=types, **inputs)
+        found = answers_3cT[:, number, start[number] : start[number] + more]
+        start[number] += more
+        assert torch.equal(torch.cat([prompts_3cL[:, number, : len(context)], found], dim=1), library[:, 0])
+    assert answers_3cT.shape[2] == max(start)
 
 
 def test_as_many_tokens_go_through_the_network_as_there_are():
@@ -243,18 +248,37 @@ def test_keys_and_values_are_read_by_as_many_forwards_as_want_them():
 
 
 def test_long_answers_take_a_line_each_where_a_mask_would_be_mostly_empty():
-    record = ragged(policy()).record
-    long = replace(record, length_N=torch.full_like(record.length_N, 200))
-    assert not shared_forward._one_row_each("sdpa", record) and shared_forward._one_row_each("sdpa", long)
-    assert not shared_forward._one_row_each(cascade.NAME, long)
-    assert shared_forward._one_row_each("flash_attention_2", record)
+    def texts(tokens):
+        return [lines.Text(0, torch.zeros(tokens), torch.zeros(3, tokens)) for _ in range(8)]
+
+    for tokens, wanted in ((10, False), (200, True)):
+        assert (
+            lines.one_text_each("sdpa", (100,), texts(tokens))
+            == lines.one_text_each("eager", (100,), texts(tokens))
+            == wanted
+        )
+        assert not lines.one_text_each(cascade.NAME, (100,), texts(tokens))
+        assert lines.one_text_each("flash_attention_2", (100,), texts(tokens))
+
+
+def test_logits_of_a_few_tokens_exist_at_a_time():
+    p = policy(prefix_sharing="on", micro_batch=99, head_chunk=4)
+    rollout = ragged(p)
+    p.snapshots.take("ref")
+    shapes = []
+    p.model.lm_head.register_forward_hook(lambda _, __, logits: shapes.append(logits.shape[:-1].numel()))
+    trained(p, rollout, needs=("logprobs", "entropy"))
+    tokens = int(rollout.record.length_N.sum())
+    assert max(shapes) == 4 and sum(shapes) == 2 * tokens  # once more in the backward pass
+    p.with_values_of("ref", rollout, rollout.mask_NA)
+    assert max(shapes) == 4 and sum(shapes) == 3 * tokens
 
 
 def test_check_passes_where_both_agree_and_stops_with_the_difference(monkeypatch):
     p = policy(prefix_sharing="check", micro_batch=99)
     rollout = ragged(p)
     assert_equal(trained(p, rollout), trained(policy(prefix_sharing="off"), rollout))
-    monkeypatch.setattr(shared_forward, "sees", _wrong)
+    monkeypatch.setattr(lines, "sees", _wrong)
     trained(form_of(p, "masked"), rollout)  # the first forwards have been checked
     for grad in (True, False):
         broken = form_of(policy(prefix_sharing="check", micro_batch=99), "masked")

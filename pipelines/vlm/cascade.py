@@ -42,14 +42,14 @@ class SharedPrompts:
     inside_nA: Tensor
 
     @staticmethod
-    def of(layers: tuple[KeysValues, ...], row_cT: Tensor, length_c: list[int]) -> SharedPrompts:
+    def of(layers: tuple[KeysValues, ...], row_cT: Tensor, length_c: tuple[int, ...]) -> SharedPrompts:
         """`row_cT`: the row of each token, -1 for fill. A row's tokens follow each other."""
         flat = row_cT.flatten()
         places = [torch.nonzero(flat == row).flatten() for row in flat[flat >= 0].unique()]
         place_nA = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
         inside_nA = torch.arange(place_nA.shape[1]) < torch.tensor([len(place) for place in places])[:, None]
         tokens_c = tuple((row_cT >= 0).sum(1).tolist())
-        return SharedPrompts(layers, tuple(length_c), tokens_c, place_nA, inside_nA)
+        return SharedPrompts(layers, length_c, tokens_c, place_nA, inside_nA)
 
 
 def install(config: Any) -> None:

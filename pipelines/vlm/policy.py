@@ -169,7 +169,6 @@ class VlmPolicy:
         """Flat positions [n, A] of the rows with a masked action: whole rows, those of one prompt beside each other."""
         record: TextRecord = rollout.record
         rows = torch.nonzero(mask_NA.any(1)).flatten().cpu()
-        rows = rows[torch.argsort(record.context_N[rows], stable=True)]
         actions = torch.arange(rollout.num_actions)
         return [part[:, None] * rollout.num_actions + actions for part in self.replay.forwards(record, rows)]
 
@@ -218,7 +217,7 @@ class VlmPolicy:
             )
         value_NA = torch.zeros(record.token_NA.shape, device=self.device)
         name = weights or "ref"
-        parts = self.replay.forwards(record, rows[torch.argsort(record.context_N[rows], stable=True)])
+        parts = self.replay.forwards(record, rows)
         with self.snapshots.use(weights) if weights else nullcontext():
             found = self.replay.values(record, parts, entropy=False, grad=False, charge=f"{name}_network")
             for (logprob_nA, _), part in zip(found, parts):

@@ -29,6 +29,9 @@ class PromptCache:
         self.layers.setdefault(layer, (keys, values))
         return keys, values
 
+    def in_order(self) -> tuple[KeysValues, ...]:
+        return tuple(self.layers[layer] for layer in sorted(self.layers))
+
     def get_query_offset(self, layer: int = 0) -> int:
         return 0
 
@@ -41,14 +44,18 @@ class PromptCache:
 
 @dataclass(frozen=True)
 class AnswerCache:
-    """Puts a prompt's keys and values before those of its answers. Read only: it may be asked any number of times."""
+    """Puts a prompt's keys and values before those of its answers. It may be asked any number of times."""
 
     layers: Sequence[KeysValues]
     context_b: Tensor
     """The context of each line of answers."""
+    kept: PromptCache | None = None
+    """Where the answers' own keys and values are put down."""
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
         prompt_keys, prompt_values = self.layers[layer]
+        if self.kept is not None:
+            self.kept.update(keys, values, layer)
         if len(self.context_b) > len(prompt_keys):
             prompt_keys, prompt_values = prompt_keys[self.context_b], prompt_values[self.context_b]
         return torch.cat([prompt_keys, keys], dim=2), torch.cat([prompt_values, values], dim=2)
