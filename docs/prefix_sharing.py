@@ -31,8 +31,8 @@ from grpo_mm.rng import stream
 from grpo_mm.run_config import read
 
 MODEL = "random:qwen2_5_vl/width512"
-ROWS = ((8, 2048, 64), (8, 1024, 256), (4, 4096, 1024), (16, 1024, 32), (8, 256, 256), (8, 64, 512))
-"""Answers, prompt and answer tokens: a quarter of the lengths of the paper's table, whose fractions depend on their ratio."""
+ROWS = ((8, 1024, 32), (8, 512, 128), (4, 2048, 512), (16, 512, 16), (8, 128, 128), (8, 32, 256))
+"""Answers, prompt and answer tokens: an eighth of the lengths of the paper's table, whose fractions depend on their ratio."""
 REPEATS = 3
 CONFIG = Path(__file__).parents[1] / "configs/bench/prefix_cpu.yaml"
 

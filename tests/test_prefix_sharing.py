@@ -41,9 +41,10 @@ def trained(p, rollout: Rollout, weight_NA=None, needs=("logprobs",)):
     plan = p.plan(rollout, rollout.mask_NA)
     for index, values in p.logprobs(rollout, plan, needs=frozenset(needs), grad=True):
         for name in needs:
-            found[name].view(-1)[index] = values[name].detach()
-        sum((values[name] * (weight_NA * rollout.mask_NA).flatten()[index]).sum() for name in needs).backward()
-    gradient = {name: v.grad for name, v in p.trainable.items() if v.grad is not None}
+            found[name].view(-1)[index] = values[name].detach().cpu()
+        weight = (weight_NA * rollout.mask_NA).flatten()[index].to(p.device)
+        sum((values[name] * weight).sum() for name in needs).backward()
+    gradient = {name: v.grad.cpu() for name, v in p.trainable.items() if v.grad is not None}
     for value in p.trainable.values():
         value.grad = None
     return found, gradient

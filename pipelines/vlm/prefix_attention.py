@@ -9,7 +9,7 @@ prefix needs of it, so it works with eager, SDPA and flash attention, in every f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,11 +18,14 @@ KeysValues = tuple[Tensor, Tensor]
 """Of one layer, [c, key/value heads, K, width of a head] each, with positions applied to the keys."""
 
 
-@dataclass
 class PromptCache:
-    """Keeps the keys and values of a forward over prompts, inside the graph if there is one."""
+    """Keeps the keys and values of a forward over prompts, inside the graph if there is one.
 
-    layers: dict[int, KeysValues] = field(default_factory=dict)
+    No dataclass: of those FSDP hands a copy to each layer.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, KeysValues] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
         # A layer that is computed again in the backward pass comes by a second time; the graph is that of the first.
