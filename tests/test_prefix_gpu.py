@@ -1,4 +1,4 @@
-"""A shared prompt on a CUDA device: SDPA with a mask, flash attention, in the precision people train in."""
+"""A shared prompt on a CUDA device: SDPA with a mask, flex and flash attention, in the precision people train in."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ KINDS = [
     pytest.param("sdpa", "float32", 1e-4, id="sdpa-float32"),
     pytest.param("sdpa", "bfloat16", 5e-2, id="sdpa-bfloat16"),
     pytest.param("eager", "float32", 1e-4, id="eager-float32"),
+    pytest.param("flex_attention", "float32", 1e-3, id="flex-float32"),
+    pytest.param("flex_attention", "bfloat16", 5e-2, id="flex-bfloat16"),
     pytest.param("flash_attention_2", "bfloat16", 5e-2, id="flash-bfloat16", marks=FLASH),
 ]
 

@@ -239,6 +239,17 @@ def test_a_trained_tower_runs_once_for_a_context_and_an_update_a_frozen_one_once
         assert len(calls) == wanted
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_flex_attention_sees_what_the_mask_shows():
+    """Values alone: it has no backward pass on a CPU."""
+    rollout = ragged(policy())
+    p, again = (policy(prefix_sharing=s, attention=a) for s, a in (("on", "flex_attention"), ("off", "sdpa")))
+    p.snapshots.take("ref")
+    found = p.with_values_of("ref", rollout, rollout.mask_NA).record.ref_NA
+    wanted, _ = trained(again, rollout)
+    assert torch.allclose(found, wanted["logprobs"], rtol=0, atol=1e-5)
+
+
 def test_keys_and_values_are_read_by_as_many_forwards_as_want_them():
     p = policy(prefix_sharing="on")
     rollout = ragged(p)

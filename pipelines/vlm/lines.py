@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.vlm import cascade
+from grpo_mm.pipelines.vlm import cascade, flex
 from grpo_mm.pipelines.vlm.cascade import SharedPrompts
+from grpo_mm.pipelines.vlm.flex import FlexPrompts
 from grpo_mm.pipelines.vlm.network import Network
 from grpo_mm.pipelines.vlm.prefix_attention import AnswerCache, KeysValues, PromptCache, sees
 
@@ -90,8 +91,9 @@ def after(
     lines = lay_out(texts, contexts=len(read.length_c), one_text_each=one_text_each(kind, read.length_c, texts))
     if not lines.ids_bT.shape[1]:
         return torch.zeros(*lines.ids_bT.shape, 0, device=network.device), lines
-    if kind == cascade.NAME:
-        shared = SharedPrompts.of(read.layers, lines.row_bT, read.length_c)
+    if kind in (cascade.NAME, flex.NAME):
+        made = SharedPrompts if kind == cascade.NAME else FlexPrompts
+        shared = made.of(read.layers, lines.row_bT, read.length_c)
         hidden_bTD, _ = network.language(lines.ids_bT, lines.position_3bT, shared_prompts=shared, cache=kept)
         return hidden_bTD, lines
     # Flash attention aligns the causal mask with the last key, which is all that a line of one text needs.
@@ -104,8 +106,8 @@ def after(
 def one_text_each(kind: str, length_c: Sequence[int], texts: Sequence[Text]) -> bool:
     """Whether a text has a line of its own, with a copy of its context's keys and values: where attention takes no mask, or
     where most of a mask over all texts of a context would be empty."""
-    if kind == cascade.NAME or kind.startswith("flash"):
-        return kind != cascade.NAME
+    if kind in (cascade.NAME, flex.NAME) or kind.startswith("flash"):
+        return kind.startswith("flash")
     together, apart = 0, 0
     for c, length in enumerate(length_c):
         own = [len(text.ids_T) for text in texts if text.context == c]

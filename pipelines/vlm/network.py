@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from grpo_mm.clock import phase
-from grpo_mm.pipelines.vlm import cascade
+from grpo_mm.pipelines.vlm import cascade, flex
 from grpo_mm.pipelines.vlm.cascade import SharedPrompts
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.families import Family
+from grpo_mm.pipelines.vlm.flex import FlexPrompts
 from grpo_mm.pipelines.vlm.shared_media import same_media
 
 
@@ -53,12 +54,15 @@ class Network:
         forbidden: Sequence[int],
         autocast: torch.dtype | None,
         shares_prefill: bool = True,
+        flex_answers: bool = False,
     ) -> None:
         self.model, self.family, self.autocast = model, family, autocast
         self.shares_prefill = shares_prefill
         self.device = next(model.parameters()).device
         text = model.config.get_text_config()
-        if text._attn_implementation == "sdpa" and self.device.type == "cpu":
+        if flex_answers:
+            flex.install(text)
+        elif text._attn_implementation == "sdpa" and self.device.type == "cpu":
             cascade.install(text)
         self.attention: str = text._attn_implementation
         size = model.lm_head.weight.shape[0]
@@ -157,7 +161,7 @@ class Network:
         mask: Tensor | None = None,
         cache: Any = None,
         use_cache: bool = False,
-        shared_prompts: SharedPrompts | None = None,
+        shared_prompts: SharedPrompts | FlexPrompts | None = None,
     ) -> tuple[Tensor, Any]:
         """The language model on ids [n, L] with visual features at `visual_nL`; [n, L, width] and the cache.
 
