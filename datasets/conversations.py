@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.datasets.annotated_boxes import Box, box_problem, take_box, take_size
 from grpo_mm.datasets.checked_fields import fill, take_text
 from grpo_mm.datasets.files import check_file, read_rows, take_field
 from grpo_mm.datasets.grounding import NAMED
@@ -18,6 +21,9 @@ from grpo_mm.types import Prompt
 
 ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 MARKER = "<image>"
+BOX_KEYS = ("bbox_2d", "bbox", "box", "position")
+"""Of an object with a box, whatever the case; beside it "label"."""
+_FENCE = re.compile(r"\s*```(?:json)?(.*)```\s*", re.DOTALL)
 log = logging.getLogger(__name__)
 
 
@@ -29,7 +35,11 @@ class Conversations:
     Markers <image> in the question say where each picture stands; without any, pictures come first. The second turn is
     the answer: target = {"answer": …}, without its answer element if it has one.
 
-    Source: VLM-R1, arXiv:2504.07615.
+    With `boxes` that answer is [x1, y1, x2, y2], or a list of such or of {"bbox_2d": […], "label": "cat"}, in pixels of the first
+    picture: target = {"boxes", "box_names" (where all have a label), "width", "height"}. An empty list, or None, says that
+    there is nothing to be found.
+
+    Source: VLM-R1, arXiv:2504.07615; objects with "Position": Visual-RFT, arXiv:2503.01785.
     """
 
     path: str
@@ -40,6 +50,10 @@ class Conversations:
     demo_template: str = "<answer>{answer}</answer>"
     answer_type: str | None = None
     """How rewards should compare answers, the same for the whole file; the format does not say it."""
+    boxes: bool = False
+    """The answers are boxes."""
+    slack_px: float = 2.0
+    """So far may a box reach beyond its picture; it is kept as it is."""
     check_files: bool = False
     """Leave out, count and name rows with a picture that is not there."""
     limit: int | None = None
@@ -80,14 +94,62 @@ class Conversations:
             raise ConfigError(f"{where}: {markers} markers {MARKER} for {len(names)} pictures.")
         match = ANSWER.search(answer)
         answer = match[1].strip() if match else answer
-        target = {"answer": answer} | ({"answer_type": self.answer_type} if self.answer_type else {})
+        media = tuple(ImageFile(str(Path(self.images) / name)) for name in names)
+        target: dict[str, Any] = {"answer": answer} | ({"answer_type": self.answer_type} if self.answer_type else {})
         return Prompt(
             id=f"{Path(self.path).stem}/{row.get('id', number)}",
             text=fill(self.template, {"query": query}, "template", where),
-            media=tuple(ImageFile(str(Path(self.images) / name)) for name in names),
-            target=target,
+            media=media,
+            target=self._box_target(row, media, answer, where) if self.boxes else target,
             demo=fill(self.demo_template, {"query": query, "answer": answer}, "demo_template", where),
         )
+
+    def _box_target(
+        self, row: Mapping[str, Any], media: tuple[ImageFile, ...], answer: str, where: str
+    ) -> dict[str, Any]:
+        if not media:
+            raise ConfigError(f"{where}: boxes without a picture.")
+        width, height = take_size(row, media[0], where)
+        found = _boxes(answer, where)
+        for box, _ in found:
+            if why := box_problem(box, (width, height), slack_px=self.slack_px):
+                raise ConfigError(f"{where}: the box {box} is {why}, {width} x {height} pixels.")
+        names = [name for _, name in found if name]
+        target = {"boxes": [box for box, _ in found], "width": width, "height": height}
+        return target | ({"box_names": names} if names and len(names) == len(found) else {})
+
+
+def _boxes(answer: str, where: str) -> list[tuple[Box, str]]:
+    """Boxes and labels of an answer, in its order: JSON, or a Python literal as Visual-RFT writes them."""
+    fenced = _FENCE.fullmatch(answer)
+    try:
+        value = _literal(fenced[1] if fenced else answer)
+    except (ValueError, SyntaxError) as error:
+        raise ConfigError(f"{where}: the answer {answer!r:.200} is no list of boxes.") from error
+    if value is None or value == []:
+        return []
+    is_one = isinstance(value, dict) or (isinstance(value, list) and not isinstance(value[0], (dict, list)))
+    rows = [value] if is_one else value
+    if not isinstance(rows, list):
+        raise ConfigError(f"{where}: the answer is {value!r:.200}, wanted a list of boxes.")
+    return [_box(one, where) for one in rows]
+
+
+def _box(value: Any, where: str) -> tuple[Box, str]:
+    if not isinstance(value, dict):
+        return take_box(value, where), ""
+    fields = {str(name).lower(): field for name, field in value.items()}
+    key = next((key for key in BOX_KEYS if key in fields), None)
+    if key is None:
+        raise ConfigError(f"{where}: {value!r:.200} has no box; wanted one of {', '.join(BOX_KEYS)}.")
+    return take_box(fields[key], where), str(fields.get("label") or "")
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return ast.literal_eval(text.strip())
 
 
 def _turns(turns: Any, where: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from grpo_mm.datasets.frame_folder import FrameFolder
+from grpo_mm.datasets.picture_sequence import PictureSequence, chosen_pictures, read_pictures
 from grpo_mm.datasets.video import Decoder, Frames, FrameSampling, ImageFile, VideoError, VideoFile, read_video
 from grpo_mm.errors import ConfigError
 
@@ -75,13 +76,14 @@ class FrameStore:
             return {error.path: error.reason for error in self._failed.values()}
 
     def load(self, item: Any) -> Any:
-        """Opens what stands in `Prompt.media`: `VideoFile` → Frames, `ImageFile` → a PIL picture in RGB; others as is.
+        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames, `ImageFile` → a PIL picture in RGB;
+        others as is.
 
         Raises:
             VideoError: a video that cannot be read.
             OSError: a picture that cannot be read.
         """
-        if isinstance(item, VideoFile):
+        if isinstance(item, VideoFile | PictureSequence):
             return self.get(item)
         if isinstance(item, ImageFile):
             from PIL import Image
@@ -99,7 +101,7 @@ class FrameStore:
         with Image.open(item.path) as picture:
             return picture.size
 
-    def get(self, video: VideoFile, sampling: FrameSampling | None = None) -> Frames:
+    def get(self, video: VideoFile | PictureSequence, sampling: FrameSampling | None = None) -> Frames:
         """The frames of `video`; decodes only what was never decoded.
 
         Raises:
@@ -134,11 +136,14 @@ class FrameStore:
         mine.set_result(frames)
         return frames
 
-    def _decode(self, key: str, video: VideoFile, sampling: FrameSampling) -> Frames:
+    def _decode(self, key: str, video: VideoFile | PictureSequence, sampling: FrameSampling) -> Frames:
         with self._lock:
             self.counts.misses += 1
         try:
-            frames = read_video(video, sampling, decoder=self.decoder, verify=self.verify)
+            if isinstance(video, PictureSequence):
+                frames = read_pictures(video, sampling)
+            else:
+                frames = read_video(video, sampling, decoder=self.decoder, verify=self.verify)
         except VideoError as error:
             self._remember(key, error)
             raise
@@ -176,21 +181,32 @@ class FrameStore:
             while self._bytes > limit:
                 self._bytes -= self._kept.popitem(last=False)[1].num_bytes
 
-    def _key(self, video: VideoFile, sampling: FrameSampling) -> str:
+    def _key(self, video: VideoFile | PictureSequence, sampling: FrameSampling) -> str:
         try:
-            status = os.stat(video.path)
-            where = (os.path.abspath(video.path), status.st_mtime_ns, status.st_size)
-            content = self._hashes.get(where) or content_hash(video.path)
-        except OSError as error:
+            if isinstance(video, PictureSequence):
+                content = "+".join(self._content(str(file)) for _, file in chosen_pictures(video))
+                part: list[Any] = [video.fps]
+            else:
+                content, part = self._content(video.path), [video.start, video.end]
+        except (OSError, VideoError) as error:
             # Not remembered by key: a file that appears later is read. The failure is counted once and named.
-            failure = VideoError(video.path, "no such file" if isinstance(error, FileNotFoundError) else str(error))
+            reason = getattr(error, "reason", "no such file" if isinstance(error, FileNotFoundError) else str(error))
+            failure = VideoError(video.path, reason)
             self._remember(f"missing {video.path}", failure)
             raise failure from error
         with self._lock:
             self._failed.pop(f"missing {video.path}", None)
-            self._hashes[where] = content
-        asked = [FORMAT, content, video.start, video.end, asdict(sampling), self.decoder, self.verify, self._made_by]
+        asked = [FORMAT, content, *part, asdict(sampling), self.decoder, self.verify, self._made_by]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def _content(self, path: str) -> str:
+        """The hash of a file, computed once as long as it does not change."""
+        status = os.stat(path)
+        where = (os.path.abspath(path), status.st_mtime_ns, status.st_size)
+        content = self._hashes.get(where) or content_hash(path)
+        with self._lock:
+            self._hashes[where] = content
+        return content
 
 
 def content_hash(path: str) -> str:

@@ -39,6 +39,8 @@ class GroundedCot(PictureQuestions):
         "{query}\nFirst think within <think>…</think>, and write the box of each region that you look at as "
         "<bbox>[x1, y1, x2, y2]</bbox> in pixels. Then give the answer within <answer>…</answer>."
     )
+    answer_type: str | None = None
+    """Of all rows, whatever they say; None: row by row."""
     other_type: str = "free text"
     split: str | None = None
     """Only rows of this split; None for all."""
@@ -95,7 +97,7 @@ class GroundedCot(PictureQuestions):
             media,
             answer,
             {
-                "answer_type": row.get("answer_type") or self._type(answer),
+                "answer_type": self.answer_type or row.get("answer_type") or self._type(answer),
                 "question_type": kind,
                 "boxes": take_boxes(row.get("bboxs") or [], where),
                 "width": width,

@@ -181,22 +181,27 @@ def clamped(row: GroundingRow) -> tuple[Span, ...]:
     return tuple((min(max(s, 0.0), row.duration), min(max(e, 0.0), row.duration)) for s, e in row.spans)
 
 
-def timestamped_sentences(path: str, source: str) -> Iterator[GroundingRow]:
-    """Rows of {video: {"duration": …, "timestamps": [[s, e], …], "sentences": […]}}, ids "source/video/number"."""
+def timestamped_sentences(
+    path: str, source: str, *, spans: str = "timestamps", sentences: str = "sentences"
+) -> Iterator[GroundingRow]:
+    """Rows of {video: {"duration": …, "timestamps": [[s, e], …], "sentences": […]}}, ids "source/video/number".
+
+    `spans` and `sentences` are what the file calls the two lists.
+    """
     videos = read_json(path)
     if not isinstance(videos, dict):
         raise ConfigError(f"{path}: found a JSON {type(videos).__name__}, wanted an object of videos.")
     for video, entry in videos.items():
         where = f"{path}, {video}"
-        if not isinstance(entry, dict) or not {"duration", "timestamps", "sentences"} <= set(entry):
+        if not isinstance(entry, dict) or not {"duration", spans, sentences} <= set(entry):
             raise ConfigError(
-                f"{where}: wanted an object with duration, timestamps and sentences, found {entry!r:.200}."
+                f"{where}: wanted an object with duration, {spans} and {sentences}, found {entry!r:.200}."
             )
         duration = take_duration(entry["duration"], where)
-        spans, sentences = take_spans(entry["timestamps"], where), entry["sentences"]
-        if not isinstance(sentences, list) or len(sentences) != len(spans):
-            raise ConfigError(f"{where}: {len(spans)} timestamps for the sentences {sentences!r:.200}; wanted as many.")
-        for number, (span, sentence) in enumerate(zip(spans, sentences, strict=True)):
+        times, texts = take_spans(entry[spans], where), entry[sentences]
+        if not isinstance(texts, list) or len(texts) != len(times):
+            raise ConfigError(f"{where}: {len(times)} {spans} for the {sentences} {texts!r:.200}; wanted as many.")
+        for number, (span, text) in enumerate(zip(times, texts, strict=True)):
             here = f"{where}, sentence {number}"
-            query = take_text({"sentence": sentence}, "sentence", here)
+            query = take_text({"sentence": text}, "sentence", here)
             yield GroundingRow(here, f"{source}/{video}/{number}", video, query, (span,), duration)

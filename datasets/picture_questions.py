@@ -82,7 +82,7 @@ class PictureQuestions:
         for question in self._every_question():
             if question.id in found or question.id in missing:
                 raise ConfigError(f"{question.where}: the id {question.id!r} stands twice.")
-            if self.check_files and not all(Path(item.path).is_file() for item in question.media if _is_file(item)):
+            if self.check_files and not all(Path(item.path).exists() for item in question.media if _is_file(item)):
                 missing[question.id] = None
                 continue
             found[question.id] = self._prompt(question)

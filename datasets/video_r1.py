@@ -40,7 +40,8 @@ class VideoR1Questions:
     "solution": "<answer>B</answer>", "path", "data_source"}. Ids are "video_r1/<problem_id>".
 
     target = {"answer": "B", "answer_type": "multiple choice", "options": [...], "data_type": "video", "data_source": …};
-    `demo` is the solution in its answer element.
+    `demo` is the solution in its answer element. A row's "map", {"chair": [[2, 3]], …} on a grid, goes into the target (SpaceR,
+    arXiv:2504.01805).
 
     Source: arXiv:2503.21776.
     """
@@ -110,6 +111,7 @@ class VideoR1Questions:
         target = {"answer": match[1].strip(), "answer_type": answer_type, "data_type": row["data_type"]}
         target |= {"options": options} if options else {}
         target |= {"data_source": row["data_source"]} if "data_source" in row else {}
+        target |= {"map": _layout(row["map"], where)} if row.get("map") else {}
         return Prompt(
             id=f"video_r1/{take_field(row, 'problem_id', where)}",
             text=fill(self.template, words, "template", where),
@@ -117,3 +119,17 @@ class VideoR1Questions:
             target=target,
             demo=f"<answer>{match[1].strip()}</answer>",
         )
+
+
+def _layout(value: Any, where: str) -> dict[str, Any]:
+    """Name → [[x, y], …], checked."""
+    fine = isinstance(value, dict) and all(
+        isinstance(places, list) and all(map(_is_cell, places)) for places in value.values()
+    )
+    if not fine:
+        raise ConfigError(f"{where}: map is {value!r:.200}, wanted names with a list of [x, y] each.")
+    return value
+
+
+def _is_cell(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)

@@ -30,6 +30,11 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
         report.append(
             f"a step samples {least} to {batches * least} batches of prompts; rollout and rewards below are those of one"
         )
+    prompts, samples = config.further_groups
+    if prompts:
+        report.append(
+            f"beside the groups the collector samples up to {prompts} × {samples} rows, which the calls below include"
+        )
     report.append(f"network calls per step: {calls}" + " (at most: what the advantage prunes is not trained)" * pruned)
     pictures = config.engine.pictures(config.group_size)
     noun = getattr(config.engine, "output_noun", "pictures")

@@ -172,7 +172,9 @@ class Learner:
     def table(self, batch: Batch) -> Table:
         """Rewards and columns of all ranks."""
         rewards = self.config.rewards
-        local = local_table(batch, applies_to={name: partial(applies_to, s) for name, s in rewards.items()})
+        asked = {name: partial(applies_to, s) for name, s in rewards.items()}
+        optional = {name for stage in self.config.advantage for name in getattr(stage, "optional_rewards", ())}
+        local = local_table(batch, applies_to=asked, optional=optional)
         return gather(self.processes.gather(local), weights={name: scorer.weight for name, scorer in rewards.items()})
 
     def _credit(self, batch: Batch, table: Table, step: int) -> tuple[dict[str, float], Credit]:

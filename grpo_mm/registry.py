@@ -28,6 +28,7 @@ class Entry:
 
 _FLOW = "configs/flow/"
 _VIDEO = "configs/video/"
+_SPATIAL = "configs/spatial/"
 
 TABLE: tuple[Entry, ...] = (
     Entry("preset", "flow_grpo", _FLOW + "flow_grpo_sd35.yaml", "arXiv:2505.05470", _FLOW + "flow_grpo_sd35.yaml"),
@@ -77,6 +78,18 @@ TABLE: tuple[Entry, ...] = (
     Entry("preset", "video_r1", _VIDEO + "video_r1_qwen25vl_7b.yaml", "arXiv:2503.21776", _VIDEO + "video_r1_qwen25vl_7b.yaml"),
     Entry("preset", "time_lens", _VIDEO + "timelens_qwen25vl_7b.yaml", "arXiv:2512.14698", _VIDEO + "timelens_qwen25vl_7b.yaml"),
     Entry("preset", "time_lens_qwen3vl", _VIDEO + "timelens_qwen3vl_8b.yaml", "arXiv:2512.14698", _VIDEO + "timelens_qwen3vl_8b.yaml"),
+    Entry("preset", "faithful_grpo_7b", _SPATIAL + "fgrpo_qwen25vl_7b.yaml", "arXiv:2604.08476", _SPATIAL + "fgrpo_qwen25vl_7b.yaml"),
+    Entry("preset", "faithful_grpo_3b", _SPATIAL + "fgrpo_qwen25vl_3b.yaml", "arXiv:2604.08476", _SPATIAL + "fgrpo_qwen25vl_3b.yaml"),
+    Entry("preset", "grit", _SPATIAL + "grit_qwen25vl_3b.yaml", "arXiv:2505.15879", _SPATIAL + "grit_qwen25vl_3b.yaml"),
+    Entry("preset", "grit_judge", _SPATIAL + "grit_judge_qwen25vl_3b.yaml", "arXiv:2505.15879", _SPATIAL + "grit_judge_qwen25vl_3b.yaml"),
+    Entry("preset", "grpo_care_image", _SPATIAL + "care_image_qwen25vl_7b.yaml", "arXiv:2506.16141", _SPATIAL + "care_image_qwen25vl_7b.yaml"),
+    Entry("preset", "tree_vgr", _SPATIAL + "treevgr_qwen25vl_7b.yaml", "arXiv:2507.07999", _SPATIAL + "treevgr_qwen25vl_7b.yaml"),
+    Entry("preset", "vlm_r1_rec", _SPATIAL + "vlm_r1_rec_qwen25vl_3b.yaml", "arXiv:2504.07615", _SPATIAL + "vlm_r1_rec_qwen25vl_3b.yaml"),
+    Entry("preset", "vlm_r1_detection", _SPATIAL + "vlm_r1_detection_qwen25vl_3b.yaml", "arXiv:2504.07615", _SPATIAL + "vlm_r1_detection_qwen25vl_3b.yaml"),
+    Entry("preset", "visual_rft", _SPATIAL + "visual_rft_qwen2vl_2b.yaml", "arXiv:2503.01785", _SPATIAL + "visual_rft_qwen2vl_2b.yaml"),
+    Entry("preset", "perception_r1", _SPATIAL + "perception_r1_qwen2vl_2b.yaml", "arXiv:2504.07954", _SPATIAL + "perception_r1_qwen2vl_2b.yaml"),
+    Entry("preset", "spacer", _SPATIAL + "spacer_qwen25vl_7b.yaml", "arXiv:2504.01805", _SPATIAL + "spacer_qwen25vl_7b.yaml"),
+    Entry("preset", "vigorl", _SPATIAL + "vigorl_qwen25vl_7b.yaml", "arXiv:2505.23678", _SPATIAL + "vigorl_qwen25vl_7b.yaml"),
     Entry("policy", "flow", "grpo_mm.pipelines.flow.policy:FlowPolicyConfig", "arXiv:2505.05470"),
     Entry("flow_model", "sd3", "grpo_mm.pipelines.flow.sd3:Sd3", "arXiv:2403.03206"),
     Entry("flow_model", "flux", "grpo_mm.pipelines.flow.flux:Flux"),
@@ -198,6 +211,10 @@ TABLE: tuple[Entry, ...] = (
     Entry("prompts", "activitynet_captions", "grpo_mm.datasets.activitynet_captions:ActivityNetCaptions", "arXiv:1705.00754"),
     Entry("prompts", "qvhighlights", "grpo_mm.datasets.qvhighlights:QVHighlights", "arXiv:2107.09609"),
     Entry("prompts", "tvgbench", "grpo_mm.datasets.tvgbench:TvgBench", "arXiv:2503.13377"),
+    Entry("prompts", "timelens_bench", "grpo_mm.datasets.timelens:TimeLensBench", "arXiv:2512.14698", _VIDEO + "timelens_qwen25vl_7b.yaml"),
+    Entry("prompts", "timelens_100k", "grpo_mm.datasets.timelens:TimeLens100K", "arXiv:2512.14698", _VIDEO + "timelens_qwen25vl_7b.yaml"),
+    Entry("prompts", "got10k", "grpo_mm.datasets.got10k:Got10k", "arXiv:2504.06958", _VIDEO + "videochat_r1_qwen25vl_7b.yaml"),
+    Entry("prompts", "video_quality", "grpo_mm.datasets.video_quality:VideoQuality", "arXiv:2504.06958"),
     Entry("prompts", "time_r1", "grpo_mm.datasets.tvgbench:TimeR1Rows", "arXiv:2503.13377", _VIDEO + "time_r1_qwen25vl_7b.yaml"),
     Entry("prompts", "nextgqa", "grpo_mm.datasets.nextgqa:NextGqa", "arXiv:2309.01327", _VIDEO + "videochat_r1_qwen25vl_7b.yaml"),
     Entry("prompts", "video_r1", "grpo_mm.datasets.video_r1:VideoR1Questions", "arXiv:2503.21776", _VIDEO + "video_r1_qwen25vl_7b.yaml"),
@@ -236,6 +253,8 @@ TABLE: tuple[Entry, ...] = (
     Entry("reward", "timestamp_matching", "grpo_mm.rewards.timestamp_matching:TimestampMatching", "arXiv:2509.18056"),
     Entry("reward", "tag_format", "grpo_mm.rewards.tag_format:TagFormat", "arXiv:2503.13377", _VIDEO + "time_r1_qwen25vl_7b.yaml"),
     Entry("reward", "typed_answer", "grpo_mm.rewards.typed_answer:TypedAnswer", "arXiv:2503.21776", _VIDEO + "video_r1_qwen25vl_7b.yaml"),
+    Entry("reward", "box_track", "grpo_mm.rewards.box_track:BoxTrack", "arXiv:2504.06958", _VIDEO + "videochat_r1_qwen25vl_7b.yaml"),
+    Entry("reward", "box_track_format", "grpo_mm.rewards.box_track:BoxTrackFormat", "arXiv:2504.06958", _VIDEO + "videochat_r1_qwen25vl_7b.yaml"),
     Entry("reward", "response_length", "grpo_mm.rewards.response_length:ResponseLength", "arXiv:2503.21776"),
     Entry("reward", "spatial_grounding", "grpo_mm.rewards.box_grounding:SpatialGrounding", "arXiv:2604.08476"),
     Entry("reward", "dual_box_iou", "grpo_mm.rewards.box_grounding:DualBoxIou", "arXiv:2507.07999"),
@@ -272,6 +291,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("prediction_file", "qvhighlights", "grpo_mm.rewards.benchmarks.prediction_files:QVHighlightsFile", "arXiv:2107.09609"),
     Entry("prediction_file", "charades", "grpo_mm.rewards.benchmarks.prediction_files:CharadesFile", "arXiv:1705.02101"),
     Entry("prediction_file", "activitynet", "grpo_mm.rewards.benchmarks.prediction_files:ActivityNetFile", "arXiv:1705.00754"),
+    Entry("prediction_file", "timelens_bench", "grpo_mm.rewards.benchmarks.prediction_files:TimeLensFile", "arXiv:2512.14698"),
     Entry("prediction_file", "tvgbench", "grpo_mm.rewards.benchmarks.prediction_files:TvgBenchFile", "arXiv:2503.13377"),
     Entry("prediction_file", "nextgqa", "grpo_mm.rewards.benchmarks.prediction_files:NextGqaFile", "arXiv:2309.01327"),
     Entry("prediction_file", "blink", "grpo_mm.rewards.benchmarks.spatial_prediction_files:BlinkFile", "arXiv:2404.12390"),

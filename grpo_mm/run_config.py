@@ -184,11 +184,13 @@ class RunConfig:
         """Planned network calls of training step `step`; a run counts what it makes as calls/NAME_calls.
 
         rollout; train: forward and backward; value: forward passes without gradient before it; ref, old, ema: of these
-        policies.
+        policies. What the collector samples beside the groups is in it, as much as there can be.
         """
-        calls = self.engine.network_calls(
-            self.policy, prompts=self.prompts_per_step, group_size=self.group_size, needs=self.needs, step=step, seed=self.seed
-        )  # fmt: skip
+        calls = self._calls(self.prompts_per_step, self.group_size, self.needs, step)
+        prompts, samples = self.further_groups
+        # Sampled and not trained: what the objective needs is not asked of them.
+        further = self._calls(prompts, samples, frozenset(), step) if prompts else {}
+        calls |= {name: calls.get(name, 0) + number for name, number in further.items() if name != "train"}
         recompute = self.old_logprobs == "recompute" and "logprobs" in self.needs
         # Objectives that couple more than a forward holds are computed in two passes.
         coupled = any(ORDER.index(term.couples) > ORDER.index(self.policy.unit) for term in self.objective)
@@ -199,9 +201,27 @@ class RunConfig:
         calls["train"] *= self.updates.passes
         return calls
 
+    @property
+    def further_groups(self) -> tuple[int, int]:
+        """(prompts, samples of each) that the collector asks for beside the groups of a step, at most."""
+        if not hasattr(self.collector, "further_groups"):
+            return 0, 0
+        return self.collector.further_groups(self.prompts_per_step, self.group_size)
+
     def planned_reward_calls(self) -> int:
         """Rewards × distinct pictures of a step; a reward that compares pictures says how many calls a group takes."""
-        pictures, columns = self.engine.pictures(self.group_size), self.engine.table_columns(self.group_size)
+        prompts, samples = self.further_groups
+        further = prompts * self._reward_calls(samples) if prompts else 0
+        return self.prompts_per_step * self._reward_calls(self.group_size) + further
+
+    def _calls(self, prompts: int, group_size: int, needs: frozenset[str], step: int) -> dict[str, int]:
+        return self.engine.network_calls(
+            self.policy, prompts=prompts, group_size=group_size, needs=needs, step=step, seed=self.seed
+        )
+
+    def _reward_calls(self, group_size: int) -> int:
+        """Of one group."""
+        pictures, columns = self.engine.pictures(group_size), self.engine.table_columns(group_size)
         set_sizes = torch.bincount(group_ids(columns["action"], columns["tag"])).tolist()
         each = [
             sum(scorer.use.planned_calls(size) for size in set_sizes)
@@ -209,7 +229,7 @@ class RunConfig:
             else pictures
             for scorer in self.rewards.values()
         ]
-        return self.prompts_per_step * sum(each)
+        return sum(each)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -6,7 +6,7 @@ the credit is the same to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -97,11 +97,16 @@ def prompt_ids(prompts: Sequence[Prompt]) -> Tensor:
     return id_numbers([prompt.repeat_of or prompt.id for prompt in prompts])
 
 
-def local_table(batch: Batch, *, applies_to: Mapping[str, Callable[[Prompt], bool] | None]) -> Table:
+def local_table(
+    batch: Batch,
+    *,
+    applies_to: Mapping[str, Callable[[Prompt], bool] | None],
+    optional: Collection[str] = (),
+) -> Table:
     """The rows of this rank.
 
     `applies_to`: reward name → whether it scores a prompt (None: all). A reward that does not apply to a row is NaN
-    there; one that applies and gave no finite score marks the row in the column `failed`.
+    there; one that applies and gave no finite score marks the row in the column `failed`, unless it is `optional`.
     """
     outputs, rollout = batch.outputs, batch.rollout
     row_M = outputs.row_M.cpu()
@@ -129,7 +134,8 @@ def local_table(batch: Batch, *, applies_to: Mapping[str, Callable[[Prompt], boo
         applies_P = torch.tensor([asked is None or asked(prompt) for prompt in rollout.prompts])
         score_M = scores["score"].double().cpu()
         scored_M = applies_P[prompt_M] & torch.isfinite(score_M)
-        failed_M |= applies_P[prompt_M] & ~scored_M
+        if name not in optional:
+            failed_M |= applies_P[prompt_M] & ~scored_M
         values[name] = torch.where(scored_M, score_M, torch.nan)
     return Table(values=values, columns=columns | {"failed": failed_M})
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.box_matching import hungarian
 from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes, table
 from grpo_mm.rewards.box_text import Form
@@ -92,6 +93,11 @@ class DualBoxIou(BoxGrounding):
     tag: str | None = "think"
     precision_weight: float = 0.5
     """Of the two, which add up to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.precision_weight <= 1:
+            raise ConfigError(f"precision_weight = {self.precision_weight}; wanted from 0 to 1.")
 
     @property
     def part_names(self) -> tuple[str, ...]:

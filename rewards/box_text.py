@@ -57,6 +57,17 @@ def parse_points(text: str) -> list[tuple[float, float]]:
     return [tuple(_numbers(found[0])) for found in _LONE_POINT.finditer(text.translate(_PLAIN_SIGNS))]
 
 
+def strict_box_list(text: str) -> list[Box] | None:
+    """The boxes of a list such as "[[0.1, 0.5, 0.3, 0.6], [0, 0, 1, 1]]", blanks and line breaks allowed; None for all else.
+
+    An empty list is none. Source: VideoChat-R1's tracks, arXiv:2504.06958, which are read as a Python literal.
+    """
+    if _BOX_LIST.fullmatch(text) is None:
+        return None
+    numbers = _numbers(text)
+    return [tuple(numbers[i : i + 4]) for i in range(0, len(numbers), 4)]
+
+
 def tidied(
     found: Sequence[FoundBox], *, reversed_corners: ReversedCorners = "sort", merge_iou: float | None = 0.95
 ) -> list[FoundBox]:
@@ -86,6 +97,7 @@ _N = r"[+-]?(?:\d{1,40}+(?:\.\d{0,40}+)?+|\.\d{1,40}+)(?:[eE][+-]?\d{1,3}+)?+"
 _COMMA = r"\s*+,\s*+"
 _FOUR = rf"\s*+{_COMMA.join([_N] * 4)}\s*+"
 _QUAD = rf"(?:[\[(]{_FOUR}[\])]|<b?box>{_FOUR}</b?box>)"
+_BOX_LIST = re.compile(rf"\s*+\[\s*+\[{_FOUR}\]\s*+(?:,\s*+\[{_FOUR}\]\s*+)*+(?:,\s*+)?+\]\s*+")
 _POINT = rf"[\[(]\s*+{_N}{_COMMA}{_N}\s*+[\])]"
 _TOKEN = re.compile(rf"{_QUAD}|{_POINT}(?:{_COMMA}{_POINT})*+")
 _LONE_POINT = re.compile(_POINT)

@@ -51,7 +51,8 @@ def follows_template(text: str, elements: Sequence[str], *, match: Match = "full
 class TagFormat:
     """score = 1 if the text follows the template, else 0. It applies to every prompt.
 
-    A glue element must besides hold a list of (start, end) pairs, see `strict_span_list` (VideoChat-R1, arXiv:2504.06958).
+    A glue element must besides hold a list of (start, end) pairs, none of which ends before it starts, see `strict_span_list`
+    (VideoChat-R1, arXiv:2504.06958, code; grade A).
     """
 
     template: Template = "think_answer"
@@ -75,4 +76,7 @@ class TagFormat:
         elements = TEMPLATES[self.template]
         if not follows_template(text, elements, match=self.match):
             return False
-        return "glue" not in elements or strict_span_list(last_element(text, "glue") or "") is not None
+        if "glue" not in elements:
+            return True
+        spans = strict_span_list(last_element(text, "glue") or "")
+        return spans is not None and all(start <= end for start, end in spans)

@@ -23,13 +23,17 @@ _LETTER = re.compile(r"\(?([A-Za-z])[).:]*+|\(?([A-Z])[).:]++(?:\s.*+)?+", re.DO
 
 
 def same_choice(prediction: str, answer: str) -> float:
-    """1 if the stripped strings, or the letters of the options they name, are equal, else 0.
+    """1 if the texts, or the letters of the options they name, are the same, else 0.
 
-    A letter stands alone ("c", "(C)", "C.") or before its option ("C. unwrap it"); "A dog" names none.
+    A letter stands alone ("c", "(C)", "C.") or before its option ("C. unwrap it"); "A dog" names none. Texts are compared
+    without case, quotation marks around them and full stops behind, so "Yes." is "yes".
+
+    Source: exact match of Video-R1 (arXiv:2503.21776, grade A), after marks are stripped as in FGRPO (arXiv:2604.08476,
+    grade B). Deviates: neither says that case counts for nothing; letters have none, and a capital is no other answer.
     """
-    prediction, answer = prediction.strip(), answer.strip()
-    letters = [_option_letter(text) for text in (prediction, answer)]
-    return float(prediction == answer or (letters[0] is not None and letters[0] == letters[1]))
+    letters = [_option_letter(text.strip()) for text in (prediction, answer)]
+    plain = [_without_marks(text).casefold() for text in (prediction, answer)]
+    return float((plain[0] == plain[1] != "") or (letters[0] is not None and letters[0] == letters[1]))
 
 
 def same_number(prediction: str, answer: str) -> float:
@@ -117,6 +121,11 @@ def answer_accuracy(prediction: str, answer: str | float, answer_type: str) -> f
     if rule is None:
         raise ValueError(f"answer_type = {answer_type!r}; wanted one of {', '.join(map(repr, ACCURACY))}.")
     return rule(prediction, str(answer))
+
+
+def _without_marks(text: str) -> str:
+    """A mark in front may be a part: ".5"."""
+    return text.strip(" \t\r\n\"'`*").rstrip(" \t\r\n.,;:!?")
 
 
 def _option_letter(text: str) -> str | None:

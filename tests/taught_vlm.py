@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_videos import write_video
+from tiny_videos import write_pictures, write_video
 from tiny_vlm import build
 from torch.nn.functional import cross_entropy
 
@@ -67,7 +67,8 @@ def _lessons(
 
 
 def write_data(folder: Path) -> dict[str, str]:
-    """Videos of four seconds and an annotation file of each form; name of the form → its path, "videos" → their folder."""
+    """Videos of four seconds and an annotation file of each form; name of the form → its path, "videos" and "pictures" → the folder of
+    videos, and of folders of pictures."""
     videos, paths = folder / "videos", {}
     videos.mkdir()
     names = ["one", "two", "three", "four"]
@@ -102,8 +103,24 @@ def write_data(folder: Path) -> dict[str, str]:
             }
             for n, name in enumerate(names)
         ],
+        "timelens_bench": {
+            e["video"]: {"duration": SECONDS, "spans": [e["span"]], "queries": [e["sentence"]]} for e in events
+        },
+        "timelens_100k": [
+            {
+                "video_path": f"{e['video']}.mp4", "duration": SECONDS, "source": "bars",
+                "events": [{"query": e["sentence"], "span": [e["span"]]}],
+            }
+            for e in events
+        ],
+        "got10k": [
+            {"path": f"val/{name}", "object": "bar", "gt": [[k / 10, 0.1, k / 10 + 0.2, 0.9] for k in range(8)]}
+            for name in names
+        ],
     }  # fmt: skip
+    for name in names:
+        write_pictures(folder / "pictures" / name, count=10)
     for form, rows in forms.items():
         paths[form] = str(folder / f"{form}.json")
         Path(paths[form]).write_text(json.dumps(rows))
-    return paths | {"videos": str(videos)}
+    return paths | {"videos": str(videos), "pictures": str(folder / "pictures")}

@@ -189,6 +189,48 @@ def test_conversations_may_have_several_pictures_and_markers(tmp_path):
     assert len(single.media) == 1 and none.media == () and none.id == "c/3"
 
 
+def test_conversations_may_answer_with_boxes(tmp_path):
+    answers = {
+        "[1, 2, 30, 40]": ([[1, 2, 30, 40]], None),
+        "<answer>[1, 2, 30, 40]</answer>": ([[1, 2, 30, 40]], None),
+        '```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "a"}, {"bbox_2d": [0, 0, 5, 5], "label": "b"}]\n```': (
+            [[1, 2, 30, 40], [0, 0, 5, 5]], ["a", "b"],
+        ),
+        "<answer>[{'Position': [1, 2, 30, 40], 'Confidence': 1}]</answer>": ([[1, 2, 30, 40]], None),
+        '{"bbox": [1, 2, 30, 40], "label": "a"}': ([[1, 2, 30, 40]], ["a"]),
+        '[{"bbox": [1, 2, 30, 40], "label": "a"}, {"bbox": [1, 2, 30, 40]}]': ([[1, 2, 30, 40]] * 2, None),
+        "[]": ([], None),
+        "None": ([], None),
+    }  # fmt: skip
+    rows = [
+        {"image": "a.png", "width": 64, "height": 48, "conversations": [TURNS[0], {"from": "gpt", "value": answer}]}
+        for answer in answers
+    ]
+    path = write(tmp_path, "c.jsonl", "\n".join(map(json.dumps, rows)))
+    for prompt, (boxes, names) in zip(Conversations(path, boxes=True).load(), answers.values(), strict=True):
+        wanted = {"boxes": boxes, "width": 64, "height": 48} | ({"box_names": names} if names else {})
+        assert prompt.target == wanted
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("to the left", "line 1: the answer 'to the left' is no list of boxes"),
+        ("[1, 2, 3]", "is no box; wanted four"),
+        ("[[1, 2, 30, NaN]]", "is no box; wanted four"),
+        ('[{"place": [1, 2, 3, 4]}]', "has no box; wanted one of bbox_2d"),
+        ("[30, 2, 1, 40]", "is reversed or empty, 64 x 48 pixels"),
+        ("[1, 2, 30, 99]", "is beyond the picture, 64 x 48 pixels"),
+        ("5", "wanted a list of boxes"),
+    ],
+)
+def test_an_answer_that_is_no_box_is_named_with_its_place(answer, message, tmp_path):
+    row = {"image": "a.png", "width": 64, "height": 48, "conversations": [TURNS[0], {"from": "gpt", "value": answer}]}
+    path = write(tmp_path, "c.jsonl", json.dumps(row))
+    with pytest.raises(ConfigError, match=message):
+        Conversations(path, boxes=True).load()
+
+
 BROKEN = [
     (CharadesSta, "t.txt", "AO8RW 0.0 ##x\n", "line 1: found 'AO8RW 0.0 ##x', wanted 'video start end##sentence'"),
     (CharadesSta, "t.txt", "A 1 2##x\nA nan 2##x\n", "line 2: found"),
@@ -222,6 +264,7 @@ BROKEN = [
     (VideoR1Questions, "v.json", [VIDEO_R1 | {"data_type": "sound"}], "data_type is 'sound'"),
     (VideoR1Questions, "v.json", [VIDEO_R1 | {"options": []}], "options are"),
     (VideoR1Questions, "v.json", [VIDEO_R1, VIDEO_R1], "'video_r1/3' stands twice"),
+    (VideoR1Questions, "v.json", [VIDEO_R1 | {"map": {"chair": [[1]]}}], "entry 0: map is"),
     (Conversations, "c.jsonl", json.dumps({"image": 3, "conversations": TURNS}), "line 1: image is 3"),
     (Conversations, "c.jsonl", json.dumps({"conversations": TURNS * 2}), "wanted one turn from 'human' and one"),
     (Conversations, "c.jsonl", json.dumps({"image": [], "conversations": [{"from": "human", "value": "<image>"}, TURNS[1]]}), "1 markers"),

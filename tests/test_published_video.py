@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 from grpo_mm.cli import app
 from grpo_mm.config import read_yaml
+from grpo_mm.datasets.timelens import TEMPLATE
 from grpo_mm.distributed import Processes
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
 from grpo_mm.learner import Learner
+from grpo_mm.pipelines.vlm.difficulty import DifficultyAugmentation
 from grpo_mm.pipelines.vlm.shuffled_frames import MeasureShuffled
 from grpo_mm.registry import entries
 from grpo_mm.run_config import read
@@ -31,6 +33,9 @@ HERE = {
     "nextgqa": "n.json",
     "videos": "v",
     "nextgqa_videos": "v",
+    "eval_videos": "v",
+    "got10k": "g.json",
+    "got10k_pictures": "p",
 }
 PLACES = [f"data.{key}={value}" for key, value in HERE.items()]
 """All paths that a user gives, those that a config does not ask for included."""
@@ -41,7 +46,7 @@ each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def checkpoints(tmp_path_factory) -> dict[str, str]:
     """Model format → a tiny checkpoint that writes well-formed answers at random."""
     folder = tmp_path_factory.mktemp("taught")
-    return {name: teach(name, folder / name) for name in FORMATS.values()}
+    return {name: teach(name, folder / name, questions=("", TEMPLATE)) for name in FORMATS.values()}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,8 @@ def paths_and_sizes(checkpoints, files, tmp_path):
         return [
             f"data.annotations={files[form['prompts']]}", f"data.eval_annotations={files[form['eval_prompts']]}",
             f"data.nextgqa={files['nextgqa']}", f"data.videos={files['videos']}", f"data.nextgqa_videos={files['videos']}",
+            f"data.got10k={files['got10k']}", f"data.got10k_pictures={files['pictures']}", f"data.eval_videos={files['videos']}",
+            *(["prompts.grounding.use.min_seconds=1"] if form["prompts"] == "timelens_100k" else []),
             f"policy.path={checkpoints[FORMATS[path.stem.split('_')[-2]]]}", "policy.dtype=float32",
             "policy.media.sampling.min_pixels_frame=784", "policy.media.sampling.max_pixels_frame=1568",
             "policy.media.sampling.multiple_of=28",  # of the tiny models, whatever their format
@@ -106,8 +113,11 @@ def check_calls(config: Any, row: dict[str, float]) -> None:
     """What a step counted is what its plan says; demonstrations are not drawn, and get their old log-probabilities at once."""
     planned, prompts, group = config.network_calls(), config.prompts_per_step, config.group_size
     demos = prompts * (config.engine.demonstrate is not None)
-    shuffled = prompts * group // 2 if isinstance(config.collector, MeasureShuffled) else 0
-    assert row["calls/rollout_calls"] == planned["rollout"] - demos + shuffled
+    if isinstance(config.collector, DifficultyAugmentation):  # the first step changes no prompt
+        assert row["calls/rollout_calls"] == prompts * group and planned["rollout"] == 3 * prompts * group
+    else:
+        shuffled = prompts * group // 2 if isinstance(config.collector, MeasureShuffled) else 0
+        assert row["calls/rollout_calls"] == planned["rollout"] - demos == prompts * group + shuffled - demos
     assert row["calls/train_calls"] == planned["train"]
     assert row.get("calls/value_calls", 0) == planned.get("value", demos)
     assert row.get("calls/ref_calls", 0) == planned.get("ref", 0)
@@ -121,6 +131,12 @@ def test_show_prints_the_arithmetic_of_every_video_config(path):
     prompts, group = plain["prompts_per_step"], plain["group_size"]
     assert f"{prompts} prompts × {group} samples = {prompts * group} rows per step" in result.output
     assert "network calls per step" in result.output and "reward calls per step" in result.output
+    further = {"video_r1": (prompts, group // 2), "deepvideo_r1": (2 * prompts, group)}.get(path.stem.rsplit("_", 2)[0])
+    told = further and f"beside the groups the collector samples up to {further[0]} × {further[1]} rows"
+    assert told in result.output if told else "beside the groups" not in result.output
+    rows = prompts * group + (further[0] * further[1] if further else 0)
+    assert f"network calls per step: {rows} rollout" in result.output
+    assert f"reward calls per step: {rows * len(plain['rewards'])} " in result.output
     read(path, PLACES).check_settings()
 
 
@@ -231,11 +247,15 @@ def test_videochat_scores_each_source_by_its_own_rewards(paths_and_sizes, tmp_pa
     stem = "videochat_r1_qwen25vl_7b"
     learner = learner_of(stem, [*paths_and_sizes(config_of(stem)), "prompts_per_step=8"], tmp_path)
     (batch,), _ = learner.rollout(0)
-    asked_N = torch.tensor(["options" in batch.rollout.prompts[p].target for p in batch.rollout.prompt_N.tolist()])
-    assert asked_N.any() and not asked_N.all()
+    source_N = [batch.rollout.prompts[p].source for p in batch.rollout.prompt_N.tolist()]
     table = learner.table(batch)
-    for name in ("iou", "format"):
-        assert torch.equal(table.values[name].isfinite(), ~asked_N)
-    for name in ("answer", "glue_iou", "glue_format"):
-        assert torch.equal(table.values[name].isfinite(), asked_N)
+    scored = {
+        "grounding": ("iou", "format"),
+        "grounded_qa": ("answer", "glue_iou", "glue_format"),
+        "tracking": ("track_iou", "track_format"),
+    }
+    assert set(source_N) == set(scored) and {name for names in scored.values() for name in names} == set(table.values)
+    for source, names in scored.items():
+        for name in names:
+            assert table.values[name].isfinite().tolist() == [found == source for found in source_N]
     assert all("<think>" in prompt.text for prompt in batch.rollout.prompts)

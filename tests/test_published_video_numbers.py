@@ -45,6 +45,9 @@ TIME_R1 = GRPO | TWO_FPS | TRAINER | FROZEN | THINKS | {
 TIMELENS = TWO_FPS | TRAINER | FROZEN | NO_KL | {
     "group_size": 8, "rows": 64, "steps": 100, "rewards.iou.use.iou": "hull", "rewards.iou.use.pick": "first", "rewards": ["iou"],
     "advantage.-1.scale": "none", "optim.schedule": "constant", "policy.temperature": 1, f"{FRAMES}.max_frames": 14_336 // 64 * 2,
+    "prompts.grounding.use.min_seconds": 5, "prompts.grounding.use.max_seconds": 500, "prompts.grounding.use.most_words": 200,
+    "prompts.grounding.use.max_overrun_seconds": 0, "prompts.grounding.use.unusable": "drop",
+    "prompts.grounding.use.draw_mean": 0.05, "prompts.grounding.use.draw_std": 0.2,
 }  # fmt: skip
 
 PRINTED: dict[str, dict[str, Any]] = {
@@ -84,7 +87,8 @@ PRINTED: dict[str, dict[str, Any]] = {
     },
     "videochat_r1_qwen25vl_7b": GRPO | KL | TRAINER | {
         "group_size": 8, "policy.chat.max_prompt_tokens": 8192, "engine.max_new_tokens": 1024, "prompts.grounding.weight": 12_408,
-        "prompts.grounded_qa.weight": 3_358, "steps": (12_408 + 3_358) // 8, "rewards.iou.use.iou": "hull",
+        "prompts.grounded_qa.weight": 3_358, "prompts.tracking.weight": 9_335, "steps": (12_408 + 3_358 + 9_335) // 8,
+        "rewards.track_format.use.template": "think_answer", "rewards.iou.use.iou": "hull", "prompts.tracking.use.fps": 2,
         "rewards.glue_iou.use.iou": "union", "rewards.glue_format.use.template": "think_answer_glue",
         "optim.schedule": "linear",
     },

@@ -11,9 +11,14 @@ from grpo_mm.datasets.activitynet_captions import ActivityNetCaptions
 from grpo_mm.datasets.charades_sta import CharadesSta
 from grpo_mm.datasets.conversations import Conversations
 from grpo_mm.datasets.difficulty import draw_by_difficulty, still_to_learn
+from grpo_mm.datasets.got10k import Got10k
 from grpo_mm.datasets.nextgqa import NextGqa
 from grpo_mm.datasets.qvhighlights import QVHighlights
 from grpo_mm.datasets.tvgbench import TimeR1Rows, TvgBench
+from grpo_mm.datasets.video_quality import VideoQuality
+from grpo_mm.rewards.box_track import BoxTrack, BoxTrackFormat
+from grpo_mm.rewards.boxes import as_boxes, iou
+from grpo_mm.rewards.typed_answer import TypedAnswer
 
 DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data")
 VLM = DATA / "vlm"
@@ -129,3 +134,29 @@ def test_vlm_r1_conversations_have_two_pictures_each():
     assert len(prompts) == 30 and {len(p.media) for p in prompts} == {2}
     answers = [p.target["answer"] for p in prompts]
     assert {a: answers.count(a) for a in set(answers)} == {"Operation No Response": 18, "Unexpected Task Result": 12}
+
+
+def test_every_track_has_eight_boxes_and_its_demonstration_is_right():
+    prompts = Got10k(str(VLM / "got10k/got_val_first100.json"), folder="val").load()
+    assert len(prompts) == 100 == len({p.id for p in prompts}) and {len(p.target["track"]) for p in prompts} == {8}
+    assert prompts[0].media[0].path == "val/GOT-10k_Val_000010" and prompts[0].target["object"] == "sloth"
+    demos = [p.demo for p in prompts]
+    assert BoxTrack()(demos, prompts)["score"].tolist() == pytest.approx([1.0] * 100)
+    assert BoxTrackFormat("answer")(demos, prompts)["score"].sum() == 100
+
+
+def test_the_first_two_boxes_of_a_track_nearly_agree_and_the_others_lie_evenly_apart():
+    """So the boxes are of the first picture and of seven evenly spaced ones, as `Got10k.twice = first` shows them."""
+    tracks = [as_boxes(p.target["track"]) for p in Got10k(str(VLM / "got10k/got_val_first100.json")).load()]
+    overlap_F = torch.stack([iou(track[:-1], track[1:]).diagonal() for track in tracks]).mean(0)
+    assert overlap_F[0] > 0.8 and overlap_F[1:].min() > 0.36 and overlap_F[1:].max() < 0.45
+
+
+def test_quality_answers_are_named_in_their_questions():
+    prompts = VideoQuality(str(VLM / "video_quality/quality_access_4shot.json"), folder="v").load()
+    answers = [p.target["answer"] for p in prompts]
+    assert len(prompts) == 8 and answers.count("low quality") == answers.count("high quality") == 4
+    assert all(f"'{answer}'" in p.text for p, answer in zip(prompts, answers, strict=True))
+    assert TypedAnswer()([p.demo for p in prompts], prompts)["score"].sum() == 8
+    swapped = [p.demo.replace("low", "LOW").replace("high", "low").replace("LOW", "high") for p in prompts]
+    assert TypedAnswer()(swapped, prompts)["score"].sum() == 0

@@ -150,6 +150,12 @@ GOOD = {
 }
 
 
+def test_no_part_of_a_glue_list_ends_before_it_starts():
+    good, reward = GOOD["think_answer_glue"], TagFormat("think_answer_glue")
+    for spans, follows in (("(1.0, 1.0)", True), ("(5.8, 1.0)", False), ("(1.0, 5.8), (9, 8)", False)):
+        assert reward.follows(good.replace("(1.0, 5.8)", spans)) is follows
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_text_follows_its_own_template_only(template):
     reward = TagFormat(template)

@@ -44,7 +44,7 @@ class Step:
     """One step of scripted prompts: what each prompt's samples say and earn is a function of the prompt."""
 
     def __init__(self, earns, *, says=lambda prompt, sample: f"sample {sample}", further=()) -> None:
-        self.earns, self.says, self.further, self.asked = earns, says, further, []
+        self.earns, self.says, self.further, self.asked, self.rows = earns, says, further, [], 0
 
     def run(self, collector, asked: tuple[Prompt, ...]) -> Batch:
         more = More(
@@ -60,6 +60,7 @@ class Step:
 
     def _sample(self, rows: Rows) -> tuple[Rollout, Outputs]:
         size = len(rows)
+        self.rows += size
         self.asked += [rows.prompts[p] for p in dict.fromkeys(rows.prompt_N.tolist())]
         record = ToyRecord(rows.prompt_N, torch.zeros(size, 2, dtype=torch.int64))
         ones = torch.ones(size, 2)
@@ -210,6 +211,29 @@ def test_settings_that_cannot_be_are_refused():
     for wrong in ({"window": 0}, {"noise_most": -1.0}, {"hint_most": 2.0}, {"hinted": "no place"}, {"explain": "none"}):
         with pytest.raises(ConfigError, match="difficulty"):
             DifficultyAugmentation(**wrong)
+
+
+# ── what a step plans ──
+
+
+@pytest.mark.parametrize("samples", [None, 3])
+def test_the_shuffled_rows_are_planned(samples):
+    collector = MeasureShuffled(samples=samples)
+    prompts_more, each = collector.further_groups(3, GROUP)
+    step = Step(lambda p, s: 1)
+    step.run(collector, prompts(3))
+    assert step.rows == 3 * GROUP + prompts_more * each
+    assert (prompts_more, each) == (3, samples or GROUP // 2)
+
+
+def test_changed_prompts_never_ask_for_more_than_is_planned():
+    says = lambda prompt, s: f"<think>Look left {s}. It comes late.</think><answer>2.0 to 4.0</answer>"  # noqa: E731
+    for earns, asked in ((lambda p, s: 0.1, 2), (lambda p, s: 0.9, 1), (lambda p, s: 0.5, 0)):  # hard, easy, usual
+        step, collector = Step(earns, says=says), after_a_usual_step(hint_scale=2.0)
+        more, each = collector.further_groups(3, GROUP)
+        step.run(collector, prompts(3))
+        assert step.rows == 3 * GROUP * (1 + asked) and step.rows <= 3 * GROUP + more * each == 9 * GROUP
+    assert DifficultyAugmentation(hint_most=0.0).further_groups(3, GROUP) == (3, GROUP)
 
 
 # ── Time-R1 ──

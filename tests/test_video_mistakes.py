@@ -94,4 +94,4 @@ def test_timestamps_without_a_duration_do_not_count_and_do_not_fail(tmp_path):
 
 
 def _step(overrides: list[str], folder: Path) -> dict[str, float]:
-    return learner_of(TIMELENS, overrides, folder).step(0)
+    return learner_of("time_r1_finetune_qwen25vl_7b", overrides, folder).step(0)

@@ -78,6 +78,17 @@ def write_video(
     return str(path)
 
 
+def write_pictures(folder: Path, *, count: int, size: tuple[int, int] = (48, 64)) -> str:
+    """A folder with JPEGs 00000001.jpg, …, which show the numbers from 0, and a text file, as tracking benchmarks have them."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(numbered(number, *size)).save(folder / f"{number + 1:08d}.jpg", quality=95)
+    (folder / "groundtruth.txt").write_text("1,2,3,4\n" * count)
+    return str(folder)
+
+
 def write_sound(path: Path | str) -> str:
     """A second of silence, without any picture."""
     import av

@@ -93,6 +93,11 @@ class Lagrangian:
             start = min(self.highest, max(0.0, constraint.start))
             self.state[name] = {"multiplier": start, "score": float("nan"), "applicable": 0.0, "steps_at_cap": 0.0}
 
+    @property
+    def optional_rewards(self) -> frozenset[str]:
+        """Rewards without whose score a row still counts: a judge that is down stops no run."""
+        return frozenset(self.constraints)
+
     def __call__(self, table: Table) -> Table:
         group_M = table.key(self.key)
 
@@ -169,7 +174,7 @@ class Lagrangian:
             )
         value_MK = torch.stack([table.values[name] for name in names], dim=1)
         total_M = weighted_sum(value_MK, [table.weights.get(name, 1.0) for name in names])
-        # A judge that failed masks its constraint only; a task reward that failed leaves the row out.
+        # Of constraints alone a row does not fail (`optional_rewards`); a task reward that failed leaves it out.
         lost_M = table.columns["failed"] & torch.isnan(value_MK).any(dim=1)
         return torch.where(lost_M, torch.nan, total_M)
 

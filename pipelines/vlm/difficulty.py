@@ -88,6 +88,10 @@ class DifficultyAugmentation:
         if not 0 <= self.hint_most <= 1 or "{hint}" not in self.hinted or "{answer}" not in self.explain:
             raise ConfigError("difficulty: wanted hint_most in [0, 1], {hint} in `hinted` and {answer} in `explain`.")
 
+    def further_groups(self, prompts: int, group_size: int) -> tuple[int, int]:
+        """(prompts, samples of each) beside the groups of a step, at most: each is explained, then asked again with a hint."""
+        return (2 if self.hint_most else 1) * prompts, group_size
+
     def __call__(self, sample: Sample, score: Score, rows: Rows, more: More) -> list[Batch]:
         first = scored(sample, score, rows)
         mean_P = self._means(first, len(rows.prompts), more)

@@ -33,10 +33,14 @@ class MeasureShuffled:
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"shuffled_frames: samples = {self.samples}; wanted at least 1.")
 
+    def further_groups(self, prompts: int, group_size: int) -> tuple[int, int]:
+        """(prompts, samples of each) beside the groups of a step, at most: prompts without a video are not asked."""
+        return prompts, max(1, group_size // 2) if self.samples is None else self.samples
+
     def __call__(self, sample: Sample, score: Score, rows: Rows, more: More) -> list[Batch]:
         batch = scored(sample, score, rows)
         has_video_P = torch.tensor([any(is_video(item) for item in prompt.media) for prompt in rows.prompts])
-        each = max(1, rows.group_size // 2) if self.samples is None else self.samples
+        _, each = self.further_groups(len(rows.prompts), rows.group_size)
         shuffled = tuple(altered(p, lambda i, p=p: _shuffled(i, p.id), name="shuffled") for p in rows.prompts)
         count_P = each * has_video_P.long()
         here = more.samples(shuffled, first_P=torch.zeros_like(count_P), count_P=count_P, group_size=each)

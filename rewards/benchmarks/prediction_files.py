@@ -85,6 +85,13 @@ class ActivityNetFile(CharadesFile):
     annotations: ClassVar[tuple[str, ...]] = ("path",)
 
 
+class TimeLensFile(CharadesFile):
+    """As for Charades-STA, of TimeLens' cleaned annotations; a key is "3MSZA/0" or the number of the query."""
+
+    reader: ClassVar[str] = "timelens_bench"
+    annotations: ClassVar[tuple[str, ...]] = ("path",)
+
+
 class TvgBenchFile(CharadesFile):
     """As for Charades-STA; a key is the number of the row. R1 wants more than its threshold, as Time-R1 has it."""
 
