@@ -86,11 +86,11 @@ def _forward_backward(policy: VlmPolicy, record: TextRecord) -> None:
 
 
 def _measured(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds, and MiB above what was resident before."""
+    """Seconds, and MiB above what was resident before. Processor time of one thread does not mind other work."""
     device = torch.device("cpu")
-    resident, start = bench._start_peak_mib(device), time.perf_counter()
+    resident, start = bench._start_peak_mib(device), time.process_time()
     work()
-    return time.perf_counter() - start, bench._peak_mib(device) - resident
+    return time.process_time() - start, bench._peak_mib(device) - resident
 
 
 def trl(steps: int = 5) -> None:
@@ -128,10 +128,10 @@ def _trl_steps(
     class Turns(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             ours.append(_measured(lambda: learner.step(len(ours))))
-            self.resident, self.start = bench._start_peak_mib(torch.device("cpu")), time.perf_counter()
+            self.resident, self.start = bench._start_peak_mib(torch.device("cpu")), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds = time.perf_counter() - self.start
+            seconds = time.process_time() - self.start
             found.append((seconds, bench._peak_mib(torch.device("cpu")) - self.resident))
             print(
                 f"ours {ours[-1][0]:.2f} s, {ours[-1][1]:,.0f} MiB; TRL {found[-1][0]:.2f} s, {found[-1][1]:,.0f} MiB",

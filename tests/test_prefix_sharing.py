@@ -299,6 +299,18 @@ def test_check_passes_where_both_agree_and_stops_with_the_difference(monkeypatch
             next(broken.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=grad))
 
 
+@pytest.mark.parametrize("settings", [{"lora": Lora(rank=4)}, {}], ids=str)
+def test_check_takes_rounding_of_bfloat16_for_what_it_is(settings):
+    p = policy(dtype="bfloat16", prefix_sharing="check", micro_batch=99, **settings)
+    rollout = ragged(p)
+    trained(p, rollout)
+    broken = form_of(policy(dtype="bfloat16", prefix_sharing="check", micro_batch=99, **settings), "masked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "sees", _wrong)
+        with pytest.raises(ConfigError, match="0.02 is allowed in bfloat16"):
+            trained(broken, rollout)
+
+
 def test_check_compares_gradients(monkeypatch):
     p = policy(prefix_sharing="check", micro_batch=99)
     rollout = ragged(p)
