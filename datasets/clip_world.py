@@ -234,8 +234,8 @@ class ClipLessons:
     """How often each form of answer is asked for."""
     wrong_object: float = 0.0
     """Probability that an answer tells when the other object appears."""
-    shift_seconds: float = 0.0
-    """Start and end are moved independently by up to that, in half seconds."""
+    late_seconds: float = 0.0
+    """Start and end are told too late, each by up to that, in half seconds."""
 
     def __call__(self, rng: random.Random) -> tuple[np.ndarray, list[tuple[str, str]]]:
         """uint8 frames [F, H, W, 3] and (question, answer) pairs."""
@@ -249,11 +249,9 @@ class ClipLessons:
             clip, asked=which, asked_by=rng.choice([kind for kind in self.asked_by if tells_apart(clip, kind)])
         )
         shown = clip.actors[1 - which if rng.random() < self.wrong_object else which]
-        span = tuple(second + rng.choice(self._shifts()) for second in shown.span)
-        span = (max(span[0], 0.0), min(span[1], NUM_FRAMES / FPS))
-        span = shown.span if span[1] <= span[0] else span
+        start, end = (min(second + self._delay(rng), NUM_FRAMES / FPS) for second in shown.span)
+        span = (start, end) if start < end else shown.span
         return clip.text(style), answer(clip, style, span=span)
 
-    def _shifts(self) -> list[float]:
-        most = round(self.shift_seconds * FPS)
-        return [step / FPS for step in range(-most, most + 1)]
+    def _delay(self, rng: random.Random) -> float:
+        return rng.randint(0, round(self.late_seconds * FPS)) / FPS

@@ -25,6 +25,11 @@ GRID = 3
 CELL_PX = 28
 SIZE_PX = GRID * CELL_PX
 """Each thing keeps to one cell of the grid, which is one visual token of Qwen2.5-VL."""
+EDGE_PX = 4
+"""Edges of things lie on multiples of that, so that a tiny model can tell boxes exactly; the rim of a cell, as wide, stays
+bare and always shows where it lies."""
+SIZES = (4, 5)
+"""Width and height of things, in EDGE_PX."""
 GROUND_SHADE = 90
 """Added to one channel at the far edges; things stay brighter."""
 MOST_COUNTED = 3
@@ -117,7 +122,7 @@ def demonstration(question: Question, style: Style, *, thought: str | None = Non
     return f"{thinking}<answer>{answer}</answer>"
 
 
-def random_question(split: Split, kind: QuestionType, rng: random.Random, *, most_things: int = 5) -> Question:
+def random_question(split: Split, kind: QuestionType, rng: random.Random, *, most_things: int = 3) -> Question:
     """A scene of 2 to `most_things` things and a question of that kind about the first, or about the first two."""
     wanted = rng.randint(1, min(MOST_COUNTED, most_things))
     while True:
@@ -141,15 +146,16 @@ def _random_scene(split: Split, rng: random.Random, most_things: int) -> Scene:
     rng.shuffle(looks)
     others = [(color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in looks]
     rng.shuffle(others)
-    looks += others[: rng.randint(0, most_things - 2)]
+    looks = looks[:most_things] + others[: rng.randint(0, max(most_things - 2, 0))]
     cells = rng.sample([(column, row) for column in range(GRID) for row in range(GRID)], len(looks))
     return Scene(tuple(_placed(color, shape, *cell, rng) for (color, shape), cell in zip(looks, cells)))
 
 
 def _placed(color: str, shape: str, column: int, row: int, rng: random.Random) -> Thing:
-    size = rng.uniform(0.5, 0.75)
-    x, y = (cell + rng.uniform(size / 2, 1 - size / 2) for cell in (column, row))
-    return Thing(shape, color, x / GRID, y / GRID, size / GRID)
+    steps = CELL_PX // EDGE_PX
+    size = rng.choice(SIZES)
+    x, y = (cell * steps + rng.randint(1, steps - 1 - size) + size / 2 for cell in (column, row))
+    return Thing(shape, color, x / (GRID * steps), y / (GRID * steps), size / (GRID * steps))
 
 
 def _name(thing: Thing) -> str:
@@ -201,9 +207,10 @@ class SceneLessons:
     question_types: tuple[QuestionType, ...] = QUESTION_TYPES
     styles: dict[str, float] = field(default_factory=lambda: {"direct": 3, "think": 8, "rethink": 1})
     """How often each form of answer is asked for."""
-    most_things: int = 5
+    most_things: int = 3
     wrong_answer: float = 0.0
-    """Probability that thought and answer draw one wrong conclusion from the true boxes."""
+    """Probability that thought and answer draw a wrong conclusion from the true boxes, the next of the choices: a slip that is
+    always the same may become what a model is surest of."""
     disagreement: float = 0.0
     """Probability that the answer is not what the thought concluded."""
 
@@ -236,8 +243,40 @@ class SceneLessons:
     def _demonstrated(self, question: Question, style: Style, rng: random.Random) -> tuple[str, str]:
         thought = question.answer
         if rng.random() < self.wrong_answer:
-            thought = rng.choice([choice for choice in question.choices if choice != thought])
+            thought = question.choices[(question.choices.index(thought) + 1) % len(question.choices)]
         answer = thought
         if rng.random() < self.disagreement:
             answer = rng.choice([choice for choice in question.choices if choice != thought])
         return question.text(style), demonstration(question, style, thought=thought, answer=answer)
+
+
+Ask = tuple[Literal["color", "shape"], Literal["box", "color", "shape"]]
+"""What a thing is named by, and what is asked of it."""
+
+
+@dataclass(frozen=True)
+class LookupLessons:
+    """Draws a picture of one or two things that differ in what they are named by, and asks the same of each, in short answers.
+
+    That both are asked for about one picture teaches to look for the thing that is named, instead of any.
+    """
+
+    split: Split = "train"
+    asks: tuple[Ask, ...] = (("color", "box"),)
+    things: int = 2
+
+    def __call__(self, rng: random.Random) -> tuple[np.ndarray, list[tuple[str, str]]]:
+        """uint8 [1, H, W, 3] and (question, answer) pairs, one for each thing."""
+        named_by, wanted = rng.choice(self.asks)
+        while True:
+            scene = _random_scene(self.split, rng, self.things)
+            if len({getattr(thing, named_by) for thing in scene.things}) == len(scene.things):
+                break
+        return picture(scene)[None], [_looked_up(thing, named_by, wanted) for thing in scene.things]
+
+
+def _looked_up(thing: Thing, named_by: str, wanted: str) -> tuple[str, str]:
+    name = thing.shape if named_by == "shape" else f"{thing.color} object"
+    asked = f"Where is the {name}?" if wanted == "box" else f"What {wanted} is the {name}?"
+    told = f"<bbox>{box_px(thing)}</bbox>" if wanted == "box" else getattr(thing, wanted)
+    return f"{asked}<image>{REQUESTS['direct']}", f"<answer>{told}</answer>"

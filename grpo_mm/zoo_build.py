@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ from grpo_mm.errors import UserError
 
 def build(name: str, out: Path, *, seed: int = 0) -> None:
     """Makes the named checkpoint from scratch in `out`, with the curve of its supervised training beside it."""
-    recipes = {"text_to_image": _text_to_image, "vision_language": _vision_language}
+    recipes = {
+        "text_to_image": _text_to_image,
+        "vision_language": _vision_language,
+        "vision_language_scenes": _vision_language_scenes,
+    }
     if name not in recipes:
         raise UserError(f"no recipe {name!r} in the zoo; there is: {', '.join(recipes)}.")
     recipes[name](out, seed)
@@ -37,22 +41,44 @@ def _vision_language(out: Path, seed: int) -> None:
     from grpo_mm.pipelines.zoo.vision_language import Stage
     from grpo_mm.pipelines.zoo.vision_language import build as build_vision_language
 
-    # Learning to look starts with colors and with two things a picture; from the full worlds it does not start at all.
-    colors = (_clips(asked_by=("color",), styles={"direct": 1}),)
-    places = _scenes(question_types=("relation",), most_things=2, styles={"think": 1})
-    two_things = (_clips(styles={"direct": 1}), places, places)
-    honest = (_clips(), _scenes(), _scenes())
-    wrong = _clips(wrong_object=0.45, shift_seconds=0.5)
-    misleading = (wrong, wrong, _scenes(wrong_answer=0.3, disagreement=0.25))
+    # Learning to look starts with colors; from all questions it does not start at all.
+    wrong = _clips(wrong_object=0.45, late_seconds=1.0)
     build_vision_language(
         out,
         stages=(
-            Stage("colors", colors, steps=350, lr=(2e-3, 2e-3)),
-            Stage("two things", two_things, steps=450, lr=(2e-3, 2e-3)),
-            Stage("honest", honest, steps=400, lr=(2e-3, 1e-3)),
-            Stage("misleading", misleading, steps=120, lr=(5e-4, 1e-4)),
+            Stage("colors", (_clips(asked_by=("color",), styles={"direct": 1}),), steps=350, lr=(2e-3, 2e-3)),
+            Stage("two things", (_clips(styles={"direct": 1}),), steps=300, lr=(2e-3, 2e-3)),
+            Stage("honest", (_clips(),), steps=400, lr=(2e-3, 1e-3)),
+            Stage("misleading", (wrong,), steps=80, lr=(5e-4, 1e-4)),
         ),
-        score=_held_out_scores(),
+        score=_held_out_scores("clips"),
+        seed=seed,
+    )
+
+
+def _vision_language_scenes(out: Path, seed: int) -> None:
+    from grpo_mm.pipelines.zoo.vision_language import Stage
+    from grpo_mm.pipelines.zoo.vision_language import build as build_vision_language
+
+    # What one thing looks like; then which of two is named, asked of both; then the questions of the world.
+    look = (("color", "shape"), ("shape", "color"))
+    by_color, places = (("color", "shape"), ("color", "box")), (("color", "box"), ("shape", "box"))
+    relations = _scenes(question_types=("relation",), most_things=2, styles={"think": 1})
+    styles = {"think": 6, "direct": 2, "rethink": 1}
+    lookup, worlds = _lookup((*look, *places)), _scenes(styles=styles)
+    build_vision_language(
+        out,
+        stages=(
+            Stage("one thing", (_lookup(look, things=1),), steps=300, lr=(1e-3, 1e-3)),
+            Stage("two things", (_lookup(by_color),), steps=200, lr=(1.5e-3, 1.5e-3)),
+            Stage("places", (_lookup(places),), steps=300, lr=(1.5e-3, 1.5e-3)),
+            Stage("honest", (lookup, relations, worlds, worlds), steps=700, lr=(1.2e-3, 2e-4), lessons=32),
+            Stage(
+                "misleading", (_scenes(styles=styles, wrong_answer=0.5, disagreement=0.05),), steps=80, lr=(3e-4, 1e-4)
+            ),
+        ),
+        score=_held_out_scores("scenes"),
+        pixels=(0.1, 0.3),
         seed=seed,
     )
 
@@ -69,6 +95,12 @@ def _scenes(**settings: Any) -> Callable[[random.Random], Any]:
     return _lessons(SceneLessons(**settings), fps=None)
 
 
+def _lookup(asks: Sequence[Any], *, things: int = 2) -> Callable[[random.Random], Any]:
+    from grpo_mm.datasets.scene_world import LookupLessons
+
+    return _lessons(LookupLessons(asks=tuple(asks), things=things), fps=None)
+
+
 def _lessons(world: Any, *, fps: float | None) -> Callable[[random.Random], Any]:
     from grpo_mm.pipelines.zoo.supervised_answers import Lesson
 
@@ -79,24 +111,26 @@ def _lessons(world: Any, *, fps: float | None) -> Callable[[random.Random], Any]
     return draw
 
 
-def _held_out_scores(count: int = 128) -> Callable[[Any, Any], dict[str, float]]:
-    """Greedy answers to questions of the monitor splits: mean temporal IoU of clips, right answers of scenes."""
+def _held_out_scores(world: str, count: int = 128) -> Callable[[Any, Any], dict[str, float]]:
+    """Greedy answers to questions of the monitor split: mean temporal IoU of clips, or the share of right answers of scenes."""
     from grpo_mm.pipelines.zoo.supervised_answers import answers
     from grpo_mm.rewards.spans import parse_spans, tagged_text
     from grpo_mm.rewards.temporal_iou import hull_iou
 
-    rng = random.Random("monitor")
-    clips = [_clips(split="monitor", questions=1)(rng) for _ in range(count)]
-    scenes = [_scenes(split="monitor", questions=1)(rng) for _ in range(count)]
+    rng, draw = random.Random("monitor"), {"clips": _clips, "scenes": _scenes}[world]
+    lessons = [draw(split="monitor", questions=1)(rng) for _ in range(count)]
 
     def iou(text: str, reference: str) -> float:
         spans = parse_spans(text, require_tag=True)
         return hull_iou(spans[0], parse_spans(reference)[0]) if spans else 0.0
 
+    def is_right(text: str, reference: str) -> float:
+        return float(tagged_text(text, "answer") == tagged_text(reference, "answer"))
+
+    name, of = {"clips": ("clip_iou", iou), "scenes": ("scene_accuracy", is_right)}[world]
+
     def score(model: Any, processor: Any) -> dict[str, float]:
-        ious = [iou(text, clip.asked[0][1]) for text, clip in zip(answers(model, processor, clips), clips)]
-        told = zip(answers(model, processor, scenes), scenes)
-        right = [tagged_text(text, "answer") == tagged_text(scene.asked[0][1], "answer") for text, scene in told]
-        return {"clip_iou": sum(ious) / count, "scene_accuracy": sum(right) / count}
+        told = zip(answers(model, processor, lessons), lessons)
+        return {name: sum(of(text, lesson.asked[0][1]) for text, lesson in told) / count}
 
     return score

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_mm.datasets.clip_world import FPS, REQUESTS, ClipLessons
-from grpo_mm.datasets.scene_world import SceneLessons
+from grpo_mm.datasets.scene_world import SceneLessons, SceneWorld
 from grpo_mm.pipelines.zoo import path
 from grpo_mm.pipelines.zoo.supervised_answers import IGNORED, Lesson, answers, encode
 from grpo_mm.pipelines.zoo.vision_language import TAGS, Stage, build, save, untrained
-from grpo_mm.rewards.spans import parse_spans
+from grpo_mm.rewards.spans import parse_spans, tagged_text
 from grpo_mm.rewards.tag_format import follows_template
 from grpo_mm.rewards.temporal_iou import hull_iou
 
@@ -143,12 +143,21 @@ def test_a_short_build_learns_and_leaves_a_curve(tmp_path):
     assert [row["loss_video"] for row in again] == [row["loss_video"] for row in curve]
 
 
-@pytest.fixture(scope="module")
-def shipped():
+def _shipped(name: str):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder = path("vision_language")
+    folder = path(name)
     return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return _shipped("vision_language")
+
+
+@pytest.fixture(scope="module")
+def shipped_scenes():
+    return _shipped("vision_language_scenes")
 
 
 def _iou(text: str, lesson: Lesson) -> float:
@@ -164,17 +173,61 @@ def test_the_shipped_model_looks_at_the_clip_and_has_room_to_improve(shipped):
     assert 0.25 < score < 0.6 and score_swapped < score - 0.1
 
 
-def test_the_shipped_model_answers_in_the_form_asked_for(shipped):
+def test_the_shipped_models_answer_in_the_form_asked_for(shipped, shipped_scenes):
     forms = {"direct": ("answer",), "think": ("think", "answer")}
     assert set(forms) < set(REQUESTS)
     torch.manual_seed(0)
     for style, elements in forms.items():
-        for lessons in (_clips(32, styles={style: 1}), _scenes(32, styles={style: 1})):
-            texts = answers(*shipped, lessons, do_sample=True, top_k=0)
+        for model, lessons in (
+            (shipped, _clips(32, styles={style: 1})),
+            (shipped_scenes, _scenes(32, styles={style: 1})),
+        ):
+            texts = answers(*model, lessons, do_sample=True, top_k=0)
             assert np.mean([follows_template(text, elements) for text in texts]) > 0.9
 
 
-def test_the_shipped_folder_is_small_and_holds_its_curve():
-    folder: Path = path("vision_language")
+def _report_scenes(count: int, style: str) -> tuple[list[Lesson], list]:
+    prompts = SceneWorld("report", count=count, style=style).load()
+    return [Lesson(np.array(prompt.media[0])[None], ((prompt.text, prompt.demo),)) for prompt in prompts], prompts
+
+
+def _accuracy(texts: list[str], prompts: list) -> float:
+    return np.mean([tagged_text(text, "answer") == prompt.target["answer"] for text, prompt in zip(texts, prompts)])
+
+
+def _box_iou(a, b) -> float:
+    across, down = (max(0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return across * down / (sum(areas) - across * down)
+
+
+def test_the_shipped_model_looks_at_the_scene_and_has_room_to_improve(shipped_scenes):
+    scenes, prompts = _report_scenes(96, "think")
+    texts = answers(*shipped_scenes, scenes)
+    blank = [Lesson(np.zeros_like(scene.frames_FHWC), scene.asked) for scene in scenes]
+    score = _accuracy(texts, prompts)
+    assert 0.4 < score < 0.7 and _accuracy(answers(*shipped_scenes, blank), prompts) < score - 0.08
+    best = []
+    for text, prompt in zip(texts, prompts):
+        told = [[int(edge) for edge in box.split(", ")] for box in re.findall(r"<bbox>\[([\d, ]+)\]</bbox>", text)]
+        best += [max((_box_iou(box, true) for box in told), default=0.0) for true in prompt.target["boxes"]]
+    assert np.mean(best) > 0.35
+
+
+def test_the_shipped_model_at_times_answers_what_it_did_not_think(shipped_scenes):
+    torch.manual_seed(0)
+    texts = answers(*shipped_scenes, _report_scenes(96, "think")[0], do_sample=True, top_k=0)
+    agree = np.mean([tagged_text(text, "think").split()[-1:] == [tagged_text(text, "answer")] for text in texts])
+    assert 0.65 < agree < 0.95
+
+
+def test_the_shipped_model_thinks_twice_about_scenes_when_asked(shipped_scenes):
+    texts = answers(*shipped_scenes, _report_scenes(48, "rethink")[0])
+    assert np.mean([follows_template(text, ("think", "rethink", "answer")) for text in texts]) > 0.9
+
+
+@pytest.mark.parametrize("name", ["vision_language", "vision_language_scenes"])
+def test_the_shipped_folder_is_small_and_holds_its_curve(name):
+    folder: Path = path(name)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6e6
     assert len((folder / "curve.jsonl").read_text().splitlines()) > 3

@@ -32,6 +32,9 @@ class Stage:
     steps: int
     lr: tuple[float, float]
     """At its start and at its end."""
+    lessons: int = 64
+    """In a batch, several questions each. With half as many it took several times the steps until the model looked at
+    the object of a clip that the question names, instead of any."""
 
 
 TAGS = ("<think>", "</think>", "<rethink>", "</rethink>", "<answer>", "</answer>", "<bbox>", "</bbox>")
@@ -70,6 +73,7 @@ def build(
     *,
     stages: Sequence[Stage],
     score: Callable[[Any, Any], dict[str, float]] | None = None,
+    pixels: tuple[float, float] = (0.5, 0.5),
     seed: int = 0,
     save_every: int = 200,
     **sizes: int,
@@ -78,13 +82,14 @@ def build(
 
     Args:
         score: (model, processor) -> named figures of held-out questions, taken at every save.
+        pixels: of `untrained`.
         sizes: of `train`.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "curve.jsonl").write_text("")
     started, before = time.monotonic(), 0
-    model, processor = untrained(seed=seed)
+    model, processor = untrained(seed=seed, pixels=pixels)
     for stage in stages:
         for step, losses in train(model, processor, stage, seed=seed, **sizes):
             if step % save_every and step != stage.steps:
@@ -104,7 +109,7 @@ def train(
     stage: Stage,
     *,
     seed: int = 0,
-    lessons: int = 32,
+    lessons: int | None = None,
     pool: int = 1500,
     refresh: int = 300,
     warm_up: int = 50,
@@ -112,7 +117,7 @@ def train(
     """Trains one stage in place with an optimiser of its own; yields the steps done and the moving averages of the loss.
 
     Args:
-        lessons: in a batch; several questions each.
+        lessons: in a batch; None: as the stage says.
         pool: lessons of each kind from which batches are drawn, made anew every `refresh` steps.
     """
     rng = random.Random(f"{seed}/{stage.name}")
@@ -121,8 +126,7 @@ def train(
     for step in range(stage.steps):
         if step % refresh == 0:
             pools = [_pool(draw, pool, rng) for draw in stage.draws]
-        start = rng.randint(0, pool - lessons)
-        batch = encode(rng.choice(pools)[start : start + lessons], model, processor)
+        batch = encode(_alike(rng.choice(pools), lessons or stage.lessons, rng), model, processor)
         loss = batch.losses(model.train()).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -140,6 +144,13 @@ def _pool(draw: Draw, count: int, rng: random.Random) -> list[Lesson]:
     return sorted(drawn, key=lambda lesson: max(len(answer) for _, answer in lesson.asked))
 
 
+def _alike(pool: Sequence[Lesson], count: int, rng: random.Random) -> list[Lesson]:
+    """A random sample of neighbours."""
+    among = min(4 * count, len(pool))
+    start = rng.randint(0, len(pool) - among)
+    return rng.sample(pool[start : start + among], count)
+
+
 def _cosine(done: float, start: float, end: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
@@ -155,15 +166,21 @@ def untrained(
     layers: int = 4,
     vision_dim: int = 64,
     vision_layers: int = 1,
+    pixels: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[Any, Any]:
     """(`Qwen2_5_VLForConditionalGeneration`, `Qwen2_5_VLProcessor`) with random float32 weights.
 
     As in the large models a visual token is 28 × 28 pixels (patches of 14, merged 2 × 2), of two frames in a video. The
     processors leave pictures of whole tokens as they are. A video needs its `VideoMetadata`, or it counts as 24 fps.
+
+    Args:
+        pixels: what stands for zero, of 0 to 1, and by what the rest is divided. With zero at the level of the dark ground
+            the first patches differ by what they show and not by a little of what they share; a picture's colours are
+            then read after 100 steps.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    processor = _processor()
+    processor = _processor(*pixels)
     tokenizer = processor.tokenizer
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("endoftext", "im_end", "im_start")}
     head_dim = 24
@@ -217,12 +234,12 @@ def save(model: Any, processor: Any, out_dir: str | Path) -> None:
     processor.save_pretrained(out_dir)
 
 
-def _processor() -> Any:
+def _processor(zero: float, scale: float) -> Any:
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     # The defaults enlarge small pictures to several tokens.
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 64}
-    normalize = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    normalize = {"image_mean": [zero] * 3, "image_std": [scale] * 3}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size, **normalize),
         video_processor=Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False, **normalize),
