@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_vlm import PROMPTS, policy, sample
+from tiny_vlm import PROMPTS, folder, policy, sample
 
+from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.packing import pack_groups
+from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prefix_cost import gain, repeated, shared
 
 
@@ -80,3 +82,14 @@ def test_a_plan_puts_prompts_in_once():
         tokens = [int(record.length_N[record.context_N == c].sum()) for c in range(len(record.contexts))]
         assert len(tokens) * (max(len(c) for c in record.contexts) + max(tokens)) <= 70
     assert sorted(rows) == list(range(18))
+
+
+def test_flex_attention_without_a_shared_prompt_is_refused():
+    with pytest.raises(ConfigError, match="is for answers after a shared prompt"):
+        VlmPolicyConfig(path=folder("qwen2_5_vl"), attention="flex_attention", prefix_sharing=False).check()
+
+
+def test_on_and_off_may_be_written_as_yaml_reads_them():
+    assert [VlmPolicyConfig(path="", prefix_sharing=v).sharing for v in (True, "on", False, "off", "auto")] == [
+        "on", "on", "off", "off", "auto",
+    ]  # fmt: skip

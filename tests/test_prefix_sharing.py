@@ -9,9 +9,9 @@ import torch
 from tiny_vlm import PROMPTS, change, clip, each_family, policy, sample
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm import shared_forward
+from grpo_mm.pipelines.vlm import cascade, lines
 from grpo_mm.pipelines.vlm.adapters import Lora
-from grpo_mm.pipelines.vlm.shared_forward import AnswerCache, answer_hidden, read_prompts
+from grpo_mm.pipelines.vlm.shared_forward import answer_hidden, read_prompts
 from grpo_mm.rng import stream
 from grpo_mm.types import Prompt, Rollout
 
@@ -41,9 +41,10 @@ def trained(p, rollout: Rollout, weight_NA=None, needs=("logprobs",)):
     plan = p.plan(rollout, rollout.mask_NA)
     for index, values in p.logprobs(rollout, plan, needs=frozenset(needs), grad=True):
         for name in needs:
-            found[name].view(-1)[index] = values[name].detach()
-        sum((values[name] * (weight_NA * rollout.mask_NA).flatten()[index]).sum() for name in needs).backward()
-    gradient = {name: v.grad for name, v in p.trainable.items() if v.grad is not None}
+            found[name].view(-1)[index] = values[name].detach().cpu()
+        weight = (weight_NA * rollout.mask_NA).flatten()[index].to(p.device)
+        sum((values[name] * weight).sum() for name in needs).backward()
+    gradient = {name: v.grad.cpu() for name, v in p.trainable.items() if v.grad is not None}
     for value in p.trainable.values():
         value.grad = None
     return found, gradient
@@ -58,14 +59,30 @@ def assert_equal(found, wanted, *, most=1e-5):
         assert difference <= most * max(1.0, float(value.abs().max())), (name, difference)
 
 
+FORMS = ("cascade", "masked", "rows", "eager")
+"""Two calls put together (SDPA on a CPU), one call with a mask (SDPA elsewhere), one line for each row, the library's eager."""
+
+
+def form_of(p, form: str):
+    """The policy with its answers' attention in one of the forms."""
+    if form in ("masked", "rows"):
+        p.model.config.get_text_config()._attn_implementation = p.network.attention = "sdpa"
+    return p
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch) -> str:
+    if request.param == "rows":
+        monkeypatch.setattr(lines, "one_text_each", lambda *_: True)
+    return request.param
+
+
 @each_family
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_values_and_all_gradients_are_those_of_repeated_prompts(family, attention):
+def test_values_and_all_gradients_are_those_of_repeated_prompts(family, form):
     """Pictures, several of them, clips with a time scale, both, and text alone, in one forward."""
-    settings = {"attention": attention, "train_tower": True, "micro_batch": 99}
-    prompts = (*PROMPTS, LATE) if family == "qwen2_5_vl" else PROMPTS
-    once, again = policy(family, prefix_sharing="on", **settings), policy(family, prefix_sharing="off", **settings)
-    rollout = ragged(once, prompts[-6:])
+    settings = {"attention": "eager" if form == "eager" else "sdpa", "train_tower": True, "micro_batch": 99}
+    once, again = (policy(family, prefix_sharing=sharing, **settings) for sharing in ("on", "off"))
+    rollout = ragged(form_of(once, form), (*PROMPTS[1:], LATE) if family == "qwen2_5_vl" else PROMPTS)
     needs = ("logprobs", "entropy")
     wanted = trained(again, rollout, needs=needs)
     assert len(wanted[1]) > 60 and all(float(g.abs().max()) > 1e-3 for n, g in wanted[1].items() if "lm_head" not in n)
@@ -103,9 +120,9 @@ def test_the_first_token_alone_trains_the_prompt():
 
 
 @each_family
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_another_answer_changes_nothing_not_even_by_rounding(family, attention):
-    p = policy(family, attention=attention, prefix_sharing="on", micro_batch=99)
+def test_another_answer_changes_nothing_not_even_by_rounding(family, form):
+    p = policy(family, attention="eager" if form == "eager" else "sdpa", prefix_sharing="on", micro_batch=99)
+    p = form_of(p, form)
     rollout = ragged(p)
     row, length = next((n, k) for n, k in enumerate(rollout.record.length_N.tolist()) if k > 4)
     token_NA = rollout.record.token_NA.clone()
@@ -118,22 +135,27 @@ def test_another_answer_changes_nothing_not_even_by_rounding(family, attention):
 
 
 @each_family
-def test_positions_are_those_of_the_library_for_every_prompt_with_its_answer(family, monkeypatch):
+def test_positions_are_those_of_the_library_for_every_prompt_with_its_answer(family):
     p = policy(family, prefix_sharing="on", micro_batch=99)
     rollout = ragged(p, (*PROMPTS[1:], LATE))
-    lines = shared_forward._lines(rollout.record, rollout.record.contexts, one_row_each=False)
-    seen = 0
+    given = []
+    p.model.model.language_model.register_forward_pre_hook(
+        lambda _, __, call: given.append(call["position_ids"]), with_kwargs=True
+    )
+    trained(p, rollout)
+    prompts_3cL, answers_3cT = given
+    start = [0] * len(rollout.record.contexts)
     for row, length in enumerate(rollout.record.length_N.tolist()):
-        context = rollout.record.contexts[int(rollout.record.context_N[row])]
-        given = {k: v for k, v in context.inputs.items() if k != "mm_token_type_ids"}
-        ids = torch.cat([context.input_ids_L, rollout.record.token_NA[row, :length]])[None]
-        types = torch.cat([context.inputs["mm_token_type_ids"], torch.zeros(1, length, dtype=torch.int64)], dim=1)
-        library, _ = p.model.model.get_rope_index(input_ids=ids, mm_token_type_ids=types, **given)
-        here = lines.row_bT == row
-        assert torch.equal(lines.position_3bT[:, here], library[:, 0, len(context) : len(context) + max(0, length - 1)])
-        assert torch.equal(context.position_3L, library[:, 0, : len(context)])
-        seen += int(here.sum())
-    assert seen == int((lines.row_bT >= 0).sum()) == sum(max(0, n - 1) for n in rollout.record.length_N.tolist())
+        number = int(rollout.record.context_N[row])
+        context, more = rollout.record.contexts[number], max(0, length - 1)
+        inputs = {k: v for k, v in context.inputs.items() if k != "mm_token_type_ids"}
+        ids = torch.cat([context.input_ids_L, rollout.record.token_NA[row, :more]])[None]
+        types = torch.cat([context.inputs["mm_token_type_ids"], torch.zeros(1, more, dtype=torch.int64)], dim=1)
+        library, _ = p.model.model.get_rope_index(input_ids=ids, mm_token_type_ids=types, **inputs)
+        found = answers_3cT[:, number, start[number] : start[number] + more]
+        start[number] += more
+        assert torch.equal(torch.cat([prompts_3cL[:, number, : len(context)], found], dim=1), library[:, 0])
+    assert answers_3cT.shape[2] == max(start)
 
 
 def test_as_many_tokens_go_through_the_network_as_there_are():
@@ -194,7 +216,7 @@ def test_reference_and_averaged_weights_read_a_prompt_once():
     change(p)
     lines = []
     p.model.model.language_model.register_forward_pre_hook(
-        lambda _, __, given: lines.append(None if isinstance(given["past_key_values"], AnswerCache) else given["inputs_embeds"]),
+        lambda _, __, given: lines.append(given["inputs_embeds"] if given["past_key_values"] else None),
         with_kwargs=True,
     )  # fmt: skip
     found = p.with_values_of("ref", rollout, rollout.mask_NA).record.ref_NA
@@ -217,6 +239,17 @@ def test_a_trained_tower_runs_once_for_a_context_and_an_update_a_frozen_one_once
         assert len(calls) == wanted
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_flex_attention_sees_what_the_mask_shows():
+    """Values alone: it has no backward pass on a CPU."""
+    rollout = ragged(policy())
+    p, again = (policy(prefix_sharing=s, attention=a) for s, a in (("on", "flex_attention"), ("off", "sdpa")))
+    p.snapshots.take("ref")
+    found = p.with_values_of("ref", rollout, rollout.mask_NA).record.ref_NA
+    wanted, _ = trained(again, rollout)
+    assert torch.allclose(found, wanted["logprobs"], rtol=0, atol=1e-5)
+
+
 def test_keys_and_values_are_read_by_as_many_forwards_as_want_them():
     p = policy(prefix_sharing="on")
     rollout = ragged(p)
@@ -226,17 +259,56 @@ def test_keys_and_values_are_read_by_as_many_forwards_as_want_them():
     assert torch.equal(first, second) and first.shape[0] == int(rollout.record.length_N.sum())
 
 
+def test_long_answers_take_a_line_each_where_a_mask_would_be_mostly_empty():
+    def texts(tokens):
+        return [lines.Text(0, torch.zeros(tokens), torch.zeros(3, tokens)) for _ in range(8)]
+
+    for tokens, wanted in ((10, False), (200, True)):
+        assert (
+            lines.one_text_each("sdpa", (100,), texts(tokens))
+            == lines.one_text_each("eager", (100,), texts(tokens))
+            == wanted
+        )
+        assert not lines.one_text_each(cascade.NAME, (100,), texts(tokens))
+        assert lines.one_text_each("flash_attention_2", (100,), texts(tokens))
+
+
+def test_logits_of_a_few_tokens_exist_at_a_time():
+    p = policy(prefix_sharing="on", micro_batch=99, head_chunk=4)
+    rollout = ragged(p)
+    p.snapshots.take("ref")
+    shapes = []
+    p.model.lm_head.register_forward_hook(lambda _, __, logits: shapes.append(logits.shape[:-1].numel()))
+    trained(p, rollout, needs=("logprobs", "entropy"))
+    tokens = int(rollout.record.length_N.sum())
+    assert max(shapes) == 4 and sum(shapes) == 2 * tokens  # once more in the backward pass
+    p.with_values_of("ref", rollout, rollout.mask_NA)
+    assert max(shapes) == 4 and sum(shapes) == 3 * tokens
+
+
 def test_check_passes_where_both_agree_and_stops_with_the_difference(monkeypatch):
     p = policy(prefix_sharing="check", micro_batch=99)
     rollout = ragged(p)
     assert_equal(trained(p, rollout), trained(policy(prefix_sharing="off"), rollout))
-    monkeypatch.setattr(shared_forward, "sees", _wrong)
-    trained(p, rollout)  # the first forwards have been checked
+    monkeypatch.setattr(lines, "sees", _wrong)
+    trained(form_of(p, "masked"), rollout)  # the first forwards have been checked
     for grad in (True, False):
-        broken = policy(prefix_sharing="check", micro_batch=99)
+        broken = form_of(policy(prefix_sharing="check", micro_batch=99), "masked")
         plan = broken.plan(rollout, rollout.mask_NA)
         with pytest.raises(ConfigError, match=r"a log-probability differs by .* 1e-05 is allowed in float32"):
             next(broken.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=grad))
+
+
+@pytest.mark.parametrize("settings", [{"lora": Lora(rank=4)}, {}], ids=str)
+def test_check_takes_rounding_of_bfloat16_for_what_it_is(settings):
+    p = policy(dtype="bfloat16", prefix_sharing="check", micro_batch=99, **settings)
+    rollout = ragged(p)
+    trained(p, rollout)
+    broken = form_of(policy(dtype="bfloat16", prefix_sharing="check", micro_batch=99, **settings), "masked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "sees", _wrong)
+        with pytest.raises(ConfigError, match="0.02 is allowed in bfloat16"):
+            trained(broken, rollout)
 
 
 def test_check_compares_gradients(monkeypatch):

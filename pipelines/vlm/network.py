@@ -13,8 +13,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from grpo_mm.clock import phase
+from grpo_mm.pipelines.vlm import cascade, flex
+from grpo_mm.pipelines.vlm.cascade import SharedPrompts
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.families import Family
+from grpo_mm.pipelines.vlm.flex import FlexPrompts
+from grpo_mm.pipelines.vlm.shared_media import same_media
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class TokenDistribution:
 class Network:
     """A transformers model of one of the families, on its device.
 
-    Visual features of a frozen tower are computed once for each context and live as long as it does: sampling, the
-    reference, and all updates share them.
+    Visual features of a frozen tower are computed once for the media of a context and live as long as it does: sampling, the
+    reference, all updates, and other contexts with the same media share them.
     """
 
     def __init__(
@@ -50,11 +54,17 @@ class Network:
         forbidden: Sequence[int],
         autocast: torch.dtype | None,
         shares_prefill: bool = True,
+        flex_answers: bool = False,
     ) -> None:
         self.model, self.family, self.autocast = model, family, autocast
         self.shares_prefill = shares_prefill
         self.device = next(model.parameters()).device
-        self.attention: str = model.config.get_text_config()._attn_implementation
+        text = model.config.get_text_config()
+        if flex_answers:
+            flex.install(text)
+        elif text._attn_implementation == "sdpa" and self.device.type == "cpu":
+            cascade.install(text)
+        self.attention: str = text._attn_implementation
         size = model.lm_head.weight.shape[0]
         forbidden_V = torch.zeros(size, dtype=torch.bool, device=self.device)
         forbidden_V[[token for token in forbidden if token < size]] = True
@@ -78,6 +88,10 @@ class Network:
             return None
         if context in self._features:
             return self._features[context]
+        alike = (c for c in self._features if same_media(c, context))  # another question about the same video
+        if (known := next(alike, None)) is not None:
+            self._features[context] = self._features[known]
+            return self._features[context]
         grad = nullcontext() if not self.tower_is_frozen else torch.no_grad()
         with grad, self._precision(), phase("tower_network"):
             found = self._tower(context)
@@ -99,7 +113,13 @@ class Network:
         return torch.cat(parts, dim=1)[:, order]
 
     def hidden(
-        self, contexts: Sequence[Context], token_nT: Tensor | None = None, *, cache: Any = None, use_cache: bool = False
+        self,
+        contexts: Sequence[Context],
+        token_nT: Tensor | None = None,
+        *,
+        first: int | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
     ) -> tuple[Tensor, Any]:
         """Last hidden states of rows that are a context and its answer so far, [n, L, width], and the cache.
 
@@ -108,20 +128,22 @@ class Network:
 
         Args:
             contexts: of each row. token_nT: [n, T] ids of the answers; None: prompts only.
+            first: only so many tokens of each context, all of its media among them.
         """
-        lengths = [len(context) for context in contexts]
+        lengths = [len(context) if first is None else first for context in contexts]
         answers = 0 if token_nT is None else token_nT.shape[1]
         n, longest = len(contexts), max(lengths) + answers
         ids_nL = torch.zeros(n, longest, dtype=torch.int64)
         position_3nL = torch.zeros(3, n, longest, dtype=torch.int64)
         for i, (context, length) in enumerate(zip(contexts, lengths)):
-            ids_nL[i, :length], position_3nL[:, i, :length] = context.input_ids_L, context.position_3L
+            ids_nL[i, :length] = context.input_ids_L[:length]
+            position_3nL[:, i, :length] = context.position_3L[:, :length]
             if token_nT is not None:
                 ids_nL[i, length : length + answers] = token_nT[i].cpu()
                 position_3nL[:, i, length : length + answers] = context.response_positions(answers)
         visual_nL = torch.zeros(n, longest, dtype=torch.bool)
         for i, context in enumerate(contexts):  # of the prompts only: answers never hold placeholders
-            config, ids = self.model.config, context.input_ids_L
+            config, ids = self.model.config, context.input_ids_L[:first]
             visual_nL[i, : len(ids)] = (ids == config.image_token_id) | (ids == config.video_token_id)
         found = {
             context: self.features(context) for context in dict.fromkeys(contexts)
@@ -139,13 +161,15 @@ class Network:
         mask: Tensor | None = None,
         cache: Any = None,
         use_cache: bool = False,
+        shared_prompts: SharedPrompts | FlexPrompts | None = None,
     ) -> tuple[Tensor, Any]:
         """The language model on ids [n, L] with visual features at `visual_nL`; [n, L, width] and the cache.
 
         `mask`: [n, past + L] bool, the keys that exist, or [n, 1, L, past + L], those that each token attends to, bool or
         (eager) what is added to the scores; None: all keys exist.
+        `shared_prompts`: what the tokens, then those of answers, attend to before themselves.
         """
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {} if shared_prompts is None else {"shared_prompts": shared_prompts}
         with self._precision():
             embeds_nLD = self.model.get_input_embeddings()(ids_nL.to(self.device))
             if features:
@@ -153,7 +177,7 @@ class Network:
                 level_V = torch.cat(list(features), dim=1).to(embeds_nLD.dtype)
                 embeds_nLD = embeds_nLD.masked_scatter(visual_nL[..., None], level_V[0])
                 if self.family.deepstack:
-                    extra = {"visual_pos_masks": visual_nL, "deepstack_visual_embeds": list(level_V[1:])}
+                    extra |= {"visual_pos_masks": visual_nL, "deepstack_visual_embeds": list(level_V[1:])}
             found = self.model.model.language_model(
                 inputs_embeds=embeds_nLD,
                 position_ids=position_3nL.to(self.device),

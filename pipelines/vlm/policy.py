@@ -49,7 +49,8 @@ class VlmPolicyConfig:
     """Full fine-tuning trains the vision tower, with its merger, as well."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in. Log-probabilities and trained weights are float32 whatever this is."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """flex_attention: of answers after a shared prompt, on a GPU; all else by sdpa."""
     temperature: float = 1.0
     """Of the policy itself: rollouts are drawn from it, and ratios and KL are of the same distribution."""
     chat: Chat = field(default_factory=Chat)
@@ -109,6 +110,10 @@ class VlmPolicyConfig:
             )
         if self.attention == "flash_attention_2" and self.dtype == "float32":
             raise ConfigError("policy.attention = flash_attention_2 computes in bfloat16: set policy.dtype=bfloat16.")
+        if self.attention == "flex_attention" and self.sharing == "off":
+            raise ConfigError(
+                "policy.attention = flex_attention is for answers after a shared prompt; prefix_sharing is off."
+            )
         for name in ("image_pixels", "video_pixels"):
             pixels = getattr(self, name)
             if pixels is not None and not 0 < pixels[0] <= pixels[1]:
@@ -127,9 +132,9 @@ class VlmPolicy:
     def __init__(self, config: VlmPolicyConfig, device: torch.device) -> None:
         self.config, self.device, self.unit = config, device, config.unit
         self.dtype = DTYPES[config.dtype]
-        full = config.lora is None
+        full, flex = config.lora is None, config.attention == "flex_attention"
         self.loaded = loaded = load(
-            config.path, dtype=torch.float32 if full else self.dtype, attention=config.attention,
+            config.path, dtype=torch.float32 if full else self.dtype, attention="sdpa" if flex else config.attention,
             image_pixels=config.image_pixels, video_pixels=config.video_pixels,
         )  # fmt: skip
         model = loaded.model
@@ -147,7 +152,7 @@ class VlmPolicy:
         self.network = Network(
             model, loaded.family, temperature=config.temperature, forbidden=loaded.forbidden,
             autocast=self.dtype if full and self.dtype != torch.float32 else None,
-            shares_prefill=config.sharing != "off",
+            shares_prefill=config.sharing != "off", flex_answers=flex,
         )  # fmt: skip
         self.replay = Replay(
             self.network, sharing=config.sharing, micro_batch=config.micro_batch,
@@ -169,7 +174,6 @@ class VlmPolicy:
         """Flat positions [n, A] of the rows with a masked action: whole rows, those of one prompt beside each other."""
         record: TextRecord = rollout.record
         rows = torch.nonzero(mask_NA.any(1)).flatten().cpu()
-        rows = rows[torch.argsort(record.context_N[rows], stable=True)]
         actions = torch.arange(rollout.num_actions)
         return [part[:, None] * rollout.num_actions + actions for part in self.replay.forwards(record, rows)]
 
@@ -218,7 +222,7 @@ class VlmPolicy:
             )
         value_NA = torch.zeros(record.token_NA.shape, device=self.device)
         name = weights or "ref"
-        parts = self.replay.forwards(record, rows[torch.argsort(record.context_N[rows], stable=True)])
+        parts = self.replay.forwards(record, rows)
         with self.snapshots.use(weights) if weights else nullcontext():
             found = self.replay.values(record, parts, entropy=False, grad=False, charge=f"{name}_network")
             for (logprob_nA, _), part in zip(found, parts):

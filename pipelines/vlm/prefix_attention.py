@@ -9,7 +9,7 @@ prefix needs of it, so it works with eager, SDPA and flash attention, in every f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,16 +18,22 @@ KeysValues = tuple[Tensor, Tensor]
 """Of one layer, [c, key/value heads, K, width of a head] each, with positions applied to the keys."""
 
 
-@dataclass
 class PromptCache:
-    """Keeps the keys and values of a forward over prompts, inside the graph if there is one."""
+    """Keeps the keys and values of a forward over prompts, inside the graph if there is one.
 
-    layers: dict[int, KeysValues] = field(default_factory=dict)
+    No dataclass: of those FSDP hands a copy to each layer.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, KeysValues] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
         # A layer that is computed again in the backward pass comes by a second time; the graph is that of the first.
         self.layers.setdefault(layer, (keys, values))
         return keys, values
+
+    def in_order(self) -> tuple[KeysValues, ...]:
+        return tuple(self.layers[layer] for layer in sorted(self.layers))
 
     def get_query_offset(self, layer: int = 0) -> int:
         return 0
@@ -41,15 +47,19 @@ class PromptCache:
 
 @dataclass(frozen=True)
 class AnswerCache:
-    """Puts a prompt's keys and values before those of its answers. Read only: it may be asked any number of times."""
+    """Puts a prompt's keys and values before those of its answers. It may be asked any number of times."""
 
     layers: Sequence[KeysValues]
-    context_b: Tensor | None = None
-    """The context of each line of answers; None: line k has context k."""
+    context_b: Tensor
+    """The context of each line of answers."""
+    kept: PromptCache | None = None
+    """Where the answers' own keys and values are put down."""
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
         prompt_keys, prompt_values = self.layers[layer]
-        if self.context_b is not None:
+        if self.kept is not None:
+            self.kept.update(keys, values, layer)
+        if len(self.context_b) > len(prompt_keys):
             prompt_keys, prompt_values = prompt_keys[self.context_b], prompt_values[self.context_b]
         return torch.cat([prompt_keys, keys], dim=2), torch.cat([prompt_values, values], dim=2)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from grpo_mm.pipelines.vlm.record import TextRecord
+from grpo_mm.pipelines.vlm.shared_media import roots
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,23 @@ def shared(prompt: int, answers: Sequence[int]) -> Cost:
 
 
 def gain(record: TextRecord, *, token: float, pair: float) -> float:
-    """How many times cheaper the shared form of a record's rows is; 1 if there is nothing to share.
+    """How many times cheaper the shared form of a record's rows is; 1 if there is nothing to share. What contexts have in
+    common counts once.
 
     Args:
         token, pair: multiply-adds of a token in the linear parts of a layer, and of a pair of tokens in its attention.
     """
     once, again = Cost(0, 0), Cost(0, 0)
-    for number, context in enumerate(record.contexts):
-        lengths = record.length_N[(record.context_N == number) & (record.length_N > 0)].tolist()
-        if lengths:
-            once, again = once + shared(len(context), lengths), again + repeated(len(context), lengths)
+    for root in roots(record.contexts):
+        begun = Cost(0, 0)
+        for context in root.contexts:
+            number = record.contexts.index(context)
+            lengths = record.length_N[(record.context_N == number) & (record.length_N > 0)].tolist()
+            if lengths:
+                begun = Cost(root.length, root.length**2)
+                once = once + shared(len(context), lengths) + Cost(-root.length, -(root.length**2))
+                again = again + repeated(len(context), lengths)
+        once = once + begun
     if not again.pointwise:
         return 1.0
     return again.weighted(token=token, pair=pair) / once.weighted(token=token, pair=pair)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from grpo_mm.clock import phase
 from grpo_mm.pipelines.vlm import prefix_cost
+from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.network import Network
 from grpo_mm.pipelines.vlm.packing import pack, pack_groups
 from grpo_mm.pipelines.vlm.record import TextRecord
 from grpo_mm.pipelines.vlm.shared_forward import Accumulated, Prompts, answer_hidden, read_prompts
+from grpo_mm.pipelines.vlm.shared_media import roots
 from grpo_mm.pipelines.vlm.sharing_check import Values, compare
 
 Sharing = Literal["auto", "on", "off", "check"]
@@ -26,8 +28,8 @@ LEAST_GAIN = 1.15
 class Replay:
     """How rows go through the network again, in forwards that fit in memory.
 
-    Rows share by context. A context whose rows all fit in one forward is one graph with them; another one is read once, and
-    its rows follow in parts, each with a backward pass of its own.
+    Rows share by context, and contexts that begin alike share what they have in common. Where all rows of a context fit in one
+    forward, they are one graph with it; else it is read once, and its rows follow in parts, each with a backward pass of its own.
     """
 
     def __init__(
@@ -55,7 +57,12 @@ class Replay:
         return self.sharing != "off"
 
     def forwards(self, record: TextRecord, rows: Tensor) -> list[Tensor]:
-        """Rows [n] of one training forward each, in the order given; rows of a context stand beside each other."""
+        """The rows [n] of one training forward each. Rows of a context stand beside each other, and contexts that begin alike."""
+        rank = {
+            context: place for place, context in enumerate(c for root in roots(record.contexts) for c in root.contexts)
+        }
+        order_C = torch.tensor([rank[context] for context in record.contexts], dtype=torch.int64)
+        rows = rows[torch.argsort(order_C[record.context_N[rows]], stable=True)]
         contexts, answers = record.context_N[rows].tolist(), record.length_N[rows].tolist()
         lengths = [len(record.contexts[c]) for c in contexts]
         most = {"most": self.micro_batch, "most_tokens": self.micro_batch_tokens}
@@ -63,9 +70,8 @@ class Replay:
             return [rows[run] for run in pack([c + a for c, a in zip(lengths, answers)], **most)]
         groups = [list(places) for _, places in groupby(range(len(rows)), key=contexts.__getitem__)]
         sizes = [(lengths[group[0]], [answers[place] for place in group]) for group in groups]
-        order = [place for group in groups for place in group]
-        apart = self.network.attention.startswith("flash")
-        return [rows[[order[place] for place in run]] for run in pack_groups(sizes, **most, apart=apart)]
+        apart = self.network.attention.startswith("flash")  # it has no mask for what prompts are filled up with
+        return [rows[run] for run in pack_groups(sizes, **most, apart=apart)]
 
     def values(
         self, record: TextRecord, parts: Sequence[Tensor], *, entropy: bool, grad: bool, charge: str
@@ -83,19 +89,22 @@ class Replay:
                     found = self.repeated(record.take(rows), entropy=entropy)
                 yield found
             return
-        for _, run in groupby(parts, key=lambda rows: _single_context(record, rows)):
+        root_C = {context: n for n, root in enumerate(roots(record.contexts)) for context in root.contexts}
+        for _, run in groupby(
+            parts, key=lambda rows: _single({root_C[context] for context in _contexts(record, rows)})
+        ):
             yield from self._shared(record, list(run), entropy=entropy, grad=grad, charge=charge)
 
     def _shared(
         self, record: TextRecord, parts: Sequence[Tensor], *, entropy: bool, grad: bool, charge: str
     ) -> Iterator[Values]:
-        """Of parts that have one context in common, or of a single part."""
+        """Of parts whose contexts begin alike, or of a single part."""
         together = record.take(torch.cat(list(parts)))
         if not bool(together.length_N.any()):
             yield from (self._of_no_tokens(record.take(rows), entropy=entropy) for rows in parts)
             return
-        with torch.set_grad_enabled(grad), phase(charge):
-            prompts = self._prompts(together)
+        with torch.set_grad_enabled(grad), phase(charge), self._computed_again():
+            prompts = read_prompts(self.network, _contexts(together))
         apart = Accumulated(prompts) if grad and len(parts) > 1 else None
         for rows in parts:
             part = record.take(rows)
@@ -112,15 +121,13 @@ class Replay:
             with phase(charge):
                 apart.finish()
 
-    def _prompts(self, record: TextRecord) -> Prompts:
-        answered = record.context_N[record.length_N > 0].unique().tolist()
-        with self._computed_again():
-            return read_prompts(self.network, [record.contexts[c] for c in answered])
-
     def shared(self, prompts: Prompts, record: TextRecord, *, entropy: bool) -> Values:
         """Of rows whose contexts have been read."""
+        contexts = _contexts(record)
+        if not contexts:
+            return self._of_no_tokens(record, entropy=entropy)
         with self._computed_again():
-            hidden_TD = answer_hidden(self.network, prompts, record)
+            hidden_TD = answer_hidden(self.network, prompts.only(contexts), record)
         return self._of_tokens(hidden_TD, record, entropy=entropy)
 
     def repeated(self, record: TextRecord, *, entropy: bool) -> Values:
@@ -172,7 +179,14 @@ def _tokens(record: TextRecord) -> tuple[Tensor, ...]:
     return torch.nonzero(torch.arange(record.token_NA.shape[1]) < record.length_N[:, None], as_tuple=True)
 
 
-def _single_context(record: TextRecord, rows: Tensor) -> object:
-    """What parts that follow each other must have in common to share a prompt: their one context; nothing if they have more."""
-    found = record.context_N[rows].unique().tolist()
-    return found[0] if len(found) == 1 else object()
+def _contexts(record: TextRecord, rows: Tensor | None = None) -> list[Context]:
+    """Those of the rows with an answer, each once."""
+    answered_N = record.length_N > 0 if rows is None else torch.zeros(len(record.length_N), dtype=torch.bool)
+    if rows is not None:
+        answered_N[rows] = record.length_N[rows] > 0
+    return [record.contexts[c] for c in record.context_N[answered_N].unique().tolist()]
+
+
+def _single(found: set[int]) -> object:
+    """What parts that follow each other must have in common to share what they read: one root; nothing if they have more."""
+    return next(iter(found)) if len(found) == 1 else object()

@@ -14,11 +14,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from grpo_mm.pipelines.vlm.contexts import Context
+from grpo_mm.pipelines.vlm.lines import Lines, Read, Text, after
 from grpo_mm.pipelines.vlm.network import Network
-from grpo_mm.pipelines.vlm.prefix_attention import AnswerCache, KeysValues, PromptCache, sees
+from grpo_mm.pipelines.vlm.prefix_attention import KeysValues, PromptCache
 from grpo_mm.pipelines.vlm.record import TextRecord
+from grpo_mm.pipelines.vlm.shared_media import Root, roots
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,66 @@ class Prompts:
         layers = tuple(tuple(tensor.detach().requires_grad_() for tensor in layer) for layer in self.layers)
         return replace(self, layers=layers, last_cD=self.last_cD.detach().requires_grad_())
 
+    def only(self, contexts: Sequence[Context]) -> Prompts:
+        """Some of the contexts, in the order given."""
+        if tuple(contexts) == self.contexts:
+            return self
+        here = [self.contexts.index(context) for context in contexts]
+        longest = max(len(context) for context in contexts)
+        layers = tuple(tuple(tensor[here, :, :longest] for tensor in layer) for layer in self.layers)
+        return Prompts(tuple(contexts), layers, self.last_cD[here])
+
 
 def read_prompts(network: Network, contexts: Sequence[Context]) -> Prompts:
-    """One forward over the prompts alone, filled up on the right."""
+    """Contexts through the language model, filled up on the right; what several have in common goes through once."""
+    found = [_read_alone(network, [root.contexts[0] for root in roots(contexts) if not root.length])]
+    found += [_read_after_root(network, root) for root in roots(contexts) if root.length]
+    return _joined([prompts for prompts in found if prompts.contexts]).only(contexts)
+
+
+def _read_alone(network: Network, contexts: Sequence[Context]) -> Prompts:
+    if not contexts:
+        return Prompts((), (), torch.zeros(0))
     cache = PromptCache()
     hidden_cLD, _ = network.hidden(contexts, cache=cache)
     last_c = torch.tensor([len(context) - 1 for context in contexts], device=hidden_cLD.device)
-    layers = tuple(cache.layers[layer] for layer in sorted(cache.layers))
-    return Prompts(tuple(contexts), layers, hidden_cLD[torch.arange(len(contexts), device=hidden_cLD.device), last_c])
+    last_cD = hidden_cLD[torch.arange(len(contexts), device=hidden_cLD.device), last_c]
+    return Prompts(tuple(contexts), cache.in_order(), last_cD)
+
+
+def _read_after_root(network: Network, root: Root) -> Prompts:
+    """The media and what else the contexts begin with, then the rest of each."""
+    begun, kept, length = PromptCache(), PromptCache(), root.length
+    network.hidden(root.contexts[:1], first=length, cache=begun)
+    rests = [Text(0, context.input_ids_L[length:], context.position_3L[:, length:]) for context in root.contexts]
+    hidden_bTD, lines = after(network, Read(begun.in_order(), (length,)), rests, kept=kept)
+    last_cD = torch.stack([hidden_bTD[line, end - 1] for line, _, end in lines.spans])
+    layers = tuple(
+        tuple(_with_rests(*parts, lines) for parts in zip(before, rest))
+        for before, rest in zip(begun.in_order(), kept.in_order())
+    )
+    return Prompts(root.contexts, layers, last_cD)
+
+
+def _with_rests(root_1hLd: Tensor, rest_bhTd: Tensor, lines: Lines) -> Tensor:
+    """Keys or values of whole contexts, [c, heads, longest, width of a head]."""
+    whole = [torch.cat([root_1hLd[0], rest_bhTd[line, :, start:end]], dim=1) for line, start, end in lines.spans]
+    return _stacked(whole)
+
+
+def _stacked(parts_hLd: Sequence[Tensor]) -> Tensor:
+    longest = max(part.shape[1] for part in parts_hLd)
+    return torch.stack([pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts_hLd])
+
+
+def _joined(prompts: Sequence[Prompts]) -> Prompts:
+    if len(prompts) == 1:
+        return prompts[0]
+    layers = tuple(
+        tuple(_stacked([row for part in parts for row in part]) for parts in zip(*layer))
+        for layer in zip(*(one.layers for one in prompts))
+    )
+    return Prompts(tuple(c for one in prompts for c in one.contexts), layers, torch.cat([p.last_cD for p in prompts]))
 
 
 def answer_hidden(network: Network, prompts: Prompts, record: TextRecord) -> Tensor:
@@ -54,68 +109,23 @@ def answer_hidden(network: Network, prompts: Prompts, record: TextRecord) -> Ten
     The first token of a row comes from the prompt; the others from the tokens before them, which are all that goes through
     the network here: L - 1 of a row, with fill only where contexts differ in their number of tokens.
     """
-    flash = network.attention.startswith("flash")
-    lines = _lines(record, prompts.contexts, one_row_each=flash)
-    known_XD = prompts.last_cD
-    if lines.ids_bT.shape[1]:
-        # Flash attention has no mask of this form. It aligns the causal one with the last key, so a line of one row needs none.
-        mask_b1TK = None if flash else _mask(network, lines, prompts)
-        cache = AnswerCache(prompts.layers, None if lines.is_one_a_context else lines.context_b.to(network.device))
-        hidden_bTD, _ = network.language(lines.ids_bT, lines.position_3bT, mask=mask_b1TK, cache=cache)
-        known_XD = torch.cat([known_XD, hidden_bTD.flatten(0, 1)])
-    return known_XD[lines.source_X.to(known_XD.device)]
-
-
-def _mask(network: Network, lines: _Lines, prompts: Prompts) -> Tensor:
-    length_b = torch.tensor([len(context) for context in prompts.contexts])[lines.context_b]
-    longest = prompts.layers[0][0].shape[2]
-    mask = sees(lines.row_bT.to(network.device), length_b.to(network.device), longest=longest)
-    if network.attention != "eager":
-        return mask
-    scores = prompts.layers[0][0].dtype
-    return torch.zeros(mask.shape, dtype=scores, device=mask.device).masked_fill(~mask, torch.finfo(scores).min)
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """Answers laid out for one forward, b lines of T tokens."""
-
-    context_b: Tensor
-    ids_bT: Tensor
-    position_3bT: Tensor
-    row_bT: Tensor
-    """The row of each token, -1 for fill."""
-    source_X: Tensor
-    """[ΣL] where the hidden state of each answer token stands: among c prompts, then the b · T tokens."""
-    is_one_a_context: bool
-    """Line k is that of context k."""
-
-
-def _lines(record: TextRecord, contexts: Sequence[Context], *, one_row_each: bool) -> _Lines:
-    place = {context: number for number, context in enumerate(contexts)}
-    lengths = record.length_N.tolist()
-    context_N = [place.get(record.contexts[c], -1) for c in record.context_N.tolist()]
-    rows = [row for row, length in enumerate(lengths) if length]
-    held = [[row] for row in rows] if one_row_each else [[r for r in rows if context_N[r] == c] for c in place.values()]
-    widths = [sum(lengths[row] - 1 for row in line) for line in held]
-    widest, c = max(widths, default=0), len(contexts)
-    ids_bT = torch.zeros(len(held), widest, dtype=torch.int64)
-    position_3bT = torch.zeros(3, len(held), widest, dtype=torch.int64)
-    row_bT = torch.full((len(held), widest), -1)
-    sources: dict[int, Tensor] = {}
-    for number, line in enumerate(held):
-        start = 0
-        for row in line:
-            end = start + lengths[row] - 1
-            ids_bT[number, start:end] = record.token_NA[row, : end - start]
-            position_3bT[:, number, start:end] = contexts[context_N[row]].response_positions(end - start)
-            row_bT[number, start:end] = row
-            before = c + number * widest + torch.arange(start, end)
-            sources[row] = torch.cat([torch.tensor([context_N[row]]), before])
-            start = end
-    source_X = torch.cat([sources[row] for row in rows]) if rows else torch.zeros(0, dtype=torch.int64)
-    context_b = torch.tensor([context_N[line[0]] if line else number for number, line in enumerate(held)])
-    return _Lines(context_b, ids_bT, position_3bT, row_bT, source_X, not one_row_each)
+    place = {context: number for number, context in enumerate(prompts.contexts)}
+    rows = [row for row, length in enumerate(record.length_N.tolist()) if length]
+    contexts = [record.contexts[c] for c in record.context_N[rows].tolist()]
+    texts = [
+        Text(place[context], record.token_NA[row, :more], context.response_positions(more))
+        for context, row, more in zip(contexts, rows, (record.length_N[rows] - 1).tolist())
+    ]
+    hidden_bTD, lines = after(network, Read(prompts.layers, tuple(len(c) for c in prompts.contexts)), texts)
+    if not hidden_bTD.shape[1]:
+        return prompts.last_cD[[text.context for text in texts]]
+    known_XD = torch.cat([prompts.last_cD, hidden_bTD.flatten(0, 1)])
+    start, wide = len(prompts.contexts), hidden_bTD.shape[1]
+    source = [
+        torch.tensor([text.context, *(start + line * wide + at for at in range(first, end))])
+        for text, (line, first, end) in zip(texts, lines.spans)
+    ]
+    return known_XD[torch.cat(source).to(known_XD.device)]
 
 
 class Accumulated:

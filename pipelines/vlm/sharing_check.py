@@ -13,9 +13,10 @@ Values = tuple[Tensor, Tensor | None]
 """Log-probabilities and, where asked for, entropies."""
 
 LOGPROB = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-"""Most that a log-probability may differ by."""
-GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
-"""Most that a gradient may differ by, relative to its norm."""
+"""Most that log-probabilities may differ by: the largest difference in float32, the mean in bfloat16, where single tokens of a
+sharp distribution are 0.07 apart by rounding alone (and 0.13 from float32, random weights)."""
+GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
+"""Most that a gradient may differ by, relative to its norm; rounding alone makes 0.04 in bfloat16 (0.08 from float32)."""
 
 
 def compare(found: Values, wanted: Values, record: TextRecord, network: Network, *, gradients: bool) -> None:
@@ -26,13 +27,14 @@ def compare(found: Values, wanted: Values, record: TextRecord, network: Network,
     """
     precision = network.precision
     gap_nA = (found[0] - wanted[0]).detach().abs()
-    gap = float(gap_nA.max())
+    inside_nA = (torch.arange(gap_nA.shape[1]) < record.length_N[:, None]).to(gap_nA.device)
+    gap = float(gap_nA.max() if precision == torch.float32 else gap_nA[inside_nA].mean())
     if not gap < LOGPROB[precision]:
         row, at = divmod(int(gap_nA.argmax()), gap_nA.shape[1])
         prompt = record.contexts[int(record.context_N[row])].prompt_id
         raise ConfigError(
-            f"policy.prefix_sharing = check: with a shared prompt a log-probability differs by {gap:.2g} (token {at + 1} of an "
-            f"answer to {prompt!r}); {LOGPROB[precision]:g} is allowed in {str(precision).removeprefix('torch.')}. {_ADVICE}"
+            f"policy.prefix_sharing = check: with a shared prompt a log-probability differs by {gap:.2g} (most at token {at + 1} "
+            f"of an answer to {prompt!r}); {LOGPROB[precision]:g} is allowed in {str(precision).removeprefix('torch.')}. {_ADVICE}"
         )
     if not gradients or not found[0].requires_grad:
         return
