@@ -28,11 +28,6 @@ SUM, NORM = "{kind: weighted_sum}", "{kind: group_norm, ddof: 1}"
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "grpo": ("GRPO", "spatial.yaml", ()),
     "fgrpo": ("Faithful GRPO", "spatial_fgrpo.yaml", ()),
-    "fgrpo_threshold": (
-        "Faithful GRPO, constraints compared with their thresholds",
-        "spatial_fgrpo.yaml",
-        tuple(f"advantage.0.constraints.{name}.baseline=threshold" for name in ("consistency", "claims", "grounding")),
-    ),
     "additive": (
         "scores added to the reward instead",
         "spatial_fgrpo.yaml",
