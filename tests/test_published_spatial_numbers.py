@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 import pytest
 from spatial_settings import CONFIGS, config_of, places_of
+from test_published_video_numbers import at
 
 from grpo_mm.run_config import plain, read
 
@@ -103,15 +103,10 @@ PRINTED: dict[str, dict[str, Any]] = {
 def test_a_spatial_config_has_the_numbers_of_its_paper(stem):
     settings = plain(read(config_of(stem), places_of(config_of(stem))))
     settings |= {"rows": settings["prompts_per_step"] * settings["group_size"], "terms": len(settings["objective"])}
-    found = {key: _at(settings, key) for key in PRINTED[stem]}
+    found = {key: at(settings, key) for key in PRINTED[stem]}
     assert found == {
         key: value if not isinstance(value, float) else pytest.approx(value) for key, value in PRINTED[stem].items()
     }
-
-
-def _at(settings: Any, key: str) -> Any:
-    found = reduce(lambda node, step: node[int(step) if isinstance(node, list) else step], key.split("."), settings)
-    return list(found) if key == "rewards" else found
 
 
 def test_every_spatial_config_is_held_against_its_paper():

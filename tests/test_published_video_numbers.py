@@ -112,13 +112,13 @@ PRINTED: dict[str, dict[str, Any]] = {
 def test_a_video_config_has_the_numbers_of_its_paper(stem):
     settings = plain(read(config_of(stem), PLACES))
     settings |= {"rows": settings["prompts_per_step"] * settings["group_size"], "terms": len(settings["objective"])}
-    found = {key: _at(settings, key) for key in PRINTED[stem]}
+    found = {key: at(settings, key) for key in PRINTED[stem]}
     assert found == {
         key: value if not isinstance(value, float) else pytest.approx(value) for key, value in PRINTED[stem].items()
     }
 
 
-def _at(settings: Any, key: str) -> Any:
+def at(settings: Any, key: str) -> Any:
     found = reduce(lambda node, step: node[int(step) if isinstance(node, list) else step], key.split("."), settings)
     return list(found) if key == "rewards" else found
 

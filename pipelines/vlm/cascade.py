@@ -52,37 +52,14 @@ class SharedPrompts:
         return SharedPrompts(layers, length_c, tokens_c, place_nA, inside_nA)
 
 
-def install(config: Any) -> None:
-    """Lets the language model of this text config take `SharedPrompts`; without any it computes as before."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    config._attn_implementation = NAME
-
-
-def attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    shared_prompts: SharedPrompts | None = None,
-    scaling: float | None = None,
-    **given: Any,
-) -> tuple[Tensor, None]:
-    """As the library calls it: query [c, H, T, D], keys and values with fewer heads; gives [c, T, H, D]."""
-    if shared_prompts is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **given)
+def attend_answers(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, shared_prompts: SharedPrompts, scaling: float | None
+) -> Tensor:
+    """As `prefix_attention.install` wants it."""
     parts = (query, key, value, *shared_prompts.layers[module.layer_idx])
     if torch.is_autocast_enabled("cpu"):  # which casts for SDPA: rotary positions leave queries and keys in float32
         parts = tuple(part.to(torch.get_autocast_dtype("cpu")) for part in parts)
-    out = _Cascade.apply(*parts, shared_prompts, scaling)
-    return out.transpose(1, 2).contiguous(), None
+    return _Cascade.apply(*parts, shared_prompts, scaling)
 
 
 class _Cascade(torch.autograd.Function):

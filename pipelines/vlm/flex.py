@@ -45,39 +45,16 @@ class FlexPrompts:
         return FlexPrompts(layers, create_block_mask(seen, c, None, tokens, longest + tokens, device=device))
 
 
-def install(config: Any) -> None:
-    """Lets the language model of this text config take `FlexPrompts`; without any it computes as before."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    config._attn_implementation = NAME
-
-
-def attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    shared_prompts: FlexPrompts | None = None,
-    scaling: float | None = None,
-    **given: Any,
-) -> tuple[Tensor, None]:
-    """As the library calls it: query [c, H, T, D], keys and values with fewer heads; gives [c, T, H, D]."""
-    if shared_prompts is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **given)
+def attend_answers(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, shared_prompts: FlexPrompts, scaling: float | None
+) -> Tensor:
+    """As `prefix_attention.install` wants it."""
     prompt_key, prompt_value = shared_prompts.layers[module.layer_idx]
     parts = [query, torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)]
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # rotary positions leave queries and keys in float32
         parts = [part.to(torch.get_autocast_dtype(kind)) for part in parts]
-    out = _function(kind)(*parts, block_mask=shared_prompts.blocks, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2).contiguous(), None
+    return _function(kind)(*parts, block_mask=shared_prompts.blocks, scale=scaling, enable_gqa=True)
 
 
 @cache

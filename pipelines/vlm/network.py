@@ -18,6 +18,7 @@ from grpo_mm.pipelines.vlm.cascade import SharedPrompts
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.families import Family
 from grpo_mm.pipelines.vlm.flex import FlexPrompts
+from grpo_mm.pipelines.vlm.prefix_attention import install
 from grpo_mm.pipelines.vlm.shared_media import same_media
 
 
@@ -61,9 +62,9 @@ class Network:
         self.device = next(model.parameters()).device
         text = model.config.get_text_config()
         if flex_answers:
-            flex.install(text)
+            install(text, flex.NAME, flex.attend_answers)
         elif text._attn_implementation == "sdpa" and self.device.type == "cpu":
-            cascade.install(text)
+            install(text, cascade.NAME, cascade.attend_answers)
         self.attention: str = text._attn_implementation
         size = model.lm_head.weight.shape[0]
         forbidden_V = torch.zeros(size, dtype=torch.bool, device=self.device)

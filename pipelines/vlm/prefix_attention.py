@@ -8,7 +8,7 @@ prefix needs of it, so it works with eager, SDPA and flash attention, in every f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,3 +96,27 @@ def sees(row_cT: Tensor, length_c: Tensor, *, longest: int) -> Tensor:
     same_cTT = (row_cT[:, :, None] == row_cT[:, None]) & (row_cT >= 0)[:, None]
     own_cTT = (same_cTT & (at_T <= at_T[:, None])) | (at_T == at_T[:, None])
     return torch.cat([prompt_cTK, own_cTT], dim=-1)[:, None]
+
+
+def install(config: Any, name: str, attend_answers: Callable[..., Tensor]) -> None:
+    """Gives the language model of this text config an attention that is SDPA but for answers, under a name of its own.
+
+    Where a forward is handed `shared_prompts`, `attend_answers(module, query, key, value, shared_prompts, scaling)` is asked:
+    query [c, H, T, D], keys and values with fewer heads, to [c, H, T, D].
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *,
+        shared_prompts: Any = None, scaling: float | None = None, **given: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        if shared_prompts is None:
+            return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **given)
+        out = attend_answers(module, query, key, value, shared_prompts, scaling)
+        return out.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    config._attn_implementation = name
