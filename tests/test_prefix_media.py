@@ -93,3 +93,27 @@ def test_the_estimate_counts_a_video_once():
     root = roots(record.contexts)[0]
     whole = sum(len(c) for c in record.contexts) + int(record.length_N.sum())
     assert gain(record, token=1.0, pair=0.0) == pytest.approx(whole / (whole - 2 * root.length))
+
+
+@each_family
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_sampling_reads_a_video_once_and_draws_the_same_answers(family, attention):
+    once = policy(family, prefix_sharing="on", attention=attention)
+    again = policy(family, prefix_sharing="off", attention=attention)
+    prompts, tokens = (QUESTIONS[0], *OTHERS, *QUESTIONS[1:]), []
+    once.model.model.language_model.layers[0].mlp.register_forward_hook(
+        lambda _, __, out: tokens.append(out.shape[:2].numel())
+    )
+    rollout, _ = sample(once, prompts, group_size=2)
+    prefill = tokens[:3]
+    repeated, _ = sample(again, prompts, group_size=2)
+    assert torch.equal(rollout.record.token_NA, repeated.record.token_NA)
+    torch.testing.assert_close(rollout.behaviour_NA, repeated.behaviour_NA, atol=1e-5, rtol=0)
+    found = roots(rollout.record.contexts)
+    alone = [root.contexts[0] for root in found if not root.length]
+    shared = next(root for root in found if root.length)
+    assert prefill == [
+        len(alone) * max(len(context) for context in alone),
+        shared.length,
+        sum(len(context) - shared.length for context in shared.contexts),
+    ]

@@ -14,6 +14,8 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.network import Network
 from grpo_mm.pipelines.vlm.packing import pack
+from grpo_mm.pipelines.vlm.shared_forward import read_each, read_prompts
+from grpo_mm.pipelines.vlm.shared_media import roots
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class HfGenerator:
-    """The reference: transformers' model and key/value cache, a prompt's prefill once for all of its samples.
+    """The reference: transformers' model and key/value cache, a prompt's prefill once for all of its samples, and what prompts
+    on the same media begin with once for all of them.
 
     Every row draws by inverse transform from its own stream, so what it writes does not depend on the rows beside it
     (their number changes logits by rounding, which moves a draw once in about 10⁶ tokens of float32).
@@ -88,8 +91,9 @@ class HfGenerator:
         return Generated(token_NA.where(inside_NA, 0), length_N, logprob_NA.where(inside_NA, 0))
 
     def _batches(self, requests: Sequence[Request], draw: Draw) -> Iterator[list[int]]:
-        """Rows with the same context beside each other."""
-        place = {context: i for i, context in enumerate(dict.fromkeys(r.context for r in requests))}
+        """Rows with the same context beside each other, and contexts that begin alike."""
+        found = roots([request.context for request in requests])
+        place = {context: i for i, context in enumerate(c for root in found for c in root.contexts)}
         order = sorted(range(len(requests)), key=lambda i: place[requests[i].context])
         lengths = [len(requests[i].context) + draw.max_new_tokens for i in order]
         for run in pack(lengths, most=self.batch, most_tokens=self.batch_tokens):
@@ -131,15 +135,19 @@ def _draw_batch(network: Network, requests: Sequence[Request], draw: Draw) -> tu
 
 def _prefill(network: Network, contexts: Sequence[Context]) -> tuple[Tensor, Any, Tensor]:
     """(hidden states that the first tokens are drawn from [n, width], the cache, which of its keys exist [n, L])."""
-    distinct = list(dict.fromkeys(contexts) if network.shares_prefill else contexts)
-    place_n = torch.tensor([distinct.index(context) for context in contexts], device=network.device)
-    hidden_cLD, cache = network.hidden(distinct, use_cache=True)
-    length_c = torch.tensor([len(context) for context in distinct], device=network.device)
-    last_cD = hidden_cLD[torch.arange(len(distinct), device=network.device), length_c - 1]
-    mask_cL = torch.arange(hidden_cLD.shape[1], device=network.device) < length_c[:, None]
-    if len(distinct) < len(contexts):
-        cache.batch_select_indices(place_n)
-    return last_cD[place_n], cache, mask_cL[place_n]
+    from transformers import DynamicCache
+
+    prompts = (
+        read_prompts(network, list(dict.fromkeys(contexts))) if network.shares_prefill else read_each(network, contexts)
+    )
+    cache = DynamicCache(prompts.layers, config=network.model.config)
+    length_c = torch.tensor([len(context) for context in prompts.contexts], device=network.device)
+    mask_cL = torch.arange(int(length_c.max()), device=network.device) < length_c[:, None]
+    if prompts.contexts == tuple(contexts):
+        return prompts.last_cD, cache, mask_cL
+    place_n = torch.tensor([prompts.contexts.index(context) for context in contexts], device=network.device)
+    cache.batch_select_indices(place_n)
+    return prompts.last_cD[place_n], cache, mask_cL[place_n]
 
 
 def _uniforms(stream: torch.Generator | None, number: int) -> Tensor:

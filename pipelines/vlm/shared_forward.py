@@ -53,12 +53,13 @@ class Prompts:
 
 def read_prompts(network: Network, contexts: Sequence[Context]) -> Prompts:
     """Contexts through the language model, filled up on the right; what several have in common goes through once."""
-    found = [_read_alone(network, [root.contexts[0] for root in roots(contexts) if not root.length])]
+    found = [read_each(network, [root.contexts[0] for root in roots(contexts) if not root.length])]
     found += [_read_after_root(network, root) for root in roots(contexts) if root.length]
     return _joined([prompts for prompts in found if prompts.contexts]).only(contexts)
 
 
-def _read_alone(network: Network, contexts: Sequence[Context]) -> Prompts:
+def read_each(network: Network, contexts: Sequence[Context]) -> Prompts:
+    """Every context through the language model from its first token."""
     if not contexts:
         return Prompts((), (), torch.zeros(0))
     cache = PromptCache()
