@@ -56,6 +56,51 @@ def test_rows_that_end_early_and_leave_the_cache_change_nothing():
         assert torch.allclose(plain, rollout.behaviour_NA[i, :length], atol=1e-4)
 
 
+def decodes(p):
+    """Rows of each forward that takes one token of a row."""
+    rows = []
+    p.model.model.language_model.layers[0].mlp.register_forward_hook(
+        lambda _, given, __: rows.append(given[0].shape[0]) if given[0].shape[1] == 1 else None
+    )
+    return rows
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("batch", [1, 5, 8, 13])
+def test_rows_that_join_as_others_end_draw_what_they_draw_alone(batch, attention):
+    p = with_stops(policy(attention=attention), 9)
+    whole, _ = sample(p, group_size=6, max_new_tokens=32)
+    rows = decodes(p)
+    rollout, _ = sample(p, group_size=6, max_new_tokens=32, generator=HfGenerator(batch=batch))
+    assert torch.equal(rollout.record.token_NA, whole.record.token_NA)
+    torch.testing.assert_close(rollout.behaviour_NA, whole.behaviour_NA, atol=1e-5, rtol=0)
+    lengths = rollout.columns["length"]
+    assert max(rows) <= batch and sum(rows) >= int((lengths - 1).sum())
+
+
+def test_places_do_not_stay_empty_while_others_wait():
+    p = with_stops(policy(), 9)
+    rows = decodes(p)
+    rollout, _ = sample(p, group_size=6, max_new_tokens=32, generator=HfGenerator(batch=8))
+    lengths = rollout.columns["length"]
+    one_batch_after_the_other = sum(int(part.max()) - 1 for part in lengths.split(8))
+    assert len(rows) < 0.8 * one_batch_after_the_other
+
+
+def test_rows_at_once_keep_to_the_limit_of_tokens():
+    p = with_stops(policy(), 9)
+    whole, _ = sample(p, group_size=4, max_new_tokens=16)
+    longest = max(len(context) for context in whole.record.contexts) + 16
+    rows = decodes(p)
+    rollout, _ = sample(p, group_size=4, max_new_tokens=16, generator=HfGenerator(batch_tokens=3 * longest))
+    assert torch.equal(rollout.record.token_NA, whole.record.token_NA)
+    shortest = min(len(context) for context in whole.record.contexts) + 16
+    assert max(rows) <= 3 * longest // shortest and len(rows) > 16
+    rows.clear()
+    sample(p, group_size=4, max_new_tokens=16, generator=HfGenerator(batch_tokens=1))
+    assert set(rows) == {1}
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"answer_likelihood": AnswerLikelihood(of="ref")}, {"demonstrate": LastRow()}, {"reference_log_ratio": True}],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.network import Network
 from grpo_mm.pipelines.vlm.packing import pack
-from grpo_mm.pipelines.vlm.shared_forward import read_each, read_prompts
+from grpo_mm.pipelines.vlm.running import Running, begun
 from grpo_mm.pipelines.vlm.shared_media import roots
 
 
@@ -59,15 +60,16 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class HfGenerator:
-    """The reference: transformers' model and key/value cache, a prompt's prefill once for all of its samples, and what prompts
-    on the same media begin with once for all of them.
+    """The reference: transformers' model, a prompt's prefill once for all of its samples, and what prompts on the same media
+    begin with once for all of them. Rows that end make room for others at once (continuous batching; that of transformers
+    5.23 takes no pictures).
 
     Every row draws by inverse transform from its own stream, so what it writes does not depend on the rows beside it
     (their number changes logits by rounding, which moves a draw once in about 10⁶ tokens of float32).
     """
 
     batch: int = 64
-    """Rows drawn at once; changes memory and speed."""
+    """Rows drawn at once; changes memory and speed. Others join when a quarter of the places is free."""
     batch_tokens: int | None = None
     """At most so many tokens, prompt and answer of every row at its longest, at once; at least one row goes. None: no
     limit."""
@@ -80,81 +82,78 @@ class HfGenerator:
 
     @torch.no_grad()
     def generate(self, network: Network, requests: Sequence[Request], draw: Draw) -> Generated:
-        shape = (len(requests), draw.max_new_tokens)
-        token_NA, logprob_NA = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
-        length_N = torch.zeros(shape[0], dtype=torch.int64)
-        for rows in self._batches(requests, draw):
+        drawing = _Drawing(network, requests, draw)
+        length_N = [len(request.context) + draw.max_new_tokens for request in requests]
+        waiting = deque(self._units([request.context for request in requests], length_N))
+        running: Running | None = None
+        while waiting or running is not None:
             with phase("rollout_network"):
-                tokens, logprobs, lengths = _draw_batch(network, [requests[i] for i in rows], draw)
-            token_NA[rows], logprob_NA[rows], length_N[rows] = tokens, logprobs, lengths
-        inside_NA = torch.arange(draw.max_new_tokens) < length_N[:, None]
-        return Generated(token_NA.where(inside_NA, 0), length_N, logprob_NA.where(inside_NA, 0))
+                here = [] if running is None else running.row_n[running.live].tolist()
+                rows = self._joining(here, waiting, length_N)
+                if rows:
+                    joining = begun(network, torch.tensor(rows), [requests[row].context for row in rows])
+                    running = joining if running is None else running.joined(joining)
+                running = drawing.step(running)
+                if running is not None and not waiting and 2 * len(running.live) <= len(running.row_n):
+                    running = running.only(running.live)
+        return drawing.made
 
-    def _batches(self, requests: Sequence[Request], draw: Draw) -> Iterator[list[int]]:
-        """Rows with the same context beside each other, and contexts that begin alike."""
-        found = roots([request.context for request in requests])
-        place = {context: i for i, context in enumerate(c for root in found for c in root.contexts)}
-        order = sorted(range(len(requests)), key=lambda i: place[requests[i].context])
-        lengths = [len(requests[i].context) + draw.max_new_tokens for i in order]
-        for run in pack(lengths, most=self.batch, most_tokens=self.batch_tokens):
-            yield [order[i] for i in run]
+    def _units(self, contexts: Sequence[Context], length_N: Sequence[int]) -> Iterator[list[int]]:
+        """Rows that join together: all on the same media, or all of a context, or as many of these as fit."""
 
+        def fitting(of: Sequence[Context]) -> list[list[int]]:
+            rows = [row for row, context in enumerate(contexts) if context in of]
+            runs = pack([length_N[row] for row in rows], most=self.batch, most_tokens=self.batch_tokens)
+            return [[rows[place] for place in run] for run in runs]
 
-def _draw_batch(network: Network, requests: Sequence[Request], draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
-    """(tokens [n, A], log-probabilities [n, A], lengths [n]) on the CPU."""
-    n, device = len(requests), network.device
-    with phase("prefill_network"):
-        hidden_nD, cache, mask_nK = _prefill(network, [request.context for request in requests])
-    start_n = torch.stack([request.context.response_positions(1)[0, 0] for request in requests])
-    uniform_nA = torch.stack([_uniforms(request.stream, draw.max_new_tokens) for request in requests]).to(device)
-    greedy_n = torch.tensor([request.stream is None for request in requests], device=device)
-    stop = torch.tensor(sorted(draw.stop), device=device)
-    tokens = torch.zeros(n, draw.max_new_tokens, dtype=torch.int64)
-    logprobs, lengths = torch.zeros(n, draw.max_new_tokens), torch.full((n,), draw.max_new_tokens)
-    live = torch.arange(n)  # rows of the batch that are still in the cache
-    for t in range(draw.max_new_tokens):
-        logprob_nV = network.distribution.logprobs(network.logits(hidden_nD), temperature=draw.temperature)
-        here = live.to(device)
-        token_n = pick(logprob_nV, uniform_nA[here, t], greedy_n[here], top_p=draw.top_p)
-        tokens[live, t] = token_n.cpu()
-        logprobs[live, t] = logprob_nV.gather(-1, token_n[:, None])[:, 0].cpu()
-        ended = torch.isin(token_n, stop).cpu()
-        lengths[live[ended]] = torch.minimum(lengths[live[ended]], torch.tensor(t + 1))
-        if t + 1 == draw.max_new_tokens or bool((lengths[live] <= t + 1).all()):
-            break
-        going = torch.nonzero(lengths[live] > t + 1).flatten()
-        if len(going) <= len(live) // 2:  # leaving the cache costs a copy of it
-            live, token_n, mask_nK = live[going], token_n[going.to(device)], mask_nK[going.to(device)]
-            cache.batch_select_indices(going.to(device))
-        mask_nK = torch.cat([mask_nK, mask_nK.new_ones(len(live), 1)], dim=1)
-        position_3n1 = (start_n[live] + t).expand(3, -1)[..., None]
-        out, cache = network.language(token_n[:, None], position_3n1, mask=mask_nK, cache=cache, use_cache=True)
-        hidden_nD = out[:, -1]
-    return tokens, logprobs, lengths
+        for root in roots(contexts):
+            whole = fitting(root.contexts)
+            yield from whole if len(whole) == 1 else (unit for context in root.contexts for unit in fitting([context]))
+
+    def _joining(self, running: Sequence[int], waiting: deque[list[int]], length_N: Sequence[int]) -> list[int]:
+        rows: list[int] = []
+        if len(running) > 3 * self.batch // 4:
+            return rows
+        while waiting:
+            together = [*running, *rows, *waiting[0]]
+            (first, *_) = pack([length_N[row] for row in together], most=self.batch, most_tokens=self.batch_tokens)
+            if len(first) < len(together):
+                break
+            rows += waiting.popleft()
+        return rows
 
 
-def _prefill(network: Network, contexts: Sequence[Context]) -> tuple[Tensor, Any, Tensor]:
-    """(hidden states that the first tokens are drawn from [n, width], the cache, which of its keys exist [n, L])."""
-    from transformers import DynamicCache
+class _Drawing:
+    """Draws a token of every row that is running, and keeps what was drawn."""
 
-    prompts = (
-        read_prompts(network, list(dict.fromkeys(contexts))) if network.shares_prefill else read_each(network, contexts)
-    )
-    cache = DynamicCache(prompts.layers, config=network.model.config)
-    length_c = torch.tensor([len(context) for context in prompts.contexts], device=network.device)
-    mask_cL = torch.arange(int(length_c.max()), device=network.device) < length_c[:, None]
-    if prompts.contexts == tuple(contexts):
-        return prompts.last_cD, cache, mask_cL
-    place_n = torch.tensor([prompts.contexts.index(context) for context in contexts], device=network.device)
-    cache.batch_select_indices(place_n)
-    return prompts.last_cD[place_n], cache, mask_cL[place_n]
+    def __init__(self, network: Network, requests: Sequence[Request], draw: Draw) -> None:
+        self.network, self.draw = network, draw
+        shape = (len(requests), draw.max_new_tokens)
+        self.made = Generated(
+            torch.zeros(shape, dtype=torch.int64), torch.zeros(shape[0], dtype=torch.int64), torch.zeros(shape)
+        )
+        self.uniform_NA = torch.zeros(shape, dtype=torch.float64)
+        for row, request in enumerate(requests):
+            if request.stream is not None:
+                self.uniform_NA[row] = torch.rand(draw.max_new_tokens, generator=request.stream, dtype=torch.float64)
+        self.greedy_N = torch.tensor([request.stream is None for request in requests])
+        self.stop = torch.tensor(sorted(draw.stop), dtype=torch.int64)
 
-
-def _uniforms(stream: torch.Generator | None, number: int) -> Tensor:
-    """[A] float64 in [0, 1)."""
-    if stream is None:
-        return torch.zeros(number, dtype=torch.float64)
-    return torch.rand(number, generator=stream, dtype=torch.float64)
+    def step(self, running: Running) -> Running | None:
+        """The rows that go on, one token further; None if all have ended."""
+        live, device = running.live, self.network.device
+        here = (running.row_n[live], running.drawn_n[live])
+        uniform_n = torch.zeros(len(running.row_n), dtype=torch.float64).index_copy(0, live, self.uniform_NA[here])
+        logits_nV = self.network.logits(running.hidden_nD)
+        logprob_nV = self.network.distribution.logprobs(logits_nV, temperature=self.draw.temperature)
+        token_n = pick(logprob_nV, uniform_n.to(device), self.greedy_N[running.row_n].to(device), top_p=self.draw.top_p)
+        self.made.logprob_NA[here] = logprob_nV.gather(-1, token_n[:, None])[:, 0].cpu()[live]
+        self.made.token_NA[here] = drawn = token_n.cpu()[live]
+        self.made.length_N[here[0]] = length = here[1] + 1
+        ended = torch.isin(drawn, self.stop) | (length >= self.draw.max_new_tokens)
+        if bool(ended.all()):
+            return None
+        return running.after(self.network, token_n).without(live[ended])
 
 
 def pick(logprob_nV: Tensor, uniform_n: Tensor, greedy_n: Tensor, *, top_p: float) -> Tensor:
