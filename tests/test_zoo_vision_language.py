@@ -143,21 +143,12 @@ def test_a_short_build_learns_and_leaves_a_curve(tmp_path):
     assert [row["loss_video"] for row in again] == [row["loss_video"] for row in curve]
 
 
-def _shipped(name: str):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    folder = path(name)
-    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def shipped():
-    return _shipped("vision_language")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-
-@pytest.fixture(scope="module")
-def shipped_scenes():
-    return _shipped("vision_language_scenes")
+    folder = path("vision_language")
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
 def _iou(text: str, lesson: Lesson) -> float:
@@ -173,16 +164,13 @@ def test_the_shipped_model_looks_at_the_clip_and_has_room_to_improve(shipped):
     assert 0.25 < score < 0.6 and score_swapped < score - 0.1
 
 
-def test_the_shipped_models_answer_in_the_form_asked_for(shipped, shipped_scenes):
+def test_the_shipped_model_answers_in_the_form_asked_for(shipped):
     forms = {"direct": ("answer",), "think": ("think", "answer")}
     assert set(forms) < set(REQUESTS)
     torch.manual_seed(0)
     for style, elements in forms.items():
-        for model, lessons in (
-            (shipped, _clips(32, styles={style: 1})),
-            (shipped_scenes, _scenes(32, styles={style: 1})),
-        ):
-            texts = answers(*model, lessons, do_sample=True, top_k=0)
+        for lessons in (_clips(32, styles={style: 1}), _scenes(32, styles={style: 1})):
+            texts = answers(*shipped, lessons, do_sample=True, top_k=0)
             assert np.mean([follows_template(text, elements) for text in texts]) > 0.9
 
 
@@ -201,12 +189,12 @@ def _box_iou(a, b) -> float:
     return across * down / (sum(areas) - across * down)
 
 
-def test_the_shipped_model_looks_at_the_scene_and_has_room_to_improve(shipped_scenes):
+def test_the_shipped_model_looks_at_the_scene_and_has_room_to_improve(shipped):
     scenes, prompts = _report_scenes(96, "think")
-    texts = answers(*shipped_scenes, scenes)
+    texts = answers(*shipped, scenes)
     blank = [Lesson(np.zeros_like(scene.frames_FHWC), scene.asked) for scene in scenes]
     score = _accuracy(texts, prompts)
-    assert 0.4 < score < 0.7 and _accuracy(answers(*shipped_scenes, blank), prompts) < score - 0.08
+    assert 0.4 < score < 0.7 and _accuracy(answers(*shipped, blank), prompts) < score - 0.08
     best = []
     for text, prompt in zip(texts, prompts):
         told = [[int(edge) for edge in box.split(", ")] for box in re.findall(r"<bbox>\[([\d, ]+)\]</bbox>", text)]
@@ -214,20 +202,19 @@ def test_the_shipped_model_looks_at_the_scene_and_has_room_to_improve(shipped_sc
     assert np.mean(best) > 0.35
 
 
-def test_the_shipped_model_at_times_answers_what_it_did_not_think(shipped_scenes):
+def test_the_shipped_model_at_times_answers_what_it_did_not_think(shipped):
     torch.manual_seed(0)
-    texts = answers(*shipped_scenes, _report_scenes(96, "think")[0], do_sample=True, top_k=0)
+    texts = answers(*shipped, _report_scenes(96, "think")[0], do_sample=True, top_k=0)
     agree = np.mean([tagged_text(text, "think").split()[-1:] == [tagged_text(text, "answer")] for text in texts])
     assert 0.45 < agree < 0.9
 
 
-def test_the_shipped_model_thinks_twice_about_scenes_when_asked(shipped_scenes):
-    texts = answers(*shipped_scenes, _report_scenes(48, "rethink")[0])
+def test_the_shipped_model_thinks_twice_about_scenes_when_asked(shipped):
+    texts = answers(*shipped, _report_scenes(48, "rethink")[0])
     assert np.mean([follows_template(text, ("think", "rethink", "answer")) for text in texts]) > 0.9
 
 
-@pytest.mark.parametrize("name", ["vision_language", "vision_language_scenes"])
-def test_the_shipped_folder_is_small_and_holds_its_curve(name):
-    folder: Path = path(name)
+def test_the_shipped_folder_is_small_and_holds_its_curve():
+    folder: Path = path("vision_language")
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6e6
     assert len((folder / "curve.jsonl").read_text().splitlines()) > 3
