@@ -101,23 +101,24 @@ class HfGenerator:
     def _units(self, contexts: Sequence[Context], length_N: Sequence[int]) -> Iterator[list[int]]:
         """Rows that join together: all on the same media, or all of a context, or as many of these as fit."""
 
-        def fitting(of: Sequence[Context]) -> list[list[int]]:
-            rows = [row for row, context in enumerate(contexts) if context in of]
-            runs = pack([length_N[row] for row in rows], most=self.batch, most_tokens=self.batch_tokens)
-            return [[rows[place] for place in run] for run in runs]
-
+        rows_of: dict[Context, list[int]] = {}
+        for row, context in enumerate(contexts):
+            rows_of.setdefault(context, []).append(row)
         for root in roots(contexts):
-            whole = fitting(root.contexts)
-            yield from whole if len(whole) == 1 else (unit for context in root.contexts for unit in fitting([context]))
+            groups = [rows_of[context] for context in root.contexts]
+            whole = self._packed([row for group in groups for row in group], length_N)
+            yield from whole if len(whole) == 1 else (run for group in groups for run in self._packed(group, length_N))
+
+    def _packed(self, rows: Sequence[int], length_N: Sequence[int]) -> list[list[int]]:
+        runs = pack([length_N[row] for row in rows], most=self.batch, most_tokens=self.batch_tokens)
+        return [[rows[place] for place in run] for run in runs]
 
     def _joining(self, running: Sequence[int], waiting: deque[list[int]], length_N: Sequence[int]) -> list[int]:
         rows: list[int] = []
         if len(running) > 3 * self.batch // 4:
             return rows
         while waiting:
-            together = [*running, *rows, *waiting[0]]
-            (first, *_) = pack([length_N[row] for row in together], most=self.batch, most_tokens=self.batch_tokens)
-            if len(first) < len(together):
+            if len(self._packed([*running, *rows, *waiting[0]], length_N)) > 1:
                 break
             rows += waiting.popleft()
         return rows

@@ -65,8 +65,10 @@ class Running:
         return Running(*(count_n[here] for count_n in self._counts()), self.hidden_nD[there], layers)
 
     def joined(self, other: Running) -> Running:
-        """The others in free places, as far as there are any, and in new ones."""
-        free = torch.nonzero(self.row_n == FREE).flatten()[: len(other.row_n)]
+        """The others in free places, and in new ones if these do not suffice; free places that are left over go."""
+        free = torch.nonzero(self.row_n == FREE).flatten()
+        if len(free) > len(other.row_n):
+            return self.only(torch.cat([self.live, free[: len(other.row_n)]])).joined(other)
         into = torch.cat([free, len(self.row_n) + torch.arange(len(other.row_n) - len(free))])
         more, there = len(into) - len(free), into.to(self.hidden_nD.device)
         longest = int(other.keys_n.max())
