@@ -89,20 +89,20 @@ def test_places_do_not_stay_empty_while_others_wait():
 
 
 def test_long_prompts_find_no_more_places_than_fit():
-    """Short rows first, ten at a time; then long ones, of which two fit."""
-    p = with_stops(policy(), 9)
+    """Short rows first, all at once; then long ones, of which seven fit."""
+    p = with_stops(policy(), 4)
     prompts = (
         *(Prompt(str(i), "one") for i in range(10)),
         *(Prompt(f"long {i}", "When does it start " * 30) for i in range(3)),
     )
-    whole, _ = sample(p, prompts, group_size=2, max_new_tokens=16)
-    limit = 2 * (16 + max(len(context) for context in whole.record.contexts))
+    whole, _ = sample(p, prompts, group_size=2, max_new_tokens=40)
+    limit = 7 * (40 + max(len(context) for context in whole.record.contexts))
     keys = []
     p.model.model.language_model.layers[0].self_attn.register_forward_hook(
         lambda _, args, given, __: keys.append(given["past_key_values"].layers[0][0].shape)
         if given["hidden_states"].shape[1] == 1 else None, with_kwargs=True,
     )  # fmt: skip
-    rollout, _ = sample(p, prompts, group_size=2, max_new_tokens=16, generator=HfGenerator(batch_tokens=limit))
+    rollout, _ = sample(p, prompts, group_size=2, max_new_tokens=40, generator=HfGenerator(batch_tokens=limit))
     assert torch.equal(rollout.record.token_NA, whole.record.token_NA)
     assert max(rows for rows, *_ in keys) >= 8
     assert max(rows * (room - ROOM) for rows, _, room, _ in keys) <= limit
