@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from grpo_mm.datasets.annotated_boxes import Box, box_problem, take_box, take_size
 from grpo_mm.datasets.checked_fields import fill, take_text
 from grpo_mm.datasets.files import check_file, read_rows, take_field
-from grpo_mm.datasets.grounding import NAMED
+from grpo_mm.datasets.gathered import gathered
 from grpo_mm.datasets.video import ImageFile
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
@@ -24,7 +23,6 @@ MARKER = "<image>"
 BOX_KEYS = ("bbox_2d", "bbox", "box", "position")
 """Of an object with a box, whatever the case; beside it "label"."""
 _FENCE = re.compile(r"\s*```(?:json)?(.*)```\s*", re.DOTALL)
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,23 +63,9 @@ class Conversations:
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""
         self.check()
-        prompts, seen, missing = [], set(), []
-        for number, (where, row) in enumerate(read_rows(self.path)):
-            prompt = self._prompt(row, where, number)
-            if prompt.id in seen:
-                raise ConfigError(f"{where}: the id {prompt.id!r} stands twice.")
-            seen.add(prompt.id)
-            if self.check_files and not all(Path(image.path).is_file() for image in prompt.media):
-                missing.append(prompt.id)
-                continue
-            prompts.append(prompt)
-            if len(prompts) == self.limit:
-                break
-        if missing:
-            log.warning("%s: %d rows left out: no such file (%s)", self.path, len(missing), ", ".join(missing[:NAMED]))
-        if not prompts:
-            raise ConfigError(f"{self.path}: no row is left ({len(missing)} without their pictures).")
-        return prompts
+        rows = enumerate(read_rows(self.path))
+        prompts = ((where, self._prompt(row, where, number)) for number, (where, row) in rows)
+        return gathered(prompts, self.path, check_files=self.check_files, limit=self.limit)
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         names = row.get("image") or []

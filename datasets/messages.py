@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.files import check_file, read_rows, take_field
+from grpo_mm.datasets.gathered import gathered
 from grpo_mm.datasets.video import ImageFile, VideoFile
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
@@ -38,17 +39,9 @@ class Messages:
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a repeated id, or a file without rows."""
         self.check()
-        found: dict[str, Prompt] = {}
-        for number, (where, row) in enumerate(read_rows(self.path)):
-            if len(found) == self.limit:
-                break
-            prompt = self._prompt(row, where, number)
-            if prompt.id in found:
-                raise ConfigError(f"{where}: the id {prompt.id!r} stands twice.")
-            found[prompt.id] = prompt
-        if not found:
-            raise ConfigError(f"{self.path}: there is no row.")
-        return list(found.values())
+        rows = enumerate(read_rows(self.path))
+        prompts = ((where, self._prompt(row, where, number)) for number, (where, row) in rows)
+        return gathered(prompts, self.path, limit=self.limit)
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         turns = take_field(row, "messages", where)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from grpo_mm.datasets.annotated_rows import SUFFIXES, annotated_rows, check_rows, picture
 from grpo_mm.datasets.checked_fields import fill
-from grpo_mm.datasets.grounding import NAMED
+from grpo_mm.datasets.gathered import gathered
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 
@@ -21,7 +19,6 @@ CHOICE_TEMPLATE = (
 )
 _LETTERED = re.compile(r"\(?([A-Za-z])[).:]\s*(.*)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,24 +74,8 @@ class PictureQuestions:
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a template that does not fit, a repeated id, or if no row is left."""
         self.check()
-        found: dict[str, Prompt] = {}
-        missing: dict[str, None] = {}
-        for question in self._every_question():
-            if question.id in found or question.id in missing:
-                raise ConfigError(f"{question.where}: the id {question.id!r} stands twice.")
-            if self.check_files and not all(Path(item.path).exists() for item in question.media if _is_file(item)):
-                missing[question.id] = None
-                continue
-            found[question.id] = self._prompt(question)
-            if len(found) == self.limit:
-                break
-        if missing:
-            log.warning(
-                "%s: %d rows left out: no such file (%s)", self.path, len(missing), ", ".join(list(missing)[:NAMED])
-            )
-        if not found:
-            raise ConfigError(f"{self.path}: no row is left ({len(missing)} without their files).")
-        return list(found.values())
+        prompts = ((question.where, self._prompt(question)) for question in self._every_question())
+        return gathered(prompts, self.path, check_files=self.check_files, limit=self.limit)
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         """The questions of row `number`, counted from 0; most readers have one, some two or none."""
@@ -154,7 +135,3 @@ def take_whole(value: Any, name: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{where}: {name} is {value!r}, wanted a whole number.")
     return value
-
-
-def _is_file(item: Any) -> bool:
-    return hasattr(item, "path")

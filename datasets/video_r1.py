@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from grpo_mm.datasets.checked_fields import fill, take_text
 from grpo_mm.datasets.files import check_file, read_rows, take_field
-from grpo_mm.datasets.grounding import NAMED
+from grpo_mm.datasets.gathered import gathered
 from grpo_mm.datasets.video import ImageFile, VideoFile
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
@@ -31,7 +30,6 @@ HOW = {
     "regression": "Answer with a number.",
 }
 SOLUTION = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,25 +66,11 @@ class VideoR1Questions:
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""
         self.check()
-        prompts, seen, missing = [], set(), []
-        for where, row in read_rows(self.path):
-            prompt = self._prompt(row, where)
-            if prompt.id in seen:
-                raise ConfigError(f"{where}: the id {prompt.id!r} stands twice.")
-            seen.add(prompt.id)
-            if self.answer_types is not None and prompt.target["answer_type"] not in self.answer_types:
-                continue
-            if self.check_files and not Path(prompt.media[0].path).is_file():
-                missing.append(prompt.id)
-                continue
-            prompts.append(prompt)
-            if len(prompts) == self.limit:
-                break
-        if missing:
-            log.warning("%s: %d rows left out: no such file (%s)", self.path, len(missing), ", ".join(missing[:NAMED]))
-        if not prompts:
-            raise ConfigError(f"{self.path}: no row is left ({len(missing)} without a file).")
-        return prompts
+        prompts = ((where, self._prompt(row, where)) for where, row in read_rows(self.path))
+        wanted = self.answer_types
+        if wanted is not None:
+            prompts = ((where, prompt) for where, prompt in prompts if prompt.target["answer_type"] in wanted)
+        return gathered(prompts, self.path, check_files=self.check_files, limit=self.limit)
 
     def _prompt(self, row: dict[str, Any], where: str) -> Prompt:
         found = take_text(row, "problem_type", where)

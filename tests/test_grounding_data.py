@@ -169,7 +169,7 @@ def test_video_r1_problem_types_become_answer_types(tmp_path):
     assert prompts[0].text.startswith("How many?\nA. 1\nB. 2\n") and prompts[0].demo == "<answer>B</answer>"
     assert prompts[0].target["answer"] == "B" and "options" not in prompts[1].target
     assert [p.id for p in VideoR1Questions(path, answer_types=["ocr"]).load()] == ["video_r1/2"]
-    with pytest.raises(ConfigError, match="no row is left .5 without a file"):
+    with pytest.raises(ConfigError, match="no row is left .5 without their files"):
         VideoR1Questions(path, check_files=True).load()
 
 
