@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 from dataclasses import replace
@@ -16,7 +17,6 @@ from grpo_mm.pipelines.vlm.demonstrations import LastRow
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.generation import HfGenerator
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
-from grpo_mm.pipelines.vlm.running import ROOM
 from grpo_mm.types import Outputs, Prompt, Rollout
 
 PROMPT = Prompt("span", "When does it start", demo="<answer>2.0 to 5.5</answer>")
@@ -88,24 +88,50 @@ def test_places_do_not_stay_empty_while_others_wait():
     assert len(rows) < 0.8 * one_batch_after_the_other
 
 
-def test_long_prompts_find_no_more_places_than_fit():
-    """Short rows first, all at once; then long ones, of which seven fit."""
+SHORT = tuple(Prompt(str(i), "one") for i in range(10))
+LONG = tuple(Prompt(f"long {i}", "When does it start " * 30) for i in range(6))
+
+
+@pytest.mark.parametrize(
+    "prompts", [(*SHORT, *LONG), (*LONG, *SHORT), (*LONG[:1], *SHORT, *LONG[1:])], ids=["rise", "fall", "mixed"]
+)
+def test_places_and_their_room_keep_to_the_limit_of_tokens(prompts):
+    """All short rows fit at once, or seven long ones."""
     p = with_stops(policy(), 4)
-    prompts = (
-        *(Prompt(str(i), "one") for i in range(10)),
-        *(Prompt(f"long {i}", "When does it start " * 30) for i in range(3)),
-    )
     whole, _ = sample(p, prompts, group_size=2, max_new_tokens=40)
     limit = 7 * (40 + max(len(context) for context in whole.record.contexts))
-    keys = []
-    p.model.model.language_model.layers[0].self_attn.register_forward_hook(
-        lambda _, args, given, __: keys.append(given["past_key_values"].layers[0][0].shape)
+    held = []
+    p.model.model.language_model.layers[-1].self_attn.register_forward_hook(
+        lambda _, __, given, ___: held.append(given["past_key_values"].running.layers[-1][0].shape)
         if given["hidden_states"].shape[1] == 1 else None, with_kwargs=True,
     )  # fmt: skip
     rollout, _ = sample(p, prompts, group_size=2, max_new_tokens=40, generator=HfGenerator(batch_tokens=limit))
     assert torch.equal(rollout.record.token_NA, whole.record.token_NA)
-    assert max(rows for rows, *_ in keys) >= 8
-    assert max(rows * (room - ROOM) for rows, _, room, _ in keys) <= limit
+    assert max(places for places, *_ in held) >= 8
+    assert max(places * room for places, _, room, _ in held) <= limit
+
+
+def test_keys_and_values_are_held_once():
+    p = with_stops(policy(), 40)
+    held, steps = [], []
+
+    def count(_, __, given, ___):
+        steps.append(given["hidden_states"].shape[1] == 1)
+        if steps[-1] and len(steps) % 4 == 0:
+            running = given["past_key_values"].running
+            own = [part for layer in running.layers for part in layer]
+            shape = own[0].shape[1:2] + own[0].shape[3:]
+            tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+            alive = {
+                t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+                for t in tensors
+                if t.dim() == 4 and t.shape[1:2] + t.shape[3:] == shape and t.shape[2] > 30
+            }
+            held.append(sum(alive.values()) / sum(part.untyped_storage().nbytes() for part in own))
+
+    p.model.model.language_model.layers[0].self_attn.register_forward_hook(count, with_kwargs=True)
+    sample(p, LONG, group_size=4, max_new_tokens=90, generator=HfGenerator(batch=10))
+    assert len(held) > 12 and max(held) < 1.3  # the layer that grows is there twice for a moment
 
 
 def test_rows_at_once_keep_to_the_limit_of_tokens():

@@ -91,8 +91,10 @@ class HfGenerator:
                 here = [] if running is None else running.row_n[running.live].tolist()
                 rows = self._joining(here, waiting, length_N)
                 if rows:
-                    joining = begun(network, torch.tensor(rows), [requests[row].context for row in rows])
-                    running = joining if running is None else running.joined(joining)
+                    running = _with(running, begun(
+                        network, torch.tensor(rows), [requests[row].context for row in rows],
+                        max_new_tokens=draw.max_new_tokens,
+                    ))  # fmt: skip
                 running = drawing.step(running)
                 if running is not None and not waiting and 2 * len(running.live) <= len(running.row_n):
                     running = running.only(running.live)
@@ -122,6 +124,10 @@ class HfGenerator:
                 break
             rows += waiting.popleft()
         return rows
+
+
+def _with(running: Running | None, joining: Running) -> Running:
+    return joining if running is None else running.joined(joining)
 
 
 class _Drawing:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from grpo_mm.pipelines.vlm.contexts import Context
 from grpo_mm.pipelines.vlm.families import Family
 from grpo_mm.pipelines.vlm.flex import FlexPrompts
 from grpo_mm.pipelines.vlm.prefix_attention import install
-from grpo_mm.pipelines.vlm.shared_media import same_media
+from grpo_mm.pipelines.vlm.shared_media import media_look, same_media
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Network:
         self.distribution = TokenDistribution(temperature, forbidden_V)
         self.tower_is_frozen = not any(p.requires_grad for p in model.model.visual.parameters())
         self._features: WeakKeyDictionary[Context, Tensor] = WeakKeyDictionary()
+        self._latest: WeakValueDictionary[object, Context] = WeakValueDictionary()
+        """By what its media look like."""
 
     @property
     def precision(self) -> torch.dtype:
@@ -89,15 +91,16 @@ class Network:
             return None
         if context in self._features:
             return self._features[context]
-        alike = (c for c in self._features if same_media(c, context))  # another question about the same video
-        if (known := next(alike, None)) is not None:
-            self._features[context] = self._features[known]
+        look = media_look(context)
+        known = self._latest.get(look)  # another question about the same video
+        if known is not None and same_media(known, context):
+            self._features[context], self._latest[look] = self._features[known], context
             return self._features[context]
         grad = nullcontext() if not self.tower_is_frozen else torch.no_grad()
         with grad, self._precision(), phase("tower_network"):
             found = self._tower(context)
         if self.tower_is_frozen:
-            self._features[context] = found
+            self._features[context], self._latest[look] = found, context
         return found
 
     def _tower(self, context: Context) -> Tensor:

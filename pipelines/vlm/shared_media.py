@@ -30,9 +30,9 @@ class Root:
 def roots(contexts: Sequence[Context]) -> list[Root]:
     """The contexts by what they share, in the order in which they first come. Without media a context stands alone."""
     sets: list[list[Context]] = []
-    by_look: dict[object, list[list[Context]]] = {}
+    by_start: dict[object, list[list[Context]]] = {}
     for context in dict.fromkeys(contexts):
-        alike = by_look.setdefault(_look(context) or context, [])
+        alike = by_start.setdefault(_start(context) or context, [])
         joined = next((found for found in alike if begin_alike(found[0], context)), None)
         if joined is not None:
             joined.append(context)
@@ -54,12 +54,18 @@ def begin_alike(one: Context, other: Context) -> bool:
 
 def same_media(one: Context, other: Context) -> bool:
     """Whether two contexts show the same pixels."""
-    if _look(one) != _look(other):
+    if media_look(one) != media_look(other):
         return False
     first, second = (_of_media(context) for context in (one, other))
     return (
         bool(first) and first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     )
+
+
+def _start(context: Context) -> object:
+    """What contexts that begin alike have in common, and few others; None without media."""
+    look = media_look(context)
+    return look and (look, context.input_ids_L[: _media_tokens(context)].numpy().tobytes())
 
 
 def _of_media(context: Context) -> dict[str, Tensor]:
@@ -73,8 +79,8 @@ def _media_tokens(context: Context) -> int:
     return int(places.max()) + 1 if len(places) else 0
 
 
-def _look(context: Context) -> object:
-    """What contexts with the same media have in common, quickly found; None without media."""
+def media_look(context: Context) -> object:
+    """What contexts with the same media have in common, and hardly any others; None without media."""
     if context not in _LOOKS:
         flat = (
             {name: value.flatten() for name, value in sorted(_of_media(context).items())}
