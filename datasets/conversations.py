@@ -12,7 +12,7 @@ from typing import Any
 
 from grpo_mm.datasets.annotated_boxes import Box, box_problem, take_box, take_size
 from grpo_mm.datasets.checked_fields import fill, take_text
-from grpo_mm.datasets.files import check_file, read_rows, take_field
+from grpo_mm.datasets.files import check_file, check_limit, read_rows, take_field
 from grpo_mm.datasets.gathered import gathered
 from grpo_mm.datasets.video import ImageFile
 from grpo_mm.errors import ConfigError
@@ -57,8 +57,9 @@ class Conversations:
     limit: int | None = None
 
     def check(self) -> None:
-        """Raises ConfigError if the file is not there."""
+        """Raises ConfigError if the file is not there or the limit is below 1."""
         check_file(self.path, (".jsonl", ".json"))
+        check_limit(self.limit, self.path)
 
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""

@@ -37,8 +37,7 @@ class PromptFile:
     """Only the first rows; None for all."""
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"{self.path}: limit = {self.limit}, wanted at least 1, or null for all rows.")
+        check_limit(self.limit, self.path)
 
     def check(self) -> None:
         """Raises ConfigError if the file is not there or its suffix is unknown."""
@@ -111,6 +110,11 @@ def check_file(path: str, suffixes: tuple[str, ...]) -> None:
         raise ConfigError(f"{path}: no such file (looked in {Path(path).absolute().parent}).")
     if Path(path).suffix not in suffixes:
         raise ConfigError(f"{path}: unknown suffix {Path(path).suffix!r}, wanted one of {', '.join(suffixes)}.")
+
+
+def check_limit(limit: int | None, path: str) -> None:
+    if limit is not None and limit < 1:
+        raise ConfigError(f"{path}: limit = {limit}, wanted at least 1, or null for all rows.")
 
 
 def _json_line(path: str, number: int, line: str) -> tuple[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.datasets.files import check_file, read_rows, take_field
+from grpo_mm.datasets.files import check_file, check_limit, read_rows, take_field
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 
@@ -29,8 +29,9 @@ class GenEvalPrompts:
     """Only the first rows, counted after `tags`."""
 
     def check(self) -> None:
-        """Raises ConfigError if the file is not there."""
+        """Raises ConfigError if the file is not there or the limit is below 1."""
         check_file(self.path, (".jsonl",))
+        check_limit(self.limit, self.path)
 
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is not GenEval metadata, or if no row is left."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from grpo_mm.datasets.checked_fields import Span, fill, read_json, take_duration, take_spans, take_text
-from grpo_mm.datasets.files import check_file
+from grpo_mm.datasets.files import check_file, check_limit
 from grpo_mm.datasets.video import VideoFile
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
@@ -85,8 +85,7 @@ class GroundingPrompts:
     def check(self) -> None:
         """Raises ConfigError if the file or (with `check_videos`) the folder is missing, or a limit is no number."""
         check_file(self.path, self.suffixes)
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"{self.path}: limit = {self.limit}, wanted at least 1, or null for all rows.")
+        check_limit(self.limit, self.path)
         if self.check_videos and not Path(self.videos).is_dir():
             raise ConfigError(f"videos = {self.videos!r}: no such folder.")
 

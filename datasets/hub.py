@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.datasets.files import find_text_field
+from grpo_mm.datasets.files import check_limit, find_text_field
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 
@@ -36,6 +36,7 @@ class HubPrompts:
         """Raises ConfigError if the name is a path where there is no folder; asks nobody on the network."""
         if self.name.startswith((".", "/", "~")) and not Path(self.name).is_dir():
             raise ConfigError(f"name = {self.name!r}: no such folder.")
+        check_limit(self.limit, self.name)
 
     def load(self) -> list[Prompt]:
         """Raises ConfigError for an unknown split or column, an empty split, or a repeated id."""

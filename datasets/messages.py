@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.datasets.files import check_file, read_rows, take_field
+from grpo_mm.datasets.files import check_file, check_limit, read_rows, take_field
 from grpo_mm.datasets.gathered import gathered
 from grpo_mm.datasets.video import ImageFile, VideoFile
 from grpo_mm.errors import ConfigError
@@ -33,8 +33,9 @@ class Messages:
     limit: int | None = None
 
     def check(self) -> None:
-        """Raises ConfigError if the file is not there."""
+        """Raises ConfigError if the file is not there or the limit is below 1."""
         check_file(self.path, (".jsonl", ".json"))
+        check_limit(self.limit, self.path)
 
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a repeated id, or a file without rows."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from grpo_mm.datasets.annotated_rows import SUFFIXES, annotated_rows, check_rows, picture
 from grpo_mm.datasets.checked_fields import fill
+from grpo_mm.datasets.files import check_limit
 from grpo_mm.datasets.gathered import gathered
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
@@ -68,8 +69,7 @@ class PictureQuestions:
     def check(self) -> None:
         """Raises ConfigError if the file is not there or a setting is out of range."""
         check_rows(self.path, self.suffixes)
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"{self.path}: limit = {self.limit}, wanted at least 1, or null for all rows.")
+        check_limit(self.limit, self.path)
 
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a template that does not fit, a repeated id, or if no row is left."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.checked_fields import fill, take_text
-from grpo_mm.datasets.files import check_file, read_rows, take_field
+from grpo_mm.datasets.files import check_file, check_limit, read_rows, take_field
 from grpo_mm.datasets.gathered import gathered
 from grpo_mm.datasets.video import ImageFile, VideoFile
 from grpo_mm.errors import ConfigError
@@ -59,6 +59,7 @@ class VideoR1Questions:
     def check(self) -> None:
         """Raises ConfigError if the file is not there or an answer type is unknown."""
         check_file(self.path, (".json", ".jsonl"))
+        check_limit(self.limit, self.path)
         for name in self.answer_types or ():
             if name not in HOW:
                 raise ConfigError(f"{self.path}: answer type {name!r}; there are {', '.join(HOW)}.")

@@ -20,9 +20,8 @@ from grpo_mm.pipelines.vlm.shared_forward import read_each, read_prompts
 
 ROOM = 64
 """Keys that there is room for before all are copied; one more at a time would copy them for every token."""
-
-
 FREE = -1
+"""Instead of a request: the place is nobody's."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Running:
         there = here.to(self.hidden_nD.device)
         kept = Running(*(count_n[here] for count_n in self._counts()), self.hidden_nD[there], self.layers)
         for layer, parts in enumerate(self.layers):
-            self.layers[layer] = tuple(part[there, :, : kept._wanted()] for part in parts)
+            self.layers[layer] = tuple(part[there, :, : kept.wanted_room()] for part in parts)
         return kept
 
     def joined(self, other: Running) -> Running:
@@ -83,9 +82,9 @@ class Running:
         )
         hidden_nD = pad(self.hidden_nD, (0, 0, 0, more)).index_copy(0, there, other.hidden_nD)
         both = Running(*counts, hidden_nD, self.layers)
-        wide, longest = both._wanted(), int(other.keys_n.max())
+        wide, longest = both.wanted_room(), int(other.keys_n.max())
         for layer, parts in enumerate(self.layers):
-            if more or wide > self._room(layer):
+            if more or wide > self.room(layer):
                 parts = tuple(_sized(part, more, wide) for part in parts)
             for part_nhKd, new_mhKd in zip(parts, other.layers[layer]):
                 part_nhKd[there, :, :longest] = new_mhKd[:, :, :longest]
@@ -95,10 +94,10 @@ class Running:
     def _counts(self) -> tuple[Tensor, ...]:
         return self.row_n, self.drawn_n, self.prompt_n, self.most_n, self.start_n
 
-    def _room(self, layer: int) -> int:
+    def room(self, layer: int) -> int:
         return self.layers[layer][0].shape[2]
 
-    def _wanted(self) -> int:
+    def wanted_room(self) -> int:
         """Keys to make room for where they are copied anyway."""
         return min(int(self.keys_n.max()) + ROOM, int(self.most_n.max()))
 
@@ -124,8 +123,8 @@ class _Behind:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
         layers, row_n = self.running.layers, torch.arange(len(keys), device=keys.device)
-        if self.wide > self.running._room(layer):
-            layers[layer] = tuple(_sized(part, 0, self.running._wanted()) for part in layers[layer])
+        if self.wide > self.running.room(layer):
+            layers[layer] = tuple(_sized(part, 0, self.running.wanted_room()) for part in layers[layer])
         for known, new in zip(layers[layer], (keys, values)):
             known[row_n, :, self.keys_n] = new[:, :, 0].to(known.dtype)
         known_keys, known_values = layers[layer]

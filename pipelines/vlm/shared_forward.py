@@ -53,8 +53,9 @@ class Prompts:
 
 def read_prompts(network: Network, contexts: Sequence[Context]) -> Prompts:
     """Contexts through the language model, filled up on the right; what several have in common goes through once."""
-    found = [read_each(network, [root.contexts[0] for root in roots(contexts) if not root.length])]
-    found += [_read_after_root(network, root) for root in roots(contexts) if root.length]
+    begun = roots(contexts)
+    found = [read_each(network, [root.contexts[0] for root in begun if not root.length])]
+    found += [_read_after_root(network, root) for root in begun if root.length]
     return _joined([prompts for prompts in found if prompts.contexts]).only(contexts)
 
 
