@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from grpo_mm.config import Role
 from grpo_mm.datasets.video import ImageFile
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 from grpo_mm.types import Prompt
 
 

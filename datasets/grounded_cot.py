@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from grpo_mm.datasets.annotated_boxes import box_problem, take_boxes, take_size
 from grpo_mm.datasets.checked_fields import take_text
-from grpo_mm.datasets.grounding import NAMED
+from grpo_mm.datasets.gathered import NAMED
 from grpo_mm.datasets.picture_questions import PictureQuestions, QuestionRow
 from grpo_mm.errors import ConfigError
 

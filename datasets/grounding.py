@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from grpo_mm.datasets.checked_fields import Span, fill, read_json, take_duration, take_spans, take_text
 from grpo_mm.datasets.files import check_file, check_limit
+from grpo_mm.datasets.gathered import NAMED
 from grpo_mm.datasets.video import VideoFile
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
@@ -20,8 +21,6 @@ TEMPLATE = (
 )
 DEMO_TEMPLATE = "<answer>{start:.2f} to {end:.2f}</answer>"
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi")
-NAMED = 5
-"""So many unusable rows are named in the log."""
 log = logging.getLogger(__name__)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 from grpo_mm.types import Prompt
 
 

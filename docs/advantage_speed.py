@@ -23,7 +23,8 @@ from torch import Tensor
 
 from grpo_mm import methods
 from grpo_mm.advantages import credit
-from grpo_mm.config import Role, component
+from grpo_mm.config import component
+from grpo_mm.registry import Role
 from grpo_mm.table import Table
 from grpo_mm.types import WHOLE_ROW, Prompt, Rollout
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from grpo_mm.distributed import Processes
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt, Rows
-
-if TYPE_CHECKING:
-    from grpo_mm.run_config import RunConfig
 
 
 class Benchmark(Protocol):
@@ -27,7 +24,9 @@ class Benchmark(Protocol):
     def __call__(self, texts: Sequence[str | None], prompts: Sequence[Prompt]) -> dict[str, float]: ...
 
 
-def benchmark_scores(config: RunConfig, items: Any, rows: Rows, processes: Processes) -> dict[str, float]:
+def benchmark_scores(
+    benchmarks: Mapping[str, Benchmark], items: Any, rows: Rows, processes: Processes
+) -> dict[str, float]:
     """`eval/NAME/metric` of each benchmark over the rows of all ranks; the same on every rank.
 
     Args:
@@ -36,7 +35,7 @@ def benchmark_scores(config: RunConfig, items: Any, rows: Rows, processes: Proce
     Raises:
         ConfigError: the run makes pictures, or a benchmark applies to no prompt.
     """
-    if not config.evaluation.benchmarks:
+    if not benchmarks:
         return {}
     pictures = isinstance(items, Tensor)
     own = [] if pictures else list(zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), items, strict=True))
@@ -45,7 +44,7 @@ def benchmark_scores(config: RunConfig, items: Any, rows: Rows, processes: Proce
         raise ConfigError("evaluation.benchmarks read texts, but this run makes pictures: leave them out.")
     answers = sorted((answer for _, part in ranks for answer in part), key=lambda answer: answer[:2])
     found: dict[str, float] = {}
-    for name, benchmark in config.evaluation.benchmarks.items():
+    for name, benchmark in benchmarks.items():
         asked = [(rows.prompts[p], text) for p, _, text in answers if _applies(benchmark, rows.prompts[p])]
         if not asked:
             raise ConfigError(
@@ -55,21 +54,6 @@ def benchmark_scores(config: RunConfig, items: Any, rows: Rows, processes: Proce
         scores = benchmark([text for _, text in asked], [prompt for prompt, _ in asked])
         found |= {f"eval/{name}/{metric}": float(value) for metric, value in scores.items()}
     return found
-
-
-def check_benchmarks(config: RunConfig) -> None:
-    """Raises ConfigError for benchmarks without held-out prompts, of unknown sources, or with a name that is taken."""
-    sources = sorted(config.eval_prompts)
-    taken = {*config.rewards, *config.watch, *sources, "image", "score", "diversity"}
-    for name, benchmark in config.evaluation.benchmarks.items():
-        where = f"evaluation.benchmarks.{name}"
-        if not sources:
-            raise ConfigError(f"{where} needs held-out prompts, but there are no `eval_prompts`.")
-        if name in taken:
-            raise ConfigError(f"{where}: eval/{name}/… is taken by a reward, a watch, a source or the core; rename it.")
-        unknown = sorted(set(getattr(benchmark, "sources", None) or ()) - set(sources))
-        if unknown:
-            raise ConfigError(f"{where}: no source {unknown[0]!r} in eval_prompts; there are: {', '.join(sources)}.")
 
 
 def _applies(benchmark: Any, prompt: Prompt) -> bool:

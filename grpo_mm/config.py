@@ -14,7 +14,6 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,13 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from grpo_mm import registry
 from grpo_mm.errors import ConfigError
 from grpo_mm.methods import preset
-
-
-@dataclass(frozen=True)
-class Role:
-    """Marks a field whose value is a component of the registry, e.g. Annotated[Any, Role("reward")]."""
-
-    name: str
+from grpo_mm.registry import Role
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.benchmarks import benchmark_scores, check_benchmarks
+from grpo_mm.benchmarks import benchmark_scores
 from grpo_mm.clock import phase
 from grpo_mm.distributed import Processes
 from grpo_mm.diversity import pairwise_distance
 from grpo_mm.onlooker import mean_statistics
 from grpo_mm.rows import evaluation_rows, seen_by
+from grpo_mm.run_checks import check_benchmarks
 from grpo_mm.run_config import RunConfig
 from grpo_mm.scoring import Scoring, mean_scores
 from grpo_mm.types import Prompt, is_relative
@@ -52,7 +53,7 @@ def evaluate(
     metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
     images = items if isinstance(items, Tensor) else torch.zeros(0, 3, 1, 1).byte()
     metrics |= mean_statistics(images, processes, prefix="eval/image")
-    metrics |= benchmark_scores(config, items, rows, processes)
+    metrics |= benchmark_scores(config.evaluation.benchmarks, items, rows, processes)
     metrics |= _by_source(scores, row_prompts, list(config.eval_prompts), processes, rewards)
     asked = rewards.applied(prompts)
     absolute = {n: s for n, s in config.rewards.items() if s.weight and asked[n] and not is_relative(s.use)}

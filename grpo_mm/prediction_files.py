@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm import registry
-from grpo_mm.config import Role, component
+from grpo_mm.config import component
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 
 log = logging.getLogger(__name__)
 

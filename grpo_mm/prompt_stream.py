@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Annotated, Any
 
 import torch
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 from grpo_mm.rng import stream
 from grpo_mm.types import Prompt
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of prompts, its share of the mixture, and the steps in which it is drawn."""
+
+    use: Annotated[Any, Role("prompts")]
+    weight: float = 1.0
+    from_step: int = 0
+    until_step: int | None = None
+    """Steps [from_step, until_step), counted from 0: a curriculum by phases. None: to the end."""
 
 
 class PromptStream:

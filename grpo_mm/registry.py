@@ -15,6 +15,13 @@ from grpo_mm.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Role:
+    """Marks a field whose value is a component of the table, e.g. Annotated[Any, Role("reward")]."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """One line of the table."""
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from grpo_mm.advantages.credit import check_stages
-from grpo_mm.benchmarks import check_benchmarks
 from grpo_mm.errors import ConfigError
 from grpo_mm.prompt_stream import phases
 from grpo_mm.registry import kind_of
+from grpo_mm.settings import Settings
 from grpo_mm.table import KEYS, PER_ACTION, Table
 from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
 from grpo_mm.watch import check_metric, metric_of
-
-if TYPE_CHECKING:
-    from grpo_mm.run_config import RunConfig
 
 _OF_THE_TABLE = {*KEYS, "prompt_id", "local_row", "failed", "rank"}
 """Columns that every table has, and no objective sees."""
 
 
-def check_settings(config: RunConfig, world: int) -> None:
+def check_settings(config: Settings, world: int) -> None:
     """Raises ConfigError for settings that contradict each other; looks at no file and no machine."""
     _check_numbers(config)
     config.engine.check(config.policy, group_size=config.group_size, training_steps=config.steps)
@@ -54,7 +51,22 @@ def check_settings(config: RunConfig, world: int) -> None:
     _check_relative(config, world)
 
 
-def _check_metric(config: RunConfig) -> None:
+def check_benchmarks(config: Settings) -> None:
+    """Raises ConfigError for benchmarks without held-out prompts, of unknown sources, or with a name that is taken."""
+    sources = sorted(config.eval_prompts)
+    taken = {*config.rewards, *config.watch, *sources, "image", "score", "diversity"}
+    for name, benchmark in config.evaluation.benchmarks.items():
+        where = f"evaluation.benchmarks.{name}"
+        if not sources:
+            raise ConfigError(f"{where} needs held-out prompts, but there are no `eval_prompts`.")
+        if name in taken:
+            raise ConfigError(f"{where}: eval/{name}/… is taken by a reward, a watch, a source or the core; rename it.")
+        unknown = sorted(set(getattr(benchmark, "sources", None) or ()) - set(sources))
+        if unknown:
+            raise ConfigError(f"{where}: no source {unknown[0]!r} in eval_prompts; there are: {', '.join(sources)}.")
+
+
+def _check_metric(config: Settings) -> None:
     """A collector that looks at one reward names it, or there is only one."""
     metric = getattr(config.collector, "metric", None)
     if (
@@ -68,7 +80,7 @@ def _check_metric(config: RunConfig) -> None:
         )
 
 
-def _check_numbers(config: RunConfig) -> None:
+def _check_numbers(config: Settings) -> None:
     evaluation, saving = config.evaluation, config.checkpoints
     for key, value, least in (
         ("steps", config.steps, 1), ("prompts_per_step", config.prompts_per_step, 1), ("group_size", config.group_size, 1),
@@ -93,7 +105,7 @@ def _check_numbers(config: RunConfig) -> None:
         raise ConfigError(f"evaluation.every = {evaluation.every}, but there are no `eval_prompts` to evaluate on.")
 
 
-def _check_sizes(config: RunConfig, world: int) -> None:
+def _check_sizes(config: Settings, world: int) -> None:
     if (
         not config.name
         or os.sep in config.name
@@ -134,7 +146,7 @@ def _check_sizes(config: RunConfig, world: int) -> None:
         )
 
 
-def _check_ragged(config: RunConfig, world: int) -> None:
+def _check_ragged(config: Settings, world: int) -> None:
     """A collector that gives prompts different numbers of samples."""
     if not getattr(config.collector, "ragged", False):
         return
@@ -156,7 +168,7 @@ def _check_ragged(config: RunConfig, world: int) -> None:
         )
 
 
-def _check_relative(config: RunConfig, world: int) -> None:
+def _check_relative(config: Settings, world: int) -> None:
     relative = [name for name, scorer in config.rewards.items() if is_relative(scorer.use)]
     parts = config.updates.count if config.updates.by == "group" else 1
     if relative and (config.prompts_per_step // parts) % world:
@@ -185,7 +197,7 @@ def _check_relative(config: RunConfig, world: int) -> None:
         )
 
 
-def _check_terms(config: RunConfig) -> None:
+def _check_terms(config: Settings) -> None:
     for term in config.objective:
         weight = getattr(term, "weight", 1.0)
         if weight <= 0:
@@ -201,7 +213,7 @@ def _check_terms(config: RunConfig) -> None:
         raise ConfigError("no term of the objective reads the advantage, so the rewards would teach nothing.")
 
 
-def _check_advantage(config: RunConfig) -> None:
+def _check_advantage(config: Settings) -> None:
     parts = (*config.advantage, config.collector)
     smallest = max(getattr(part, "min_group_size", 1) for part in parts)
     ragged = getattr(config.collector, "ragged", False)
@@ -268,7 +280,7 @@ def _checked(table: Any, stage: Any) -> Table:
     return table
 
 
-def _rehearsal_table(config: RunConfig) -> Table:
+def _rehearsal_table(config: Settings) -> Table:
     """A made-up table of two groups, so that missing columns and wrong orders show when the config is read."""
     group = config.engine.table_columns(config.group_size)
     size = group["sample"].numel()
@@ -289,7 +301,7 @@ def _rehearsal_table(config: RunConfig) -> Table:
     return Table(values=values, columns=columns, weights={name: s.weight for name, s in config.rewards.items()})
 
 
-def _check_sources(config: RunConfig) -> None:
+def _check_sources(config: Settings) -> None:
     known = set(config.prompts) | set(config.eval_prompts)
     for name, scorer in (config.rewards | config.watch).items():
         unknown = set(scorer.sources or ()) - known
@@ -321,7 +333,7 @@ def _check_sources(config: RunConfig) -> None:
         raise ConfigError("the weights of the prompt sources must be 0 or more, and not all 0.")
 
 
-def _check_watch(config: RunConfig) -> None:
+def _check_watch(config: Settings) -> None:
     for name, entry in config.watch.items():
         if not entry.has_band:
             continue

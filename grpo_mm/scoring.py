@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -15,11 +15,21 @@ from torch import Tensor
 from grpo_mm.clock import count, phase
 from grpo_mm.distributed import Processes
 from grpo_mm.function_reward import call_function
-from grpo_mm.run_config import Scorer
+from grpo_mm.registry import Role
 from grpo_mm.safe_call import score_safely
 from grpo_mm.types import Prompt, is_relative
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A named reward: its weight, the prompt sources it applies to (None: all), and its time limit."""
+
+    use: Annotated[Any, Role("reward")]
+    weight: float = 1.0
+    sources: tuple[str, ...] | None = None
+    timeout_seconds: float | None = None
 
 
 class Scoring:

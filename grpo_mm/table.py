@@ -66,6 +66,11 @@ class Table:
         total_MA = value_MA if before is None else before + value_MA
         return replace(self, columns={**self.columns, PER_ACTION: total_MA})
 
+    def leaving_out(self, out_M: Tensor) -> Table:
+        """With rows marked [M] bool that are compared with the others and then not trained."""
+        trained_M = self.columns.get(TRAINED, torch.ones(len(self), dtype=torch.bool)) & ~out_M
+        return replace(self, columns={**self.columns, TRAINED: trained_M})
+
     def only_value(self, stage: str) -> tuple[str, Tensor]:
         """The name and values [M] of the one component that there is; ConfigError for the `stage` if there are more."""
         if len(self.values) != 1:

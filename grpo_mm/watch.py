@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from grpo_mm.config import Role
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.image_statistics import STATISTICS
+from grpo_mm.registry import Role
 from grpo_mm.types import is_relative
 
 Action = Literal["warn", "lower_lr", "rollback", "stop"]

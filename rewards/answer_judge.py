@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from grpo_mm.config import Role
+from grpo_mm.registry import Role
 from grpo_mm.rewards.consistency import question_text
 from grpo_mm.rewards.spans import last_element
 from grpo_mm.rewards.typed_answer import same_choice

@@ -6,21 +6,16 @@ boxes are, and "resized_width" and "resized_height" of what the model saw, which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.types import Prompt
 
 Coordinates = Literal["absolute", "unit", "thousand"]
 """`absolute`: pixels of the resized picture (Qwen2.5-VL); `thousand`: 0 to 1000 (Qwen2-VL, Qwen3-VL, InternVL); `unit`: 0 to 1."""
-
-
-def target_of(prompt: Prompt) -> Mapping[str, Any]:
-    """The target of a prompt; empty if it is no mapping."""
-    return prompt.target if isinstance(prompt.target, Mapping) else {}
 
 
 def to_pixels(boxes_R4: Tensor, coordinates: Coordinates, prompt: Prompt) -> Tensor:

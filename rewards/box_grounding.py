@@ -9,9 +9,10 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.box_matching import hungarian
-from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes, table
+from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes
 from grpo_mm.rewards.box_text import Form
 from grpo_mm.rewards.boxes import ciou, dual_iou, iou, union_iou
+from grpo_mm.rewards.named_scores import table
 from grpo_mm.types import Prompt
 
 

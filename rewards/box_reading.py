@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
-import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.box_coordinates import Coordinates, target_of, to_pixels
+from grpo_mm.rewards.box_coordinates import Coordinates, to_pixels
 from grpo_mm.rewards.box_text import Form, FoundBox, ReversedCorners, parse_boxes, tidied
 from grpo_mm.rewards.boxes import as_boxes
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.rewards.spans import tagged_text
 from grpo_mm.types import Prompt
 
@@ -70,8 +70,3 @@ class BoxReading:
 def annotated_boxes(prompt: Prompt) -> Tensor:
     """[W, 4] prompt.target["boxes"], in pixels of the original picture."""
     return as_boxes(target_of(prompt).get("boxes") or [])
-
-
-def table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Tensor]:
-    """A value per text and name -> [M] each; NaN for a text of which a part is not known."""
-    return {name: torch.tensor([row.get(name, torch.nan) for row in rows], dtype=torch.float64) for name in names}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_mm.rewards.box_coordinates import target_of
 from grpo_mm.rewards.box_reading import BoxReading
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.types import Prompt
 
 

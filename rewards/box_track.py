@@ -9,10 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.box_coordinates import target_of
-from grpo_mm.rewards.box_reading import table
 from grpo_mm.rewards.box_text import strict_box_list
 from grpo_mm.rewards.boxes import as_boxes, iou
+from grpo_mm.rewards.named_scores import table
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.rewards.spans import last_element
 from grpo_mm.rewards.tag_format import TEMPLATES, follows_template
 from grpo_mm.types import Prompt

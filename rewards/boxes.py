@@ -71,7 +71,8 @@ def ciou(boxes_R4: Tensor, boxes_W4: Tensor) -> Tensor:
     """
     own_R14, other_1W4 = _zeroed(boxes_R4)[:, None], _zeroed(boxes_W4)[None]
     iou_RW = iou(boxes_R4, boxes_W4)
-    between = (own_R14[..., :2] + own_R14[..., 2:] - other_1W4[..., :2] - other_1W4[..., 2:]) / 2
+    between = own_R14 - other_1W4  # corner by corner first: the same whichever is subtracted, at any size
+    between = (between[..., :2] + between[..., 2:]) / 2
     around = torch.maximum(own_R14[..., 2:], other_1W4[..., 2:]) - torch.minimum(own_R14[..., :2], other_1W4[..., :2])
     distance_RW, diagonal_RW = torch.linalg.vector_norm(between, dim=-1), torch.linalg.vector_norm(around, dim=-1)
     away_RW = torch.where(diagonal_RW > 0, distance_RW / diagonal_RW, 0.0) ** 2

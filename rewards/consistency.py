@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 from grpo_mm.rewards.conclusions import concludes
 from grpo_mm.rewards.sentences import reasoning_and_answer
 from grpo_mm.rewards.verdicts import Query, quoted, verdict_request

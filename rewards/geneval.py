@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from grpo_mm.config import Role
+from grpo_mm.registry import Role
 from grpo_mm.rewards.colors import PaletteColors
 from grpo_mm.rewards.detectors import Detection
 from grpo_mm.types import Prompt

@@ -13,9 +13,10 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.box_coordinates import target_of
-from grpo_mm.rewards.box_reading import BoxReading, table
+from grpo_mm.rewards.box_reading import BoxReading
 from grpo_mm.rewards.box_text import Form, parse_boxes
+from grpo_mm.rewards.named_scores import table
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.rewards.spans import last_element
 from grpo_mm.rewards.text_overlap import bleu, words
 from grpo_mm.rewards.typed_answer import same_choice

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.function_reward import call_function
+from grpo_mm.registry import Role
 from grpo_mm.rewards.unified_reward import FLEX_CATEGORIES, flex_question, parse_flex, parse_think, think_question
 from grpo_mm.rewards.vlm import Question, TransformersVlm, Vlm
 from grpo_mm.rewards.vlm_server import ServerVlm

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_mm.rewards.box_coordinates import target_of
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.rewards.spans import tagged_text
 from grpo_mm.types import Prompt
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.edit_distance import edit_distance
 from grpo_mm.types import Prompt
 
 
@@ -31,16 +32,6 @@ def text_similarity(recognised: str, target: str) -> float:
         raise ValueError("the target text is empty")
     edits = 0 if target in recognised else edit_distance(recognised, target)
     return 1 - min(edits, len(target)) / len(target)
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance: insertions, deletions and substitutions cost 1."""
-    row = list(range(len(b) + 1))
-    for i, char_a in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, char_b in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (char_a != char_b))
-    return row[-1]
 
 
 def quoted_text(text: str) -> str | None:

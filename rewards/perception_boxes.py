@@ -10,8 +10,9 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.box_matching import hungarian
-from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes, table
+from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes
 from grpo_mm.rewards.boxes import in_order, iou
+from grpo_mm.rewards.named_scores import table
 from grpo_mm.types import Prompt
 
 Task = Literal["grounding", "detection"]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes, table
+from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes
 from grpo_mm.rewards.box_text import Form, parse_boxes
 from grpo_mm.rewards.boxes import iou
+from grpo_mm.rewards.named_scores import table
 from grpo_mm.rewards.spans import last_element
 from grpo_mm.rewards.tag_format import follows_template
 from grpo_mm.types import Prompt

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.box_reading import table
+from grpo_mm.rewards.named_scores import table
 from grpo_mm.rewards.weights import check_model
 from grpo_mm.types import Prompt
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from grpo_mm.rewards.box_coordinates import Coordinates, target_of, to_pixels
+from grpo_mm.rewards.box_coordinates import Coordinates, to_pixels
 from grpo_mm.rewards.boxes import as_boxes, iou
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.types import Prompt
 
 SHAPES = ("circle", "square", "triangle")

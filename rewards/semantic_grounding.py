@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from grpo_mm import registry
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.box_coordinates import Coordinates, target_of
+from grpo_mm.registry import Role
+from grpo_mm.rewards.box_coordinates import Coordinates
 from grpo_mm.rewards.consistency import question_text
 from grpo_mm.rewards.prompt_pictures import pictures_of
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.rewards.scene_claims import can_check, check_claims
 from grpo_mm.rewards.sentences import content_words, reasoning_and_answer, sentences, speaks_of_the_visible
 from grpo_mm.rewards.verdicts import Query, quoted, verdict_request

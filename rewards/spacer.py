@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from grpo_mm.rewards.box_coordinates import target_of
-from grpo_mm.rewards.box_reading import table
 from grpo_mm.rewards.box_text import parse_points
 from grpo_mm.rewards.mean_relative_accuracy import first_number, mean_relative_accuracy
+from grpo_mm.rewards.named_scores import table
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.rewards.spans import last_element
 from grpo_mm.rewards.typed_answer import same_choice
 from grpo_mm.types import Prompt

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.ocr import edit_distance
+from grpo_mm.rewards.edit_distance import edit_distance
 from grpo_mm.rewards.spans import last_element
 from grpo_mm.rewards.text_overlap import words
 from grpo_mm.types import Prompt

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from grpo_mm.config import Role
+from grpo_mm.registry import Role
 from grpo_mm.rewards.vlm import Question
 from grpo_mm.types import Prompt
 

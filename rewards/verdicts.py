@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.clock import count
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.registry import Role
 from grpo_mm.rewards.answer_store import AnswerStore, content_key
 from grpo_mm.rewards.unified_reward import after_thinking
 from grpo_mm.rewards.vlm import Question

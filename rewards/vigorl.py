@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.box_coordinates import Coordinates, target_of, to_pixels
-from grpo_mm.rewards.box_reading import annotated_boxes, table
+from grpo_mm.rewards.box_coordinates import Coordinates, to_pixels
+from grpo_mm.rewards.box_reading import annotated_boxes
 from grpo_mm.rewards.box_text import parse_points
 from grpo_mm.rewards.boxes import as_boxes
+from grpo_mm.rewards.named_scores import table
+from grpo_mm.rewards.prompt_target import target_of
 from grpo_mm.rewards.spans import last_element
 from grpo_mm.rewards.tag_format import follows_template
 from grpo_mm.rewards.typed_answer import answer_accuracy

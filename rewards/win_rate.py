@@ -12,8 +12,8 @@ from torch import Tensor
 
 from grpo_mm import rng
 from grpo_mm.clock import count
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.registry import Role
 from grpo_mm.rewards.judges import Pair, Verdict
 from grpo_mm.rewards.pairing import all_pairs, bradley_terry, expected_win_rates, next_pairs, opening_pairs
 from grpo_mm.types import Prompt

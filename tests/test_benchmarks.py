@@ -12,18 +12,20 @@ from test_transcripts import TextPrompts, text_run
 from tiny_runs import launch
 from typer.testing import CliRunner
 
-from grpo_mm.benchmarks import benchmark_scores, check_benchmarks
+from grpo_mm.benchmarks import benchmark_scores
 from grpo_mm.cli import app
-from grpo_mm.config import Role, component
+from grpo_mm.config import component
 from grpo_mm.distributed import Processes
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
 from grpo_mm.prediction_files import score_files
+from grpo_mm.registry import Role
 from grpo_mm.report import read_run, view, write_report
 from grpo_mm.rewards.benchmarks.temporal_grounding import BestOfModes, TemporalGrounding
 from grpo_mm.rewards.benchmarks.window_metrics import grounding_metrics
 from grpo_mm.rewards.spans import parse_spans
 from grpo_mm.rows import evaluation_rows
+from grpo_mm.run_checks import check_benchmarks
 from grpo_mm.run_config import plain
 from grpo_mm.types import Prompt
 
@@ -269,7 +271,9 @@ def test_a_benchmark_needs_held_out_prompts_that_it_applies_to(tmp_path):
 def test_a_run_that_makes_pictures_has_no_texts_to_score(tmp_path):
     rows = evaluation_rows((Prompt("a", "a"),), samples=1, rank=0, world=1)
     with pytest.raises(ConfigError, match="this run makes pictures"):
-        benchmark_scores(grounded_run(tmp_path), torch.zeros(1, 3, 4, 4), rows, Processes(device="cpu"))
+        benchmark_scores(
+            grounded_run(tmp_path).evaluation.benchmarks, torch.zeros(1, 3, 4, 4), rows, Processes(device="cpu")
+        )
 
 
 def test_a_setting_out_of_range_is_refused():

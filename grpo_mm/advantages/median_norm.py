@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from grpo_mm.advantages.group_norm import CONSTANT
-from grpo_mm.advantages.truncation import leave_out
 from grpo_mm.errors import ConfigError
 from grpo_mm.groups import Scale, group_count, group_ids, group_sum, spread
 from grpo_mm.table import Table
@@ -97,4 +96,4 @@ class MedianNorm:
             )
         settings = dict(scale=self.scale, floor=self.floor, eps=self.eps, reweight=self.reweight)
         result = table.with_values({name: median_norm(reward_M, group_M, **settings)})
-        return leave_out(result, pivots(reward_M, group_M)) if self.drop_pivot else result
+        return result.leaving_out(pivots(reward_M, group_M)) if self.drop_pivot else result

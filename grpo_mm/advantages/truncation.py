@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.rng import stream
-from grpo_mm.table import TRAINED, Table
-
-
-def leave_out(table: Table, out_M: Tensor) -> Table:
-    """Marks rows that are compared with the others and then not trained."""
-    trained_M = table.columns.get(TRAINED, torch.ones(len(table), dtype=torch.bool)) & ~out_M
-    return replace(table, columns={**table.columns, TRAINED: trained_M})
+from grpo_mm.table import Table
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class OverlongMask:
     why = "It says which rows ran into the length limit."
 
     def __call__(self, table: Table) -> Table:
-        return leave_out(table, table.columns["truncated"].bool())
+        return table.leaving_out(table.columns["truncated"].bool())
 
 
 def repeats(token_NA: Tensor, length_N: Tensor, *, window: int = 128) -> Tensor:

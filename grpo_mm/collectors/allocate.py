@@ -12,8 +12,8 @@ from grpo_mm.advantages.shrinkage import draw_another
 from grpo_mm.advantages.value_tracker import ValueTracker
 from grpo_mm.budget import allocate, greedy, sampling_priority
 from grpo_mm.collectors.more import More, Sample, Score, all_scores, dealt, join, per_prompt, scored
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 from grpo_mm.table import prompt_ids
 from grpo_mm.types import Batch, Rows
 

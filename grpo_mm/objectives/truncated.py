@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from grpo_mm.config import Role
+from grpo_mm.registry import Role
 from grpo_mm.types import BEHAVIOUR, Couples, Term, View
 
 

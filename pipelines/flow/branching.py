@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow.noise import trained_steps
 from grpo_mm.pipelines.flow.tree import NO_ACTION, Growing, Tree
+from grpo_mm.registry import Role
 from grpo_mm.types import BASELINE
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.branching import Chains, CleanImages, SingleSteps, Splits
@@ -24,6 +23,7 @@ from grpo_mm.pipelines.flow.sampling import OdeSampler
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
 from grpo_mm.pipelines.flow.tree import Tree
+from grpo_mm.registry import Role
 from grpo_mm.rng import stream
 from grpo_mm.types import Outputs, Rollout, Rows
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from grpo_mm.clock import count, phase
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow import adapters
 from grpo_mm.pipelines.flow.adapters import Lora
 from grpo_mm.pipelines.flow.card import loading_code
 from grpo_mm.pipelines.flow.family import pixels_per_token, resolve
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
+from grpo_mm.registry import Role
 from grpo_mm.snapshots import Snapshots
 from grpo_mm.types import Couples, Prompt, Rollout
 

@@ -78,11 +78,6 @@ def _pixels(picture: Any) -> Tensor:
     return torch.as_tensor(array if array.shape[0] == 3 else array.transpose(2, 0, 1).copy())
 
 
-def is_video(item: Any) -> bool:
-    """Whether an item of `Prompt.media` has frames."""
-    return bool(getattr(item, "is_video", hasattr(item, "frames_FCHW")))
-
-
 def altered(prompt: Prompt, change: Callable[[Any], Any], *, name: str, text: str | None = None) -> Prompt:
     """The prompt with changed media, and perhaps another text: of an id of its own, and known as a repeat of the first."""
     return replace(

@@ -183,6 +183,11 @@ def _thin(item: Any, share: float, *, step: int) -> Any:
     return _Sampled(torch.as_tensor(item.frames_FCHW)[index], time_F, fps)
 
 
+def is_video(item: Any) -> bool:
+    """Whether an item of `Prompt.media` has frames."""
+    return bool(getattr(item, "is_video", hasattr(item, "frames_FCHW")))
+
+
 def open_media(media: Any, item: Any) -> Any:
     """What stands in `Prompt.media` as `VideoFrames` or a PIL picture in RGB; an `Altered` item is opened, then changed.
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from grpo_mm.clock import count, phase
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.contexts import Context
@@ -19,6 +18,7 @@ from grpo_mm.pipelines.vlm.generation import Draw, Generated, HfGenerator, Reque
 from grpo_mm.pipelines.vlm.illustration import thumbnails
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.record import PROVIDES, TextRecord
+from grpo_mm.registry import Role
 from grpo_mm.rng import stream
 from grpo_mm.types import WHOLE_ROW, Outputs, Prompt, Rollout, Rows
 

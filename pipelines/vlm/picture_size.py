@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from grpo_mm.pipelines.vlm.alterations import is_video
-from grpo_mm.pipelines.vlm.contexts import open_media
+from grpo_mm.pipelines.vlm.contexts import is_video, open_media
 from grpo_mm.types import Prompt
 
 SIZES = ("width", "height", "resized_width", "resized_height")

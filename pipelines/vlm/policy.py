@@ -13,7 +13,6 @@ from torch import Tensor
 
 from grpo_mm import registry
 from grpo_mm.clock import count
-from grpo_mm.config import Role
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm import adapters
 from grpo_mm.pipelines.vlm.adapters import Lora
@@ -26,6 +25,7 @@ from grpo_mm.pipelines.vlm.network import Network
 from grpo_mm.pipelines.vlm.picture_size import with_picture_size
 from grpo_mm.pipelines.vlm.record import PROVIDES, TextRecord
 from grpo_mm.pipelines.vlm.replay import Replay, Sharing
+from grpo_mm.registry import Role
 from grpo_mm.snapshots import Snapshots
 from grpo_mm.types import Couples, Prompt, Rollout
 

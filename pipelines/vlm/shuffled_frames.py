@@ -8,7 +8,8 @@ import torch
 
 from grpo_mm.collectors.more import More, Sample, Score, all_scores, per_prompt, scored
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.alterations import ShuffledFrames, altered, is_video
+from grpo_mm.pipelines.vlm.alterations import ShuffledFrames, altered
+from grpo_mm.pipelines.vlm.contexts import is_video
 from grpo_mm.types import Batch, Rows
 
 
