@@ -277,9 +277,13 @@ def test_time_grows_with_the_length_and_not_with_its_square(name):
     slow = {}
     for kind, piece in HOSTILE.items():
         small, large = ("[" + piece * (size // len(piece)) for size in (3_000, 24_000))
-        allowed = 24 * max(seconds(PARSERS[name], small), 2e-4)
-        taken = seconds(PARSERS[name], large)
-        if taken > allowed:
+        allowed = taken = math.inf
+        for _ in range(6):  # what seems slow is measured again: busy neighbours and garbage cost processor time too
+            allowed = min(allowed, 24 * max(seconds(PARSERS[name], small), 2e-4))
+            taken = min(taken, seconds(PARSERS[name], large))
+            if taken <= allowed:
+                break
+        else:
             slow[kind] = (taken, allowed)
     assert slow == {}
 
@@ -304,7 +308,7 @@ def test_five_thousand_boxes_are_all_read_or_as_many_as_asked_for():
     assert time.process_time() - start < 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.one_of(
         st.text(),

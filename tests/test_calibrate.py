@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from tiny_runs import ROOT, command_line, in_child, record, write_config
+from children import command_line, in_child
+from tiny_runs import ROOT, record, write_config
 
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError, TrainingStopped

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from children import command_line, in_child
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import (
     PROMPTS,
     ROOT,
-    command_line,
-    in_child,
     launch,
     launching,
     record,

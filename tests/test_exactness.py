@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_rewards import bright
 from tiny_runs import launch, record, write_config
 
 from grpo_mm.entry import train
@@ -26,6 +27,13 @@ BASE = {
     "checkpoints": {"every": 0},
     "samples_every": 0,
 }
+
+
+def coarse(images, prompts, metadata):
+    """Brightness to three digits: in float32 some pixel turns with the batch, and with it the sixth."""
+    return [round(score, 3) for score in bright(images, prompts, metadata)]
+
+
 COUPLED = [{"kind": "clipped_ratio", "ratio": "row", "aggregate": "row", "clip_low": 1e-3, "clip_high": 1e-3}]
 SETTINGS = {
     "by group": {},
@@ -50,7 +58,7 @@ SETTINGS = {
     },
     "first gradient, float32": {
         "steps": 1, "updates": {"by": "group", "count": 1}, "policy": {"dtype": "float32", "lora": None},
-        "optim": {"max_grad_norm": 1e9},
+        "optim": {"max_grad_norm": 1e9}, "rewards": {"bright": {"use": {"kind": "function", "path": "test_exactness:coarse"}}},
     },
     "first gradient, bfloat16": {
         "steps": 1, "updates": {"by": "group", "count": 1}, "optim": {"max_grad_norm": 1e9},

@@ -434,10 +434,10 @@ def test_hostile_texts_take_time_in_proportion_and_raise_nothing(name):
     judge = ModelJudge(vlm=Reader("none", str), calls_per_batch=0)
     for kind in (Consistency, SemanticGrounding, AnswerJudge):
         for reward in (kind(), kind(judge=judge)):
-            start = time.perf_counter()
+            start = time.process_time()
             (score,) = ask(reward, text, prompt=prompt)["score"]
             assert score is None or 0 <= score <= 1
-            assert time.perf_counter() - start < 5
+            assert time.process_time() - start < 5
 
 
 def test_all_kinds_are_built_from_a_config_by_name():

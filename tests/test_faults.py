@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import tiny_rewards
 import torch
-from tiny_runs import PROMPTS, command_line, in_child, record, summary, weights, write_config
+from children import command_line, in_child
+from tiny_runs import PROMPTS, record, summary, weights, write_config
 
 from grpo_mm import checkpoint
 from grpo_mm.entry import train

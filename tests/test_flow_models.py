@@ -91,7 +91,7 @@ def assert_plain_diffusers_renders_the_same(pipe, policy: FlowPolicy, engine: Fl
             max_sequence_length=TEXT_LENGTH, output_type=output,
         ).images  # fmt: skip
 
-    torch.testing.assert_close(engine.latents(policy, EVAL_ROWS, seed=0), plain("latent"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(engine.latents(policy, EVAL_ROWS, seed=0), plain("latent"), rtol=0, atol=1e-4)
     images = engine.render(policy, EVAL_ROWS, seed=0)
     assert images.shape == (2, 3, height, width)
     assert (images.int() - (plain("pt") * 255).round().int()).abs().max() <= 1
@@ -625,7 +625,7 @@ def test_training_goes_on_from_a_saved_adapter(model, adapter, where, tmp_path):
 @pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "full"])
 def test_a_merged_adapter_gives_the_velocity_of_the_adapter(model, adapter, lora):
     policy = model.load(merge_adapter=str(adapter.folder), lora=lora)
-    torch.testing.assert_close(velocity_of(policy), adapter.velocity, rtol=0, atol=1e-5)
+    torch.testing.assert_close(velocity_of(policy), adapter.velocity, rtol=0, atol=1e-4)
     assert len(getattr(policy.network, "peft_config", {})) == (1 if lora else 0)
     assert (velocity_of(policy) - adapter.without).abs().max() > 1e-3
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import command_line, in_child
 from safetensors.torch import load_file
-from tiny_runs import command_line, in_child, launch, record, weights, write_config
+from tiny_runs import launch, record, weights, write_config
 
 from grpo_mm import clock, trainer
 from grpo_mm.distributed import Processes
@@ -407,17 +408,15 @@ def dies_after(calls: int, function):
     return wrapped
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("name", RUNS)
-def test_a_killed_run_goes_on_bit_for_bit_with_all_that_follows_the_weights(name, tiny_sd3, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_bit_for_bit_with_all_that_follows_the_weights(name, tiny_sd3, tmp_path):
     runs = {}
     for how in ("whole", "killed"):
         (tmp_path / how).mkdir()
         config = write_config(tmp_path / how, tiny_sd3, RUNS[name])
         if how == "killed":
-            with monkeypatch.context() as patch:
-                patch.setattr(trainer.metrics, "append", dies_after(2, trainer.metrics.append))
-                assert in_child(command_line("train", config), tmp_path / "killed.txt") == -signal.SIGKILL
+            dies = (trainer.metrics, "append", dies_after(2, trainer.metrics.append))
+            assert in_child(command_line("train", config), tmp_path / "killed.txt", patches=[dies]) == -signal.SIGKILL
         train(config)
         runs[how] = tmp_path / how / "runs/tiny"
     assert record(runs["killed"]) == record(runs["whole"]) and weights(runs["killed"], 4) == weights(runs["whole"], 4)

@@ -10,8 +10,9 @@ import torch
 
 from grpo_mm.advantages import GroupNorm, group_norm
 from grpo_mm.advantages.lagrangian import Constraint, Lagrangian
-from grpo_mm.config import Role, component
+from grpo_mm.config import component
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 from grpo_mm.table import Table, gather
 
 NAN = math.nan

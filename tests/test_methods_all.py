@@ -246,7 +246,7 @@ def test_equal_rewards_earn_the_documented_value(method, reward):
     value_M, after = values_after(method, mapped(table, lambda r: torch.full_like(r, reward)))
     wanted = DOCUMENTED.get((method.name, reward), lambda t: 0.0)(table)
     wanted_M = torch.as_tensor(wanted, dtype=torch.float64).expand(len(table))
-    close(value_M, wanted_M, 1e-5 if method.name == "ngrpo" else 1e-15)
+    close(value_M, wanted_M, 1e-5 if method.name == "ngrpo" else 1e-12)
     if PER_ACTION in after.columns and method.name != "rank_grpo":  # whose tokens answer for the length of the list
         assert not after.columns[PER_ACTION].nan_to_num().any()
 

@@ -22,6 +22,8 @@ QUESTIONS = tuple(
         ("short", "one"),
     )
 )
+MOST = 5e-5
+"""Some fifty units in the last place of a log-probability: what the order of sums may change, by machine and attention."""
 OTHERS = (Prompt("another film", "When does the red circle appear", media=(clip(6, fps=1.0, seed=8),)), *PROMPTS[4:])
 
 
@@ -57,7 +59,7 @@ def test_values_and_gradients_are_those_of_repeated_videos(family, cut, attentio
     once = policy(family, prefix_sharing="on", **settings, **cut)
     again = policy(family, prefix_sharing="off", micro_batch=99, **settings)
     rollout, _ = sample(once, (QUESTIONS[0], *OTHERS, *QUESTIONS[1:]), group_size=2)
-    assert_equal(trained(once, rollout), trained(again, rollout))
+    assert_equal(trained(once, rollout), trained(again, rollout), most=MOST)
 
 
 @pytest.mark.parametrize("most", [99, 2])
@@ -107,8 +109,10 @@ def test_sampling_reads_a_video_once_and_draws_the_same_answers(family, attentio
     rollout, _ = sample(once, prompts, group_size=2)
     prefill = tokens[:3]
     repeated, _ = sample(again, prompts, group_size=2)
-    assert torch.equal(rollout.record.token_NA, repeated.record.token_NA)
-    torch.testing.assert_close(rollout.behaviour_NA, repeated.behaviour_NA, atol=1e-5, rtol=0)
+    same_NA = (rollout.record.token_NA == repeated.record.token_NA).cumprod(1).bool()
+    # Rounding may move a draw beside an edge of its cumulative distribution to the next token, and with it the rest of that row.
+    assert int((~same_NA.all(1)).sum()) <= 1
+    torch.testing.assert_close(rollout.behaviour_NA[same_NA], repeated.behaviour_NA[same_NA], atol=MOST, rtol=0)
     found = roots(rollout.record.contexts)
     alone = [root.contexts[0] for root in found if not root.length]
     shared = next(root for root in found if root.length)

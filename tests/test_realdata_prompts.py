@@ -91,9 +91,9 @@ def test_a_mixture_of_real_sources_is_drawn_quickly():
     names = ("flow_grpo/ocr_test.txt", "unigenbench/train_prompt.txt", "drawbench/drawbench.txt")
     stream = PromptStream({n: PromptFile(str(PROMPTS / n)).load() for n in names}, dict(zip(names, (5, 3, 1))))
     stream.batch(0, 48, seed=0)
-    started = time.monotonic()
+    started = time.process_time()
     batches = [stream.batch(step, 48, seed=0) for step in range(100)]
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert all(len({p.id for p in batch}) == 48 for batch in batches)
 
 

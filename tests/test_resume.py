@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 import tiny_rewards
 import torch
+from children import command_line, in_child
 from safetensors.torch import load_file
-from tiny_runs import ROOT, command_line, in_child, record, summary, weights, write_config
+from tiny_runs import ROOT, record, summary, weights, write_config
 
 from grpo_mm import checkpoint, learner, run_folder, trainer
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 STEPS = 3
 
 
@@ -93,31 +93,41 @@ def half_deleted(folder, keep):
 
 # Where the process dies: an object, the name of its function, and its replacement.
 MOMENTS = {
-    "making the folder": lambda: (run_folder, "replace_text", at_call(1, run_folder.replace_text)),
-    "with a config and nothing else": lambda: (run_folder, "replace_text", at_call(2, run_folder.replace_text)),
-    "evaluating before training": lambda: (tiny_rewards, "bright", at_call(1, tiny_rewards.bright)),
-    "rollout of step 3": lambda: (tiny_rewards, "bright", at_call(5, tiny_rewards.bright)),
-    "between the updates of step 2": lambda: (learner.Learner, "_average", at_call(4, learner.Learner._average)),
-    "writing a row": lambda: (trainer.metrics, "append", at_call(3, trainer.metrics.append, then=torn_row)),
-    "between row and checkpoint": lambda: (trainer.metrics, "append", at_call(3, trainer.metrics.append, before=False)),
-    "writing the first checkpoint": lambda: (checkpoint, "_sha256", at_call(2, checkpoint._sha256)),
-    "writing the last checkpoint": lambda: (checkpoint, "_sync", at_call(16, checkpoint._sync, then=torn_state)),
-    "deleting an old checkpoint": lambda: (checkpoint, "prune", at_call(4, checkpoint.prune, then=half_deleted)),
-    "evaluating after training": lambda: (tiny_rewards, "bright", at_call(6, tiny_rewards.bright)),
-    "writing the model card": lambda: (trainer, "write_model_card", at_call(1, trainer.write_model_card)),
-    "writing the summary": lambda: (trainer, "replace_text", at_call(4, trainer.replace_text)),
+    "making the folder": (run_folder, "replace_text", at_call(1, run_folder.replace_text)),
+    "with a config and nothing else": (run_folder, "replace_text", at_call(2, run_folder.replace_text)),
+    "evaluating before training": (tiny_rewards, "bright", at_call(1, tiny_rewards.bright)),
+    "rollout of step 3": (tiny_rewards, "bright", at_call(5, tiny_rewards.bright)),
+    "between the updates of step 2": (learner.Learner, "_average", at_call(4, learner.Learner._average)),
+    "writing a row": (trainer.metrics, "append", at_call(3, trainer.metrics.append, then=torn_row)),
+    "between row and checkpoint": (trainer.metrics, "append", at_call(3, trainer.metrics.append, before=False)),
+    "writing the first checkpoint": (checkpoint, "_sha256", at_call(2, checkpoint._sha256)),
+    "writing the last checkpoint": (checkpoint, "_sync", at_call(16, checkpoint._sync, then=torn_state)),
+    "deleting an old checkpoint": (checkpoint, "prune", at_call(4, checkpoint.prune, then=half_deleted)),
+    "evaluating after training": (tiny_rewards, "bright", at_call(6, tiny_rewards.bright)),
+    "writing the model card": (trainer, "write_model_card", at_call(1, trainer.write_model_card)),
+    "writing the summary": (trainer, "replace_text", at_call(4, trainer.replace_text)),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on_bit_for_bit(moment, config, whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(*MOMENTS[moment]())
-        assert in_child(command_line("train", config), tmp_path / "killed.txt") == -signal.SIGKILL
+def test_a_killed_run_goes_on_bit_for_bit(moment, config, whole, tmp_path):
+    code = in_child(command_line("train", config), tmp_path / "killed.txt", patches=[MOMENTS[moment]])
+    assert code == -signal.SIGKILL
     run = tmp_path / "runs/tiny"
     assert not (run / "summary.json").exists()
     train(config)
     assert_same(run, whole)
+
+
+def threads_of_parent() -> None:
+    status = Path(f"/proc/{os.getppid()}/status").read_text()
+    print(next(line for line in status.splitlines() if line.startswith("Threads:")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_what_is_forked_has_no_thread_that_could_hold_a_lock(tmp_path):
+    assert in_child(threads_of_parent, tmp_path / "said.txt") == 0
+    assert (tmp_path / "said.txt").read_text().split() == ["Threads:", "1"]
 
 
 @pytest.mark.slow
@@ -192,8 +202,8 @@ def touched(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def test_sigterm_saves_leaves_and_the_same_command_goes_on(config, whole, tmp_path, monkeypatch):
-    train_until_signal(signal.SIGTERM, config, tmp_path, monkeypatch, code=143)
+def test_sigterm_saves_leaves_and_the_same_command_goes_on(config, whole, tmp_path):
+    train_until_signal(signal.SIGTERM, config, tmp_path, code=143)
     run = tmp_path / "runs/tiny"
     assert checkpoint.steps(run / "checkpoints") == [2] and not (run / "summary.json").exists()
     assert "saved at step 2; the same command goes on from there" in (tmp_path / "stopped.txt").read_text()
@@ -201,33 +211,34 @@ def test_sigterm_saves_leaves_and_the_same_command_goes_on(config, whole, tmp_pa
     assert_same(run, whole)
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on_and_no_traceback(config, whole, tmp_path, monkeypatch):
-    train_until_signal(signal.SIGINT, config, tmp_path, monkeypatch, code=130)
+def test_ctrl_c_leaves_a_run_that_goes_on_and_no_traceback(config, whole, tmp_path):
+    train_until_signal(signal.SIGINT, config, tmp_path, code=130)
     said = (tmp_path / "stopped.txt").read_text()
     assert "Traceback" not in said and "once more stops at once" in said and "the same command goes on" in said
     train(config)
     assert_same(tmp_path / "runs/tiny", whole)
 
 
-def test_a_second_ctrl_c_stops_at_once(config, whole, tmp_path, monkeypatch):
-    train_until_signal(signal.SIGINT, config, tmp_path, monkeypatch, code=130, times=2)
+def test_a_second_ctrl_c_stops_at_once(config, whole, tmp_path):
+    train_until_signal(signal.SIGINT, config, tmp_path, code=130, times=2)
     assert checkpoint.steps(tmp_path / "runs/tiny/checkpoints") == [1]
     assert "Traceback" not in (tmp_path / "stopped.txt").read_text()
     train(config)
     assert_same(tmp_path / "runs/tiny", whole)
 
 
-def train_until_signal(number: int, config: Path, folder: Path, monkeypatch, *, code: int, times: int = 1) -> None:
+def train_until_signal(number: int, config: Path, folder: Path, *, code: int, times: int = 1) -> None:
     """The signal comes while step 2 is rolled out; the config saves every step, so the one of step 1 is there."""
 
     def send(*_args):
         for _ in range(times):
             os.kill(os.getpid(), number)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=send))
-        patch.setattr(checkpoint, "prune", lambda folder, keep: None)
-        assert in_child(command_line("train", config), folder / "stopped.txt") == code
+    patches = [
+        (tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=send)),
+        (checkpoint, "prune", lambda folder, keep: None),
+    ]
+    assert in_child(command_line("train", config), folder / "stopped.txt", patches=patches) == code
     if times == 1:
         shutil.rmtree(folder / "runs/tiny/checkpoints/step_000001")
 
@@ -325,10 +336,9 @@ def no_space(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_stops_with_a_sentence_and_leaves_the_last_checkpoint(config, whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", at_call(5, checkpoint.save_file, then=no_space))
-        assert in_child(command_line("train", config), tmp_path / "full.txt") == 3
+def test_a_full_disk_stops_with_a_sentence_and_leaves_the_last_checkpoint(config, whole, tmp_path):
+    full = (checkpoint, "save_file", at_call(5, checkpoint.save_file, then=no_space))
+    assert in_child(command_line("train", config), tmp_path / "full.txt", patches=[full]) == 3
     said = (tmp_path / "full.txt").read_text()
     assert "Traceback" not in said
     assert "step_000002 could not be written: there is no space left on the device. " in said

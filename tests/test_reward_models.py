@@ -134,7 +134,8 @@ def test_eight_scores_are_the_same_one_by_one(kind, make):
     together = reward.to("cpu")(images, prompts)
     alone = [reward(images[i : i + 1], prompts[i : i + 1]) for i in range(8)]
     for part, score in together.items():
-        assert score.tolist() == pytest.approx([one[part].item() for one in alone], abs=1e-5)
+        # A raw score of CLIP is a hundred cosines: ten ulps of it are 4e-5.
+        assert score.tolist() == pytest.approx([one[part].item() for one in alone], rel=1e-5, abs=1e-5)
         assert score.shape == (8,) and score.dtype == torch.float32 and not score.requires_grad
     assert together["score"].std() > 1e-4
 
@@ -529,7 +530,7 @@ def test_without_a_model_the_pictures_themselves_are_compared():
     grain = (images[:1].int() + torch.randint(-9, 10, images[:1].shape)).clamp(0, 255).to(torch.uint8)
     group = torch.zeros(5, dtype=torch.int64)
     score = reward.to("cpu")(torch.cat([images, twin, grain]), [], group)["score"]
-    assert score[[0, 3]].tolist() == pytest.approx([0, 0], abs=1e-6) and score[4] < 0.02
+    assert score[[0, 3]].tolist() == pytest.approx([0, 0], abs=1e-5) and score[4] < 0.02
     assert score[1] > 0.1 and score[2] > 0.1
     white, black, red, blue = (
         torch.tensor(c).expand(1, 16, 16, 3) for c in ([255] * 3, [0] * 3, [255, 0, 0], [0, 0, 255])
@@ -576,7 +577,7 @@ def test_the_guard_passes_pictures_and_stops_blank_blurred_harsh_and_grainy_ones
     assert bad["score"].tolist() == pytest.approx([0, 0, 0, 0], abs=0.05)
     statistics = image_statistics(ordinary)
     for part in ("sharpness", "contrast"):
-        assert torch.equal(guard(ordinary, [])[part], statistics[part])
+        torch.testing.assert_close(guard(ordinary, [])[part], statistics[part], rtol=1e-5, atol=1e-6)
 
 
 def test_the_guards_bands_are_settings():

@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
-from grpo_mm.config import Role, component
+from grpo_mm.config import component
 from grpo_mm.datasets.cv_bench import CvBench as CvBenchRows
 from grpo_mm.datasets.sat import Sat as SatRows
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 from grpo_mm.rewards.benchmarks.answers import read_count, read_letter, read_truth
 from grpo_mm.rewards.benchmarks.referring import ReferringBoxes
 from grpo_mm.rewards.benchmarks.spatial import Blink, CvBench, Mmvp, Sat, Vsr, pair_accuracy

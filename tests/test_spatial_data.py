@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from grpo_mm.config import Role, component
+from grpo_mm.config import component
 from grpo_mm.datasets.blink import Blink, BlinkAnswers
 from grpo_mm.datasets.cv_bench import CvBench
 from grpo_mm.datasets.frame_store import FrameStore
@@ -24,6 +24,7 @@ from grpo_mm.datasets.video import ImageFile, VideoFile
 from grpo_mm.datasets.vsi_bench import VsiBench
 from grpo_mm.datasets.vsr import Vsr
 from grpo_mm.errors import ConfigError
+from grpo_mm.registry import Role
 from grpo_mm.rewards.typed_answer import TypedAnswer
 
 VSR = {

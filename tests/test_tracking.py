@@ -17,7 +17,7 @@ from grpo_mm.datasets.picture_sequence import PictureSequence
 from grpo_mm.datasets.video import VideoError, VideoFile
 from grpo_mm.datasets.video_quality import VideoQuality
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.alterations import is_video
+from grpo_mm.pipelines.vlm.contexts import is_video
 from grpo_mm.rewards.box_text import strict_box_list
 from grpo_mm.rewards.box_track import BoxTrack, BoxTrackFormat
 from grpo_mm.rewards.typed_answer import TypedAnswer
@@ -224,9 +224,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize("reward", [BoxTrack(), BoxTrackFormat()])
 def test_hostile_text_scores_nothing_in_no_time(reward):
-    start = time.perf_counter()
+    start = time.process_time()
     scores = reward(HOSTILE, [PROMPT] * len(HOSTILE))
-    assert scores["score"].tolist() == [0] * len(HOSTILE) and time.perf_counter() - start < 5
+    assert scores["score"].tolist() == [0] * len(HOSTILE) and time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("reward", [BoxTrack(), BoxTrackFormat()])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_runs import free_port
 from torch import Tensor, nn
 
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
@@ -360,10 +360,10 @@ def test_the_gap_to_the_engine_is_zero_on_unchanged_weights_and_infinite_where_t
     exact_NA = (
         policy.values(make_rollout(), torch.arange(N * ACTIONS))["logprobs"].detach().view(N, ACTIONS).nan_to_num(9.0)
     )
-    assert gap(name, policy, exact_NA, exact_NA) == 0
-    assert (
-        gap(name, policy, exact_NA.index_fill(0, torch.tensor([0]), torch.nan), exact_NA) == 0
-    )  # no engine sampled row 0
+    rounding = 1e-12  # another number of rows may be multiplied in another order
+    assert gap(name, policy, exact_NA, exact_NA) < rounding
+    unsampled_NA = exact_NA.index_fill(0, torch.tensor([0]), torch.nan)  # no engine sampled row 0
+    assert gap(name, policy, unsampled_NA, exact_NA) < rounding
     with torch.no_grad():
         broken.v[0] = torch.nan
     assert gap(name, broken, exact_NA, exact_NA) == torch.inf
@@ -429,7 +429,7 @@ def test_ranks_sum_to_the_gradient_of_one(name, shares):
     alone = run(ToyPolicy(), OBJECTIVES[name])
     for result in results:
         assert result.terms == pytest.approx(alone.terms) and result.stats == pytest.approx(alone.stats)
-        assert result.logprob_gap == alone.logprob_gap
+        assert result.logprob_gap == pytest.approx(alone.logprob_gap, rel=1e-12)
         assert result.num_forwards == results[0].num_forwards
 
 
@@ -445,14 +445,11 @@ def test_a_rank_with_nothing_to_train_makes_as_many_forwards_as_the_others(name)
 
 def test_two_processes_sum_to_the_gradient_of_one(tmp_path):
     """Real processes, the same as `accelerate launch` starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {
         **os.environ,
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
     workers = [

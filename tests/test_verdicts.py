@@ -117,10 +117,10 @@ def test_a_long_text_keeps_both_ends_and_tells_what_is_missing():
 
 def test_quoting_and_reading_take_time_in_proportion():
     for text in ("<verdict>" * 200_000, "<verdict> " + " " * 10**6, "<think>" * 200_000, "\n" * 10**6, "</" * 500_000):
-        start = time.perf_counter()
+        start = time.process_time()
         assert parse_verdict(text, WORDS) is None
         quoted(text)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
 
 
 # ── kept, counted, paid for ──
@@ -255,7 +255,7 @@ def test_verdicts_over_a_server_with_time_outs_masked_and_tokens_counted(monkeyp
     def answer(levels, request):
         text = parts(request)[-1]["text"]
         if "slow" in text:
-            release.wait(5)
+            release.wait(60)
         word = "no" if "wrong" in text else "yes"
         usage = {"prompt_tokens": 11, "completion_tokens": 2}
         return (
@@ -269,7 +269,7 @@ def test_verdicts_over_a_server_with_time_outs_masked_and_tokens_counted(monkeyp
     settings = {
         "judge": {
             "kind": "model", "cache": str(tmp_path / "answers.db"),
-            "vlm": {"kind": "server", "base_url": server.url, "model": "j", "timeout_seconds": 0.5, "retries": 0},
+            "vlm": {"kind": "server", "base_url": server.url, "model": "j", "timeout_seconds": 4, "retries": 0},
         }
     }  # fmt: skip
     reward = config.build(Consistency, settings)

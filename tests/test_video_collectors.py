@@ -11,7 +11,8 @@ from toy import ToyRecord
 from grpo_mm.collectors.more import More
 from grpo_mm.collectors.unsolved import Unsolved
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.alterations import NoisyFrames, ShuffledFrames, altered, is_video
+from grpo_mm.pipelines.vlm.alterations import NoisyFrames, ShuffledFrames, altered
+from grpo_mm.pipelines.vlm.contexts import is_video
 from grpo_mm.pipelines.vlm.difficulty import DifficultyAugmentation, hint_of
 from grpo_mm.pipelines.vlm.shuffled_frames import MeasureShuffled
 from grpo_mm.rng import stream

@@ -222,7 +222,7 @@ def test_altered_media_are_opened_and_then_changed():
     noisy = p.encode(Prompt("noisy", "?", media=(NoisyFrames(6, 0.1, "key"), NoisyFrames(picture(), 0.1, "key"))))
     assert torch.equal(shuffled.input_ids_L, plain.input_ids_L) and torch.equal(shuffled.position_3L, plain.position_3L)
     pixels = [context.inputs["pixel_values_videos"] for context in (plain, shuffled)]
-    assert not torch.equal(*pixels) and torch.allclose(pixels[0].sum(), pixels[1].sum(), rtol=1e-4)
+    assert not torch.equal(*pixels) and torch.allclose(*(found.flatten().sort().values for found in pixels))
     assert not noisy.failure and noisy.inputs["image_grid_thw"].tolist() == [[1, 2, 2]]
 
 

@@ -78,12 +78,13 @@ def test_a_saved_adapter_gives_the_same_probabilities_in_plain_peft(family, tmp_
     assert sorted(f.name for f in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     plain = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(folder(family)), tmp_path)
     found = plain_rows(plain.get_base_model().eval(), p, rollout)
-    assert torch.allclose(found, rollout.behaviour_NA[rollout.mask_NA], atol=1e-4)
+    most = 1e-3  # sums in another order come to 1e-4 of a log-probability here, the adapter to more than 1e-2
+    assert torch.allclose(found, rollout.behaviour_NA[rollout.mask_NA], atol=most)
     assert float((logprobs(p, rollout)["logprobs"] - start).abs().max()) > 0.01
     again = policy(family, lora=Lora(start_from=str(tmp_path)))
-    assert torch.allclose(logprobs(again, rollout)["logprobs"], rollout.behaviour_NA, atol=1e-4)
+    assert torch.allclose(logprobs(again, rollout)["logprobs"], rollout.behaviour_NA, atol=most)
     merged = policy(family, merge_adapter=str(tmp_path))
-    assert torch.allclose(logprobs(merged, rollout)["logprobs"], rollout.behaviour_NA, atol=1e-4)
+    assert torch.allclose(logprobs(merged, rollout)["logprobs"], rollout.behaviour_NA, atol=most)
 
 
 @pytest.mark.parametrize("settings", [{"lora": Lora(rank=2), "save_merged": True}, {}, {"train_tower": True}], ids=str)

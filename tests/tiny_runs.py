@@ -1,20 +1,17 @@
-"""Tiny runs for tests: a config that trains in a second, and forked processes that may be killed."""
+"""Tiny runs for tests: a config that trains in a second, and what it leaves."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from grpo_mm import metrics
@@ -77,61 +74,26 @@ def summary(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
-def in_child(work: Callable[[], object], output: Path) -> int:
-    """Runs `work` in a forked process, whose imports are done; its exit code, or minus the signal that ended it.
-
-    What it prints goes to the file `output`.
-    """
-    torch.set_num_threads(1)  # threads do not survive a fork
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            # A job in the background is started with SIGINT ignored.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            with output.open("w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-                sys.stdout = sys.stderr = file
-                logging.root.handlers.clear()  # pytest's
-                try:
-                    work()
-                    code = 0
-                except SystemExit as leaving:
-                    code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-                except BaseException:
-                    traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def command_line(*arguments: object) -> Callable[[], None]:
-    """`grpo-mm ARGUMENTS` as work for `in_child`."""
-
-    def work() -> None:
-        from grpo_mm.cli import main
-
-        sys.argv = ["grpo-mm", *map(str, arguments)]
-        main()
-
-    return work
-
-
 def launch(*arguments: object) -> None:
     """`accelerate launch` with two processes on the CPU; fails with what it said."""
     done = subprocess.run(**launching(*arguments), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+def free_port() -> int:
+    """Of no other test process, and below the ports that the system gives to connections."""
+    for port in range(20_000 + os.getpid() % 1_000 * 10, 32_000):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("localhost", port))
+            return port
+    raise OSError("no free port between 20000 and 32000")
+
+
 def launching(*arguments: object) -> dict[str, Any]:
     """What `subprocess` wants to know."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"),
-        "--main_process_port", str(port), *map(str, arguments),
+        "--main_process_port", str(free_port()), *map(str, arguments),
     ]  # fmt: skip
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return {"args": command, "env": os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}}
