@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm import methods
 from grpo_mm.advantages import credit
-from grpo_mm.config import component
+from grpo_mm.config import methods
+from grpo_mm.config.typed_yaml import component
 from grpo_mm.registry import Role
-from grpo_mm.table import Table
+from grpo_mm.rollout.table import Table
 from grpo_mm.types import WHOLE_ROW, Prompt, Rollout
 
 PROMPTS, GROUP, ACTIONS = 512, 8, 1024

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.config.run_config import read as read_config
 from grpo_mm.entry import train
-from grpo_mm.metrics import read
-from grpo_mm.run_config import read as read_config
+from grpo_mm.looking.metrics import read
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs/quickstart"

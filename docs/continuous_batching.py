@@ -11,9 +11,9 @@ import time
 
 import torch
 
-from grpo_mm.pipelines.vlm.generation import Draw, HfGenerator, Request
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
-from grpo_mm.rng import stream
+from grpo_mm.pipelines.vlm.sampling.generation import Draw, HfGenerator, Request
+from grpo_mm.processes.rng import stream
 from grpo_mm.types import Prompt
 
 PROMPTS, GROUP, PLACES = 64, 8, 64

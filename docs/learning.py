@@ -25,7 +25,7 @@ from toy_learning import (  # noqa: E402
     mean_and_error,
 )
 
-from grpo_mm import methods  # noqa: E402
+from grpo_mm.config import methods  # noqa: E402
 
 ALL_WRONG = ("grpo", "ngrpo", "spo", "v05")
 

@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 
-from grpo_mm import bench
-from grpo_mm.distributed import Processes
-from grpo_mm.learner import Learner
-from grpo_mm.pipelines.vlm import prefix_cost
-from grpo_mm.pipelines.vlm.contexts import Context
+from grpo_mm.config.run_config import read
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
-from grpo_mm.pipelines.vlm.record import TextRecord
+from grpo_mm.pipelines.vlm.prompt_sharing import prefix_cost
+from grpo_mm.pipelines.vlm.prompting.contexts import Context
+from grpo_mm.pipelines.vlm.prompting.record import TextRecord
 from grpo_mm.pipelines.zoo.random_clips import RandomPictures, by_chance
-from grpo_mm.rng import stream
-from grpo_mm.run_config import read
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.rng import stream
+from grpo_mm.tools import bench
+from grpo_mm.training.learner import Learner
 
 MODEL = "random:qwen2_5_vl/width512"
 ROWS = ((8, 1024, 32), (8, 512, 128), (4, 2048, 512), (16, 512, 16), (8, 128, 128), (8, 32, 256))

@@ -14,10 +14,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.config import build, merge, read_yaml
+from grpo_mm.config.methods import find, preset
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import build, merge, read_yaml
 from grpo_mm.entry import train
-from grpo_mm.methods import find, preset
-from grpo_mm.run_config import RunConfig
 
 HERE = Path(__file__).parent
 PRESETS = ("grpo", "dr_grpo", "bnpo_2506.02864", "ngrpo", "spo", "gdpo", "weighted_grpo", "cispo", "sapo", "qae")

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from grpo_mm.entry import train
-from grpo_mm.metrics import read
+from grpo_mm.looking.metrics import read
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs/quickstart/flow.yaml"

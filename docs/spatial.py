@@ -16,10 +16,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.config.run_config import read as read_config
 from grpo_mm.entry import train
-from grpo_mm.inference import evaluate
-from grpo_mm.metrics import read
-from grpo_mm.run_config import read as read_config
+from grpo_mm.looking.metrics import read
+from grpo_mm.tools.inference import evaluate
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE.parent / "configs/quickstart"

@@ -12,11 +12,11 @@ import math
 import statistics
 from pathlib import Path
 
+from grpo_mm.config.run_config import read as read_config
 from grpo_mm.entry import train
-from grpo_mm.inference import evaluate
-from grpo_mm.metrics import read
-from grpo_mm.rewards.temporal_iou import hull_iou
-from grpo_mm.run_config import read as read_config
+from grpo_mm.looking.metrics import read
+from grpo_mm.rewards.video.temporal_iou import hull_iou
+from grpo_mm.tools.inference import evaluate
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs/quickstart/video.yaml"

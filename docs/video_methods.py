@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.entry import train
-from grpo_mm.metrics import read
+from grpo_mm.looking.metrics import read
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs/quickstart/video.yaml"

@@ -61,10 +61,10 @@ def train(
     checkpoint: Annotated[str | None, typer.Option(help="go on from this checkpoint instead of the newest")] = None,
 ) -> None:
     """Trains a config, or goes on where the run was interrupted."""
-    from grpo_mm.console import before_after, progress
+    from grpo_mm.config.run_config import read
     from grpo_mm.entry import train as run
-    from grpo_mm.report import write_report
-    from grpo_mm.run_config import read
+    from grpo_mm.looking.report.page import write_report
+    from grpo_mm.tools.console import before_after, progress
 
     settings = read(config, overrides or [])
     try:
@@ -101,7 +101,7 @@ def sample(
     Pictures: latents.safetensors holds the initial noise of each. Answers: all of a prompt are the same unless the run
     evaluates at a temperature, e.g. --set engine.eval_temperature=1.
     """
-    from grpo_mm.inference import sample as draw
+    from grpo_mm.tools.inference import sample as draw
 
     opened = [_media_file(path) for path in media or []]
     made = draw(run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [])
@@ -120,7 +120,7 @@ def _printable(text: str) -> str:
 
 def _media_file(path: Path) -> object:
     """A picture by its ending, else a video: its decoder tells whether it is one."""
-    from grpo_mm.datasets.video import ImageFile, VideoFile
+    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 
     if not path.is_file():
         raise UserError(f"--media {path}: there is no such file.")
@@ -154,7 +154,7 @@ def evaluate(
     grpo-mm eval --predictions preds.jsonl --annotations highlight_val_release.jsonl --as qvhighlights
     """
     if predictions:
-        from grpo_mm.prediction_files import score_files
+        from grpo_mm.tools.prediction_files import score_files
 
         if run is not None or checkpoint is not None:
             raise UserError("--predictions asks no model: leave out the run, its overrides and --checkpoint.")
@@ -164,7 +164,7 @@ def evaluate(
     elif run is None or annotations or form or answered_only:
         raise UserError("eval needs a run folder or a config, or else --predictions, --annotations and --as.")
     else:
-        from grpo_mm.inference import evaluate as score
+        from grpo_mm.tools.inference import evaluate as score
 
         found = score(run, overrides=overrides or [], checkpoint=checkpoint)
     if as_json:
@@ -184,8 +184,8 @@ def show(config: Annotated[Path, typer.Argument(help="a YAML file")], overrides:
     """
     import yaml
 
-    from grpo_mm.arithmetic import lines
-    from grpo_mm.run_config import plain, read
+    from grpo_mm.config.arithmetic import lines
+    from grpo_mm.config.run_config import plain, read
 
     settings = read(config, overrides or [])
     settings.check_settings()
@@ -204,8 +204,8 @@ def calibrate(
     start: Annotated[float, typer.Option(help="start from Flow-SDE's curve with this noise level")] = 0.7,
 ) -> None:
     """Finds a noise level for every denoising step (DenseGRPO); use the file with noise={kind: noise_file, path: …}."""
-    from grpo_mm.pipelines.flow.calibrate import calibrate as run
     from grpo_mm.pipelines.flow.calibrated import Calibrated
+    from grpo_mm.pipelines.flow.engines.calibrate import calibrate as run
 
     def show(number: int, level_S) -> None:
         typer.echo(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
@@ -221,7 +221,7 @@ def methods(
     kind: Annotated[str | None, typer.Option(help="sampler, advantage, objective, reward, strategy, preset, …")] = None,
 ) -> None:
     """Lists every method and component: name, kind, paper, module, function, config."""
-    from grpo_mm.methods import METHODS
+    from grpo_mm.config.methods import METHODS
     from grpo_mm.registry import TABLE, entries
 
     kinds = sorted({entry.role for entry in TABLE} | {"method"})
@@ -250,7 +250,7 @@ def methods(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Writes the run as one HTML page."""
-    from grpo_mm.report import write_report
+    from grpo_mm.looking.report.page import write_report
 
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml.")
@@ -266,8 +266,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
 ) -> None:
     """Seconds and memory by phase of whole training steps, without evaluation or logging."""
-    from grpo_mm.bench import bench as measure
-    from grpo_mm.bench import table
+    from grpo_mm.tools.bench import bench as measure
+    from grpo_mm.tools.bench import table
 
     result = measure(config, overrides or [], steps=steps, vs=vs or [])
     typer.echo(json.dumps(result, indent=1) if as_json else table(result))
@@ -280,7 +280,7 @@ def zoo_build(
     seed: int = 0,
 ) -> None:
     """Makes a shipped checkpoint again from scratch."""
-    from grpo_mm.zoo_build import build
+    from grpo_mm.tools.zoo_build import build
 
     build(name, out, seed=seed)
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from grpo_mm.distributed import Processes
+from grpo_mm.config.run_config import RunConfig, Scorer, read
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
-from grpo_mm.run_config import RunConfig, Scorer, read
-from grpo_mm.run_folder import RunFolder, check_folder, exclusive, find_checkpoint, finished, open_folder
-from grpo_mm.stateful import stateful_parts
-from grpo_mm.trainer import OnStep, Trainer
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.training.run_folder import RunFolder, check_folder, exclusive, find_checkpoint, finished, open_folder
+from grpo_mm.training.trainer import OnStep, Trainer
+from grpo_mm.weights.stateful import stateful_parts
 
 
 def train(

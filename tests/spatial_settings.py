@@ -10,8 +10,8 @@ from conftest import ROOT
 from taught_spatial import ANSWERS, write_spatial_data
 from taught_vlm import teach
 
-from grpo_mm.config import read_yaml
-from grpo_mm.run_config import read
+from grpo_mm.config.run_config import read
+from grpo_mm.config.typed_yaml import read_yaml
 
 CONFIGS = sorted((ROOT / "configs/spatial").glob("*.yaml"))
 FORMATS = {"qwen25vl": "qwen2_5_vl", "qwen2vl": "qwen2_vl"}

@@ -11,7 +11,7 @@ from chat_server import parts
 from PIL import Image
 from tiny_videos import write_video
 
-from grpo_mm.datasets.scene_world import SIZE_PX, picture, random_question
+from grpo_mm.datasets.worlds.scene_world import SIZE_PX, picture, random_question
 
 ANSWERS = {
     "qwen2_5_vl": (

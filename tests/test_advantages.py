@@ -19,7 +19,7 @@ from grpo_mm.advantages import (
     weighted_sum,
 )
 from grpo_mm.errors import ConfigError
-from grpo_mm.table import Table, gather, local_table
+from grpo_mm.rollout.table import Table, gather, local_table
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout
 
 NAN = math.nan

@@ -10,20 +10,20 @@ from tiny_runs import write_config
 from toy import ToyEngine, ToyPolicy, ToyPolicyConfig, ToyPrompts
 from toy_learning import config_of
 
-from grpo_mm.advantages.value_tracker import ValueTracker
-from grpo_mm.budget import allocate, greedy
-from grpo_mm.collectors.allocate import Allocate, BySuccess, ByUncertainty, LookAhead, SoFar
-from grpo_mm.collectors.more import More
-from grpo_mm.collectors.prioritised import Prioritised
-from grpo_mm.distributed import Processes
+from grpo_mm.advantages.state.value_tracker import ValueTracker
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
-from grpo_mm.learner import Learner
-from grpo_mm.metrics import read
-from grpo_mm.prompt_stream import PromptStream
-from grpo_mm.rng import stream
-from grpo_mm.rows import further_rows, plan_rows
-from grpo_mm.table import id_numbers, prompt_ids
+from grpo_mm.looking.metrics import read
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.rng import stream
+from grpo_mm.rollout.budget import allocate, greedy
+from grpo_mm.rollout.collectors.allocate import Allocate, BySuccess, ByUncertainty, LookAhead, SoFar
+from grpo_mm.rollout.collectors.more import More
+from grpo_mm.rollout.collectors.prioritised import Prioritised
+from grpo_mm.rollout.prompt_stream import PromptStream
+from grpo_mm.rollout.rows import further_rows, plan_rows
+from grpo_mm.rollout.table import id_numbers, prompt_ids
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Batch, Prompt
 
 

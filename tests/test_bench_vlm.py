@@ -10,14 +10,14 @@ import torch
 from conftest import ROOT
 from typer.testing import CliRunner
 
-from grpo_mm.bench import NETWORK, bench, table
 from grpo_mm.cli import app
-from grpo_mm.distributed import Processes
+from grpo_mm.config.run_config import read
 from grpo_mm.errors import UserError
-from grpo_mm.learner import Learner
 from grpo_mm.pipelines.zoo.random_clips import RandomClips
 from grpo_mm.pipelines.zoo.random_weights import vision_language_config
-from grpo_mm.run_config import read
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.tools.bench import NETWORK, bench, table
+from grpo_mm.training.learner import Learner
 
 CONFIGS = sorted((ROOT / "configs/bench").glob("qwen*.yaml"))
 TINY = (

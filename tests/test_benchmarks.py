@@ -12,21 +12,21 @@ from test_transcripts import TextPrompts, text_run
 from tiny_runs import launch
 from typer.testing import CliRunner
 
-from grpo_mm.benchmarks import benchmark_scores
 from grpo_mm.cli import app
-from grpo_mm.config import component
-from grpo_mm.distributed import Processes
+from grpo_mm.config.checks import check_benchmarks
+from grpo_mm.config.run_config import plain
+from grpo_mm.config.typed_yaml import component
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
-from grpo_mm.prediction_files import score_files
+from grpo_mm.looking.report.page import read_run, view, write_report
+from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import Role
-from grpo_mm.report import read_run, view, write_report
 from grpo_mm.rewards.benchmarks.temporal_grounding import BestOfModes, TemporalGrounding
 from grpo_mm.rewards.benchmarks.window_metrics import grounding_metrics
-from grpo_mm.rewards.spans import parse_spans
-from grpo_mm.rows import evaluation_rows
-from grpo_mm.run_checks import check_benchmarks
-from grpo_mm.run_config import plain
+from grpo_mm.rewards.text.spans import parse_spans
+from grpo_mm.rollout.rows import evaluation_rows
+from grpo_mm.tools.prediction_files import score_files
+from grpo_mm.training.benchmarks import benchmark_scores
 from grpo_mm.types import Prompt
 
 

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_mm.datasets.scene_world import SceneWorld
-from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes
-from grpo_mm.rewards.box_sketch import BoxSketch
-from grpo_mm.rewards.box_text import FoundBox, parse_boxes, parse_points, tidied
-from grpo_mm.rewards.edit_similarity import levenshtein
-from grpo_mm.rewards.grit import paper_structure, repository_structure
-from grpo_mm.rewards.mean_relative_accuracy import first_number
-from grpo_mm.rewards.repetition import adjacent_repetition
-from grpo_mm.rewards.spacer import parse_map
-from grpo_mm.transcripts import Marks
+from grpo_mm.datasets.worlds.scene_world import SceneWorld
+from grpo_mm.looking.transcripts import Marks
+from grpo_mm.rewards.spatial.box_reading import BoxReading, annotated_boxes
+from grpo_mm.rewards.spatial.box_sketch import BoxSketch
+from grpo_mm.rewards.spatial.box_text import FoundBox, parse_boxes, parse_points, tidied
+from grpo_mm.rewards.spatial.grit import paper_structure, repository_structure
+from grpo_mm.rewards.spatial.spacer import parse_map
+from grpo_mm.rewards.text.edit_similarity import levenshtein
+from grpo_mm.rewards.text.mean_relative_accuracy import first_number
+from grpo_mm.rewards.text.repetition import adjacent_repetition
 from grpo_mm.types import Prompt
 
 BOX = (1, 2, 30, 40)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.box_coordinates import to_pixels
-from grpo_mm.rewards.box_matching import greedy_by_confidence, greedy_by_score, hungarian
-from grpo_mm.rewards.box_reading import BoxReading
-from grpo_mm.rewards.boxes import as_boxes, ciou, dual_iou, giou, in_order, iou, union_iou
+from grpo_mm.rewards.spatial.box_coordinates import to_pixels
+from grpo_mm.rewards.spatial.box_matching import greedy_by_confidence, greedy_by_score, hungarian
+from grpo_mm.rewards.spatial.box_reading import BoxReading
+from grpo_mm.rewards.spatial.boxes import as_boxes, ciou, dual_iou, giou, in_order, iou, union_iou
 from grpo_mm.types import Prompt
 
 INF, NAN = math.inf, math.nan

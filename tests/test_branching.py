@@ -14,28 +14,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
-from grpo_mm import clock, metrics, train
-from grpo_mm.arithmetic import lines
-from grpo_mm.collectors.sample_and_score import SampleAndScore
-from grpo_mm.distributed import Processes
+from grpo_mm import train
+from grpo_mm.config.arithmetic import lines
+from grpo_mm.config.run_config import Scorer, read
 from grpo_mm.errors import ConfigError
-from grpo_mm.learner import Learner
+from grpo_mm.looking import metrics
 from grpo_mm.objectives import ClippedRatio, Kl
-from grpo_mm.pipelines.flow.adapters import Lora
-from grpo_mm.pipelines.flow.branching import Chains, CleanImages, SingleSteps, Splits, Unshared
-from grpo_mm.pipelines.flow.engine import FlowEngine
+from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim
+from grpo_mm.pipelines.flow.models.adapters import Lora
+from grpo_mm.pipelines.flow.models.sd3 import Sd3
 from grpo_mm.pipelines.flow.noise import AllSteps, Levels, SlidingWindow, Window
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.schedule import Shifted
-from grpo_mm.pipelines.flow.sd3 import Sd3
 from grpo_mm.pipelines.flow.solver import DpmSolverPP
-from grpo_mm.pipelines.flow.tree import Tree
-from grpo_mm.rng import stream
-from grpo_mm.rows import plan_rows
-from grpo_mm.run_config import Scorer, read
+from grpo_mm.pipelines.flow.trees.branching import Chains, CleanImages, SingleSteps, Splits, Unshared
+from grpo_mm.pipelines.flow.trees.tree import Tree
+from grpo_mm.processes import clock
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.rng import stream
+from grpo_mm.rollout.collectors.sample_and_score import SampleAndScore
+from grpo_mm.rollout.rows import plan_rows
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import BASELINE, Credit, Outputs, Prompt, Rollout, Rows, Scores
-from grpo_mm.update import accumulate, make_view
+from grpo_mm.weights.update import accumulate, make_view
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

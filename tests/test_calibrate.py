@@ -10,16 +10,16 @@ import torch
 from children import command_line, in_child
 from tiny_runs import ROOT, record, write_config
 
+from grpo_mm.config.run_config import plain, read
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.pipelines.flow import kernels
-from grpo_mm.pipelines.flow.calibrate import calibrate
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile, flow_sde_levels, write_noise
+from grpo_mm.pipelines.flow.engines.calibrate import calibrate
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Shifted
-from grpo_mm.run_config import plain, read
-from grpo_mm.stateful import load_parts, part_metrics, stateful_parts
-from grpo_mm.table import Table, gather
+from grpo_mm.rollout.table import Table, gather
 from grpo_mm.types import BASELINE
+from grpo_mm.weights.stateful import load_parts, part_metrics, stateful_parts
 
 SIGMA = Shifted()(4, image_tokens=64)
 BASE = [0.7 * math.sqrt(s / (1 - r)) for s, r in [(1, 0.9), (0.9, 0.9), (0.75, 0.75)]]

@@ -14,8 +14,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from grpo_mm import checkpoint, metrics
-from grpo_mm.checkpoint import (
+from grpo_mm.errors import CheckpointError, TrainingStopped
+from grpo_mm.looking import metrics
+from grpo_mm.weights import checkpoint
+from grpo_mm.weights.checkpoint import (
     Checkpoint,
     load_optimizer,
     load_strictly,
@@ -26,7 +28,6 @@ from grpo_mm.checkpoint import (
     steps,
     write,
 )
-from grpo_mm.errors import CheckpointError, TrainingStopped
 
 ROOT = Path(__file__).parents[1]
 

@@ -31,7 +31,7 @@ from tiny_runs import (
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
-from grpo_mm.methods import METHODS
+from grpo_mm.config.methods import METHODS
 from grpo_mm.registry import TABLE, load
 
 NEEDY = """

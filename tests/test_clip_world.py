@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo_mm.datasets.clip_world import (
+from grpo_mm.datasets.media.frame_sampling import FrameSampling
+from grpo_mm.datasets.media.media_files import read_video
+from grpo_mm.datasets.worlds.clip_world import (
     ASKED_BY,
     CELL_PX,
     FPS,
@@ -16,11 +18,9 @@ from grpo_mm.datasets.clip_world import (
     pairs,
     random_clip,
 )
-from grpo_mm.datasets.frame_sampling import FrameSampling
-from grpo_mm.datasets.shape_world import BACKGROUND
-from grpo_mm.datasets.video import read_video
-from grpo_mm.rewards.spans import parse_spans
-from grpo_mm.rewards.temporal_iou import hull_iou
+from grpo_mm.datasets.worlds.shape_world import BACKGROUND
+from grpo_mm.rewards.text.spans import parse_spans
+from grpo_mm.rewards.video.temporal_iou import hull_iou
 
 
 def _clips(count: int, split: str = "report") -> list[Clip]:

@@ -12,12 +12,12 @@ import yaml
 
 from grpo_mm import registry
 from grpo_mm.advantages import Clamp, GroupNorm, KeepExtremes, WeightedSum
-from grpo_mm.config import Role, build, convert, dump, merge, override, read_yaml
+from grpo_mm.config.run_config import RunConfig, Scorer, Source, Updates, differences, plain, read
+from grpo_mm.config.typed_yaml import Role, build, convert, dump, merge, override, read_yaml
 from grpo_mm.errors import ConfigError
+from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
-from grpo_mm.run_config import RunConfig, Scorer, Source, Updates, differences, plain, read
-from grpo_mm.snapshots import Ema
-from grpo_mm.watch import Watched
+from grpo_mm.weights.snapshots import Ema
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

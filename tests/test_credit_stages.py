@@ -23,9 +23,9 @@ from grpo_mm.advantages import (
     uncertainty,
 )
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.flow.branching import Splits
 from grpo_mm.pipelines.flow.schedule import Shifted
-from grpo_mm.table import Table
+from grpo_mm.pipelines.flow.trees.branching import Splits
+from grpo_mm.rollout.table import Table
 from grpo_mm.types import BASELINE, Prompt, Rollout
 
 NAN = math.nan

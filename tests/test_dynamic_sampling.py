@@ -9,19 +9,19 @@ import torch
 from tiny_runs import write_config
 from toy import ToyEngine, ToyPolicy, ToyPolicyConfig, ToyPrompts, ToyReward
 
-from grpo_mm import methods
-from grpo_mm.collectors.dynamic_sampling import DynamicSampling, pick_groups
-from grpo_mm.collectors.more import More
-from grpo_mm.config import build, merge
-from grpo_mm.distributed import Processes
+from grpo_mm.config import methods
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import build, merge
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError, TrainingStopped
-from grpo_mm.learner import Learner
-from grpo_mm.metrics import read
-from grpo_mm.rng import stream
-from grpo_mm.rows import further_rows, plan_rows
-from grpo_mm.run_config import RunConfig
-from grpo_mm.table import gather, local_table
+from grpo_mm.looking.metrics import read
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.rng import stream
+from grpo_mm.rollout.collectors.dynamic_sampling import DynamicSampling, pick_groups
+from grpo_mm.rollout.collectors.more import More
+from grpo_mm.rollout.rows import further_rows, plan_rows
+from grpo_mm.rollout.table import gather, local_table
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Batch
 
 GROUP = 2

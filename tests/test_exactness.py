@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 def write(folder: Path, model: str, settings: dict, *, micro_batch: int | None = None) -> Path:
-    from grpo_mm.config import merge
+    from grpo_mm.config.typed_yaml import merge
 
     folder.mkdir(parents=True)
     changes = merge(BASE, settings)

@@ -12,19 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
-from grpo_mm import config, registry
-from grpo_mm.datasets.scene_world import SceneLessons, SceneWorld, box_px, demonstration, random_question
+from grpo_mm import registry
+from grpo_mm.config import typed_yaml as config
+from grpo_mm.datasets.worlds.scene_world import SceneLessons, SceneWorld, box_px, demonstration, random_question
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards import scene_claims
-from grpo_mm.rewards.agreement import agreement
-from grpo_mm.rewards.answer_judge import AnswerJudge
-from grpo_mm.rewards.conclusions import concludes
-from grpo_mm.rewards.consistency import Consistency
-from grpo_mm.rewards.prompt_pictures import pictures_of
-from grpo_mm.rewards.scene_claims import Claim, Thing, can_check, check_claims, claims_in
-from grpo_mm.rewards.semantic_grounding import SemanticGrounding
-from grpo_mm.rewards.sentences import reasoning_and_answer, sentences, speaks_of_the_visible
-from grpo_mm.rewards.verdicts import ModelJudge
+from grpo_mm.rewards.faithfulness import scene_claims
+from grpo_mm.rewards.faithfulness.answer_judge import AnswerJudge
+from grpo_mm.rewards.faithfulness.conclusions import concludes
+from grpo_mm.rewards.faithfulness.consistency import Consistency
+from grpo_mm.rewards.faithfulness.scene_claims import Claim, Thing, can_check, check_claims, claims_in
+from grpo_mm.rewards.faithfulness.semantic_grounding import SemanticGrounding
+from grpo_mm.rewards.faithfulness.sentences import reasoning_and_answer, sentences, speaks_of_the_visible
+from grpo_mm.rewards.judges.agreement import agreement
+from grpo_mm.rewards.judges.prompt_pictures import pictures_of
+from grpo_mm.rewards.judges.verdicts import ModelJudge
 from grpo_mm.types import Prompt
 
 NAN = math.nan
@@ -297,7 +298,7 @@ def test_rules_apply_to_scenes_of_shapes_and_the_judge_to_prompts_with_media():
 
 
 def test_the_rules_know_the_words_of_the_generated_scenes():
-    from grpo_mm.datasets import scene_world, shape_world
+    from grpo_mm.datasets.worlds import scene_world, shape_world
 
     assert scene_claims.SHAPES == shape_world.SHAPES and set(scene_world.COLORS) <= set(scene_claims.COLORS)
     assert {
@@ -355,7 +356,7 @@ def test_the_judges_calls_of_a_text_are_bounded_and_a_spent_budget_masks():
 
 
 def test_unreadable_pictures_mask_their_rows_only(tmp_path, caplog):
-    from grpo_mm.datasets.video import ImageFile
+    from grpo_mm.datasets.media.media_files import ImageFile
 
     picture(9).save(tmp_path / "a.png")
     model = Reader("Sentence to check", lambda text: word("correct"))

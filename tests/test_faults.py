@@ -11,11 +11,11 @@ import torch
 from children import command_line, in_child
 from tiny_runs import PROMPTS, record, summary, weights, write_config
 
-from grpo_mm import checkpoint
+from grpo_mm.config.run_config import Scorer
 from grpo_mm.entry import train
 from grpo_mm.errors import TrainingStopped
 from grpo_mm.objectives import ClippedRatio
-from grpo_mm.run_config import Scorer
+from grpo_mm.weights import checkpoint
 
 NAN = float("nan")
 FEW = {"steps": 2, "eval_prompts": None, "samples_every": 0, "checkpoints": {"every": 1}}

@@ -13,25 +13,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grpo_mm.distributed import Processes
+from grpo_mm.config.run_config import RunConfig, Scorer, Source
 from grpo_mm.errors import ConfigError
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
-from grpo_mm.optim import Optim
-from grpo_mm.pipelines.flow.adapters import WEIGHT_NAME, Lora
-from grpo_mm.pipelines.flow.engine import FlowEngine
-from grpo_mm.pipelines.flow.flux import Flux
+from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim, flow_sde
+from grpo_mm.pipelines.flow.models.adapters import WEIGHT_NAME, Lora
+from grpo_mm.pipelines.flow.models.flux import Flux
+from grpo_mm.pipelines.flow.models.sd3 import Sd3
 from grpo_mm.pipelines.flow.noise import AllSteps, Window
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.sampling import encode_rows
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, FluxShift, Shifted
-from grpo_mm.pipelines.flow.sd3 import Sd3
-from grpo_mm.rows import plan_rows
-from grpo_mm.run_config import RunConfig, Scorer, Source
-from grpo_mm.run_folder import open_folder
-from grpo_mm.snapshots import Ema
-from grpo_mm.trainer import Trainer
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.rows import plan_rows
+from grpo_mm.training.run_folder import open_folder
+from grpo_mm.training.trainer import Trainer
 from grpo_mm.types import Counts, Prompt, Rollout, View
+from grpo_mm.weights.optim import Optim
+from grpo_mm.weights.snapshots import Ema
 
 CPU = torch.device("cpu")
 TEXT_LENGTH = 8

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_runs import write_config
 
+from grpo_mm.config.run_config import read
 from grpo_mm.errors import ConfigError
 from grpo_mm.objectives import (
     Awm,
@@ -20,10 +21,9 @@ from grpo_mm.objectives import (
     optimality,
 )
 from grpo_mm.pipelines.flow import kernels
-from grpo_mm.pipelines.flow.forward_record import ForwardRecord, matching_loss, nft_errors
+from grpo_mm.pipelines.flow.engines.forward_record import ForwardRecord, matching_loss, nft_errors
 from grpo_mm.pipelines.flow.record import FlowRecord
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Shifted
-from grpo_mm.run_config import read
 from grpo_mm.types import Counts, View
 
 

@@ -13,18 +13,19 @@ from children import command_line, in_child
 from safetensors.torch import load_file
 from tiny_runs import launch, record, weights, write_config
 
-from grpo_mm import clock, trainer
-from grpo_mm.distributed import Processes
+from grpo_mm.config.run_config import read
 from grpo_mm.entry import train
-from grpo_mm.learner import Learner
-from grpo_mm.pipelines.flow.forward import EveryTimestep, ForwardProcess, Stratified
+from grpo_mm.pipelines.flow.engines.forward import EveryTimestep, ForwardProcess, Stratified
+from grpo_mm.pipelines.flow.models.sd3 import Sd3
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Shifted
-from grpo_mm.pipelines.flow.sd3 import Sd3
-from grpo_mm.rows import plan_rows
-from grpo_mm.run_config import read
-from grpo_mm.snapshots import Ema, ReferenceReset, SamplingPolicy, Snapshots
+from grpo_mm.processes import clock
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.rows import plan_rows
+from grpo_mm.training import trainer
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Prompt, Rollout
+from grpo_mm.weights.snapshots import Ema, ReferenceReset, SamplingPolicy, Snapshots
 
 PROMPTS = (Prompt("a", "a red circle"), Prompt("b", "a blue square"))
 NFT = frozenset({"nft_plus", "nft_minus", "beta"})

@@ -16,10 +16,10 @@ pytest.importorskip("av")
 from PIL import Image
 from tiny_videos import number_of, write_video
 
-from grpo_mm.config import build
-from grpo_mm.datasets.frame_folder import FrameFolder
-from grpo_mm.datasets.frame_store import FrameStore
-from grpo_mm.datasets.video import FrameSampling, ImageFile, VideoError, VideoFile
+from grpo_mm.config.typed_yaml import build
+from grpo_mm.datasets.media.frame_folder import FrameFolder
+from grpo_mm.datasets.media.frame_store import FrameStore
+from grpo_mm.datasets.media.media_files import FrameSampling, ImageFile, VideoError, VideoFile
 
 SMALL = FrameSampling(frames=4, min_pixels_frame=1, multiple_of=1)
 LARGE = FrameSampling(frames=4, min_pixels_frame=512 * 512, max_pixels_total=None)
@@ -156,7 +156,7 @@ def test_a_missing_video_is_counted_and_read_once_it_is_there(video, tmp_path):
 
 
 def test_threads_that_want_the_same_frames_decode_them_once(video, monkeypatch):
-    import grpo_mm.datasets.frame_store as module
+    import grpo_mm.datasets.media.frame_store as module
 
     read = module.read_video
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from grpo_mm import config
+from grpo_mm.config import typed_yaml as config
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.colors import COLORS, PaletteColors, palette_color
-from grpo_mm.rewards.detectors import (
+from grpo_mm.rewards.images.colors import COLORS, PaletteColors, palette_color
+from grpo_mm.rewards.images.detectors import (
     Detection,
     OnnxDetector,
     TransformersDetector,
     decode_fastestdet,
     keep_best,
 )
-from grpo_mm.rewards.geneval import GenEvalReward, relations, score_detections
+from grpo_mm.rewards.images.geneval import GenEvalReward, relations, score_detections
 from grpo_mm.types import Prompt
 
 

@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def _bench(path: str, kind: str, *overrides: str) -> dict:
-    from grpo_mm.bench import bench
+    from grpo_mm.tools.bench import bench
 
     settings = [f"policy.model={{kind: {kind}, path: {path}}}", "policy.height=64", "policy.width=64", *overrides]
     if kind == "flux":
@@ -31,8 +31,8 @@ def test_compiled_and_checkpointed_networks_train(tiny_sd3):
 
 
 def test_offloaded_parts_leave_the_gpu(tiny_sd3):
+    from grpo_mm.pipelines.flow.models.sd3 import Sd3
     from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
-    from grpo_mm.pipelines.flow.sd3 import Sd3
     from grpo_mm.types import Prompt
 
     config = FlowPolicyConfig(model=Sd3(tiny_sd3), height=32, width=32, text_length=16, offload=("encoders", "decoder"))
@@ -57,8 +57,8 @@ TREES = {
 @pytest.mark.parametrize("tree", TREES)
 def test_rollout_and_replay_agree_in_float32_on_the_gpu(kind, tree, request):
     from grpo_mm import registry
-    from grpo_mm.config import build
-    from grpo_mm.pipelines.flow.engine import FlowEngine
+    from grpo_mm.config.typed_yaml import build
+    from grpo_mm.pipelines.flow.engines.engine import FlowEngine
     from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
     from grpo_mm.types import Prompt, Rows
 
@@ -92,7 +92,7 @@ def test_every_kind_of_method_trains_on_the_gpu(name, tmp_path):
 
 @pytest.mark.slow
 def test_sharing_saves_time_at_the_size_of_flux():
-    from grpo_mm.bench import bench
+    from grpo_mm.tools.bench import bench
 
     unshared = "engine.tree={kind: unshared, of: {kind: single_steps, granularity: [1, 2, 3]}}"
     found = bench("configs/bench/g2rpo_flux_dev.yaml", steps=1, vs=[unshared])

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_mm.config import build
-from grpo_mm.datasets.activitynet_captions import ActivityNetCaptions
-from grpo_mm.datasets.charades_sta import CharadesSta
-from grpo_mm.datasets.conversations import Conversations
-from grpo_mm.datasets.difficulty import draw_by_difficulty, gaussian_log_weight, still_to_learn
-from grpo_mm.datasets.grounding import find_video
-from grpo_mm.datasets.nextgqa import NextGqa
-from grpo_mm.datasets.qvhighlights import QVHighlights
-from grpo_mm.datasets.tvgbench import TimeR1Rows, TvgBench
-from grpo_mm.datasets.video import ImageFile, VideoFile
-from grpo_mm.datasets.video_r1 import VideoR1Questions
+from grpo_mm.config.typed_yaml import build
+from grpo_mm.datasets.chat.conversations import Conversations
+from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+from grpo_mm.datasets.shared.difficulty import draw_by_difficulty, gaussian_log_weight, still_to_learn
+from grpo_mm.datasets.video.activitynet_captions import ActivityNetCaptions
+from grpo_mm.datasets.video.charades_sta import CharadesSta
+from grpo_mm.datasets.video.grounding import find_video
+from grpo_mm.datasets.video.nextgqa import NextGqa
+from grpo_mm.datasets.video.qvhighlights import QVHighlights
+from grpo_mm.datasets.video.tvgbench import TimeR1Rows, TvgBench
+from grpo_mm.datasets.video.video_r1 import VideoR1Questions
 from grpo_mm.errors import ConfigError
 
 CHARADES = {

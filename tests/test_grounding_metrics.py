@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from grpo_mm.rewards import temporal_iou
 from grpo_mm.rewards.benchmarks import window_metrics as metrics
 from grpo_mm.rewards.benchmarks.qvhighlights_metrics import highlight_detection, moment_retrieval, window_precision
 from grpo_mm.rewards.benchmarks.window_metrics import grounding_metrics, nextgqa_metrics
+from grpo_mm.rewards.video import temporal_iou
 
 INF, NAN = float("inf"), float("nan")
 

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_mm.groups import baseline, group_count, group_ids, group_mean, group_median, group_std, group_sum, spread
+from grpo_mm.rollout.groups import (
+    baseline,
+    group_count,
+    group_ids,
+    group_mean,
+    group_median,
+    group_std,
+    group_sum,
+    spread,
+)
 
 NAN = math.nan
 properties = settings(max_examples=40, deadline=None, derandomize=True, database=None)

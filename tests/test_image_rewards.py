@@ -9,22 +9,22 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from grpo_mm import config
-from grpo_mm.datasets.files import PromptFile
-from grpo_mm.datasets.geneval import GenEvalPrompts
-from grpo_mm.datasets.hub import HubPrompts
-from grpo_mm.datasets.ocr import OcrPrompts
-from grpo_mm.diversity import pairwise_distance
+from grpo_mm.config import typed_yaml as config
+from grpo_mm.datasets.images.geneval import GenEvalPrompts
+from grpo_mm.datasets.images.ocr import OcrPrompts
+from grpo_mm.datasets.shared.files import PromptFile
+from grpo_mm.datasets.shared.hub import HubPrompts
 from grpo_mm.errors import ConfigError
-from grpo_mm.function_reward import FunctionReward
-from grpo_mm.image_statistics import image_statistics
-from grpo_mm.rewards.clip_score import Clip, ClipScore, tensor_transform
-from grpo_mm.rewards.colors import ClipColors
-from grpo_mm.rewards.detectors import Detection
-from grpo_mm.rewards.geneval import GenEvalReward
-from grpo_mm.rewards.image_quality import ImageQuality
-from grpo_mm.rewards.jpeg import JpegSize, jpeg_size_kb
-from grpo_mm.rewards.ocr import OcrReward
+from grpo_mm.looking.diversity import pairwise_distance
+from grpo_mm.looking.image_statistics import image_statistics
+from grpo_mm.rewards.images.clip_score import Clip, ClipScore, tensor_transform
+from grpo_mm.rewards.images.colors import ClipColors
+from grpo_mm.rewards.images.detectors import Detection
+from grpo_mm.rewards.images.geneval import GenEvalReward
+from grpo_mm.rewards.images.image_quality import ImageQuality
+from grpo_mm.rewards.images.jpeg import JpegSize, jpeg_size_kb
+from grpo_mm.rewards.images.ocr import OcrReward
+from grpo_mm.rollout.function_reward import FunctionReward
 from grpo_mm.types import Prompt
 
 

@@ -10,12 +10,12 @@ import torch
 from chat_server import ChatServer, levels_of, parts
 from PIL import Image
 
-from grpo_mm import clock, config
+from grpo_mm.config import typed_yaml as config
 from grpo_mm.errors import ConfigError
-from grpo_mm.function_reward import FunctionReward
-from grpo_mm.rewards.image_quality import ImageQuality
-from grpo_mm.rewards.judges import Pair, PointwiseJudge, ServerJudge, TransformersJudge
-from grpo_mm.rewards.unified_reward import (
+from grpo_mm.processes import clock
+from grpo_mm.rewards.images.image_quality import ImageQuality
+from grpo_mm.rewards.judges.comparing import Pair, PointwiseJudge, ServerJudge, TransformersJudge
+from grpo_mm.rewards.judges.unified_reward import (
     UnifiedReward,
     flex_question,
     parse_flex,
@@ -24,9 +24,10 @@ from grpo_mm.rewards.unified_reward import (
     point_question,
     think_question,
 )
-from grpo_mm.rewards.vlm import Question, TransformersVlm
-from grpo_mm.rewards.vlm_server import ServerVlm
-from grpo_mm.rewards.win_rate import WinRate
+from grpo_mm.rewards.judges.vlm import Question, TransformersVlm
+from grpo_mm.rewards.judges.vlm_server import ServerVlm
+from grpo_mm.rewards.judges.win_rate import WinRate
+from grpo_mm.rollout.function_reward import FunctionReward
 from grpo_mm.types import Prompt
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from grpo_mm.advantages import GroupNorm, group_norm
-from grpo_mm.advantages.lagrangian import Constraint, Lagrangian
-from grpo_mm.config import component
+from grpo_mm.advantages.state.lagrangian import Constraint, Lagrangian
+from grpo_mm.config.typed_yaml import component
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
-from grpo_mm.table import Table, gather
+from grpo_mm.rollout.table import Table, gather
 
 NAN = math.nan
 ACCURACY = [1.0, 1, 1, 0, 0]

@@ -90,7 +90,7 @@ import importlib.util, json, sys
 found = {{"datasets": importlib.util.find_spec("datasets").origin}}
 import grpo_mm
 found["with the package"] = [m for m in ("torch", "pydantic", "yaml") if m in sys.modules]
-import grpo_mm.trainer, grpo_mm.entry, grpo_mm.run_config, grpo_mm.cli
+import grpo_mm.training.trainer, grpo_mm.entry, grpo_mm.config.run_config, grpo_mm.cli
 found["with the loop"] = [m for m in {HEAVY} if m in sys.modules]
 print(json.dumps(found))
 """

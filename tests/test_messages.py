@@ -8,10 +8,10 @@ import pytest
 from test_vlm_chat import text_of
 from tiny_vlm import clip, picture, policy
 
-from grpo_mm.datasets.messages import Messages
-from grpo_mm.datasets.video import ImageFile, VideoFile
+from grpo_mm.datasets.chat.messages import Messages
+from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.chat import Chat
+from grpo_mm.pipelines.vlm.prompting.chat import Chat
 from grpo_mm.types import Prompt
 
 USER = {"role": "user", "content": "what is it"}

@@ -13,13 +13,13 @@ from tiny_runs import write_config
 from toy import ToyReward
 from toy_learning import config_of
 
-from grpo_mm.distributed import Processes
+from grpo_mm.config.run_config import plain, read
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
-from grpo_mm.learner import Learner
-from grpo_mm.metrics import read as read_metrics
-from grpo_mm.run_config import plain, read
-from grpo_mm.table import Table
+from grpo_mm.looking.metrics import read as read_metrics
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.table import Table
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Rollout
 
 QUICK = ROOT / "configs/quickstart/flow.yaml"

@@ -17,16 +17,16 @@ import yaml
 from toy import ToyEngine, ToyPolicy, ToyPolicyConfig, ToyPrompts, ToyReward
 
 from grpo_mm.advantages.credit import credit
-from grpo_mm.config import Role, build, component, merge
-from grpo_mm.distributed import Processes
+from grpo_mm.config.methods import METHODS, OTHERS, PRESETS, find, preset
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import Role, build, component, merge
 from grpo_mm.errors import ConfigError
-from grpo_mm.groups import group_sum
-from grpo_mm.learner import Learner
-from grpo_mm.method_table import methods_page
-from grpo_mm.methods import METHODS, OTHERS, PRESETS, find, preset
-from grpo_mm.rng import stream
-from grpo_mm.run_config import RunConfig
-from grpo_mm.table import PER_ACTION, gather, local_table
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.rng import stream
+from grpo_mm.rollout.groups import group_sum
+from grpo_mm.rollout.table import PER_ACTION, gather, local_table
+from grpo_mm.tools.method_table import methods_page
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Batch, Rows
 
 ROOT = Path(__file__).parents[1]

@@ -50,16 +50,16 @@ from grpo_mm.advantages import (
     useful_groups,
     virtual_norm,
 )
-from grpo_mm.budget import allocate, budget_utility, draw_prompts, sampling_weights
-from grpo_mm.config import build
+from grpo_mm.config.methods import METHODS, find, preset
+from grpo_mm.config.typed_yaml import build
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
-from grpo_mm.groups import group_sum
-from grpo_mm.methods import METHODS, find, preset
 from grpo_mm.registry import lookup
-from grpo_mm.stateful import load_parts, stateful_parts
-from grpo_mm.table import Table, gather, id_numbers, local_table
+from grpo_mm.rollout.budget import allocate, budget_utility, draw_prompts, sampling_weights
+from grpo_mm.rollout.groups import group_sum
+from grpo_mm.rollout.table import Table, gather, id_numbers, local_table
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout
+from grpo_mm.weights.stateful import load_parts, stateful_parts
 
 NAN = math.nan
 MINE = [method for method in METHODS if method.tested == "tests/test_methods_baselines.py"]

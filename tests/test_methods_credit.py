@@ -36,13 +36,13 @@ from grpo_mm.advantages import (
     serial_decay,
     sub_agent_reward,
 )
-from grpo_mm.config import convert
+from grpo_mm.config.checks import _check_advantage
+from grpo_mm.config.methods import METHODS, find, preset
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import convert
 from grpo_mm.errors import ConfigError
-from grpo_mm.methods import METHODS, find, preset
 from grpo_mm.objectives import ClippedRatio
-from grpo_mm.run_checks import _check_advantage
-from grpo_mm.run_config import RunConfig
-from grpo_mm.table import Table
+from grpo_mm.rollout.table import Table
 from grpo_mm.types import Counts, Prompt, Rollout, View
 
 NAN = math.nan

@@ -6,7 +6,7 @@ import pytest
 from toy import ToyReward
 from toy_learning import NEEDS, SEEDS, STEPS, config_of, learn, learn_all_wrong, mean_and_error
 
-from grpo_mm import methods
+from grpo_mm.config import methods
 from grpo_mm.types import Prompt
 
 FAST = ("grpo", "dr_grpo", "ngrpo", "spo", "gigpo", "gdpo", "gspo", "disco", "grao")

@@ -22,9 +22,10 @@ from test_update import (
 )
 
 from grpo_mm.advantages import GroupNorm, MarkPositive, Shortness, group_norm, shortness
-from grpo_mm.config import Role, build, component, dump
+from grpo_mm.config.methods import METHODS, preset
+from grpo_mm.config.run_config import read
+from grpo_mm.config.typed_yaml import Role, build, component, dump
 from grpo_mm.errors import ConfigError
-from grpo_mm.methods import METHODS, preset
 from grpo_mm.objectives import (
     Cispo,
     ClippedRatio,
@@ -53,9 +54,8 @@ from grpo_mm.objectives import (
     straight_through,
     truncated_weight,
 )
-from grpo_mm.run_config import read
-from grpo_mm.table import Table
-from grpo_mm.update import accumulate, make_view
+from grpo_mm.rollout.table import Table
+from grpo_mm.weights.update import accumulate, make_view
 
 
 def slope(loss, at):

@@ -6,7 +6,7 @@ from functools import reduce
 
 import pytest
 
-from grpo_mm.methods import METHODS, preset
+from grpo_mm.config.methods import METHODS, preset
 
 GRPO_CLIP = {"objective.0.clip_low": 0.2, "objective.0.clip_high": 0.2}
 CLIP_HIGHER = {"objective.0.clip_low": 0.2, "objective.0.clip_high": 0.28}

@@ -10,13 +10,13 @@ from test_methods_credit import column, table
 from test_objectives import array
 
 from grpo_mm.advantages import AgentNorm, MarkPositive, Shortness, SubAgentReward, ValueTracker
-from grpo_mm.advantages.lagrangian import Constraint, Lagrangian
-from grpo_mm.budget import allocate, sampling_weights
-from grpo_mm.config import component
+from grpo_mm.advantages.state.lagrangian import Constraint, Lagrangian
+from grpo_mm.config.typed_yaml import component
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.objectives import HingeKl, Truncated, k3
 from grpo_mm.registry import Role
-from grpo_mm.table import id_numbers
+from grpo_mm.rollout.budget import allocate, sampling_weights
+from grpo_mm.rollout.table import id_numbers
 
 CONSTRAINED = {"kind": "lagrangian", "constraints": {"a": {"threshold": 0.5}}}
 REFUSED = [

@@ -11,12 +11,12 @@ import torch
 from test_methods_all import a_table, earned, everyone, rewards_of, sampled, stages_of, these
 
 from grpo_mm.advantages.credit import credit
-from grpo_mm.config import component
-from grpo_mm.distributed import Processes
-from grpo_mm.methods import METHODS, find, preset
+from grpo_mm.config.methods import METHODS, find, preset
+from grpo_mm.config.typed_yaml import component
+from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import Role
-from grpo_mm.table import gather
-from grpo_mm.update import _with_columns, make_view
+from grpo_mm.rollout.table import gather
+from grpo_mm.weights.update import _with_columns, make_view
 
 # ── dense and ragged groups, and unscored rows, where statistics span the batch ──
 

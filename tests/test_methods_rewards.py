@@ -10,33 +10,34 @@ import pytest
 import torch
 from toy import ToyEngine, ToyPolicyConfig, ToyPrompts, ToyReward
 
-from grpo_mm import methods, registry
+from grpo_mm import registry
 from grpo_mm.advantages import GroupNorm, WeightedSum, group_norm, weighted_sum
-from grpo_mm.advantages.gate import Gate, gate
-from grpo_mm.advantages.lagrangian import Constraint, Lagrangian, dual_step
-from grpo_mm.advantages.length_switch import LengthSwitch, efficient_groups, length_switch
-from grpo_mm.advantages.novelty import Novelty, novelty_bonus
-from grpo_mm.advantages.pass_rate_ladder import PassRateLadder, pass_rate_ladder
-from grpo_mm.advantages.rank_factor import RankFactor, group_ranks, rank_factor
-from grpo_mm.budget import (
+from grpo_mm.advantages.bonuses.length_switch import LengthSwitch, efficient_groups, length_switch
+from grpo_mm.advantages.bonuses.novelty import Novelty, novelty_bonus
+from grpo_mm.advantages.bonuses.pass_rate_ladder import PassRateLadder, pass_rate_ladder
+from grpo_mm.advantages.combination.gate import Gate, gate
+from grpo_mm.advantages.scales.rank_factor import RankFactor, group_ranks, rank_factor
+from grpo_mm.advantages.state.lagrangian import Constraint, Lagrangian, dual_step
+from grpo_mm.config import methods
+from grpo_mm.config.run_config import RunConfig, Scorer
+from grpo_mm.config.typed_yaml import Role, build, component, merge
+from grpo_mm.errors import CheckpointError, ConfigError
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.rewards.text.information_consistency import InformationConsistency, helpfulness, stability, word_entropy
+from grpo_mm.rewards.text.peer_similarity import PeerSimilarity, drawn_peers, mean_similarity, peers
+from grpo_mm.rewards.text.text_overlap import AnswerF1, bleu, token_f1, words
+from grpo_mm.rollout.budget import (
     expected_shrinkage,
     exploration,
     half_width,
     sampling_priority,
     student_t,
 )
-from grpo_mm.config import Role, build, component, merge
-from grpo_mm.distributed import Processes
-from grpo_mm.errors import CheckpointError, ConfigError
-from grpo_mm.learner import Learner
-from grpo_mm.rewards.information_consistency import InformationConsistency, helpfulness, stability, word_entropy
-from grpo_mm.rewards.peer_similarity import PeerSimilarity, drawn_peers, mean_similarity, peers
-from grpo_mm.rewards.text_overlap import AnswerF1, bleu, token_f1, words
-from grpo_mm.run_config import RunConfig, Scorer
-from grpo_mm.scoring import Scoring
-from grpo_mm.stateful import Stateful, load_parts, part_metrics, stateful_parts
-from grpo_mm.table import Table
+from grpo_mm.rollout.scoring import Scoring
+from grpo_mm.rollout.table import Table
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Prompt
+from grpo_mm.weights.stateful import Stateful, load_parts, part_metrics, stateful_parts
 
 NAN = math.nan
 ROLE = Role("advantage")

@@ -8,8 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from grpo_mm.config.run_config import read
 from grpo_mm.errors import ConfigError
-from grpo_mm.run_config import read
 
 REFUSED = {
     "a bound below zero": ("flow", ["advantage=[weighted_sum, group_norm, {kind: clamp, limit: -5}]"], "wanted above 0"),

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.flow.engine import FlowEngine
+from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.kernels import cps, ddim, flow_sde, ode
+from grpo_mm.pipelines.flow.models.sd3 import Sd3
 from grpo_mm.pipelines.flow.noise import AllSteps, SlidingWindow, Window, trained_mask, trained_subset
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
 from grpo_mm.pipelines.flow.sampling import initial_noise
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Shifted
-from grpo_mm.pipelines.flow.sd3 import Sd3
 from grpo_mm.pipelines.flow.solver import DpmSolverPP, Euler, dpmpp_2m
-from grpo_mm.rng import stream
-from grpo_mm.rows import plan_rows
+from grpo_mm.processes.rng import stream
+from grpo_mm.rollout.rows import plan_rows
 from grpo_mm.types import Prompt, Rows
 
 PROMPTS = (Prompt("p/0", "a red circle"), Prompt("p/1", "a photo of the blue square"))

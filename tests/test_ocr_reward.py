@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from grpo_mm.rewards.ocr import OcrReward, edit_distance, target_text, text_similarity
+from grpo_mm.rewards.images.ocr import OcrReward, edit_distance, target_text, text_similarity
 from grpo_mm.types import Prompt
 
 

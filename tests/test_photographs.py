@@ -8,11 +8,11 @@ import pytest
 from conftest import ROOT
 from tiny_vlm import FAMILIES, folder, policy
 
-from grpo_mm.config import build, read_yaml
-from grpo_mm.distributed import Processes
-from grpo_mm.learner import Learner
-from grpo_mm.rewards.box_grounding import SpatialGrounding
-from grpo_mm.run_config import RunConfig
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import build, read_yaml
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.rewards.spatial.box_grounding import SpatialGrounding
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Prompt
 
 # Boxes by eye, in pixels.

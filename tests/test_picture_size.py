@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from grpo_mm.datasets.frame_store import FrameStore
-from grpo_mm.datasets.video import ImageFile
-from grpo_mm.rewards.box_grounding import DualBoxIou
+from grpo_mm.datasets.media.frame_store import FrameStore
+from grpo_mm.datasets.media.media_files import ImageFile
+from grpo_mm.rewards.spatial.box_grounding import DualBoxIou
 from grpo_mm.types import Prompt
 from tests.tiny_vlm import FAMILIES, clip, picture
 from tests.tiny_vlm import policy as tiny_policy

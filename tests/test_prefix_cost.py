@@ -9,9 +9,9 @@ import torch
 from tiny_vlm import PROMPTS, folder, policy, sample
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.packing import pack_groups
+from grpo_mm.pipelines.vlm.forwards.packing import pack_groups
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
-from grpo_mm.pipelines.vlm.prefix_cost import gain, repeated, shared
+from grpo_mm.pipelines.vlm.prompt_sharing.prefix_cost import gain, repeated, shared
 
 
 @pytest.mark.parametrize(

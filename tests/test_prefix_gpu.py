@@ -10,7 +10,7 @@ from test_prefix_sharing import ragged, trained
 from tiny_vlm import FAMILIES, folder
 from tiny_vlm import policy as on_cpu
 
-from grpo_mm.pipelines.vlm.adapters import Lora
+from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -9,8 +9,8 @@ import torch
 from test_prefix_sharing import assert_equal, trained
 from tiny_vlm import PROMPTS, clip, each_family, picture, policy, sample
 
-from grpo_mm.pipelines.vlm.prefix_cost import gain
-from grpo_mm.pipelines.vlm.shared_media import roots
+from grpo_mm.pipelines.vlm.prompt_sharing.prefix_cost import gain
+from grpo_mm.pipelines.vlm.prompting.shared_media import roots
 from grpo_mm.types import Prompt
 
 FILM = clip(6, fps=1.0, seed=7)

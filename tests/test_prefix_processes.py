@@ -12,8 +12,8 @@ from test_prefix_sharing import trained
 from tiny_runs import launch
 from tiny_vlm import PROMPTS, policy, sample
 
-from grpo_mm.distributed import Processes
-from grpo_mm.rng import stream
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.rng import stream
 
 SCRIPT = """
 import sys

@@ -9,10 +9,10 @@ import torch
 from tiny_vlm import PROMPTS, change, clip, each_family, policy, sample
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm import cascade, lines
-from grpo_mm.pipelines.vlm.adapters import Lora
-from grpo_mm.pipelines.vlm.shared_forward import answer_hidden, read_prompts
-from grpo_mm.rng import stream
+from grpo_mm.pipelines.vlm.forwards import cascade, lines
+from grpo_mm.pipelines.vlm.models.adapters import Lora
+from grpo_mm.pipelines.vlm.prompt_sharing.shared_forward import answer_hidden, read_prompts
+from grpo_mm.processes.rng import stream
 from grpo_mm.types import Prompt, Rollout
 
 LATE = Prompt("late", "when", media=(clip(8, fps=0.2, seed=6),))
@@ -318,7 +318,9 @@ def test_check_takes_rounding_of_bfloat16_for_what_it_is(settings):
 def test_check_compares_gradients(monkeypatch):
     p = policy(prefix_sharing="check", micro_batch=99)
     rollout = ragged(p)
-    monkeypatch.setattr("grpo_mm.pipelines.vlm.replay.read_prompts", lambda *given: read_prompts(*given).cut_off())
+    monkeypatch.setattr(
+        "grpo_mm.pipelines.vlm.prompt_sharing.replay.read_prompts", lambda *given: read_prompts(*given).cut_off()
+    )
     plan = p.plan(rollout, rollout.mask_NA)
     with pytest.raises(ConfigError, match=r"the gradient of model\.\S+ differs by"):
         next(p.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=True))

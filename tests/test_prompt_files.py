@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from grpo_mm.datasets.files import PromptFile
-from grpo_mm.datasets.geneval import GenEvalPrompts
-from grpo_mm.datasets.hub import HubPrompts
-from grpo_mm.datasets.ocr import OcrPrompts
+from grpo_mm.datasets.images.geneval import GenEvalPrompts
+from grpo_mm.datasets.images.ocr import OcrPrompts
+from grpo_mm.datasets.shared.files import PromptFile
+from grpo_mm.datasets.shared.hub import HubPrompts
 from grpo_mm.errors import ConfigError
-from grpo_mm.prompt_stream import PhasedStream, PromptStream
-from grpo_mm.rewards.ocr import quoted_text
+from grpo_mm.rewards.images.ocr import quoted_text
+from grpo_mm.rollout.prompt_stream import PhasedStream, PromptStream
 from grpo_mm.types import Prompt
 
 

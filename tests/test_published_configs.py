@@ -20,11 +20,11 @@ from tiny_reward_models import (
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
-from grpo_mm.config import read_yaml
+from grpo_mm.config.run_config import read
+from grpo_mm.config.typed_yaml import read_yaml
 from grpo_mm.entry import train
 from grpo_mm.registry import entries
-from grpo_mm.rewards.win_rate import WinRate
-from grpo_mm.run_config import read
+from grpo_mm.rewards.judges.win_rate import WinRate
 
 FLOW = sorted((ROOT / "configs/flow").glob("*.yaml"))
 ALL = sorted(p for folder in ("flow", "quickstart", "bench") for p in (ROOT / "configs" / folder).glob("*.yaml"))

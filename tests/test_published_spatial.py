@@ -15,16 +15,16 @@ from taught_spatial import verdict as judge_says
 from test_published_video import check_calls
 from typer.testing import CliRunner
 
-from grpo_mm.advantages.lagrangian import dual_step
+from grpo_mm.advantages.state.lagrangian import dual_step
 from grpo_mm.cli import app
-from grpo_mm.config import read_yaml
-from grpo_mm.distributed import Processes
+from grpo_mm.config.run_config import read
+from grpo_mm.config.typed_yaml import read_yaml
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
-from grpo_mm.learner import Learner
+from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import entries
-from grpo_mm.run_config import read
-from grpo_mm.scoring import Scoring
+from grpo_mm.rollout.scoring import Scoring
+from grpo_mm.training.learner import Learner
 
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 

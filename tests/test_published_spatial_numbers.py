@@ -8,7 +8,7 @@ import pytest
 from spatial_settings import CONFIGS, config_of, places_of
 from test_published_video_numbers import at
 
-from grpo_mm.run_config import plain, read
+from grpo_mm.config.run_config import plain, read
 
 TOKEN = 28 * 28
 """Pixels of a visual token."""

@@ -17,14 +17,14 @@ from spatial_settings import config_of, paths_and_sizes
 from taught_spatial import verdict
 from tiny_runs import launch, record, summary, write_config
 
-from grpo_mm import checkpoint
-from grpo_mm.advantages.lagrangian import dual_step
-from grpo_mm.distributed import Processes
+from grpo_mm.advantages.state.lagrangian import dual_step
+from grpo_mm.config.run_config import read
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError
-from grpo_mm.learner import Learner
-from grpo_mm.run_config import read
-from grpo_mm.table import Table
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.table import Table
+from grpo_mm.training.learner import Learner
+from grpo_mm.weights import checkpoint
 
 STEPS = 3
 FGRPO = config_of("fgrpo_qwen25vl_7b")

@@ -13,16 +13,16 @@ from taught_vlm import teach, write_data
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
-from grpo_mm.config import read_yaml
-from grpo_mm.datasets.timelens import TEMPLATE
-from grpo_mm.distributed import Processes
+from grpo_mm.config.run_config import read
+from grpo_mm.config.typed_yaml import read_yaml
+from grpo_mm.datasets.video.timelens import TEMPLATE
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
-from grpo_mm.learner import Learner
-from grpo_mm.pipelines.vlm.difficulty import DifficultyAugmentation
-from grpo_mm.pipelines.vlm.shuffled_frames import MeasureShuffled
+from grpo_mm.pipelines.video_grounding.difficulty import DifficultyAugmentation
+from grpo_mm.pipelines.video_grounding.shuffled_frames import MeasureShuffled
+from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import entries
-from grpo_mm.run_config import read
+from grpo_mm.training.learner import Learner
 
 CONFIGS = sorted((ROOT / "configs/video").glob("*.yaml"))
 FORMATS = {"qwen25vl": "qwen2_5_vl", "qwen3vl": "qwen3_vl"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_published_video import CONFIGS, PLACES, config_of
 
-from grpo_mm.run_config import plain, read
+from grpo_mm.config.run_config import plain, read
 
 TOKEN, TOKEN_QWEN3 = 28 * 28, 32 * 32
 """Pixels of a visual token."""

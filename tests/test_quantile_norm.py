@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo_mm import methods
-from grpo_mm.advantages.quantile_norm import group_quantile, quantile_norm
+from grpo_mm.advantages.baselines.quantile_norm import group_quantile, quantile_norm
+from grpo_mm.config import methods
 
 NAN = float("nan")
 

@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 
 from grpo_mm.entry import train
-from grpo_mm.inference import evaluate
-from grpo_mm.metrics import read
-from grpo_mm.report import write_report
+from grpo_mm.looking.metrics import read
+from grpo_mm.looking.report.page import write_report
+from grpo_mm.tools.inference import evaluate
 
 CONFIGS = sorted((ROOT / "configs/quickstart").glob("spatial*.yaml"))
 SMALL = ("steps=1", "prompts_per_step=3", "group_size=4", "eval_prompts.scenes.use.count=9", "samples_every=1")

@@ -2,13 +2,13 @@
 
 import pytest
 
-from grpo_mm.datasets.conversations import Conversations
-from grpo_mm.datasets.files import PromptFile
-from grpo_mm.datasets.geneval import GenEvalPrompts
-from grpo_mm.datasets.messages import Messages
-from grpo_mm.datasets.qvhighlights import QVHighlights
-from grpo_mm.datasets.video_r1 import VideoR1Questions
-from grpo_mm.datasets.vsr import Vsr
+from grpo_mm.datasets.chat.conversations import Conversations
+from grpo_mm.datasets.chat.messages import Messages
+from grpo_mm.datasets.images.geneval import GenEvalPrompts
+from grpo_mm.datasets.shared.files import PromptFile
+from grpo_mm.datasets.spatial.vsr import Vsr
+from grpo_mm.datasets.video.qvhighlights import QVHighlights
+from grpo_mm.datasets.video.video_r1 import VideoR1Questions
 from grpo_mm.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
-from grpo_mm.datasets.qvhighlights import QVHighlights
+from grpo_mm.datasets.video.qvhighlights import QVHighlights
 from grpo_mm.rewards.benchmarks.moments import Highlights, MomentRetrieval
 
 DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data") / "vlm"

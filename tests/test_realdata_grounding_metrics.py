@@ -9,8 +9,8 @@ import pytest
 
 from grpo_mm.rewards.benchmarks.qvhighlights_metrics import highlight_detection, moment_retrieval
 from grpo_mm.rewards.benchmarks.window_metrics import grounding_metrics, nextgqa_metrics
-from grpo_mm.rewards.spans import parse_spans
-from grpo_mm.rewards.temporal_iou import TemporalIou
+from grpo_mm.rewards.text.spans import parse_spans
+from grpo_mm.rewards.video.temporal_iou import TemporalIou
 from grpo_mm.types import Prompt
 
 DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data") / "vlm"

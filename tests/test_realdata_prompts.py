@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from grpo_mm.datasets.files import PromptFile
-from grpo_mm.datasets.geneval import GenEvalPrompts
-from grpo_mm.datasets.ocr import OcrPrompts
+from grpo_mm.datasets.images.geneval import GenEvalPrompts
+from grpo_mm.datasets.images.ocr import OcrPrompts
+from grpo_mm.datasets.shared.files import PromptFile
 from grpo_mm.errors import ConfigError
-from grpo_mm.prompt_stream import PromptStream
-from grpo_mm.rewards.detectors import OnnxDetector
-from grpo_mm.rewards.geneval import GenEvalReward, score_detections
+from grpo_mm.rewards.images.detectors import OnnxDetector
+from grpo_mm.rewards.images.geneval import GenEvalReward, score_detections
+from grpo_mm.rollout.prompt_stream import PromptStream
 from grpo_mm.types import Prompt
 
 DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data")

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_mm.datasets.activitynet_captions import ActivityNetCaptions
-from grpo_mm.datasets.charades_sta import CharadesSta
-from grpo_mm.datasets.conversations import Conversations
-from grpo_mm.datasets.difficulty import draw_by_difficulty, still_to_learn
-from grpo_mm.datasets.got10k import Got10k
-from grpo_mm.datasets.nextgqa import NextGqa
-from grpo_mm.datasets.qvhighlights import QVHighlights
-from grpo_mm.datasets.tvgbench import TimeR1Rows, TvgBench
-from grpo_mm.datasets.video_quality import VideoQuality
-from grpo_mm.rewards.box_track import BoxTrack, BoxTrackFormat
-from grpo_mm.rewards.boxes import as_boxes, iou
-from grpo_mm.rewards.typed_answer import TypedAnswer
+from grpo_mm.datasets.chat.conversations import Conversations
+from grpo_mm.datasets.shared.difficulty import draw_by_difficulty, still_to_learn
+from grpo_mm.datasets.video.activitynet_captions import ActivityNetCaptions
+from grpo_mm.datasets.video.charades_sta import CharadesSta
+from grpo_mm.datasets.video.got10k import Got10k
+from grpo_mm.datasets.video.nextgqa import NextGqa
+from grpo_mm.datasets.video.qvhighlights import QVHighlights
+from grpo_mm.datasets.video.tvgbench import TimeR1Rows, TvgBench
+from grpo_mm.datasets.video.video_quality import VideoQuality
+from grpo_mm.rewards.spatial.boxes import as_boxes, iou
+from grpo_mm.rewards.text.typed_answer import TypedAnswer
+from grpo_mm.rewards.video.box_track import BoxTrack, BoxTrackFormat
 
 DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data")
 VLM = DATA / "vlm"

@@ -5,14 +5,14 @@ import pytest
 import torch
 import yaml
 
-from grpo_mm import metrics
 from grpo_mm.errors import UserError
-from grpo_mm.report import read_run, view, write_report
-from grpo_mm.report.curves import Rule, charts, log_axis, value_axis
-from grpo_mm.report.words import count, duration, moment, number
-from grpo_mm.rewards.time_line import TimeLine
-from grpo_mm.samples import write_eval_sheet, write_rollout_sheet
-from grpo_mm.transcripts import Answer, write_transcript
+from grpo_mm.looking import metrics
+from grpo_mm.looking.report.curves import Rule, charts, log_axis, value_axis
+from grpo_mm.looking.report.page import read_run, view, write_report
+from grpo_mm.looking.report.words import count, duration, moment, number
+from grpo_mm.looking.samples import write_eval_sheet, write_rollout_sheet
+from grpo_mm.looking.transcripts import Answer, write_transcript
+from grpo_mm.rewards.video.time_line import TimeLine
 from grpo_mm.types import Prompt
 
 BEFORE = {"score": 0.487, "shape/mean": 0.487, "shape/all_correct": 0.14, "quality/score": 0.72, "diversity": 0.31}

@@ -20,9 +20,10 @@ from children import command_line, in_child
 from safetensors.torch import load_file
 from tiny_runs import ROOT, record, summary, weights, write_config
 
-from grpo_mm import checkpoint, learner, run_folder, trainer
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
+from grpo_mm.training import learner, run_folder, trainer
+from grpo_mm.weights import checkpoint
 
 STEPS = 3
 

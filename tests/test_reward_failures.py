@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.function_reward import FunctionReward, call_function
-from grpo_mm.safe_call import as_scores, score_safely
+from grpo_mm.rollout.function_reward import FunctionReward, call_function
+from grpo_mm.rollout.safe_call import as_scores, score_safely
 from grpo_mm.types import Prompt
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def test_rows_that_were_done_before_the_time_was_over_are_kept():
 def test_a_hanging_reward_does_not_keep_the_process_alive():
     code = (
         "import time, torch\n"
-        "from grpo_mm.safe_call import score_safely\n"
+        "from grpo_mm.rollout.safe_call import score_safely\n"
         "from grpo_mm.types import Prompt\n"
         "hang = lambda items, prompts: time.sleep(600)\n"
         "print(score_safely(hang, ['a'], [Prompt('0', 'a')], timeout_seconds=0.1)[0]['score'].isnan().all().item())\n"

@@ -18,18 +18,18 @@ from tiny_reward_models import (
     published_image_reward,
 )
 
-from grpo_mm import config
+from grpo_mm.config import typed_yaml as config
 from grpo_mm.errors import ConfigError
-from grpo_mm.image_statistics import image_statistics
-from grpo_mm.rewards.aesthetic import Aesthetic, LinearHead
-from grpo_mm.rewards.clip_score import Clip
-from grpo_mm.rewards.hps import Hps, hps_pixels
-from grpo_mm.rewards.image_reward import MEAN, STD, BlipSize, ImageReward, image_reward_pixels
-from grpo_mm.rewards.nearest_neighbour import NearestNeighbour, nearest_neighbour_distance
-from grpo_mm.rewards.pick_score import PickScore
-from grpo_mm.rewards.quality_guard import QualityGuard, band_score
-from grpo_mm.rewards.vlm_yes_no import VlmYesNo, single_tokens
-from grpo_mm.rewards.weights import read_tensors
+from grpo_mm.looking.image_statistics import image_statistics
+from grpo_mm.rewards.images.aesthetic import Aesthetic, LinearHead
+from grpo_mm.rewards.images.clip_score import Clip
+from grpo_mm.rewards.images.hps import Hps, hps_pixels
+from grpo_mm.rewards.images.image_reward import MEAN, STD, BlipSize, ImageReward, image_reward_pixels
+from grpo_mm.rewards.images.nearest_neighbour import NearestNeighbour, nearest_neighbour_distance
+from grpo_mm.rewards.images.pick_score import PickScore
+from grpo_mm.rewards.images.quality_guard import QualityGuard, band_score
+from grpo_mm.rewards.images.vlm_yes_no import VlmYesNo, single_tokens
+from grpo_mm.rewards.shared.weights import read_tensors
 from grpo_mm.types import Prompt
 
 GREY_LEVEL = 1 / 255 / 0.225  # in units of the smallest deviation that any of the models divides by

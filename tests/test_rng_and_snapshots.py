@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from grpo_mm.errors import CheckpointError
-from grpo_mm.optim import Optim, grad_norm
-from grpo_mm.rng import stream, stream_seed
-from grpo_mm.snapshots import Ema, Snapshots
+from grpo_mm.processes.rng import stream, stream_seed
+from grpo_mm.weights.optim import Optim, grad_norm
+from grpo_mm.weights.snapshots import Ema, Snapshots
 
 # ── streams ──
 

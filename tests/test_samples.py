@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from grpo_mm.samples import GAP_PX, MAX_COLUMNS, read_sheets, write_eval_sheet, write_rollout_sheet
+from grpo_mm.looking.samples import GAP_PX, MAX_COLUMNS, read_sheets, write_eval_sheet, write_rollout_sheet
 
 GREYS = (10, 60, 110, 160, 210)
 

@@ -4,8 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from grpo_mm.datasets.clip_world import pairs
-from grpo_mm.datasets.scene_world import (
+from grpo_mm.datasets.worlds.clip_world import pairs
+from grpo_mm.datasets.worlds.scene_world import (
     CELL_PX,
     GRID,
     QUESTION_TYPES,
@@ -16,8 +16,8 @@ from grpo_mm.datasets.scene_world import (
     picture,
     random_question,
 )
-from grpo_mm.datasets.shape_world import Scene
-from grpo_mm.rewards.spans import tagged_text
+from grpo_mm.datasets.worlds.shape_world import Scene
+from grpo_mm.rewards.text.spans import tagged_text
 
 
 def _questions(kind: str, count: int = 100, split: str = "report"):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from grpo_mm.datasets import shape_world as world
-from grpo_mm.datasets.shape_world import CaptionedScenes, Scene, ShapeWorldPrompts, Thing, random_scene, render
+from grpo_mm.datasets.worlds import shape_world as world
+from grpo_mm.datasets.worlds.shape_world import CaptionedScenes, Scene, ShapeWorldPrompts, Thing, random_scene, render
 from grpo_mm.pipelines import zoo
-from grpo_mm.rewards import shape_world as verifier
-from grpo_mm.rewards.shape_world import ShapeWorldReward, detect, score
+from grpo_mm.rewards.images import shape_world as verifier
+from grpo_mm.rewards.images.shape_world import ShapeWorldReward, detect, score
 
 TARGET = {
     "things": [{"shape": "circle", "color": "red"}, {"shape": "square", "color": "blue"}],

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards import typed_answer
-from grpo_mm.rewards.spans import (
+from grpo_mm.rewards.text import typed_answer
+from grpo_mm.rewards.text.spans import (
     last_element,
     numbers_in,
     parse_spans,
@@ -19,8 +19,8 @@ from grpo_mm.rewards.spans import (
     spans_in,
     strict_span_list,
 )
-from grpo_mm.rewards.tag_format import TEMPLATES, TagFormat, follows_template
-from grpo_mm.rewards.timestamp_matching import on_grid, parse_highlights
+from grpo_mm.rewards.text.tag_format import TEMPLATES, TagFormat, follows_template
+from grpo_mm.rewards.video.timestamp_matching import on_grid, parse_highlights
 
 
 @pytest.mark.parametrize(

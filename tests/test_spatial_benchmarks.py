@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
-from grpo_mm.config import component
-from grpo_mm.datasets.cv_bench import CvBench as CvBenchRows
-from grpo_mm.datasets.sat import Sat as SatRows
+from grpo_mm.config.typed_yaml import component
+from grpo_mm.datasets.spatial.cv_bench import CvBench as CvBenchRows
+from grpo_mm.datasets.spatial.sat import Sat as SatRows
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
 from grpo_mm.rewards.benchmarks.answers import read_count, read_letter, read_truth
@@ -337,7 +337,7 @@ def test_saved_outputs_of_blink_are_scored_against_their_own_answers_or_the_ques
 def test_mistakes_in_saved_outputs_are_told(predictions, message, tmp_path):
     (tmp_path / "gt.json").write_text(json.dumps(outputs(("val_Jigsaw_1", "(A)", "(A)", "(A)"))))
     (tmp_path / "found.json").write_text(json.dumps(predictions))
-    from grpo_mm.prediction_files import score_files
+    from grpo_mm.tools.prediction_files import score_files
 
     with pytest.raises(ConfigError, match=message):
         score_files("blink", predictions=[tmp_path / "found.json"], annotations=[tmp_path / "gt.json"])

@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from grpo_mm.config import component
-from grpo_mm.datasets.blink import Blink, BlinkAnswers
-from grpo_mm.datasets.cv_bench import CvBench
-from grpo_mm.datasets.frame_store import FrameStore
-from grpo_mm.datasets.grounded_cot import GroundedCot
-from grpo_mm.datasets.mmvp import Mmvp
-from grpo_mm.datasets.picture_questions import take_choices, take_letter
-from grpo_mm.datasets.referring import Referring
-from grpo_mm.datasets.sat import Sat
-from grpo_mm.datasets.tallyqa import TallyQa
-from grpo_mm.datasets.video import ImageFile, VideoFile
-from grpo_mm.datasets.vsi_bench import VsiBench
-from grpo_mm.datasets.vsr import Vsr
+from grpo_mm.config.typed_yaml import component
+from grpo_mm.datasets.media.frame_store import FrameStore
+from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+from grpo_mm.datasets.spatial.blink import Blink, BlinkAnswers
+from grpo_mm.datasets.spatial.cv_bench import CvBench
+from grpo_mm.datasets.spatial.grounded_cot import GroundedCot
+from grpo_mm.datasets.spatial.mmvp import Mmvp
+from grpo_mm.datasets.spatial.picture_questions import take_choices, take_letter
+from grpo_mm.datasets.spatial.referring import Referring
+from grpo_mm.datasets.spatial.sat import Sat
+from grpo_mm.datasets.spatial.tallyqa import TallyQa
+from grpo_mm.datasets.spatial.vsr import Vsr
+from grpo_mm.datasets.video.vsi_bench import VsiBench
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
-from grpo_mm.rewards.typed_answer import TypedAnswer
+from grpo_mm.rewards.text.typed_answer import TypedAnswer
 
 VSR = {
     "image": "17.jpg", "image_link": "http://x/17.jpg", "caption": "The car is behind the suitcase.", "label": 1,

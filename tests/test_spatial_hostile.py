@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_mm import registry
-from grpo_mm.rewards.verdicts import ModelJudge, Query
-from grpo_mm.safe_call import score_safely
+from grpo_mm.rewards.judges.verdicts import ModelJudge, Query
+from grpo_mm.rollout.safe_call import score_safely
 from grpo_mm.types import Prompt
 
 SIZE = {"width": 84, "height": 84, "resized_width": 56, "resized_height": 56}

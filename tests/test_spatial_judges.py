@@ -13,17 +13,17 @@ from spatial_settings import config_of, paths_and_sizes
 from taught_spatial import verdict
 from taught_vlm import teach
 
-from grpo_mm import clock
 from grpo_mm.advantages import group_norm
-from grpo_mm.config import component
-from grpo_mm.distributed import Processes
-from grpo_mm.learner import Learner
+from grpo_mm.config.run_config import read
+from grpo_mm.config.typed_yaml import component
+from grpo_mm.processes import clock
+from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import Role
-from grpo_mm.rewards import vlm_server
-from grpo_mm.rewards.answer_judge import answer_query
-from grpo_mm.rewards.consistency import consistency_query
-from grpo_mm.rewards.verdicts import Query
-from grpo_mm.run_config import read
+from grpo_mm.rewards.faithfulness.answer_judge import answer_query
+from grpo_mm.rewards.faithfulness.consistency import consistency_query
+from grpo_mm.rewards.judges import vlm_server
+from grpo_mm.rewards.judges.verdicts import Query
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Prompt
 
 TEXT = "<think>The cup stands left of the bed. So it is left.</think><answer>left</answer>"

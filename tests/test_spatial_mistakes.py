@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from spatial_settings import CONFIGS, config_of, places_of
 
+from grpo_mm.config.run_config import read
 from grpo_mm.errors import ConfigError
-from grpo_mm.run_config import read
 
 FGRPO, GRIT, TREEVGR, VIGORL = "fgrpo_qwen25vl_7b", "grit_qwen25vl_3b", "treevgr_qwen25vl_7b", "vigorl_qwen25vl_7b"
 DETECTION, PERCEPTION, VISUAL = "vlm_r1_detection_qwen25vl_3b", "perception_r1_qwen2vl_2b", "visual_rft_qwen2vl_2b"

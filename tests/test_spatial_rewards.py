@@ -10,22 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_mm import registry
-from grpo_mm.datasets.scene_world import SceneWorld
+from grpo_mm.datasets.worlds.scene_world import SceneWorld
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.box_grounding import DualBoxIou, SpatialGrounding, UnionBoxIou, spatial_grounding
-from grpo_mm.rewards.boxes import as_boxes, iou
-from grpo_mm.rewards.detection_confidence import DetectionConfidence, detection_rewards
-from grpo_mm.rewards.detection_map import DetectionMap, average_precision, mean_average_precision, weighted_detection
-from grpo_mm.rewards.edit_similarity import EditSimilarity, edit_similarity, levenshtein
-from grpo_mm.rewards.grit import GritAnswer, GritCount, GritFormat
-from grpo_mm.rewards.mean_relative_accuracy import MeanRelativeAccuracy, first_number, mean_relative_accuracy
-from grpo_mm.rewards.ocr import edit_distance
-from grpo_mm.rewards.perception_boxes import PerceptionBoxes, hungarian_f1
-from grpo_mm.rewards.referring_box import BoxAnswerFormat, ReferringBox
-from grpo_mm.rewards.repetition import Repetition, adjacent_repetition
-from grpo_mm.rewards.spacer import SpacerAnswer, map_score, parse_map
-from grpo_mm.rewards.vigorl import Vigorl
-from grpo_mm.safe_call import score_safely
+from grpo_mm.rewards.images.ocr import edit_distance
+from grpo_mm.rewards.spatial.box_grounding import DualBoxIou, SpatialGrounding, UnionBoxIou, spatial_grounding
+from grpo_mm.rewards.spatial.boxes import as_boxes, iou
+from grpo_mm.rewards.spatial.detection_confidence import DetectionConfidence, detection_rewards
+from grpo_mm.rewards.spatial.detection_map import (
+    DetectionMap,
+    average_precision,
+    mean_average_precision,
+    weighted_detection,
+)
+from grpo_mm.rewards.spatial.grit import GritAnswer, GritCount, GritFormat
+from grpo_mm.rewards.spatial.perception_boxes import PerceptionBoxes, hungarian_f1
+from grpo_mm.rewards.spatial.referring_box import BoxAnswerFormat, ReferringBox
+from grpo_mm.rewards.spatial.spacer import SpacerAnswer, map_score, parse_map
+from grpo_mm.rewards.spatial.vigorl import Vigorl
+from grpo_mm.rewards.text.edit_similarity import EditSimilarity, edit_similarity, levenshtein
+from grpo_mm.rewards.text.mean_relative_accuracy import MeanRelativeAccuracy, first_number, mean_relative_accuracy
+from grpo_mm.rewards.text.repetition import Repetition, adjacent_repetition
+from grpo_mm.rollout.safe_call import score_safely
 from grpo_mm.types import Prompt
 
 PREDICTED = [(0, 0, 10, 5), (20, 20, 30, 30), (50, 50, 60, 60)]

@@ -10,8 +10,8 @@ import torch
 
 from grpo_mm.advantages import GroupNorm, Shuffle
 from grpo_mm.errors import CheckpointError
-from grpo_mm.stateful import load_parts, stateful_parts
-from grpo_mm.table import Table
+from grpo_mm.rollout.table import Table
+from grpo_mm.weights.stateful import load_parts, stateful_parts
 
 
 @dataclass

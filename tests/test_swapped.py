@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from grpo_mm.config import component
-from grpo_mm.datasets.swapped import Swapped
+from grpo_mm.config.typed_yaml import component
+from grpo_mm.datasets.shared.swapped import Swapped
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
 from grpo_mm.types import Prompt

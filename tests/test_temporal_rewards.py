@@ -9,18 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.response_length import ResponseLength
-from grpo_mm.rewards.tag_format import TagFormat
-from grpo_mm.rewards.temporal_iou import (
-    TemporalIou,
-    hull_iou,
-    merged,
-    set_iou,
-    timestamp_aware_iou,
-    union_iou,
-)
-from grpo_mm.rewards.timestamp_matching import TimestampMatching, timestamp_matching
-from grpo_mm.rewards.typed_answer import (
+from grpo_mm.rewards.text.response_length import ResponseLength
+from grpo_mm.rewards.text.tag_format import TagFormat
+from grpo_mm.rewards.text.typed_answer import (
     TypedAnswer,
     answer_accuracy,
     longest_common_subsequence,
@@ -32,7 +23,16 @@ from grpo_mm.rewards.typed_answer import (
     same_number,
     word_accuracy,
 )
-from grpo_mm.safe_call import score_safely
+from grpo_mm.rewards.video.temporal_iou import (
+    TemporalIou,
+    hull_iou,
+    merged,
+    set_iou,
+    timestamp_aware_iou,
+    union_iou,
+)
+from grpo_mm.rewards.video.timestamp_matching import TimestampMatching, timestamp_matching
+from grpo_mm.rollout.safe_call import score_safely
 from grpo_mm.types import Prompt
 
 INF, NAN = math.inf, math.nan

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from grpo_mm.datasets.difficulty import draw_by_difficulty
-from grpo_mm.datasets.timelens import TimeLens100K, TimeLensBench
-from grpo_mm.datasets.video import VideoFile
+from grpo_mm.datasets.media.media_files import VideoFile
+from grpo_mm.datasets.shared.difficulty import draw_by_difficulty
+from grpo_mm.datasets.video.timelens import TimeLens100K, TimeLensBench
 from grpo_mm.errors import ConfigError
-from grpo_mm.prediction_files import score_files
 from grpo_mm.registry import lookup
-from grpo_mm.rewards.temporal_iou import TemporalIou
+from grpo_mm.rewards.video.temporal_iou import TemporalIou
+from grpo_mm.tools.prediction_files import score_files
 
 BENCH = {
     "AB1": {"duration": 30.9, "spans": [[24.3, 30.4], [0, 6]], "queries": ["A  person\nsits down. ", "the door opens"]},

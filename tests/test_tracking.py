@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from tiny_videos import number_of, write_pictures
 
-from grpo_mm.datasets.frame_sampling import FrameSampling
-from grpo_mm.datasets.frame_store import FrameStore
-from grpo_mm.datasets.got10k import Got10k, places
-from grpo_mm.datasets.picture_sequence import PictureSequence
-from grpo_mm.datasets.video import VideoError, VideoFile
-from grpo_mm.datasets.video_quality import VideoQuality
+from grpo_mm.datasets.media.frame_sampling import FrameSampling
+from grpo_mm.datasets.media.frame_store import FrameStore
+from grpo_mm.datasets.media.media_files import VideoError, VideoFile
+from grpo_mm.datasets.media.picture_sequence import PictureSequence
+from grpo_mm.datasets.video.got10k import Got10k, places
+from grpo_mm.datasets.video.video_quality import VideoQuality
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.contexts import is_video
-from grpo_mm.rewards.box_text import strict_box_list
-from grpo_mm.rewards.box_track import BoxTrack, BoxTrackFormat
-from grpo_mm.rewards.typed_answer import TypedAnswer
+from grpo_mm.pipelines.vlm.prompting.contexts import is_video
+from grpo_mm.rewards.spatial.box_text import strict_box_list
+from grpo_mm.rewards.text.typed_answer import TypedAnswer
+from grpo_mm.rewards.video.box_track import BoxTrack, BoxTrackFormat
 from grpo_mm.types import Prompt
 
 SMALL = FrameSampling(fps=2.0, min_pixels_frame=1, multiple_of=1, max_frames=2)

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from tiny_runs import PROMPTS, record, summary, write_config
 from toy_learning import learn
 
-from grpo_mm import checkpoint
+from grpo_mm.config.methods import preset
+from grpo_mm.config.run_config import Scorer
+from grpo_mm.config.run_config import read as read_config
 from grpo_mm.entry import train
-from grpo_mm.methods import preset
-from grpo_mm.metrics import read
-from grpo_mm.run_config import Scorer
-from grpo_mm.run_config import read as read_config
-from grpo_mm.trainer import Trainer
+from grpo_mm.looking.metrics import read
+from grpo_mm.training.trainer import Trainer
+from grpo_mm.weights import checkpoint
 
 NAMES = {
     "step", "reward/bright/mean", "reward/failed_frac", "advantage/zero_groups_frac", "advantage/abs_mean",
@@ -117,7 +117,7 @@ def test_the_model_card_says_how_to_load_it_and_what_it_scores(run, tiny_sd3):
 
 
 def test_the_report_is_one_file(run):
-    from grpo_mm.report import write_report
+    from grpo_mm.looking.report.page import write_report
 
     page = write_report(run).read_text()
     assert "reward" in page and "data:image/png;base64" in page and 'src="http' not in page
@@ -133,7 +133,7 @@ def test_the_tracker_has_the_curves(run):
 
 
 def test_evaluation_sees_the_averaged_weights(run, tiny_sd3, tmp_path):
-    from grpo_mm.inference import evaluate
+    from grpo_mm.tools.inference import evaluate
 
     assert evaluate(run)["eval/score"] == summary(run)["eval_after"]["score"]
     state = run / "checkpoints/step_000003"

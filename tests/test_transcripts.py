@@ -18,15 +18,13 @@ from toy import LENGTH, ToyEngine, ToyPolicy, ToyPolicyConfig, ToyPrompts
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app
-from grpo_mm.config import build
-from grpo_mm.diversity import distinct_share
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import build
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.inference import sample
-from grpo_mm.rewards.time_line import TimeLine
-from grpo_mm.run_config import RunConfig
-from grpo_mm.samples import read_sheets
-from grpo_mm.transcripts import (
+from grpo_mm.looking.diversity import distinct_share
+from grpo_mm.looking.samples import read_sheets
+from grpo_mm.looking.transcripts import (
     MAX_ANSWERS,
     MAX_MARKS,
     MAX_TEXT,
@@ -35,6 +33,8 @@ from grpo_mm.transcripts import (
     read_transcripts,
     write_transcript,
 )
+from grpo_mm.rewards.video.time_line import TimeLine
+from grpo_mm.tools.inference import sample
 from grpo_mm.types import Outputs, Prompt, Rollout, Rows
 
 CLIP = Prompt("clip/0", "When does the circle appear?", target={"spans": [[2.0, 5.5]], "duration": 9.0})

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.flow.branching import Chains, CleanImages, SingleSteps, Splits, Unshared, completion
-from grpo_mm.pipelines.flow.drawing import drawing
-from grpo_mm.pipelines.flow.engine import FlowEngine
+from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.noise import AllSteps, GeometricWindow, SlidingWindow, Window, trained_steps
 from grpo_mm.pipelines.flow.schedule import Shifted
 from grpo_mm.pipelines.flow.solver import DpmSolverPP
-from grpo_mm.pipelines.flow.tree import Branching, Tree
+from grpo_mm.pipelines.flow.trees.branching import Chains, CleanImages, SingleSteps, Splits, Unshared, completion
+from grpo_mm.pipelines.flow.trees.drawing import drawing
+from grpo_mm.pipelines.flow.trees.tree import Branching, Tree
 from grpo_mm.types import BASELINE, WHOLE_ROW
 
 

@@ -21,9 +21,9 @@ from tiny_runs import free_port
 from torch import Tensor, nn
 
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
-from grpo_mm.rows import evaluation_rows, plan_rows, update_mask
+from grpo_mm.rollout.rows import evaluation_rows, plan_rows, update_mask
 from grpo_mm.types import Credit, Prompt, Rollout, Term
-from grpo_mm.update import accumulate, make_view
+from grpo_mm.weights.update import accumulate, make_view
 
 PROMPTS, GROUP, ACTIONS, FEATURES = 4, 4, 3, 5
 N = PROMPTS * GROUP
@@ -469,7 +469,7 @@ def test_two_processes_sum_to_the_gradient_of_one(tmp_path):
 
 
 def one_process(out: Path) -> None:
-    from grpo_mm.distributed import Processes
+    from grpo_mm.processes.distributed import Processes
 
     processes, found = Processes(device="cpu"), {}
     found["sum and max"] = [processes.sum(processes.rank), processes.max(processes.rank)]

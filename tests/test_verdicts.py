@@ -10,12 +10,13 @@ import pytest
 import torch
 from chat_server import ChatServer, parts
 
-from grpo_mm import clock, config
+from grpo_mm.config import typed_yaml as config
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.agreement import agreement
-from grpo_mm.rewards.answer_store import AnswerStore, content_key
-from grpo_mm.rewards.consistency import Consistency, consistency_query
-from grpo_mm.rewards.verdicts import ModelJudge, Query, parse_verdict, quoted, verdict_request
+from grpo_mm.processes import clock
+from grpo_mm.rewards.faithfulness.consistency import Consistency, consistency_query
+from grpo_mm.rewards.judges.agreement import agreement
+from grpo_mm.rewards.judges.answer_store import AnswerStore, content_key
+from grpo_mm.rewards.judges.verdicts import ModelJudge, Query, parse_verdict, quoted, verdict_request
 
 WORDS = ("yes", "no")
 HOSTILE = (

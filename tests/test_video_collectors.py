@@ -8,16 +8,16 @@ import pytest
 import torch
 from toy import ToyRecord
 
-from grpo_mm.collectors.more import More
-from grpo_mm.collectors.unsolved import Unsolved
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.alterations import NoisyFrames, ShuffledFrames, altered
-from grpo_mm.pipelines.vlm.contexts import is_video
-from grpo_mm.pipelines.vlm.difficulty import DifficultyAugmentation, hint_of
-from grpo_mm.pipelines.vlm.shuffled_frames import MeasureShuffled
-from grpo_mm.rng import stream
-from grpo_mm.rows import further_rows, plan_rows
-from grpo_mm.table import Table
+from grpo_mm.pipelines.video_grounding.alterations import NoisyFrames, ShuffledFrames, altered
+from grpo_mm.pipelines.video_grounding.difficulty import DifficultyAugmentation, hint_of
+from grpo_mm.pipelines.video_grounding.shuffled_frames import MeasureShuffled
+from grpo_mm.pipelines.vlm.prompting.contexts import is_video
+from grpo_mm.processes.rng import stream
+from grpo_mm.rollout.collectors.more import More
+from grpo_mm.rollout.collectors.unsolved import Unsolved
+from grpo_mm.rollout.rows import further_rows, plan_rows
+from grpo_mm.rollout.table import Table
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows
 
 GROUP = 4
@@ -241,7 +241,7 @@ def test_changed_prompts_never_ask_for_more_than_is_planned():
 
 
 def table(**means: float) -> Table:
-    from grpo_mm.table import prompt_ids
+    from grpo_mm.rollout.table import prompt_ids
 
     asked = [Prompt(name, "") for name in means]
     return Table({"iou": torch.tensor(list(means.values()), dtype=torch.float64)}, {"prompt_id": prompt_ids(asked)})

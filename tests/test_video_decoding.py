@@ -25,9 +25,9 @@ from tiny_videos import (
     write_video,
 )
 
-from grpo_mm.datasets.frame_sampling import plan_frames
-from grpo_mm.datasets.video import FrameSampling, VideoError, VideoFile, read_video
-from grpo_mm.datasets.video_index import scan_video
+from grpo_mm.datasets.media.frame_sampling import plan_frames
+from grpo_mm.datasets.media.media_files import FrameSampling, VideoError, VideoFile, read_video
+from grpo_mm.datasets.media.video_index import scan_video
 from grpo_mm.errors import ConfigError
 
 DECODERS = ["pyav"] + (["decord"] if find_spec("decord") else [])

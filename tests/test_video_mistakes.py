@@ -10,8 +10,8 @@ from taught_vlm import write_data
 from test_published_video import PLACES, config_of, learner_of
 from tiny_vlm import folder as random_checkpoint
 
+from grpo_mm.config.run_config import read
 from grpo_mm.errors import ConfigError
-from grpo_mm.run_config import read
 
 CARE, VIDEO_R1, DEEPVIDEO = "care_qwen25vl_7b", "video_r1_qwen25vl_7b", "deepvideo_r1_qwen25vl_3b"
 TEMPSAMP, TIMELENS = "tempsamp_qwen25vl_7b", "timelens_qwen25vl_7b"

@@ -7,12 +7,18 @@ import torch
 from toy_learning import learn
 
 from grpo_mm.advantages import group_norm
-from grpo_mm.advantages.consistency_bonus import ConsistencyBonus, consistent
-from grpo_mm.advantages.demonstrations import AnchoredNorm, CapDemonstrations, ShapeReward, anchored_norm, shaped
-from grpo_mm.advantages.temporal_bonus import LengthBonus, TemporalBonus
+from grpo_mm.advantages.bonuses.consistency_bonus import ConsistencyBonus, consistent
+from grpo_mm.advantages.bonuses.demonstrations import (
+    AnchoredNorm,
+    CapDemonstrations,
+    ShapeReward,
+    anchored_norm,
+    shaped,
+)
+from grpo_mm.advantages.bonuses.temporal_bonus import LengthBonus, TemporalBonus
 from grpo_mm.errors import ConfigError
 from grpo_mm.objectives.regression import Regression, predicted_advantage
-from grpo_mm.table import Table
+from grpo_mm.rollout.table import Table
 from grpo_mm.types import Counts, View
 
 NAN = float("nan")

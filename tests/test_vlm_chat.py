@@ -9,10 +9,10 @@ import torch
 from tiny_vlm import PROMPTS, clip, each_family, picture, policy, rows_of
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.alterations import NoisyFrames, ShuffledFrames
-from grpo_mm.pipelines.vlm.chat import Chat
-from grpo_mm.pipelines.vlm.contexts import PromptTooLong
+from grpo_mm.pipelines.video_grounding.alterations import NoisyFrames, ShuffledFrames
 from grpo_mm.pipelines.vlm.engine import VlmEngine
+from grpo_mm.pipelines.vlm.prompting.chat import Chat
+from grpo_mm.pipelines.vlm.prompting.contexts import PromptTooLong
 from grpo_mm.types import Prompt
 
 
@@ -156,8 +156,8 @@ def test_a_file_gives_the_context_of_its_frames(tmp_path):
     import av
     from PIL import Image
 
-    from grpo_mm.datasets.frame_store import FrameSampling, FrameStore
-    from grpo_mm.datasets.video import ImageFile, VideoFile
+    from grpo_mm.datasets.media.frame_store import FrameSampling, FrameStore
+    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 
     with av.open(str(tmp_path / "clip.mp4"), "w") as file:
         stream = file.add_stream("libx264", rate=8)

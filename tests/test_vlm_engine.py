@@ -12,12 +12,12 @@ import torch
 from tiny_vlm import PROMPTS, change, folder, library_logprobs, policy, rows_of, sample
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm import generation
+from grpo_mm.pipelines.video_grounding.demonstrations import LastRow
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood, answer_tokens
-from grpo_mm.pipelines.vlm.demonstrations import LastRow
 from grpo_mm.pipelines.vlm.engine import VlmEngine
-from grpo_mm.pipelines.vlm.generation import HfGenerator
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
+from grpo_mm.pipelines.vlm.sampling import generation
+from grpo_mm.pipelines.vlm.sampling.generation import HfGenerator
 from grpo_mm.types import Outputs, Prompt, Rollout
 
 PROMPT = Prompt("span", "When does it start", demo="<answer>2.0 to 5.5</answer>")
@@ -311,7 +311,7 @@ def test_the_log_ratio_to_the_reference_is_that_of_whole_rows():
 
 
 def test_planned_calls_are_those_that_are_made():
-    from grpo_mm import clock
+    from grpo_mm.processes import clock
 
     p = policy(lora=None)
     p.snapshots.take("ref")

@@ -7,9 +7,9 @@ import torch
 from tiny_vlm import FAMILIES, folder, rows_of, sample
 from tiny_vlm import PROMPTS as ASKED
 
-from grpo_mm.pipelines.vlm.adapters import Lora
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.engine import VlmEngine
+from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

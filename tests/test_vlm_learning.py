@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny_vlm import FAMILIES, PROMPTS, folder, rows_of
 
-from grpo_mm.checkpoint import Checkpoint
-from grpo_mm.config import build
-from grpo_mm.distributed import Processes
-from grpo_mm.learner import Learner
-from grpo_mm.run_config import RunConfig
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import build
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Prompt
+from grpo_mm.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

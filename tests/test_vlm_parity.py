@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_vlm import PROMPTS, change, clip, each_family, library_logprobs, policy, rows_of, sample
 
-from grpo_mm.pipelines.vlm import generation
-from grpo_mm.pipelines.vlm.adapters import Lora
-from grpo_mm.pipelines.vlm.chat import Chat
 from grpo_mm.pipelines.vlm.engine import VlmEngine
-from grpo_mm.pipelines.vlm.generation import HfGenerator, pick
+from grpo_mm.pipelines.vlm.models.adapters import Lora
+from grpo_mm.pipelines.vlm.prompting.chat import Chat
+from grpo_mm.pipelines.vlm.sampling import generation
+from grpo_mm.pipelines.vlm.sampling.generation import HfGenerator, pick
 from grpo_mm.types import Prompt, Rollout
 
 

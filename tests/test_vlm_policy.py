@@ -13,9 +13,9 @@ from tiny_vlm import PROMPTS, change, each_family, folder, library_logprobs, pol
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.objectives import ClippedRatio
-from grpo_mm.pipelines.vlm.adapters import Lora
-from grpo_mm.pipelines.vlm.families import adapter_targets
-from grpo_mm.pipelines.vlm.packing import pack
+from grpo_mm.pipelines.vlm.forwards.packing import pack
+from grpo_mm.pipelines.vlm.models.adapters import Lora
+from grpo_mm.pipelines.vlm.models.families import adapter_targets
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
 from grpo_mm.types import Counts, View
 

@@ -17,13 +17,14 @@ from children import command_line, in_child
 from safetensors.torch import load_file
 from tiny_runs import record, summary, write_config
 
-from grpo_mm import checkpoint, trainer
-from grpo_mm.config import build, dump
+from grpo_mm.config.run_config import read as read_config
+from grpo_mm.config.typed_yaml import build, dump
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError
-from grpo_mm.learner import Learner
-from grpo_mm.run_config import read as read_config
-from grpo_mm.watch import Rules, Watched, absolute_band, describe
+from grpo_mm.looking.watch import Rules, Watched, absolute_band, describe
+from grpo_mm.training import trainer
+from grpo_mm.training.learner import Learner
+from grpo_mm.weights import checkpoint
 
 NAN = float("nan")
 

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_mm import clock, config
-from grpo_mm.advantages.group_norm import group_norm
+from grpo_mm.advantages.baselines.group_norm import group_norm
+from grpo_mm.config import typed_yaml as config
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.rewards.judges import PointwiseJudge
-from grpo_mm.rewards.pairing import all_pairs, bradley_terry, expected_win_rates, next_pairs, opening_pairs
-from grpo_mm.rewards.win_rate import WinRate, win_rates
+from grpo_mm.processes import clock
+from grpo_mm.rewards.judges.comparing import PointwiseJudge
+from grpo_mm.rewards.judges.pairing import all_pairs, bradley_terry, expected_win_rates, next_pairs, opening_pairs
+from grpo_mm.rewards.judges.win_rate import WinRate, win_rates
 from grpo_mm.types import Prompt, is_relative
 
 NAN = math.nan

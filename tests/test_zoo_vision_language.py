@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_mm.datasets.clip_world import FPS, REQUESTS, ClipLessons
-from grpo_mm.datasets.scene_world import SceneLessons, SceneWorld
+from grpo_mm.datasets.worlds.clip_world import FPS, REQUESTS, ClipLessons
+from grpo_mm.datasets.worlds.scene_world import SceneLessons, SceneWorld
 from grpo_mm.pipelines.zoo import path
 from grpo_mm.pipelines.zoo.supervised_answers import IGNORED, Lesson, answers, encode
 from grpo_mm.pipelines.zoo.vision_language import TAGS, Stage, build, save, untrained
-from grpo_mm.rewards.spans import parse_spans, tagged_text
-from grpo_mm.rewards.tag_format import follows_template
-from grpo_mm.rewards.temporal_iou import hull_iou
+from grpo_mm.rewards.text.spans import parse_spans, tagged_text
+from grpo_mm.rewards.text.tag_format import follows_template
+from grpo_mm.rewards.video.temporal_iou import hull_iou
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from grpo_mm.rewards.image_reward import BlipSize
+from grpo_mm.rewards.images.image_reward import BlipSize
 
 WORDS = ("a", "photo", "of", "red", "green", "blue", "circle", "square", "the", "and")
 BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)

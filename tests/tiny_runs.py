@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from grpo_mm import metrics
-from grpo_mm.config import merge
+from grpo_mm.config.typed_yaml import merge
+from grpo_mm.looking import metrics
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
-from grpo_mm.rng import stream
+from grpo_mm.processes.rng import stream
 from grpo_mm.types import Prompt, Rows
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

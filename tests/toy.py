@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from grpo_mm.rng import stream
-from grpo_mm.snapshots import Snapshots
+from grpo_mm.processes.rng import stream
 from grpo_mm.types import Outputs, Prompt, Rollout, Rows, Scores
+from grpo_mm.weights.snapshots import Snapshots
 
 TOKENS, LENGTH, END = 5, 6, 0
 UNIT = 2

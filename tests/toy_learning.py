@@ -13,11 +13,11 @@ from typing import Any
 
 from toy import ToyEngine, ToyPolicyConfig, ToyPrompts, ToyReward
 
-from grpo_mm import methods
-from grpo_mm.config import build, merge
-from grpo_mm.distributed import Processes
-from grpo_mm.learner import Learner
-from grpo_mm.run_config import RunConfig
+from grpo_mm.config import methods
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import build, merge
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.training.learner import Learner
 from grpo_mm.types import Outputs, Prompt, Rollout, Rows
 
 SEEDS, STEPS = (0, 1, 2), 25

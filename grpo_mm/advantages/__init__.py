@@ -1,41 +1,41 @@
 """Group-relative advantages: pure functions of tensors, and the stages that apply them to the table."""
 
-from grpo_mm.advantages.agents import AgentNorm, SubAgentReward, copies_norm, sub_agent_reward
-from grpo_mm.advantages.anchor_states import AnchorStates, anchor_advantage, episode_advantage
-from grpo_mm.advantages.average import Average
-from grpo_mm.advantages.beta_norm import BetaNorm, beta_norm, beta_parameters, beta_weight
-from grpo_mm.advantages.choices import ChoiceValue, choice_advantage, choice_value
-from grpo_mm.advantages.combine import Clamp, WeightedSum, weighted_sum
+from grpo_mm.advantages.actions.anchor_states import AnchorStates, anchor_advantage, episode_advantage
+from grpo_mm.advantages.actions.choices import ChoiceValue, choice_advantage, choice_value
+from grpo_mm.advantages.actions.gains import Gains, gains
+from grpo_mm.advantages.actions.prefix_tree import PrefixTree, prefix_tree_td
+from grpo_mm.advantages.actions.reward_to_go import RewardToGo, dcg_discount, reward_to_go
+from grpo_mm.advantages.actions.sum_tags import SumTags, sum_within
+from grpo_mm.advantages.actions.tree_backup import TreeBackup, tree_backup
+from grpo_mm.advantages.baselines.agents import AgentNorm, SubAgentReward, copies_norm, sub_agent_reward
+from grpo_mm.advantages.baselines.fleet_norm import FleetNorm, fairness
+from grpo_mm.advantages.baselines.group_norm import GroupNorm, group_norm
+from grpo_mm.advantages.baselines.median_norm import MedianNorm, median_norm, pivots
+from grpo_mm.advantages.baselines.shrinkage import Shrinkage, data_weight, draw_another, shrunk_baseline
+from grpo_mm.advantages.baselines.stratified import StratifiedNorm, stratified_norm
+from grpo_mm.advantages.baselines.virtual_norm import VirtualNorm, virtual_norm
+from grpo_mm.advantages.bonuses.length_switch import LengthSwitch, length_switch
+from grpo_mm.advantages.bonuses.list_shape import ListShape, list_bonus
+from grpo_mm.advantages.bonuses.novelty import Novelty, novelty_bonus
+from grpo_mm.advantages.bonuses.pass_rate_ladder import PassRateLadder, pass_rate_ladder
+from grpo_mm.advantages.bonuses.reward_terms import KlInReward, OverlongPenalty, overlong_penalty
+from grpo_mm.advantages.bonuses.serial_decay import SerialDecay, serial_decay
+from grpo_mm.advantages.combination.average import Average
+from grpo_mm.advantages.combination.combine import Clamp, WeightedSum, weighted_sum
+from grpo_mm.advantages.combination.gate import Gate, gate
+from grpo_mm.advantages.combination.outcome import MarkPositive, Shortness, shortness
 from grpo_mm.advantages.credit import credit
-from grpo_mm.advantages.drop_degenerate import DropDegenerate, first_useful, useful_groups
-from grpo_mm.advantages.fleet_norm import FleetNorm, fairness
-from grpo_mm.advantages.gains import Gains, gains
-from grpo_mm.advantages.gardo import DiversityScale, GardoGate, batch_win_rate, diversity_scaled, uncertainty
-from grpo_mm.advantages.gate import Gate, gate
-from grpo_mm.advantages.group_norm import GroupNorm, group_norm
-from grpo_mm.advantages.lagrangian import Constraint, Lagrangian, dual_step
-from grpo_mm.advantages.leave_out import LeaveOut
-from grpo_mm.advantages.length_switch import LengthSwitch, length_switch
-from grpo_mm.advantages.list_shape import ListShape, list_bonus
-from grpo_mm.advantages.median_norm import MedianNorm, median_norm, pivots
-from grpo_mm.advantages.negative_weight import NegativeWeight, negative_weighted, paired_prompts, signed_outcome
-from grpo_mm.advantages.novelty import Novelty, novelty_bonus
-from grpo_mm.advantages.outcome import MarkPositive, Shortness, shortness
-from grpo_mm.advantages.pass_rate_ladder import PassRateLadder, pass_rate_ladder
-from grpo_mm.advantages.prefix_tree import PrefixTree, prefix_tree_td
-from grpo_mm.advantages.rank_factor import RankFactor, group_ranks, rank_factor
-from grpo_mm.advantages.reward_terms import KlInReward, OverlongPenalty, overlong_penalty
-from grpo_mm.advantages.reward_to_go import RewardToGo, dcg_discount, reward_to_go
-from grpo_mm.advantages.select import KeepExtremes, keep_extremes
-from grpo_mm.advantages.serial_decay import SerialDecay, serial_decay
-from grpo_mm.advantages.shrinkage import Shrinkage, data_weight, draw_another, shrunk_baseline
-from grpo_mm.advantages.shuffle import Shuffle
-from grpo_mm.advantages.stratified import StratifiedNorm, stratified_norm
-from grpo_mm.advantages.sum_tags import SumTags, sum_within
-from grpo_mm.advantages.tree_backup import TreeBackup, tree_backup
-from grpo_mm.advantages.truncation import ConditionalTruncationMask, OverlongMask, repeats, silenced
-from grpo_mm.advantages.value_tracker import TrackedPrior, ValueTracker, initial_counts, tracked, tracker_memory
-from grpo_mm.advantages.virtual_norm import VirtualNorm, virtual_norm
+from grpo_mm.advantages.masks.drop_degenerate import DropDegenerate, first_useful, useful_groups
+from grpo_mm.advantages.masks.leave_out import LeaveOut
+from grpo_mm.advantages.masks.select import KeepExtremes, keep_extremes
+from grpo_mm.advantages.masks.shuffle import Shuffle
+from grpo_mm.advantages.masks.truncation import ConditionalTruncationMask, OverlongMask, repeats, silenced
+from grpo_mm.advantages.scales.beta_norm import BetaNorm, beta_norm, beta_parameters, beta_weight
+from grpo_mm.advantages.scales.gardo import DiversityScale, GardoGate, batch_win_rate, diversity_scaled, uncertainty
+from grpo_mm.advantages.scales.negative_weight import NegativeWeight, negative_weighted, paired_prompts, signed_outcome
+from grpo_mm.advantages.scales.rank_factor import RankFactor, group_ranks, rank_factor
+from grpo_mm.advantages.state.lagrangian import Constraint, Lagrangian, dual_step
+from grpo_mm.advantages.state.value_tracker import TrackedPrior, ValueTracker, initial_counts, tracked, tracker_memory
 
 __all__ = [
     "AgentNorm", "AnchorStates", "Average", "BetaNorm", "ChoiceValue", "Clamp", "ConditionalTruncationMask",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.groups import group_sum
-from grpo_mm.table import PER_ACTION, TRAINED, Table
+from grpo_mm.rollout.groups import group_sum
+from grpo_mm.rollout.table import PER_ACTION, TRAINED, Table
 from grpo_mm.types import BASELINE, WHOLE_ROW, Credit, Rollout
 
 Stage = Callable[[Table], Table]

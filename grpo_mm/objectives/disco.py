@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grpo_mm.groups import group_ids
 from grpo_mm.objectives.clipped_ratio import MAX_LOG_RATIO
 from grpo_mm.objectives.ratio import log_ratio, row_mean, trained_rows
+from grpo_mm.rollout.groups import group_ids
 from grpo_mm.types import Couples, Term, View
 
 Score = Literal["log_likelihood", "ratio"]

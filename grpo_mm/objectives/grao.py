@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpo_mm.groups import group_count, group_ids, group_sum
 from grpo_mm.objectives.ratio import row_mean, trained_rows
+from grpo_mm.rollout.groups import group_count, group_ids, group_sum
 from grpo_mm.types import Couples, Term, View
 
 

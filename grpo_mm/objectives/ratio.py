@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grpo_mm.groups import group_ids
+from grpo_mm.rollout.groups import group_ids
 from grpo_mm.types import View
 
 RatioOf = Literal["action", "row", "row_token", "unit", "product"]

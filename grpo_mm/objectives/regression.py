@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grpo_mm.groups import group_ids
 from grpo_mm.objectives.ratio import row_mean, trained_rows
+from grpo_mm.rollout.groups import group_ids
 from grpo_mm.types import Couples, Term, View
 
 Regress = Literal["standardised", "detached_scale", "rebel"]

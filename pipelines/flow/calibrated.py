@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.advantages.combine import WeightedSum
-from grpo_mm.advantages.gains import Gains
+from grpo_mm.advantages.actions.gains import Gains
+from grpo_mm.advantages.combination.combine import WeightedSum
 from grpo_mm.errors import ConfigError
-from grpo_mm.table import Table
+from grpo_mm.rollout.table import Table
 from grpo_mm.types import BASELINE
 
 KERNEL = "dance_sde"

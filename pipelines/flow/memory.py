@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.pipelines.flow.family import resolve
+from grpo_mm.pipelines.flow.models.family import resolve
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rng import stream
+from grpo_mm.processes.rng import stream
 
 
 class Noise(Protocol):

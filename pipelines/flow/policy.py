@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from grpo_mm.clock import count, phase
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.flow import adapters
-from grpo_mm.pipelines.flow.adapters import Lora
-from grpo_mm.pipelines.flow.card import loading_code
-from grpo_mm.pipelines.flow.family import pixels_per_token, resolve
+from grpo_mm.pipelines.flow.models import adapters
+from grpo_mm.pipelines.flow.models.adapters import Lora
+from grpo_mm.pipelines.flow.models.card import loading_code
+from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
+from grpo_mm.processes.clock import count, phase
 from grpo_mm.registry import Role
-from grpo_mm.snapshots import Snapshots
 from grpo_mm.types import Couples, Prompt, Rollout
+from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """No float16: gradients of mean log-probabilities underflow in it, and every GPU of today has bfloat16."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.clock import count, phase
 from grpo_mm.pipelines.flow.policy import FlowPolicy
-from grpo_mm.rng import stream
+from grpo_mm.processes.clock import count, phase
+from grpo_mm.processes.rng import stream
 from grpo_mm.types import Prompt, Rows
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.record import TextRecord
+from grpo_mm.pipelines.vlm.prompting.record import TextRecord
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from grpo_mm.clock import count, phase
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
-from grpo_mm.pipelines.vlm.contexts import Context
-from grpo_mm.pipelines.vlm.generation import Draw, Generated, HfGenerator, Request
-from grpo_mm.pipelines.vlm.illustration import thumbnails
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
-from grpo_mm.pipelines.vlm.record import PROVIDES, TextRecord
+from grpo_mm.pipelines.vlm.prompting.contexts import Context
+from grpo_mm.pipelines.vlm.prompting.illustration import thumbnails
+from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
+from grpo_mm.pipelines.vlm.sampling.generation import Draw, Generated, HfGenerator, Request
+from grpo_mm.processes.clock import count, phase
+from grpo_mm.processes.rng import stream
 from grpo_mm.registry import Role
-from grpo_mm.rng import stream
 from grpo_mm.types import WHOLE_ROW, Outputs, Prompt, Rollout, Rows
 
 log = logging.getLogger(__name__)

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from grpo_mm import registry
-from grpo_mm.clock import count
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm import adapters
-from grpo_mm.pipelines.vlm.adapters import Lora
-from grpo_mm.pipelines.vlm.card import loading_code
-from grpo_mm.pipelines.vlm.chat import Chat
-from grpo_mm.pipelines.vlm.contexts import Encoder
-from grpo_mm.pipelines.vlm.families import check_model, resolve
-from grpo_mm.pipelines.vlm.loading import load
-from grpo_mm.pipelines.vlm.network import Network
-from grpo_mm.pipelines.vlm.picture_size import with_picture_size
-from grpo_mm.pipelines.vlm.record import PROVIDES, TextRecord
-from grpo_mm.pipelines.vlm.replay import Replay, Sharing
+from grpo_mm.pipelines.spatial.picture_size import with_picture_size
+from grpo_mm.pipelines.vlm.forwards.network import Network
+from grpo_mm.pipelines.vlm.models import adapters
+from grpo_mm.pipelines.vlm.models.adapters import Lora
+from grpo_mm.pipelines.vlm.models.card import loading_code
+from grpo_mm.pipelines.vlm.models.families import check_model, resolve
+from grpo_mm.pipelines.vlm.models.loading import load
+from grpo_mm.pipelines.vlm.prompt_sharing.replay import Replay, Sharing
+from grpo_mm.pipelines.vlm.prompting.chat import Chat
+from grpo_mm.pipelines.vlm.prompting.contexts import Encoder
+from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
+from grpo_mm.processes.clock import count
 from grpo_mm.registry import Role
-from grpo_mm.snapshots import Snapshots
 from grpo_mm.types import Couples, Prompt, Rollout
+from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """No float16, as for flow models."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.rng import stream
+from grpo_mm.processes.rng import stream
 from grpo_mm.types import Prompt
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from grpo_mm.rewards.benchmarks.window_metrics import Window, nextgqa_metrics, shares
-from grpo_mm.rewards.spans import Pick, last_element, parse_spans, pick_span
-from grpo_mm.rewards.typed_answer import answer_accuracy
+from grpo_mm.rewards.text.spans import Pick, last_element, parse_spans, pick_span
+from grpo_mm.rewards.text.typed_answer import answer_accuracy
 from grpo_mm.types import Prompt
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from grpo_mm.rewards.benchmarks.qvhighlights_metrics import CLIP_SECONDS, highlight_detection, moment_retrieval
 from grpo_mm.rewards.benchmarks.window_metrics import shares
-from grpo_mm.rewards.spans import parse_spans
-from grpo_mm.rewards.timestamp_matching import on_grid, parse_highlights
+from grpo_mm.rewards.text.spans import parse_spans
+from grpo_mm.rewards.video.timestamp_matching import on_grid, parse_highlights
 from grpo_mm.types import Prompt
 
 PRINTED = ("r1_at_0.5", "r1_at_0.7", "map_at_0.5", "map_at_0.75", "map")

@@ -16,7 +16,7 @@ from grpo_mm.rewards.benchmarks.grounded_qa import GroundedQa
 from grpo_mm.rewards.benchmarks.moments import Highlights, MomentRetrieval
 from grpo_mm.rewards.benchmarks.temporal_grounding import TemporalGrounding
 from grpo_mm.rewards.benchmarks.window_metrics import Window
-from grpo_mm.rewards.typed_answer import same_choice
+from grpo_mm.rewards.text.typed_answer import same_choice
 from grpo_mm.types import Prompt
 
 LETTERS = "ABCDE"
@@ -60,7 +60,7 @@ class CharadesFile:
     A key is the id in TimeChat's annotations, else "AO8RW/0" or the number of the sentence in the file, from 0.
     """
 
-    reader: ClassVar[str] = "grpo_mm.datasets.timechat:TimeChatCharades"
+    reader: ClassVar[str] = "grpo_mm.datasets.video.timechat:TimeChatCharades"
     annotations: ClassVar[tuple[str, ...]] = ("path", "lengths")
     benchmark: ClassVar[TemporalGrounding] = TemporalGrounding(pick="first")
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.benchmarks.window_metrics import recall_at, shares
-from grpo_mm.rewards.box_reading import BoxReading, annotated_boxes
-from grpo_mm.rewards.boxes import iou
-from grpo_mm.rewards.spans import Pick
+from grpo_mm.rewards.spatial.box_reading import BoxReading, annotated_boxes
+from grpo_mm.rewards.spatial.boxes import iou
+from grpo_mm.rewards.text.spans import Pick
 from grpo_mm.types import Prompt
 
 

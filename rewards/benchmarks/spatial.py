@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.benchmarks.answers import LETTERS, read_letter, read_truth
 from grpo_mm.rewards.benchmarks.window_metrics import shares
-from grpo_mm.rewards.spans import tagged_text
+from grpo_mm.rewards.text.spans import tagged_text
 from grpo_mm.types import Prompt
 
 

@@ -19,7 +19,7 @@ class BlinkFile:
     a file of outputs, which holds the answers too. Rows of the test split, whose answers are hidden, are left out.
     """
 
-    reader: ClassVar[str] = "grpo_mm.datasets.blink:BlinkAnswers"
+    reader: ClassVar[str] = "grpo_mm.datasets.spatial.blink:BlinkAnswers"
     annotations: ClassVar[tuple[str, ...]] = ("path",)
 
     def predictions(self, files: Sequence[Any]) -> dict[str, str | None]:

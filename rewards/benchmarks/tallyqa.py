@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from grpo_mm.rewards.benchmarks.answers import read_count
-from grpo_mm.rewards.spans import tagged_text
+from grpo_mm.rewards.text.spans import tagged_text
 from grpo_mm.types import Prompt
 
 LARGEST = 15

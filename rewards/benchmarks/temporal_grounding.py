@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.benchmarks.window_metrics import THRESHOLDS, Window, best_iou, grounding_metrics, shares
-from grpo_mm.rewards.spans import Pick, parse_spans, pick_span
+from grpo_mm.rewards.text.spans import Pick, parse_spans, pick_span
 from grpo_mm.types import Prompt
 
 Kind = Literal["hull", "set"]

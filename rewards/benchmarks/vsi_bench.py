@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from grpo_mm.rewards.benchmarks.answers import read_count, read_letter
 from grpo_mm.rewards.benchmarks.spatial import ChoiceQuestions, mean
-from grpo_mm.rewards.mean_relative_accuracy import mean_relative_accuracy
-from grpo_mm.rewards.spans import tagged_text
+from grpo_mm.rewards.text.mean_relative_accuracy import mean_relative_accuracy
+from grpo_mm.rewards.text.spans import tagged_text
 from grpo_mm.types import Prompt
 
 DIRECTION = "object_rel_direction"

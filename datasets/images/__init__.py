@@ -1,0 +1,4 @@
+"""Prompts for pictures that are to be made.
+
+Questions about pictures live in `spatial` and `chat`.
+"""

@@ -1,0 +1,94 @@
+"""Decoded frames as files, the least recently used of which make room for new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_mm.datasets.media.media_files import Frames
+
+STALE_SECONDS = 3600.0
+"""A half-written file older than this was left by a process that died."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FrameFolder:
+    """A folder of safetensors files named by key. Several processes may share it: files appear whole or not at all."""
+
+    path: str
+    limit_bytes: int
+
+    def get(self, key: str) -> Frames | None:
+        """None if there are no such frames, or no longer. A broken file is removed."""
+        file = Path(self.path) / f"{key}.safetensors"
+        if not file.is_file():
+            return None
+        try:
+            frames = read_frames(file)
+            os.utime(file)  # the time of last use
+        except FileNotFoundError:  # another process made room
+            return None
+        except Exception as error:  # safetensors has an error of its own for broken files
+            log.warning("%s is broken (%s); the video is decoded again", file, error)
+            file.unlink(missing_ok=True)
+            return None
+        return frames
+
+    def put(self, key: str, frames: Frames) -> None:
+        """Without space or rights the frames are not kept, which is logged: the run can go on without."""
+        folder = Path(self.path)
+        part = folder / f"{key}.{os.getpid()}.{threading.get_ident()}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_frames(part, frames)
+            os.replace(part, folder / f"{key}.safetensors")
+            make_room(folder, self.limit_bytes)
+        except Exception as error:  # safetensors reports a full disk by an error of its own
+            log.warning("frames are not kept in %s: %s", folder, error)
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def write_frames(file: Path, frames: Frames) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {"frames": frames.frames_FCHW, "time": frames.time_F, "index": frames.index_F}
+    numbers = {name: repr(getattr(frames, name)) for name in ("fps", "duration", "source_fps")}
+    save_file(tensors, file, metadata=numbers | {"decoder": frames.decoder})
+
+
+def read_frames(file: Path) -> Frames:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as stored:
+        about = stored.metadata()
+        tensors = {name: stored.get_tensor(name) for name in ("frames", "time", "index")}
+    numbers = {name: float(about[name]) for name in ("fps", "duration", "source_fps")}
+    return Frames(tensors["frames"], tensors["time"], tensors["index"], **numbers, decoder=about["decoder"])
+
+
+def make_room(folder: Path, limit_bytes: int) -> None:
+    """Removes the least recently used frames until the rest fits, and what dead processes left half-written."""
+    files = []
+    for entry in os.scandir(folder):
+        if entry.name.endswith((".safetensors", ".part")):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            if entry.name.endswith(".safetensors"):
+                files.append((status.st_mtime_ns, status.st_size, entry.path))
+            elif status.st_mtime < time.time() - STALE_SECONDS:
+                Path(entry.path).unlink(missing_ok=True)
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= limit_bytes:
+            break
+        Path(path).unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,119 @@
+"""Rows of question files with the pictures that lie in them: tables of text, JSON, and parquet files with encoded pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from grpo_mm.datasets.media.media_files import ImageFile
+from grpo_mm.datasets.shared.files import check_file, read_rows
+from grpo_mm.errors import ConfigError
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+ROWS_AT_ONCE = 32
+"""Of a parquet file: as many encoded pictures are in memory while a file is read."""
+
+
+def check_rows(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> None:
+    """Raises ConfigError for a missing file, an unknown suffix, or a folder without parquet files."""
+    if Path(path).is_dir() and ".parquet" in suffixes:
+        if not _shards(path):
+            raise ConfigError(f"{path}: a folder without .parquet files; name a file, or the folder that holds them.")
+        return
+    check_file(path, suffixes)
+
+
+def annotated_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file, line 3", row) for each row of a file, or of all parquet files of a folder in the order of their names.
+
+    Raises:
+        ConfigError: as `read_rows`, and for a parquet file that cannot be read.
+    """
+    if Path(path).is_dir():
+        for shard in _shards(path):
+            yield from _parquet_rows(shard)
+    elif path.endswith(".parquet"):
+        yield from _parquet_rows(path)
+    else:
+        yield from read_rows(path)
+
+
+def picture(value: Any, folder: str, where: str, *, unpack: str | None = None) -> Any:
+    """A name becomes an `ImageFile` below `folder`; an encoded picture is decoded, or written to the folder `unpack` once.
+
+    Args:
+        value: a file name, bytes, or {"bytes": …, "path": …} as Hugging Face datasets store pictures.
+
+    Raises:
+        ConfigError: something else, or bytes that are no picture.
+    """
+    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value.strip():
+        return ImageFile(str(Path(folder) / value.strip()))
+    if not isinstance(value, bytes):
+        raise ConfigError(f"{where}: a picture is {value!r:.200}, wanted a file name or the bytes of a picture file.")
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(BytesIO(value)) as opened:
+            if unpack is None:
+                return opened.convert("RGB")
+            suffix = (opened.format or "png").lower()
+            opened.verify()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{where}: {len(value)} bytes that are no picture: {error}") from error
+    return ImageFile(_written(value, Path(unpack), suffix))
+
+
+def picture_size(item: Any, where: str) -> tuple[int, int]:
+    """(width, height) in pixels from a picture, or from the head of its file.
+
+    Raises:
+        ConfigError: the file is not there or is no picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not isinstance(item, ImageFile):
+        return item.size
+    try:
+        with Image.open(item.path) as opened:
+            return opened.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(
+            f"{where}: the row has no width and height, and its picture cannot tell them: {error}"
+        ) from error
+
+
+def _shards(folder: str) -> list[str]:
+    return sorted(str(path) for path in Path(folder).glob("*.parquet"))
+
+
+def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as parquet after {number} rows: {error}") from error
+
+
+def _written(data: bytes, folder: Path, suffix: str) -> str:
+    """The path of a file with these bytes; its name is their hash, so that a second run finds it."""
+    path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f".{path.name}.{os.getpid()}"
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    return str(path)

@@ -1,0 +1,4 @@
+"""Readers of published questions and boxes on pictures.
+
+Decoding lives in `media`.
+"""

@@ -1,0 +1,4 @@
+"""Readers of published annotations of clips: temporal grounding, questions, tracking.
+
+Decoding lives in `media`.
+"""

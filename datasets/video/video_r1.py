@@ -1,0 +1,120 @@
+"""Questions on videos and pictures in the form of Video-R1."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+from grpo_mm.datasets.shared.checked_fields import fill, take_text
+from grpo_mm.datasets.shared.files import check_file, check_limit, read_rows, take_field
+from grpo_mm.datasets.shared.gathered import gathered
+from grpo_mm.errors import ConfigError
+from grpo_mm.types import Prompt
+
+ANSWER_TYPES = {
+    "multiple choice": "multiple choice",
+    "numerical": "numerical",
+    "ocr": "ocr",
+    "free-form": "free text",
+    "regression": "regression",
+}
+"""Their `problem_type`, in lower case, to our `answer_type`."""
+HOW = {
+    "multiple choice": "Answer with the letter of the right option only.",
+    "numerical": "Answer with a number.",
+    "ocr": "Answer with the text exactly as it is written.",
+    "free text": "Answer in words.",
+    "regression": "Answer with a number.",
+}
+SOLUTION = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+@dataclass
+class VideoR1Questions:
+    """Reads a JSON list, or lines, of {"problem_id", "problem", "data_type": "video" | "image", "problem_type", "options",
+    "solution": "<answer>B</answer>", "path", "data_source"}. Ids are "video_r1/<problem_id>".
+
+    target = {"answer": "B", "answer_type": "multiple choice", "options": [...], "data_type": "video", "data_source": …};
+    `demo` is the solution in its answer element. A row's "map", {"chair": [[2, 3]], …} on a grid, goes into the target (SpaceR,
+    arXiv:2504.01805).
+
+    Source: arXiv:2503.21776.
+    """
+
+    path: str
+    folder: str = "."
+    """What the paths in the file are relative to."""
+    template: str = "{query}{options}\n{how} Put the answer into <answer>…</answer>."
+    """str.format with {query}, {options} (each on a line of its own, or nothing) and {how}, a sentence by answer type."""
+    answer_types: list[str] | None = None
+    """Only these: multiple choice, numerical, ocr, free text, regression; None for all."""
+    check_files: bool = False
+    """Leave out, count and name rows whose video or picture is not there."""
+    limit: int | None = None
+    """Only the first rows, counted after the choices above."""
+
+    def check(self) -> None:
+        """Raises ConfigError if the file is not there or an answer type is unknown."""
+        check_file(self.path, (".json", ".jsonl"))
+        check_limit(self.limit, self.path)
+        for name in self.answer_types or ():
+            if name not in HOW:
+                raise ConfigError(f"{self.path}: answer type {name!r}; there are {', '.join(HOW)}.")
+
+    def load(self) -> list[Prompt]:
+        """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""
+        self.check()
+        prompts = ((where, self._prompt(row, where)) for where, row in read_rows(self.path))
+        wanted = self.answer_types
+        if wanted is not None:
+            prompts = ((where, prompt) for where, prompt in prompts if prompt.target["answer_type"] in wanted)
+        return gathered(prompts, self.path, check_files=self.check_files, limit=self.limit)
+
+    def _prompt(self, row: dict[str, Any], where: str) -> Prompt:
+        found = take_text(row, "problem_type", where)
+        if found.lower() not in ANSWER_TYPES:
+            raise ConfigError(f"{where}: problem_type {found!r}, wanted one of {', '.join(ANSWER_TYPES)}.")
+        answer_type = ANSWER_TYPES[found.lower()]
+        solution = take_text(row, "solution", where)
+        match = SOLUTION.search(solution)
+        if match is None or not match[1].strip():
+            raise ConfigError(f"{where}: solution {solution!r:.200} has no <answer>…</answer>.")
+        options = row.get("options") or []
+        if not isinstance(options, list) or (answer_type == "multiple choice" and not options):
+            raise ConfigError(f"{where}: options are {options!r:.200}, wanted a list.")
+        media = {"video": VideoFile, "image": ImageFile}.get(row.get("data_type", ""))
+        if media is None:
+            raise ConfigError(f"{where}: data_type is {row.get('data_type')!r}, wanted video or image.")
+        words = {
+            "query": take_text(row, "problem", where),
+            "options": "".join(f"\n{option}" for option in options),
+            "how": HOW[answer_type],
+        }
+        target = {"answer": match[1].strip(), "answer_type": answer_type, "data_type": row["data_type"]}
+        target |= {"options": options} if options else {}
+        target |= {"data_source": row["data_source"]} if "data_source" in row else {}
+        target |= {"map": _layout(row["map"], where)} if row.get("map") else {}
+        return Prompt(
+            id=f"video_r1/{take_field(row, 'problem_id', where)}",
+            text=fill(self.template, words, "template", where),
+            media=(media(str(Path(self.folder) / take_text(row, "path", where))),),
+            target=target,
+            demo=f"<answer>{match[1].strip()}</answer>",
+        )
+
+
+def _layout(value: Any, where: str) -> dict[str, Any]:
+    """Name → [[x, y], …], checked."""
+    fine = isinstance(value, dict) and all(
+        isinstance(places, list) and all(map(_is_cell, places)) for places in value.values()
+    )
+    if not fine:
+        raise ConfigError(f"{where}: map is {value!r:.200}, wanted names with a list of [x, y] each.")
+    return value
+
+
+def _is_cell(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)

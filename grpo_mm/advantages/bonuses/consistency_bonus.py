@@ -1,0 +1,76 @@
+"""GRPO-CARE: a bonus for right answers that their own reasoning makes likely, compared with the group's other right ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grpo_mm.advantages.shared.ranges import not_below_zero
+from grpo_mm.advantages.shared.signals import target_of
+from grpo_mm.rollout.groups import group_ids, group_mean
+from grpo_mm.rollout.table import Table
+
+
+def consistent(
+    accuracy_N: Tensor,
+    likelihood_N: Tensor,
+    group_N: Tensor,
+    *,
+    least: float = 0.1,
+    cap: float = 0.95,
+    margin: float = 0.01,
+) -> Tensor:
+    """[N] bool: rows of the candidate set whose likelihood reaches the set's mean minus `margin`.
+
+    A group's candidates are the rows whose accuracy is above `least` and no less than the group's mean. Likelihoods count up to
+    `cap`, so that trivial certainty brings nothing more. A lone candidate is always consistent.
+
+    Args:
+        accuracy_N: [N]; NaN rows are no candidates and do not count in the mean.
+        likelihood_N: [N] of the answer, given prompt and reasoning, by a slow copy of the policy; NaN (no answer found): no
+            candidate.
+
+    Source: arXiv:2506.16141 (GRPO-CARE), algorithm 1, and its released code, whose strict "above .1" this follows; grades A, B.
+    The mean is that of the group, as in the paper; the code's is over a device's batch.
+    """
+    group_N, accuracy_N = group_ids(group_N), accuracy_N.double()
+    mean_N = group_mean(accuracy_N, group_N)[group_N]
+    candidate_N = (accuracy_N > least) & (accuracy_N >= mean_N) & likelihood_N.isfinite()
+    clipped_N = likelihood_N.double().clamp_max(cap)
+    bar_N = group_mean(clipped_N.where(candidate_N, torch.nan), group_N)[group_N] - margin
+    return candidate_N & (clipped_N >= bar_N)
+
+
+@dataclass(frozen=True)
+class ConsistencyBonus:
+    """Adds `weight` · accuracy to the reward `target` of rows that are `consistent`; it goes before `weighted_sum`.
+
+    The rollout declares `answer_likelihood`: {answer_likelihood: {of: ema}} in the engine.
+    """
+
+    target: str | None = None
+    weight: float = 0.5
+    least: float = 0.1
+    cap: float = 0.95
+    margin: float = 0.01
+    key: tuple[str, ...] = ("prompt",)
+
+    min_group_size = 2
+    columns = frozenset({"answer_likelihood"})
+    why = "It is how likely a slow copy of the policy finds the answer: engine.answer_likelihood={of: ema}."
+
+    def __post_init__(self) -> None:
+        not_below_zero(weight=self.weight, cap=self.cap, margin=self.margin)
+
+    def __call__(self, table: Table) -> Table:
+        name = target_of(table, self.target, stage="consistency_bonus")
+        accuracy_M = table.values[name].double()
+        earns_M = consistent(
+            accuracy_M, table.columns["answer_likelihood"], table.key(self.key),
+            least=self.least, cap=self.cap, margin=self.margin,
+        )  # fmt: skip
+        return table.with_values(
+            {**table.values, name: torch.where(earns_M, (1 + self.weight) * accuracy_M, accuracy_M)}
+        )

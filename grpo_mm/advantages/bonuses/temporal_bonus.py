@@ -1,0 +1,82 @@
+"""Video-R1 (T-GRPO): right answers earn more where the order of the frames mattered, and where they are neither short nor long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from grpo_mm.advantages.shared.signals import target_of
+from grpo_mm.rollout.groups import group_ids, group_mean, group_sum
+from grpo_mm.rollout.table import Table
+
+
+def order_matters(accuracy_N: Tensor, shuffled_N: Tensor, group_N: Tensor, *, share: float = 0.8) -> Tensor:
+    """[N] bool: groups whose mean accuracy p reaches `share` of the mean accuracy p̃ with shuffled frames.
+
+    `shuffled_N`: [N] p̃ of each row's prompt; NaN (a picture, no shuffled rows): False.
+
+    Source: arXiv:2503.21776 (Video-R1), eq. 1, share .8; grades A, B.
+    """
+    group_N = group_ids(group_N)
+    return group_mean(accuracy_N.double(), group_N)[group_N] >= share * shuffled_N.double()
+
+
+@dataclass(frozen=True)
+class TemporalBonus:
+    """Adds `bonus` to the reward `target` of right rows (above `least`) of groups in which `order_matters`.
+
+    The rollout declares `shuffled_accuracy`: the collector {kind: shuffled_frames} measures it.
+    """
+
+    target: str | None = None
+    bonus: float = 0.3
+    share: float = 0.8
+    least: float = 0.1
+    key: tuple[str, ...] = ("prompt",)
+
+    min_group_size = 2
+    columns = frozenset({"shuffled_accuracy"})
+    why = "It is the accuracy with shuffled frames: collector={kind: shuffled_frames}."
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share = {self.share}; wanted 0 to 1: of the accuracy with shuffled frames.")
+
+    def __call__(self, table: Table) -> Table:
+        name = target_of(table, self.target, stage="temporal_bonus")
+        accuracy_M = table.values[name].double()
+        matters_M = order_matters(accuracy_M, table.columns["shuffled_accuracy"], table.key(self.key), share=self.share)
+        earned_M = accuracy_M + self.bonus * (matters_M & (accuracy_M > self.least))
+        return table.with_values({**table.values, name: earned_M})
+
+
+@dataclass(frozen=True)
+class LengthBonus:
+    """Adds `bonus` to the reward `target` of right rows of `low` to `high` tokens, in groups with more than one right row.
+
+    Source: arXiv:2503.21776 (Video-R1), length reward, 320 to 512 tokens; grades A, B.
+    """
+
+    target: str | None = None
+    bonus: float = 0.2
+    low: int = 320
+    high: int = 512
+    least: float = 0.1
+    key: tuple[str, ...] = ("prompt",)
+
+    min_group_size = 2
+    columns = frozenset({"length"})
+    why = "It is the number of tokens of a row."
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high:
+            raise ValueError(f"low = {self.low}, high = {self.high}; wanted 0 ≤ low ≤ high.")
+
+    def __call__(self, table: Table) -> Table:
+        name = target_of(table, self.target, stage="length_bonus")
+        accuracy_M, length_M = table.values[name].double(), table.columns["length"]
+        group_M, right_M = table.key(self.key), accuracy_M > self.least
+        several_M = group_sum(right_M.double(), group_ids(group_M))[group_M] > 1
+        within_M = (length_M >= self.low) & (length_M <= self.high)
+        return table.with_values({**table.values, name: accuracy_M + self.bonus * (right_M & several_M & within_M)})

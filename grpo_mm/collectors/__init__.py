@@ -1,1 +1,0 @@
-"""Collectors: the one rollout-side seam, from prompts to scored batches."""

@@ -1,0 +1,91 @@
+"""What a run is: one YAML file, checked for contradictions before any model is loaded."""
+
+from __future__ import annotations
+
+import logging
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpo_mm.config.checks import check_settings
+from grpo_mm.config.methods import preset
+from grpo_mm.config.settings import Checkpoints, Evaluation, Settings, Updates
+from grpo_mm.config.typed_yaml import build, convert, dump, read_yaml
+from grpo_mm.errors import ConfigError
+from grpo_mm.rollout.prompt_stream import Source
+from grpo_mm.rollout.scoring import Scorer
+
+__all__ = ["Checkpoints", "Evaluation", "RunConfig", "Scorer", "Source", "Updates", "differences", "plain", "read"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """Settings that can be checked: the type that `read` gives, and that everything else is handed."""
+
+    def check(self, world: int = 1) -> None:
+        """Raises ConfigError for anything that cannot run, before any model is loaded."""
+        self.check_settings(world)
+        self.policy.check()
+        for part in (*self.prompts.values(), *self.eval_prompts.values(), *self.rewards.values(), *self.watch.values()):
+            if hasattr(part.use, "check"):
+                part.use.check()
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto."
+            )
+
+    def check_settings(self, world: int = 1) -> None:
+        """The part of `check` that looks at no file and no machine: contradictions of the settings themselves."""
+        check_settings(self, world)
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a file and its overrides describe; `check` it before use."""
+    try:
+        config = build(RunConfig, read_yaml(path, overrides))
+        _tell_what_stands_above(config)
+        return config
+    except ConfigError as error:
+        raise ConfigError(
+            str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}"
+        ) from error
+
+
+def _tell_what_stands_above(config: RunConfig) -> None:
+    """A method fills in what the file leaves out: where the file has its own, that may not be what was wanted."""
+    if config.method is None:
+        return
+    asked, hints = preset(config.method), typing.get_type_hints(RunConfig, include_extras=True)
+    own = [
+        key
+        for key in ("advantage", "objective", "collector", "updates")
+        if key in asked and dump(convert(hints[key], asked[key], path=key)) != dump(getattr(config, key))
+    ]
+    if own:
+        log.warning(
+            "method %s: the config has its own %s, which stand above the method's; %s takes the method's.",
+            config.method, " and ".join(own), " ".join(f"{key}=null" for key in own),
+        )  # fmt: skip
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as plain values, defaults included."""
+    return dump(config)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys at which two plain configs differ."""
+    found = []
+    for key in sorted(set(a) | set(b)):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}: {left!r} there, {right!r} here")
+    return found

@@ -1,0 +1,4 @@
+"""A run as one HTML page.
+
+Reads the files of a run folder and nothing else.
+"""

@@ -1,0 +1,80 @@
+"""Sample sheets as tiles for the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from grpo_mm.looking.report.words import score, sign, signed
+from grpo_mm.looking.samples import Sheet
+
+PIXEL_ART_PX = 96
+"""Tiles up to this size are enlarged with hard pixels; larger ones are photographs."""
+
+
+def before_and_after(evals: Sequence[Sheet]) -> dict[str, Any] | None:
+    """The same prompts before training and at the last evaluation, in pairs (prompt, before, after)."""
+    before = next((sheet for sheet in evals if sheet.name == "eval_before"), None)
+    after = next((sheet for sheet in reversed(evals) if sheet is not before), None)
+    if before is None and after is None:
+        return None
+    left, right = (_by_prompt(sheet) if sheet else {} for sheet in (before, after))
+    pairs = [(key[0], left.get(key), right.get(key)) for key in left | right]
+    return {"after_step": after.step if after else None, "has_before": before is not None, "pairs": pairs}
+
+
+def _by_prompt(sheet: Sheet) -> dict[tuple[str, int], dict[str, Any]]:
+    """Tiles by prompt and by how often that prompt came before."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for cell, tile in zip(sheet.cells, _tiles(sheet, max_px=256)):
+        found[cell.prompt, sum(prompt == cell.prompt for prompt, _ in found)] = tile
+    return found
+
+
+def rollout_strip(sheet: Sheet) -> dict[str, Any]:
+    """One row of tiles per group; no signal: every advantage is zero or missing."""
+    tiles = iter(_tiles(sheet, max_px=128))
+    groups = []
+    for row, size in zip(sheet.rows, sheet.row_sizes):
+        signal = any(cell.advantage for cell in row)
+        groups.append({"prompt": row[0].prompt, "size": size, "signal": signal, "tiles": [next(tiles) for _ in row]})
+    return {"step": sheet.step, "columns": max((len(row) for row in sheet.rows), default=1), "groups": groups}
+
+
+def _tiles(sheet: Sheet, *, max_px: int) -> list[dict[str, Any]]:
+    largest = max((abs(cell.advantage or 0) for cell in sheet.cells), default=0) or 1
+    tiles = []
+    with Image.open(sheet.png) as png:
+        for cell in sheet.cells:
+            left, top, right, bottom = cell.box_px
+            advantage, rewards = cell.advantage, {name: score(value) for name, value in cell.rewards.items()}
+            tiles.append({
+                "src": _data_uri(png.crop(cell.box_px), max_px),
+                "pixelated": max(right - left, bottom - top) <= PIXEL_ART_PX,
+                "score": next((text for text in rewards.values() if text != "–"), "–"),
+                "rewards": rewards,
+                "advantage": None if advantage is None else signed(advantage),
+                "sign": sign(advantage or 0),
+                "bar": 100 * abs(advantage or 0) / largest,
+            })  # fmt: skip
+    return tiles
+
+
+def _data_uri(tile: Image.Image, max_px: int) -> str:
+    """Small tiles stay exact (PNG), photographs become JPEG."""
+    kind = "png" if max(tile.size) <= PIXEL_ART_PX else "jpeg"
+    tile.thumbnail((max_px, max_px))
+    file = io.BytesIO()
+    tile.save(file, format=kind, quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def spread_over(items: Sequence[Any], most: int) -> list[Any]:
+    """The first, the last and some in between."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

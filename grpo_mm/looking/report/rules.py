@@ -1,0 +1,90 @@
+"""Watch rules and what they did: as sentences, and as bands and marks upon the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_mm.looking import metrics
+from grpo_mm.looking.report.curves import Rule
+from grpo_mm.looking.report.words import finite, number
+from grpo_mm.looking.watch import Band, absolute_band, describe
+
+_FIELDS = {"step", "rule", "metric", "value", "band", "asked", "action"}
+
+
+@dataclass(frozen=True)
+class RuleView:
+    """A rule of the config and how its metric fared."""
+
+    name: str
+    metric: str
+    action: str
+    band: Band
+    """In values of the metric."""
+    words: str
+    """The band, e.g. "0.1 to 0.6", or of a metric without a record "0.5 to 2 × its first value"."""
+    last: str
+    records: int
+    outside: int
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of events.jsonl."""
+    return [event for event in metrics.read(path) if event.keys() >= _FIELDS and isinstance(event["step"], int)]
+
+
+def rules_of(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[RuleView]:
+    """The entries of `watch` that have a band."""
+    found = []
+    watch = config.get("watch")
+    for name, entry in watch.items() if isinstance(watch, Mapping) else ():
+        low, high = (entry.get(end) if isinstance(entry, Mapping) else None for end in ("low", "high"))
+        if not (finite(low) or finite(high)):
+            continue
+        metric, relative = entry.get("metric") or f"watch/{name}/score", bool(entry.get("relative"))
+        values = [row[metric] for row in rows if finite(row.get(metric))]
+        unit = next((v for v in values if v), None) if relative else 1.0
+        words = _words((low, high)) + " × its first value"
+        band: Band = (None, None)
+        if unit is not None:
+            band = absolute_band(low, high, unit=unit)
+            words = _words(band)
+        outside = [row[key] for row in rows if (key := f"watch_rule/{name}/outside") in row]
+        found.append(
+            RuleView(
+                name=name,
+                metric=metric,
+                action=str(entry.get("action") or "warn"),
+                band=band,
+                words=words,
+                last=number(values[-1]) if values else "–",
+                records=len(outside),
+                outside=sum(map(bool, outside)),
+            )
+        )
+    return found
+
+
+def _words(band: Band) -> str:
+    low, high = (None if bound is None else number(bound) for bound in band)
+    return f"≤ {high}" if low is None else f"≥ {low}" if high is None else f"{low} to {high}"
+
+
+def sentences(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """(step, action, words) of each event."""
+    return [{"step": e["step"], "action": e["action"], "words": describe(e)} for e in events]
+
+
+def upon_curves(rules: Sequence[RuleView], events: Sequence[Mapping[str, Any]]) -> dict[str, list[Rule]]:
+    """Bands and marks by metric; what changed the learning rate is marked there too."""
+    found: dict[str, list[Rule]] = {}
+    for rule in rules:
+        found.setdefault(rule.metric, []).append(Rule(band=rule.band))
+    for event in events:
+        mark = (event["step"], event["action"], f"step {event['step']}: {describe(event)}")
+        for metric in (event["metric"], *(["optim/lr"] if event.get("factor", 1) != 1 else [])):
+            found.setdefault(metric, []).append(Rule(marks=[mark]))
+    return found

@@ -1,0 +1,319 @@
+"""One training step: rollout, credit, updates.
+
+prompts ─▶ collector(sample, score) ─▶ table ─▶ advantage stages ─▶ credit ─▶ updates
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.advantages.credit import credit
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.errors import CheckpointError, TrainingStopped
+from grpo_mm.processes import clock
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.rng import stream, stream_seed
+from grpo_mm.rollout.collectors.more import More
+from grpo_mm.rollout.groups import group_ids
+from grpo_mm.rollout.prompt_stream import PhasedStream
+from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
+from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
+from grpo_mm.rollout.table import Table, gather, local_table
+from grpo_mm.training.onlooker import Onlooker, is_demo
+from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
+from grpo_mm.weights import checkpoint
+from grpo_mm.weights.checkpoint import Checkpoint
+from grpo_mm.weights.optim import grad_norm
+from grpo_mm.weights.stateful import load_parts, part_metrics, stateful_parts
+from grpo_mm.weights.update import UpdateResult, accumulate, make_view
+
+log = logging.getLogger(__name__)
+
+
+class Learner:
+    """The policy with its optimiser. Everything random is keyed by the step, so state is weights and a few counters."""
+
+    def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
+        self.config, self.processes = config, processes
+        self.prompts = PhasedStream(
+            {name: source.use.load() for name, source in config.prompts.items()},
+            {name: source.weight for name, source in config.prompts.items()},
+            {name: (source.from_step, source.until_step) for name, source in config.prompts.items()},
+        )
+        torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
+        self.policy = config.policy.load(processes.device)
+        self.params = list(self.policy.trainable.values())
+        self.optimizer = config.optim.build(self.params)
+        self.rewards = Scoring(config.rewards, processes.device)
+        self.onlooker = Onlooker(config, processes, samples=samples)
+        reads = frozenset(getattr(config.engine, "snapshots", ()))
+        self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
+        self.policy.snapshots.take("ema") if config.ema else None
+        self.policy.snapshots.take("sampling") if config.sampling else None
+        self.lr_scale = 1.0
+        """Of every learning rate; watch rules lower it, and their state keeps it."""
+        self.counters: dict[str, int] = {
+            "updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0, "since_reset": 0,
+        }  # fmt: skip
+
+    def step(self, step: int) -> dict[str, float]:
+        """Rollout, credit and updates of training step `step` (from 0); returns what is logged."""
+        batches, part_N = self.rollout(step)
+        found: dict[str, float] = {}
+        for batch in batches:
+            found |= self._train_on(batch, part_N, step)
+        return found | self._after_step(step, found)
+
+    def rollout(self, step: int) -> tuple[list[Batch], Tensor]:
+        """This rank's scored batches of a step, and the update part of each row, [N]."""
+        config = self.config
+        prompts = seen_by(self.policy, self.prompts.batch(step, config.prompts_per_step, config.seed))
+        parts = config.updates.count if config.updates.by == "group" else 1
+        rows, part_N = plan_rows(
+            prompts, group_size=config.group_size, parts=parts, rank=self.processes.rank, world=self.processes.world
+        )
+        with self._sampling_weights():
+            return config.collector(lambda r: self._sample(r, step), self._score, rows, self._more(step, parts)), part_N
+
+    def _more(self, step: int, parts: int) -> More:
+        seed, share = self.config.seed, {"rank": self.processes.rank, "world": self.processes.world}
+        return More(
+            prompts=lambda number: self._further_prompts(step, number),
+            groups=lambda prompts: plan_rows(prompts, group_size=self.config.group_size, parts=1, **share)[0],
+            samples=partial(further_rows, **share),
+            gather=self.processes.gather,
+            generator=lambda name: stream(seed, name, step),
+            parts=parts,
+        )
+
+    def _further_prompts(self, step: int, number: int) -> tuple[Prompt, ...]:
+        """Another shuffle of the same mixture; what it asks again within the step has noise of its own."""
+        drawn = self.prompts.batch(
+            step, self.config.prompts_per_step, stream_seed(self.config.seed, "more_prompts", number)
+        )
+        return seen_by(self.policy, (replace(p, id=f"{p.id}+{number}", repeat_of=p.repeat_of or p.id) for p in drawn))
+
+    @contextmanager
+    def _sampling_weights(self) -> Iterator[None]:
+        """The weights that rollouts come from: ratios are taken against them."""
+        with self.policy.snapshots.use("sampling") if self.config.sampling else nullcontext():
+            yield
+
+    def _after_step(self, step: int, found: dict[str, float]) -> dict[str, float]:
+        """Copies of the weights that follow them step by step."""
+        config, counters = self.config, self.counters
+        if config.sampling is not None:
+            self.policy.snapshots.average("sampling", config.sampling.decay_at(step))
+        if config.reference_reset is None:
+            return {}
+        counters["since_reset"] += 1
+        due = config.reference_reset.is_due(counters["since_reset"], found.get("objective/ref_kl", 0.0))
+        if due:
+            self.policy.snapshots.take("ref")
+            counters["since_reset"] = 0
+        return {"policy/reference_reset": float(due)}
+
+    def _sample(self, rows: Rows, step: int) -> tuple[Rollout, Outputs]:
+        with clock.phase("rollout"):
+            return self.config.engine.sample(
+                self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
+            )
+
+    def _score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
+        """Every item once; outputs that share an item share its scores."""
+        first = outputs.first_output()
+        keys = [rollout.prompt_N[outputs.row_M]]
+        keys += [column for column in (outputs.action_M, outputs.tag_M) if column is not None]
+        group_U = group_ids(*(key[first] for key in keys))
+        scores = self.rewards(outputs.items, prompts_of(rollout, outputs.row_M[first]), group_U)
+        if self.config.offload_rewards:
+            self.rewards.leave_device()
+        index = outputs.item_index()
+        return {name: {part: value[index] for part, value in parts.items()} for name, parts in scores.items()}
+
+    def _train_on(self, batch: Batch, part_N: Tensor, step: int) -> dict[str, float]:
+        table = self.table(batch)
+        part_N = part_N if batch.part_N is None else batch.part_N
+        found, earned = self._credit(batch, table, step)
+        found |= part_metrics(self.config)
+        rollout = batch.rollout
+        kept_NA = rollout.mask_NA & earned.keep_NA.to(rollout.mask_NA.device)
+        if self.config.needs_reference:
+            rollout = self.policy.with_values_of("ref", rollout, kept_NA, weights="ref")
+        if "velocity_shift_ema" in self.config.needs:
+            rollout = self.policy.with_values_of("ema", rollout, kept_NA, weights="ema")
+        if self.config.old_logprobs == "recompute" and "mean_shift_old" in self.config.needs:
+            with self._sampling_weights():
+                rollout = self.policy.with_values_of("old", rollout, kept_NA, weights=None)
+        with self._sampling_weights():
+            old_NA = self._old_logprobs(rollout)
+        updates = self.config.updates
+        results = []
+        for part in [part for _ in range(updates.passes) for part in range(updates.count)]:
+            mask_NA = update_mask(rollout.mask_NA, part_N, by=updates.by, part=part, parts=updates.count)
+            view = make_view(rollout, earned, mask_NA, old_NA, self.processes)
+            result = accumulate(self.policy, rollout, self.config.objective, view, self.processes)
+            results.append(result)
+            found |= self._apply(result)
+        if self.counters["bad_in_a_row"] == 0:
+            for _, part_with_state in stateful_parts(self.config):
+                part_with_state.update(table)
+        return found | batch.metrics | _summarise(results)
+
+    def table(self, batch: Batch) -> Table:
+        """Rewards and columns of all ranks."""
+        rewards = self.config.rewards
+        asked = {name: partial(applies_to, s) for name, s in rewards.items()}
+        optional = {name for stage in self.config.advantage for name in getattr(stage, "optional_rewards", ())}
+        local = local_table(batch, applies_to=asked, optional=optional)
+        return gather(self.processes.gather(local), weights={name: scorer.weight for name, scorer in rewards.items()})
+
+    def _credit(self, batch: Batch, table: Table, step: int) -> tuple[dict[str, float], Credit]:
+        found = self._rollout_means(batch.rollout)
+        own = torch.nonzero(~is_demo(batch.rollout)[batch.outputs.row_M]).flatten()
+        applied = self.rewards.applied(prompts_of(batch.rollout, batch.outputs.row_M[own]))
+        scores = {name: {part: value[own] for part, value in parts.items()} for name, parts in batch.scores.items()}
+        found |= mean_scores(scores, self.processes, prefix="reward", names={"score": "mean"}, applied=applied)
+        if not len(table):
+            raise TrainingStopped(
+                f"step {step + 1}: none of {len(batch.rollout.prompts)} prompts could be asked (media that cannot be read, or too "
+                "long); a warning above names each."
+            )
+        if not bool(table.columns["failed"].any()) and all(bool(v.isnan().all()) for v in table.values.values()):
+            raise TrainingStopped(
+                f"step {step + 1}: no reward applies to any of {len(table)} rows; look at what the prompts say."
+            )
+        if bool(table.columns["failed"].all()):
+            errors = [e for rank in self.processes.gather(self.rewards.first_error) for e in rank.values()]
+            raise TrainingStopped(
+                f"step {step + 1}: every one of {len(table)} rows failed to be scored. The first error was:\n"
+                + (
+                    errors[0]
+                    if errors
+                    else "no exception: the reward returned NaN for every row; a warning above may say why."
+                )
+            )
+        found["reward/failed_frac"] = float(table.columns["failed"].double().mean())
+        earned = credit(table, self.config.advantage, rollout=batch.rollout, rank=self.processes.rank)
+        if 1.0 in (earned.metrics["advantage/zero_groups_frac"], earned.metrics["advantage/left_out_frac"]):
+            log.warning(
+                "step %d: nothing to learn from, every advantage is 0 or left out; do the rewards differ?", step + 1
+            )
+        found |= earned.metrics
+        return found | self.onlooker(batch, earned, step), earned
+
+    def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
+        """Means over the rows of all ranks, demonstrations left out, of the columns that the engine wants logged."""
+        names = getattr(self.config.engine, "logged", ())
+        own_N = ~is_demo(rollout)
+        local = {name: rollout.columns[name][own_N].double() for name in names}
+        sums = {name: (float(value_N.nansum()), int(value_N.isfinite().sum())) for name, value_N in local.items()}
+        ranks = self.processes.gather(sums)
+        return {
+            f"rollout/{name}": sum(rank[name][0] for rank in ranks) / max(1, sum(rank[name][1] for rank in ranks))
+            for name in names
+        }
+
+    def _old_logprobs(self, rollout: Rollout) -> Tensor:
+        """What ratios are taken against, [N, A]: NaN entries are computed now, before the weights change."""
+        old_NA = rollout.behaviour_NA if rollout.old_NA is None else rollout.old_NA
+        if "logprobs" not in self.config.needs:
+            return old_NA.nan_to_num()
+        if self.config.old_logprobs == "recompute":
+            old_NA = torch.full_like(old_NA, torch.nan)
+        plan = self.policy.plan(rollout, rollout.mask_NA & old_NA.isnan())
+        if plan:
+            old_NA = old_NA.clone()
+            for index, values in self.policy.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=False):
+                old_NA.view(-1)[index] = values["logprobs"].to(old_NA.dtype)
+        return old_NA.nan_to_num()
+
+    def _apply(self, result: UpdateResult) -> dict[str, float]:
+        """One optimiser update, or none if the loss or a gradient is not finite."""
+        optim, counters = self.config.optim, self.counters
+        self.processes.sync_gradients(self.params)
+        norm = grad_norm(self.params)
+        finite = math.isfinite(result.loss) and bool(torch.isfinite(norm))
+        lr = self.lr_scale * optim.lr_at(counters["updates"], self.config.steps * self.config.updates.total)
+        with clock.phase("optim"):
+            if finite:
+                scale = min(1.0, optim.max_grad_norm / (float(norm) + 1e-6))
+                for p in self.params:
+                    if p.grad is not None:
+                        p.grad.mul_(scale)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                self.optimizer.step()
+                counters["updates"] += 1
+                counters["bad_in_a_row"] = 0
+                self._average()
+            else:
+                counters["bad_updates"] += 1
+                counters["bad_in_a_row"] += 1
+                log.warning(
+                    "a non-finite %s: this update is skipped", "loss" if not math.isfinite(result.loss) else "gradient"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+        if counters["bad_in_a_row"] >= optim.max_bad_updates:
+            raise TrainingStopped(
+                f"{counters['bad_in_a_row']} updates in a row had a non-finite loss or gradient and were skipped; the weights "
+                "are those before them. Lower optim.lr, or look at the rewards and log-probs in metrics.jsonl."
+            )
+        return {"optim/lr": lr, "optim/grad_norm": float(norm), "optim/bad_updates": counters["bad_updates"]}
+
+    def _average(self) -> None:
+        ema, counters = self.config.ema, self.counters
+        if ema is not None and counters["updates"] % ema.every_updates == 0:
+            self.policy.snapshots.average("ema", ema.decay_at(counters["averages"]))
+            counters["averages"] += 1
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """The averaged weights if the run keeps them, else the present ones."""
+        averaged = self.config.ema is not None and self.config.ema.evaluate
+        with self.policy.snapshots.use("ema") if averaged else nullcontext():
+            yield
+
+    def checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """(tensors by file, plain values): all that the next step depends on."""
+        tensors = {
+            "weights": {k: p.detach() for k, p in self.policy.trainable.items()},
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            "snapshots": self.policy.snapshots.state(),
+        }
+        parts = {path: part.state_dict() for path, part in stateful_parts(self.config)}
+        return tensors, {"counters": self.counters, "parts": parts}
+
+    def load(self, loaded: Checkpoint, *, name: str) -> None:
+        """The inverse of `checkpoint`; `name` is for messages."""
+        missing = {"weights", "optimizer", "snapshots"} - set(loaded.tensors)
+        if missing or "learner" not in loaded.state:
+            what = ", ".join(sorted(missing)) or "counters"
+            raise CheckpointError(f"{name} was not written by a training run: it has no {what}.")
+        self.put_back(loaded, name=name)
+        self.counters = dict(loaded.state["learner"]["counters"])
+        load_parts(self.config, loaded.state["learner"]["parts"])
+
+    def put_back(self, loaded: Checkpoint, *, name: str) -> None:
+        """Weights, optimiser and snapshots of a checkpoint; what counts steps and updates goes on."""
+        checkpoint.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=f"{name}/weights.safetensors")
+        checkpoint.load_optimizer(self.optimizer, loaded.tensors["optimizer"])
+        self.policy.snapshots.load(loaded.tensors["snapshots"])
+
+
+def _summarise(results: list[UpdateResult]) -> dict[str, float]:
+    found = {"policy/logprob_gap": results[0].logprob_gap, "loss/total": sum(r.loss for r in results) / len(results)}
+    for prefix, which in (("loss", "terms"), ("objective", "stats")):
+        for name in getattr(results[0], which):
+            found[f"{prefix}/{name}"] = sum(getattr(r, which)[name] for r in results) / len(results)
+    return found

@@ -1,0 +1,153 @@
+"""What is looked at in every rollout and not optimised: watched rewards, statistics of the pictures, diversity, and now and
+then the pictures or the texts themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.looking import samples, transcripts
+from grpo_mm.looking.diversity import distinct_share, pairwise_distance
+from grpo_mm.looking.image_statistics import image_statistics
+from grpo_mm.processes import clock
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.scoring import Scoring, mean_scores
+from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, prompts_of
+
+SHOWN_GROUPS = 6
+MEASURED_PICTURES = 128
+"""Of a rank's rollout; of more than these, so many evenly spread ones: enough for a mean, and the time stays bounded."""
+
+
+class Onlooker:
+    """Looks at a scored batch and changes nothing."""
+
+    def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
+        self.config, self.processes, self.samples = config, processes, samples
+        self.watch = Scoring(config.watched_rewards, processes.device, counter="watch_calls")
+
+    def __call__(self, batch: Batch, earned: Credit, step: int) -> dict[str, float]:
+        """`watch/…`, `image/…` and `diversity/mean` of the rollout; a sheet or a transcript every `samples_every` steps.
+
+        Demonstrations that were put into a group are shown, and measured nowhere.
+        """
+        outputs, config = batch.outputs, self.config
+        found: dict[str, float] = {}
+        shown = outputs.pictures()  # one for each row, however many were scored
+        if config.watched_rewards:
+            own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
+            prompts = prompts_of(batch.rollout, outputs.row_M[own])
+            watched = self.watch(_items(outputs, own), prompts)
+            found |= mean_scores(watched, self.processes, prefix="watch", names={}, applied=self.watch.applied(prompts))
+            if config.offload_rewards:
+                self.watch.leave_device()
+        due = bool(config.samples_every) and (step == 0 or (step + 1) % config.samples_every == 0)
+        with clock.phase("look"):
+            if isinstance(outputs.items, Tensor):
+                images = _items(outputs, shown)
+                found |= mean_statistics(images, self.processes, prefix="image")
+                found["diversity/mean"] = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown]])
+                if due:
+                    self._write_sheet(batch, earned, images, shown, step)
+            else:
+                own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
+                prompt_m = batch.rollout.prompt_N[outputs.row_M[own]].tolist()
+                ranks = self.processes.gather(([str(item) for item in _items(outputs, own)], prompt_m))
+                texts, prompts = ([one for rank in ranks for one in rank[i]] for i in (0, 1))
+                found["diversity/mean"] = distinct_share(texts, prompts)
+                if due:
+                    self._write_transcript(batch, earned, shown, step)
+        return {name: value for name, value in found.items() if value == value or name != "diversity/mean"}
+
+    def _diversity(self, images: Tensor, prompt_M: Tensor) -> float:
+        small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 32).round().to(torch.uint8)
+        ranks = self.processes.gather((small, prompt_M))
+        distance = pairwise_distance(torch.cat([s for s, _ in ranks]), torch.cat([p for _, p in ranks]))
+        return float(distance.nanmean())
+
+    def _write_sheet(self, batch: Batch, earned: Credit, images: Tensor, shown: Tensor, step: int) -> None:
+        row_M = batch.outputs.row_M[shown]
+        few = batch.rollout.prompt_N[row_M] < SHOWN_GROUPS
+        row_M, shown, images = row_M[few], shown[few], images[few]
+        prompt_M = batch.rollout.prompt_N[row_M]
+        scores = {name: parts["score"][shown] for name, parts in batch.scores.items()}
+        ranks = self.processes.gather((images, prompt_M, _mean_advantage(earned)[row_M], scores))
+        if self.processes.is_main:
+            samples.write_rollout_sheet(
+                self.samples,
+                step=step + 1,
+                images_MCHW=torch.cat([r[0] for r in ranks]),
+                prompt_M=torch.cat([r[1] for r in ranks]),
+                prompts=[p.text for p in batch.rollout.prompts],
+                advantage_M=torch.cat([r[2] for r in ranks]),
+                rewards={name: torch.cat([r[3][name] for r in ranks]) for name in scores},
+            )
+
+    def _write_transcript(self, batch: Batch, earned: Credit, shown: Tensor, step: int) -> None:
+        """Every row of the first groups is an answer; one without an output could not be asked."""
+        rollout, config = batch.rollout, self.config
+        output_of_row = dict(zip(batch.outputs.row_M[shown].tolist(), shown.tolist()))
+        advantage_N, demo_N = _mean_advantage(earned).tolist(), is_demo(rollout).tolist()
+        texts = dict(zip(shown.tolist(), _items(batch.outputs, shown)))
+        local = []
+        for row, p in enumerate(rollout.prompt_N.tolist()):
+            if p < SHOWN_GROUPS:
+                output = output_of_row.get(row)
+                scores = {} if output is None else {n: float(s["score"][output]) for n, s in batch.scores.items()}
+                answer = transcripts.Answer(texts.get(output), scores, advantage_N[row], demo_N[row])
+                local.append((p, int(rollout.sample_N[row]), answer))
+        ranks = self.processes.gather(local)
+        if self.processes.is_main:
+            said = sorted((one for rank in ranks for one in rank), key=lambda one: one[:2])
+            transcripts.write_transcript(
+                self.samples, name=f"step_{step + 1:06d}", kind="rollout", step=step + 1,
+                asked=[
+                    (rollout.prompts[p], [answer for q, _, answer in said if q == p])
+                    for p in sorted({q for q, _, _ in said})
+                ],
+                sketch=config.sketch, illustrate=illustrator(config),
+            )  # fmt: skip
+
+
+def illustrator(config: RunConfig) -> Callable[[Prompt], Tensor | None] | None:
+    """What shows a prompt's media, where the engine can: `engine.illustrate(policy config, prompt)`."""
+    illustrate = getattr(config.engine, "illustrate", None)
+    return None if illustrate is None else partial(illustrate, config.policy)
+
+
+def is_demo(rollout: Rollout) -> Tensor:
+    """[N] bool, the rows that were put in and not sampled."""
+    none_N = torch.zeros(rollout.num_rows, dtype=torch.bool)
+    return rollout.columns["demo"].bool().cpu() if "demo" in rollout.columns else none_N
+
+
+def _items(outputs: Outputs, which: Tensor) -> Any:
+    """What was scored of these outputs [m]."""
+    index = outputs.item_index()[which]
+    return outputs.items[index] if isinstance(outputs.items, Tensor) else [outputs.items[i] for i in index.tolist()]
+
+
+def _mean_advantage(earned: Credit) -> Tensor:
+    """[N], over the actions that count; NaN where none does."""
+    kept_NA = earned.keep_NA
+    return torch.where(kept_NA, earned.advantage_NA, 0).sum(1) / kept_NA.sum(1)
+
+
+def mean_statistics(images: Tensor, processes: Processes, *, prefix: str) -> dict[str, float]:
+    """Means of `image_statistics` over the pictures of all ranks; nothing for pictures smaller than 3 × 3."""
+    local: dict[str, tuple[float, int]] = {}
+    if len(images) and min(images.shape[2:]) >= 3:
+        chosen = torch.linspace(0, len(images) - 1, min(MEASURED_PICTURES, len(images))).round().long()
+        chunks = [image_statistics(images[part]) for part in chosen.split(16)]
+        local = {name: (sum(float(c[name].double().sum()) for c in chunks), len(chosen)) for name in chunks[0]}
+    ranks = processes.gather(local)
+    return {
+        f"{prefix}/{name}": sum(rank[name][0] for rank in ranks if rank) / sum(rank[name][1] for rank in ranks if rank)
+        for name in next((rank for rank in ranks if rank), {})
+    }

@@ -1,0 +1,335 @@
+"""A run: the one training loop, with evaluation, checkpoints, the record and the summary around it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.looking import metrics, samples, transcripts
+from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking.watch import Alarm, Rules, describe
+from grpo_mm.processes import clock
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.training.evaluate import EvalResult, evaluate
+from grpo_mm.training.learner import Learner
+from grpo_mm.training.onlooker import illustrator
+from grpo_mm.training.run_folder import RunFolder, cut_back, find_checkpoint, full_disk_stops, replace_text
+from grpo_mm.types import Prompt
+from grpo_mm.weights import checkpoint
+from grpo_mm.weights.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+class Trainer:
+    """One run in one process."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, processes: Processes) -> None:
+        self.config, self.folder, self.processes = config, folder, processes
+        self.eval_prompts = held_out_prompts(config)
+        self.learner = Learner(config, processes, samples=folder.samples)
+        self.rules = Rules(config.watch)
+        self.state: dict[str, Any] = {
+            "step": 0, "best_score": None, "best_step": None, "evaluations_without_gain": 0,
+            "calls": {}, "seconds": {"train": 0.0, "eval": 0.0}, "eval_before": None, "eval_last": None,
+            "stopped_early": None,
+        }  # fmt: skip
+
+    def run(self, *, from_checkpoint: str | None = None, on_step: OnStep | None = None) -> dict[str, Any]:
+        """Trains to the last step, from the newest checkpoint if there is one; returns the summary.
+
+        Raises:
+            SystemExit, KeyboardInterrupt: after SIGTERM or Ctrl-C, when the step is done and a checkpoint is written.
+        """
+        with full_disk_stops(self.folder):
+            return self._run(from_checkpoint, on_step)
+
+    def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
+        self._clock = clock.use(clock.Clock())
+        path = find_checkpoint(self.folder, from_checkpoint)
+        if path is not None:
+            self.load(path)
+            log.info("going on from %s", path)
+        config, state = self.config, self.state
+        if self.processes.is_main:
+            evaluated = state["eval_last"] is not None and state["eval_last"]["step"] == state["step"]
+            cut_back(
+                self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
+            )
+        self.processes.barrier()
+        if path is None:
+            state["eval_before"] = self.evaluate(0, name="eval_before")
+            if self.rules.can_go_back:
+                self.save(0)  # there is always a checkpoint to go back to
+        asked = 0
+        with _stop_signals() as signal_asked:
+            while state["step"] < config.steps and not state["stopped_early"] and not asked:
+                row = self._timed_step(state["step"])
+                state["step"] += 1
+                alarms = self._record({"step": state["step"], **row}, weights_step=state["step"] - 1)
+                if on_step is not None:
+                    on_step(state["step"], row)
+                self._act(alarms)
+                asked = int(self.processes.max(signal_asked()))
+                self._after_step(must_save=bool(asked))
+            asked = asked or int(self.processes.max(signal_asked()))
+        if asked:
+            log.warning(
+                "%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"]
+            )
+            raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
+        return self._finish()
+
+    def _timed_step(self, step: int) -> dict[str, float]:
+        began = time.perf_counter()
+        self._clock.take()
+        row = self.learner.step(step)
+        seconds, counts = self._clock.take()
+        total = time.perf_counter() - began
+        self.state["seconds"]["train"] += total
+        ranks = self.processes.gather(counts)
+        for name in sorted(set().union(*ranks)):
+            row[f"calls/{name}"] = sum(rank.get(name, 0) for rank in ranks)
+            self.state["calls"][name] = self.state["calls"].get(name, 0) + row[f"calls/{name}"]
+        row |= {f"time/{name}_seconds": s for name, s in sorted(seconds.items())}
+        return row | {"time/step_seconds": total}
+
+    def _after_step(self, *, must_save: bool) -> None:
+        """Evaluation and checkpoint where they are due; notes when patience ends the run."""
+        config, state, step = self.config, self.state, self.state["step"]
+        every, patience = config.evaluation.every, config.evaluation.patience
+        if every and step % every == 0 and step < config.steps and self.eval_prompts:
+            self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
+            if patience is not None and state["evaluations_without_gain"] >= patience:
+                state["stopped_early"] = state["stopped_early"] or "patience"
+        is_due = config.checkpoints.every and step % config.checkpoints.every == 0
+        is_best = config.checkpoints.keep_best and state["best_step"] == step
+        if must_save or is_due or is_best or state["stopped_early"] or step == config.steps:
+            self.save(step)
+
+    def evaluate(self, step: int, *, name: str) -> dict[str, float]:
+        """Held-out metrics at `step`, written to the record, with a sheet or a transcript; watch rules may act on them."""
+        if not self.eval_prompts:
+            return {}
+        began = time.perf_counter()
+        learner = self.learner
+        with learner.evaluation_weights():
+            result = evaluate(
+                self.config, learner.policy, self.eval_prompts, learner.rewards, learner.onlooker.watch, self.processes
+            )
+        seconds = time.perf_counter() - began
+        self.state["seconds"]["eval"] += seconds
+        alarms = self._record({"step": step, **result.metrics, "time/eval_seconds": seconds}, weights_step=step)
+        self.state["eval_last"] = {"step": step, "metrics": result.metrics}
+        if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
+            self._note_score(result.metrics["eval/score"], step)
+        if self.processes.is_main:
+            self._show(result, step, name=name)
+        return result.metrics
+
+    def _show(self, result: EvalResult, step: int, *, name: str) -> None:
+        shown, prompts, rewards = result.shown, result.shown_prompts, result.shown_rewards
+        if isinstance(shown, Tensor):
+            samples.write_eval_sheet(
+                self.folder.samples, name=name, step=step, images_MCHW=shown, prompts=[p.text for p in prompts],
+                rewards=rewards,
+            )  # fmt: skip
+            return
+        answers = [
+            transcripts.Answer(text, {reward: float(value[i]) for reward, value in rewards.items()})
+            for i, text in enumerate(shown)
+        ]
+        transcripts.write_transcript(
+            self.folder.samples, name=name, kind="eval", step=step,
+            asked=[(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)],
+            sketch=self.config.sketch, illustrate=illustrator(self.config),
+        )  # fmt: skip
+
+    def _record(self, row: dict[str, float], *, weights_step: int) -> list[Alarm]:
+        """Writes a row with what the watch rules say of it; returns those that act, the same on every rank."""
+        alarms: list[Alarm] = []
+        if self.rules.watched:
+            if row["step"] == 1 and weights_step == 0:
+                self._tell_silent_rules(row)
+            seen = self.processes.gather({metric: row.get(metric) for metric in self.rules.metrics.values()})[0]
+            fields, alarms = self.rules.observe(seen, weights_step=weights_step)
+            row = row | fields
+        if self.processes.is_main:
+            metrics.append(self.folder.metrics, row)
+            if self.config.trackers:
+                self.processes.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+        return alarms
+
+    def _tell_silent_rules(self, row: dict[str, float]) -> None:
+        """A rule on a name that the first step does not log would wait for ever."""
+        for name, metric in self.rules.metrics.items():
+            if metric not in row and not metric.startswith("eval/"):
+                near = difflib.get_close_matches(metric, list(row), n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                log.warning("watch rule %r has nothing to read: step 1 logged no %r.%s", name, metric, hint)
+
+    def _act(self, alarms: list[Alarm], *, too_late: bool = False) -> bool:
+        """Does what watch rules ask for and tells it in events.jsonl; True if other weights were put back.
+
+        A run that stops keeps its weights, and once it has stopped it is too late for all but a warning.
+        """
+        put_back = False
+        stops = any(alarm.action == "stop" for alarm in alarms)
+        too_late = too_late or bool(self.state["stopped_early"])
+        for alarm in alarms:
+            action = "warn" if too_late or (stops and alarm.action == "rollback") else alarm.action
+            event = {
+                "step": self.state["step"], "rule": alarm.rule, "metric": alarm.metric, "value": alarm.value,
+                "band": alarm.band, "asked": alarm.asked, "action": action,
+            }  # fmt: skip
+            if action == "rollback":
+                event["weights_of"] = self._put_back()
+                put_back = True
+            if action in ("rollback", "lower_lr"):
+                self.rules.lr_scale *= alarm.factor
+                self.learner.lr_scale = self.rules.lr_scale
+                event["factor"] = alarm.factor
+            if action == "stop":
+                self.state["stopped_early"] = f"watch: {alarm.rule}"
+            self.rules.events += 1
+            log.warning("watch rule %r, step %d: %s", alarm.rule, event["step"], describe(event))
+            if self.processes.is_main:
+                metrics.append(self.folder.events, event)
+        return put_back
+
+    def _put_back(self) -> int:
+        """The weights of the newest checkpoint that was measured inside all bands; its step."""
+        if self.state["step"] == 0:
+            return 0
+        step = self._healthy_checkpoint()
+        step = checkpoint.steps(self.folder.checkpoints)[0] if step is None else step
+        path = self.folder.checkpoints / checkpoint.name_of(step)
+        self.learner.put_back(checkpoint.read(path), name=str(path))
+        return step
+
+    def _healthy_checkpoint(self) -> int | None:
+        there = checkpoint.steps(self.folder.checkpoints)
+        return max((s for s in there if s <= self.rules.healthy_step), default=None)
+
+    def _note_score(self, score: float, step: int) -> None:
+        state = self.state
+        if math.isfinite(score) and (state["best_score"] is None or score > state["best_score"]):
+            state |= {"best_score": score, "best_step": step, "evaluations_without_gain": 0}
+        else:
+            state["evaluations_without_gain"] += 1
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint and lets go of those that are no longer kept."""
+        self.state["step"] = step
+        tensors, learner_state = self.learner.checkpoint()
+        if self.processes.is_main:
+            state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
+            checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step)
+            self._prune()
+        self.processes.barrier()
+
+    def _prune(self) -> None:
+        """Deletes what is no longer kept and lists what there is in checkpoints.jsonl."""
+        policy, there, best = (
+            self.config.checkpoints,
+            checkpoint.steps(self.folder.checkpoints),
+            self.state["best_step"],
+        )
+        keep = {*there[-policy.keep_last :], *({best} if policy.keep_best else ())}
+        keep |= {self._healthy_checkpoint()} if self.rules.watched else set()
+        checkpoint.prune(self.folder.checkpoints, keep=keep)
+        rows = [{"step": s, "name": checkpoint.name_of(s), "best": s == best} for s in there if s in keep]
+        replace_text(self.folder.path / "checkpoints.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def load(self, path: Path) -> None:
+        """Takes everything from a checkpoint."""
+        loaded = checkpoint.read(path)
+        self.learner.load(loaded, name=str(path))
+        self.state = {key: value for key, value in loaded.state.items() if key not in ("learner", "rules")}
+        if "rules" in loaded.state:
+            self.rules.load_state_dict(loaded.state["rules"])
+        self.learner.lr_scale = self.rules.lr_scale
+
+    def _finish(self) -> dict[str, Any]:
+        """The last evaluation, the product and the summary, which is written last: it says that the run is done."""
+        state, step, policy = self.state, self.state["step"], self.learner.policy
+        last = state["eval_last"]
+        after = last["metrics"] if last and last["step"] == step else self.evaluate(step, name="eval_after")
+        self._prune() if self.processes.is_main else None
+        if self.learner.counters["updates"] == 0:
+            log.warning("every update was skipped, so the product is the model as it was; look at the warnings above.")
+        summary = {
+            "name": self.config.name,
+            "steps": step,
+            "stopped_early": state["stopped_early"],
+            "eval_before": _short(state["eval_before"] or {}),
+            "eval_after": _short(after),
+            "best_step": state["best_step"],
+            "seconds": {**state["seconds"], "total": sum(state["seconds"].values())},
+            "network_calls": {k: v for k, v in state["calls"].items() if k in clock.NETWORK_CALLS},
+            "reward_calls": {k: v for k, v in state["calls"].items() if k not in clock.NETWORK_CALLS},
+            "bad_updates": self.learner.counters["bad_updates"],
+            "product": policy.product,
+        }
+        if self.processes.is_main:
+            summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
+            with self.learner.evaluation_weights():
+                policy.save(self.folder.path / policy.product)
+            write_model_card(self.folder.path / policy.product, summary, usage=policy.usage())
+            replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))
+        self.processes.barrier()
+        return summary
+
+
+def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
+    """The evaluation prompts of all sources, each carrying its source's name."""
+    limit = config.evaluation.limit
+    return tuple(
+        replace(prompt, source=name)
+        for name, source in config.eval_prompts.items()
+        for prompt in source.use.load()[:limit]
+    )
+
+
+def _short(found: dict[str, float]) -> dict[str, float | None]:
+    """For the summary: without the statistics of the pictures, which the record and the report have."""
+    found = {key.removeprefix("eval/"): value for key, value in found.items() if not key.startswith("eval/image/")}
+    return {key: value if math.isfinite(value) else None for key, value in found.items()}
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], int]]:
+    """Turns SIGTERM and Ctrl-C into a number that the loop reads between steps; a second one acts at once."""
+    asked, before = [0], {}
+
+    def note(number: int, _frame: Any) -> None:
+        asked[0] = number
+        signal.signal(number, before[number])
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and the like stay in force
+                before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: whoever started us handles signals
+        pass
+    try:
+        yield lambda: asked[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,145 @@
+"""Copies of the trainable weights: the reference, the policy that sampled, an average over updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grpo_mm.weights.checkpoint import check_fit
+
+
+@dataclass(frozen=True)
+class Ema:
+    """decay = min((1 + n)/(10 + n), `decay`) with n the number of averages so far (Flow-GRPO's warm-up).
+
+    `slope`: min(slope · n, `decay`) instead (AWM's fast average: slope .001, decay .3). `warm_up: false`: `decay` from the first
+    average on (GRPO-CARE's slow reference).
+    """
+
+    decay: float = 0.9
+    every_updates: int = 8
+    slope: float | None = None
+    warm_up: bool = True
+    evaluate: bool = True
+    """Evaluation and the product use the averaged weights; false: they only serve as a slow reference."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1 or self.every_updates < 1 or (self.slope is not None and self.slope < 0):
+            raise ValueError(
+                f"decay = {self.decay}, every_updates = {self.every_updates}, slope = {self.slope}; wanted a decay in [0, 1), at "
+                "least 1, and a slope of 0 or more."
+            )
+
+    def decay_at(self, averages: int) -> float:
+        if not self.warm_up:
+            return self.decay
+        warm = (1 + averages) / (10 + averages) if self.slope is None else self.slope * averages
+        return min(warm, self.decay)
+
+
+@dataclass(frozen=True)
+class SamplingPolicy:
+    """Rollouts come from a slow copy of the weights: after step i, copy ← η·copy + (1 - η)·weights.
+
+    η = min(`slope` · max(0, i - `start`), `limit`): 0 at first, where the copy is the weights.
+
+    Source: arXiv:2509.16117 (DiffusionNFT), section 3.3: slope .001, limit .5; cautious: start 75, slope .0075, limit .999.
+    """
+
+    slope: float = 0.001
+    limit: float = 0.5
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.slope < 0 or not 0 <= self.limit < 1 or self.start < 0:
+            raise ValueError(
+                f"slope = {self.slope}, limit = {self.limit}, start = {self.start}; wanted 0 or more, and a limit below 1."
+            )
+
+    def decay_at(self, step: int) -> float:
+        return min(self.slope * max(0, step - self.start), self.limit)
+
+
+@dataclass(frozen=True)
+class ReferenceReset:
+    """The reference becomes the present policy: every so many steps, or when the logged ref_kl exceeds a bound.
+
+    Source: arXiv:2512.24138 (GARDO), section 4.2; its values are not given (uncertain).
+    """
+
+    every: int | None = None
+    kl_above: float | None = None
+
+    def __post_init__(self) -> None:
+        if (
+            self.every is None
+            and self.kl_above is None
+            or (self.every is not None and self.every < 1)
+            or (self.kl_above is not None and self.kl_above <= 0)
+        ):
+            raise ValueError(
+                f"every = {self.every}, kl_above = {self.kl_above}; wanted at least one of them, every from 1."
+            )
+
+    def is_due(self, steps_since: int, ref_kl: float) -> bool:
+        return (self.every is not None and steps_since >= self.every) or (
+            self.kl_above is not None and ref_kl > self.kl_above
+        )
+
+
+class Snapshots:
+    """Named copies of named parameters, float32 or wider; `use(name)` puts one in place for a while."""
+
+    def __init__(self, params: Mapping[str, nn.Parameter]) -> None:
+        self._params = dict(params)
+        self._copies: dict[str, dict[str, Tensor]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._copies
+
+    def take(self, name: str) -> None:
+        """Copies the present weights under `name`."""
+        self._copies[name] = {
+            k: p.detach().clone().to(torch.promote_types(p.dtype, torch.float32)) for k, p in self._params.items()
+        }
+
+    @torch.no_grad()
+    def average(self, name: str, decay: float) -> None:
+        """copy ← decay · copy + (1 - decay) · weights."""
+        for k, p in self._params.items():
+            self._copies[name][k].lerp_(p.detach().to(self._copies[name][k].dtype), 1 - decay)
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[None]:
+        """Runs the block with the weights of `name`, then puts the present ones back bit for bit."""
+        present = {k: p.detach().clone() for k, p in self._params.items()}
+        self._write(self._copies[name])
+        try:
+            yield
+        finally:
+            self._write(present)
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        for k, p in self._params.items():
+            p.copy_(values[k])
+
+    def state(self) -> dict[str, Tensor]:
+        """All copies as one flat mapping "name/parameter" → tensor."""
+        return {f"{name}/{k}": t for name, copy in self._copies.items() for k, t in copy.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Replaces all copies; the devices are those of the parameters. A missing or surplus tensor is an error."""
+        copies: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            name, _, k = key.partition("/")
+            copies.setdefault(name, {})[k] = tensor
+        for name, copy in copies.items():
+            check_fit(self._params, copy, what=f"the copy {name!r} of the weights")
+        self._copies = {
+            name: {k: tensor.to(self._params[k].device) for k, tensor in copy.items()} for name, copy in copies.items()
+        }

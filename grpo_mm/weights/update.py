@@ -1,0 +1,216 @@
+"""One optimiser update: the exact gradient of a sum of terms, however the actions are cut into forwards.
+
+Where the objective couples more actions than one forward holds, the gradient takes two passes. The first computes the
+policy's values without gradient for the whole update; the objective on those leaves gives c = ∂L/∂value. The second
+runs each forward with gradient and backpropagates (c · value).sum().
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from grpo_mm.processes.clock import phase
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.types import BEHAVIOUR, ORDER, Counts, Couples, Credit, Objective, Rollout, Term, View
+
+
+class Replays(Protocol):
+    """What an update needs of a policy."""
+
+    @property
+    def unit(self) -> Couples:
+        """The largest set of actions that one forward never splits: "action" or "row"."""
+        ...
+
+    def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
+        """Forwards that cover the masked actions: flat positions into [N · A], each of any shape."""
+        ...
+
+    def logprobs(
+        self, rollout: Rollout, plan: Sequence[Tensor], *, needs: frozenset[str], grad: bool
+    ) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """For each forward of the plan, in order: its positions and the named values there, in the same shape.
+
+        Positions may be empty, on a rank that has run out: then so are the values; their graph still reaches the weights.
+        The consumer runs backward before it asks for the next one; an engine that shares a prefix may finish its own
+        backward after the last.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one accumulation found, the same on every rank."""
+
+    loss: float
+    terms: Mapping[str, float]
+    stats: Mapping[str, float]
+    logprob_gap: float
+    """max |log-prob now - log-prob of the engine that sampled|, infinite where the former is NaN; zero to rounding
+    while the weights are unchanged."""
+    num_forwards: int
+
+
+def make_view(rollout: Rollout, credit: Credit, mask_NA: Tensor, old_NA: Tensor, processes: Processes) -> View:
+    """The [N, A] view of one update; actions that the credit leaves out are masked, the counts are global."""
+    mask_NA = mask_NA & credit.keep_NA.to(mask_NA.device)
+    row_actions_N = mask_NA.sum(1)
+    device, shape = mask_NA.device, mask_NA.shape
+    counts = Counts(
+        actions=max(1.0, processes.sum(float(mask_NA.sum()))),
+        rows=max(1.0, processes.sum(float((row_actions_N > 0).sum()))),
+        max_actions=shape[1],
+    )
+    dtype = old_NA.dtype
+    return View(
+        old_logprobs=old_NA,
+        advantage=credit.advantage_NA.to(device=device, dtype=dtype),
+        mask=mask_NA.to(dtype),
+        row=torch.arange(shape[0], device=device)[:, None].expand(shape),
+        group=rollout.prompt_N.to(device)[:, None].expand(shape),
+        row_actions=row_actions_N.clamp_min(1).to(dtype)[:, None].expand(shape),
+        counts=counts,
+        columns={name: column.to(device=device, dtype=dtype) for name, column in credit.columns.items()},
+    )
+
+
+def accumulate(
+    policy: Replays, rollout: Rollout, objective: Sequence[Objective], view: View, processes: Processes
+) -> UpdateResult:
+    """Adds the gradient of the objective to the policy's parameters and says what it saw."""
+    view = _with_columns(view, rollout, objective)
+    plan = _padded(policy.plan(rollout, view.mask.bool()), processes)
+    needs = frozenset().union(*(term.needs for term in objective))
+    coupled = max((term.couples for term in objective), key=ORDER.index)
+    log = _Log()
+    if ORDER.index(coupled) <= ORDER.index(policy.unit):
+        for index, values in policy.logprobs(rollout, plan, needs=needs, grad=True):
+            here = view.at(index)
+            trained = _trained(values, here)
+            terms = [term(trained, here) for term in objective]
+            with phase("train_network"):
+                sum(t.value() for t in terms).backward()
+            log.add(terms, here)
+            log.gap(values, rollout, index, here)
+    else:
+        leaves = _values_without_grad(policy, rollout, plan, needs, view, log)
+        gradient = _gradient_of_values(objective, leaves, view, processes, coupled, log)
+        for index, values in policy.logprobs(rollout, plan, needs=needs, grad=True):
+            trained = _trained(values, view.at(index))
+            parts = [(gradient[k].flatten()[index] * v).sum() for k, v in trained.items() if v.requires_grad]
+            with phase("train_network"):
+                sum(parts).backward()
+    return log.result(processes, len(plan))
+
+
+def _with_columns(view: View, rollout: Rollout, objective: Sequence[Objective]) -> View:
+    """The view with what the terms read of the rollout beside the columns that stages made: [N, A] each."""
+    columns = dict(view.columns)
+    for name in sorted(
+        frozenset().union(*(getattr(term, "columns", frozenset()) for term in objective)) - set(columns)
+    ):
+        if name != BEHAVIOUR and name not in rollout.columns:
+            known = ", ".join(sorted({BEHAVIOUR, *columns, *rollout.columns}))
+            raise ValueError(f"the objective reads the column {name!r}, which nothing declares; there are: {known}.")
+        column = rollout.behaviour_NA if name == BEHAVIOUR else rollout.columns[name]
+        column = column.to(view.mask.device)
+        columns[name] = column if column.dim() == 2 else column[:, None].expand(view.mask.shape)
+    return replace(view, columns=columns)
+
+
+def _padded(plan: list[Tensor], processes: Processes) -> list[Tensor]:
+    """Ranks with fewer forwards add empty ones, or sharded collectives wait for ever.
+
+    There is at least one, so that an update in which nothing is trained still has its terms, and a gradient of 0.
+    """
+    longest = max(1, int(processes.max(len(plan))))
+    return plan + [torch.zeros(0, dtype=torch.int64)] * (longest - len(plan))
+
+
+def _trained(values: Mapping[str, Tensor], view: View) -> dict[str, Tensor]:
+    """The values where actions are trained, 1 elsewhere: what a policy gives for padding has no loss and no gradient."""
+    return {name: torch.where(view.mask.bool(), value, 1.0) for name, value in values.items()}
+
+
+def _values_without_grad(
+    policy: Replays, rollout: Rollout, plan: list[Tensor], needs: frozenset[str], view: View, log: _Log
+) -> dict[str, Tensor]:
+    leaves: dict[str, Tensor] = {}
+    for index, values in policy.logprobs(rollout, plan, needs=needs, grad=False):
+        here = view.at(index)
+        log.gap(values, rollout, index, here)
+        for name, value in _trained(values, here).items():
+            leaf = leaves.setdefault(name, torch.ones_like(view.old_logprobs, dtype=value.dtype))
+            leaf.view(-1)[index.flatten()] = value.detach().flatten()
+    return leaves
+
+
+def _gradient_of_values(
+    objective: Sequence[Objective],
+    leaves: dict[str, Tensor],
+    view: View,
+    processes: Processes,
+    coupled: Couples,
+    log: _Log,
+) -> dict[str, Tensor]:
+    """∂L/∂value [N, A] of this rank's rows; sets that reach over ranks are gathered whole first."""
+    mine = slice(0, view.mask.shape[0])
+    whole, local_rows = view, view.mask.shape[0]
+    if processes.world > 1 and coupled in ("group", "update"):
+        rows = processes.gather(local_rows)
+        start = sum(rows[: processes.rank])
+        mine = slice(start, start + local_rows)
+        device = view.mask.device
+        leaves = {k: _join(processes, v).to(device) for k, v in leaves.items()}
+        whole = view.map(lambda value: _join(processes, value).to(device))
+        whole = replace(whole, row=torch.arange(sum(rows), device=device)[:, None].expand_as(whole.mask))
+    leaves = {k: v.requires_grad_() for k, v in leaves.items()}
+    terms = [term(leaves, whole) for term in objective]
+    share = 1.0 if whole is view else 1.0 / processes.world
+    log.add(terms, whole, share=share)
+    # Added up with nothing of every leaf: a set loss that found no set to work on has a gradient, of 0.
+    total = sum((leaf.flatten()[:0].sum() for leaf in leaves.values()), start=sum(t.value() for t in terms))
+    grads = torch.autograd.grad(total, list(leaves.values()))
+    return {k: g[mine] for k, g in zip(leaves, grads, strict=True)}
+
+
+def _join(processes: Processes, value: Tensor) -> Tensor:
+    return torch.cat([part for part in processes.gather(value.detach().cpu().contiguous())])
+
+
+class _Log:
+    """Sums over forwards, then over ranks."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, float] = defaultdict(float)
+        self._stats: dict[str, float] = defaultdict(float)
+        self._gap = 0.0
+
+    def add(self, terms: Sequence[Term], view: View, *, share: float = 1.0) -> None:
+        for term in terms:
+            self._terms[term.name] += share * float(term.value().detach())
+            for name, value in term.stats.items():
+                self._stats[name] += share * float((value.detach() * view.mask).sum()) / view.counts.actions
+
+    def gap(self, values: Mapping[str, Tensor], rollout: Rollout, index: Tensor, view: View) -> None:
+        if "logprobs" in values and index.numel():
+            behaviour = rollout.behaviour_NA.flatten()[index].to(values["logprobs"].device)
+            difference = (values["logprobs"].detach() - behaviour).abs().nan_to_num(torch.inf, torch.inf)
+            difference = difference.masked_fill(behaviour.isnan(), 0)  # rows that no engine sampled
+            self._gap = max(self._gap, float(difference.where(view.mask.bool(), 0).max()))
+
+    def result(self, processes: Processes, num_forwards: int) -> UpdateResult:
+        ranks = processes.gather((dict(self._terms), dict(self._stats), self._gap))
+
+        def total(which: int) -> dict[str, float]:
+            names = sorted(set().union(*(rank[which] for rank in ranks)))
+            return {name: sum(rank[which].get(name, 0.0) for rank in ranks) for name in names}
+
+        terms = total(0)
+        return UpdateResult(sum(terms.values()), terms, total(1), max(rank[2] for rank in ranks), num_forwards)

@@ -1,0 +1,82 @@
+"""Stable Diffusion 3 and 3.5 (medium, large): names only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.pipelines.flow.models.family import Condition, check_pipeline, encode_prompt, load_pipeline
+
+
+@dataclass(frozen=True)
+class Sd3:
+    """A StableDiffusion3Pipeline by hub name or folder, e.g. stabilityai/stable-diffusion-3.5-medium."""
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+
+    lora_targets = (
+        "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
+        "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
+    )  # fmt: skip
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+    def check(self) -> None:
+        check_pipeline(self.path, "StableDiffusion3Pipeline")
+
+    def load(self, dtype: torch.dtype, *, full: bool) -> Any:
+        from diffusers import StableDiffusion3Pipeline
+
+        return load_pipeline(StableDiffusion3Pipeline, self, dtype, full=full)
+
+    def encode(self, pipe: Any, text: str, *, text_length: int, guidance: float) -> Condition:
+        return encode_prompt(
+            pipe,
+            text,
+            ("tokens", "negative_tokens", "pooled", "negative_pooled"),
+            prompt_2=None,
+            prompt_3=None,
+            do_classifier_free_guidance=guidance > 1,
+            max_sequence_length=text_length,
+        )
+
+    def latent_shape(self, pipe: Any, height: int, width: int) -> tuple[int, ...]:
+        factor = pipe.vae_scale_factor
+        return (pipe.transformer.config.in_channels, height // factor, width // factor)
+
+    def image_tokens(self, pipe: Any, height: int, width: int) -> int:
+        side = pipe.vae_scale_factor * pipe.transformer.config.patch_size
+        return (height // side) * (width // side)
+
+    def network_rows(self, guidance: float) -> int:
+        return 2 if guidance > 1 else 1
+
+    def velocity(
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
+    ) -> Tensor:
+        tokens, pooled, timestep = condition["tokens"], condition["pooled"], sigma * 1000
+        if guidance > 1:
+            x = torch.cat([x, x])
+            timestep = torch.cat([timestep, timestep])
+            tokens = torch.cat([condition["negative_tokens"], tokens])
+            pooled = torch.cat([condition["negative_pooled"], pooled])
+        velocity = pipe.transformer(
+            hidden_states=x,
+            timestep=timestep,
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0]
+        if guidance > 1:
+            without, with_text = velocity.to(sigma.dtype).chunk(2)  # float32: guidance magnifies rounding
+            velocity = without + guidance * (with_text - without)
+        return velocity
+
+    def decode(self, pipe: Any, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
+        config = pipe.vae.config
+        latents = latents / config.scaling_factor + config.shift_factor
+        return pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0]

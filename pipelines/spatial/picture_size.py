@@ -1,0 +1,53 @@
+"""How large the model sees a prompt's picture: what boxes in pixels of the resized picture are read by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from grpo_mm.pipelines.vlm.prompting.contexts import is_video, open_media
+from grpo_mm.types import Prompt
+
+SIZES = ("width", "height", "resized_width", "resized_height")
+
+
+def with_picture_size(prompt: Prompt, media: Any, image_processor: Any) -> Prompt:
+    """The prompt with `SIZES` in its target: of the picture as it is, and after the processor's resize, in pixels.
+
+    What the target holds already stays. Prompts without a mapping as target, with more or less than one of the media, with
+    a video, or with a picture that cannot be read stay as they are.
+    """
+    if not isinstance(prompt.target, Mapping) or len(prompt.media) != 1 or all(s in prompt.target for s in SIZES):
+        return prompt
+    try:
+        size = _size(media, prompt.media[0])
+    except (ValueError, OSError):  # the engine meets it again and names it
+        return prompt
+    if size is None:
+        return prompt
+    found = dict(zip(SIZES, (*size, *resized(*size, image_processor)), strict=True))
+    return replace(prompt, target=found | dict(prompt.target))
+
+
+def resized(width: int, height: int, image_processor: Any) -> tuple[int, int]:
+    """(width, height) of the picture that a processor of the Qwen-VL families makes of one of that size.
+
+    Raises:
+        ValueError: the processor refuses such a shape.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    factor, size = image_processor.patch_size * image_processor.merge_size, image_processor.size
+    down, across = smart_resize(
+        height, width, factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
+    )
+    return across, down
+
+
+def _size(media: Any, item: Any) -> tuple[int, int] | None:
+    """(width, height) of a picture; None for a video. Media that know it from the file's head need not decode."""
+    if is_video(item):
+        return None
+    known = media.picture_size(item) if hasattr(media, "picture_size") else None
+    return known or open_media(media, item).size

@@ -1,0 +1,226 @@
+"""The model seen as functions of contexts: features of media, embeddings, hidden states, distributions of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from grpo_mm.pipelines.vlm.forwards import cascade, flex
+from grpo_mm.pipelines.vlm.forwards.cascade import SharedPrompts
+from grpo_mm.pipelines.vlm.forwards.flex import FlexPrompts
+from grpo_mm.pipelines.vlm.forwards.prefix_attention import install
+from grpo_mm.pipelines.vlm.models.families import Family
+from grpo_mm.pipelines.vlm.prompting.contexts import Context
+from grpo_mm.pipelines.vlm.prompting.shared_media import media_look, same_media
+from grpo_mm.processes.clock import phase
+
+
+@dataclass(frozen=True)
+class TokenDistribution:
+    """What tokens are drawn from, in sampling and in training alike: softmax of the logits over the temperature.
+
+    `forbidden_V` [V] bool: tokens that are never drawn. A sampled image placeholder would ask for features that there are
+    none of, so placeholders have probability 0 in the sampler and in the log-probabilities.
+    """
+
+    temperature: float
+    forbidden_V: Tensor
+
+    def logprobs(self, logits: Tensor, *, temperature: float | None = None) -> Tensor:
+        """float32 log-probabilities of the vocabulary, shape of `logits` [..., V]."""
+        scaled = logits.float() / (self.temperature if temperature is None else temperature)
+        return scaled.masked_fill(self.forbidden_V, -torch.inf).log_softmax(-1)
+
+
+class Network:
+    """A transformers model of one of the families, on its device.
+
+    Visual features of a frozen tower are computed once for the media of a context and live as long as it does: sampling, the
+    reference, all updates, and other contexts with the same media share them.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        *,
+        temperature: float,
+        forbidden: Sequence[int],
+        autocast: torch.dtype | None,
+        shares_prefill: bool = True,
+        flex_answers: bool = False,
+    ) -> None:
+        self.model, self.family, self.autocast = model, family, autocast
+        self.shares_prefill = shares_prefill
+        self.device = next(model.parameters()).device
+        text = model.config.get_text_config()
+        if flex_answers:
+            install(text, flex.NAME, flex.attend_answers)
+        elif text._attn_implementation == "sdpa" and self.device.type == "cpu":
+            install(text, cascade.NAME, cascade.attend_answers)
+        self.attention: str = text._attn_implementation
+        size = model.lm_head.weight.shape[0]
+        forbidden_V = torch.zeros(size, dtype=torch.bool, device=self.device)
+        forbidden_V[[token for token in forbidden if token < size]] = True
+        self.distribution = TokenDistribution(temperature, forbidden_V)
+        self.tower_is_frozen = not any(p.requires_grad for p in model.model.visual.parameters())
+        self._features: WeakKeyDictionary[Context, Tensor] = WeakKeyDictionary()
+        self._latest: WeakValueDictionary[object, Context] = WeakValueDictionary()
+        """By what its media look like."""
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What it computes in."""
+        return self.autocast or self.model.dtype
+
+    def _precision(self) -> Any:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+    def features(self, context: Context) -> Tensor | None:
+        """Visual tokens in the order of their placeholders, [1 + D, tokens, width]; None without media."""
+        if "image_grid_thw" not in context.inputs and "video_grid_thw" not in context.inputs:
+            return None
+        if context in self._features:
+            return self._features[context]
+        look = media_look(context)
+        known = self._latest.get(look)  # another question about the same video
+        if known is not None and same_media(known, context):
+            self._features[context], self._latest[look] = self._features[known], context
+            return self._features[context]
+        grad = nullcontext() if not self.tower_is_frozen else torch.no_grad()
+        with grad, self._precision(), phase("tower_network"):
+            found = self._tower(context)
+        if self.tower_is_frozen:
+            self._features[context], self._latest[look] = found, context
+        return found
+
+    def _tower(self, context: Context) -> Tensor:
+        config, ids, parts, places = self.model.config, context.input_ids_L, [], []
+        for kind, pixels, token in (
+            ("image", "pixel_values", config.image_token_id),
+            ("video", "pixel_values_videos", config.video_token_id),
+        ):
+            if pixels in context.inputs:
+                given = (context.inputs[name].to(self.device) for name in (pixels, f"{kind}_grid_thw"))
+                parts.append(self.family.features(self.model, *given, kind=kind))
+                places.append(torch.nonzero(ids == token).flatten())
+        order = torch.argsort(torch.cat(places)).to(self.device)
+        return torch.cat(parts, dim=1)[:, order]
+
+    def hidden(
+        self,
+        contexts: Sequence[Context],
+        token_nT: Tensor | None = None,
+        *,
+        first: int | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """Last hidden states of rows that are a context and its answer so far, [n, L, width], and the cache.
+
+        Rows are joined without a gap and filled up on the right, so that no mask is needed: a token sees what is before
+        it. What stands beyond a row's end is of no use to anybody.
+
+        Args:
+            contexts: of each row. token_nT: [n, T] ids of the answers; None: prompts only.
+            first: only so many tokens of each context, all of its media among them.
+        """
+        lengths = [len(context) if first is None else first for context in contexts]
+        answers = 0 if token_nT is None else token_nT.shape[1]
+        n, longest = len(contexts), max(lengths) + answers
+        ids_nL = torch.zeros(n, longest, dtype=torch.int64)
+        position_3nL = torch.zeros(3, n, longest, dtype=torch.int64)
+        for i, (context, length) in enumerate(zip(contexts, lengths)):
+            ids_nL[i, :length] = context.input_ids_L[:length]
+            position_3nL[:, i, :length] = context.position_3L[:, :length]
+            if token_nT is not None:
+                ids_nL[i, length : length + answers] = token_nT[i].cpu()
+                position_3nL[:, i, length : length + answers] = context.response_positions(answers)
+        visual_nL = torch.zeros(n, longest, dtype=torch.bool)
+        for i, context in enumerate(contexts):  # of the prompts only: answers never hold placeholders
+            config, ids = self.model.config, context.input_ids_L[:first]
+            visual_nL[i, : len(ids)] = (ids == config.image_token_id) | (ids == config.video_token_id)
+        found = {
+            context: self.features(context) for context in dict.fromkeys(contexts)
+        }  # once, also where it is trained
+        features = [found[context] for context in contexts if found[context] is not None]
+        return self.language(ids_nL, position_3nL, visual_nL, features, cache=cache, use_cache=use_cache)
+
+    def language(
+        self,
+        ids_nL: Tensor,
+        position_3nL: Tensor,
+        visual_nL: Tensor | None = None,
+        features: Sequence[Tensor] = (),
+        *,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
+        shared_prompts: SharedPrompts | FlexPrompts | None = None,
+    ) -> tuple[Tensor, Any]:
+        """The language model on ids [n, L] with visual features at `visual_nL`; [n, L, width] and the cache.
+
+        `mask`: [n, past + L] bool, the keys that exist, or [n, 1, L, past + L], those that each token attends to, bool or
+        (eager) what is added to the scores; None: all keys exist.
+        `shared_prompts`: what the tokens, then those of answers, attend to before themselves.
+        """
+        extra: dict[str, Any] = {} if shared_prompts is None else {"shared_prompts": shared_prompts}
+        with self._precision():
+            embeds_nLD = self.model.get_input_embeddings()(ids_nL.to(self.device))
+            if features:
+                visual_nL = visual_nL.to(self.device)
+                level_V = torch.cat(list(features), dim=1).to(embeds_nLD.dtype)
+                embeds_nLD = embeds_nLD.masked_scatter(visual_nL[..., None], level_V[0])
+                if self.family.deepstack:
+                    extra |= {"visual_pos_masks": visual_nL, "deepstack_visual_embeds": list(level_V[1:])}
+            found = self.model.model.language_model(
+                inputs_embeds=embeds_nLD,
+                position_ids=position_3nL.to(self.device),
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=use_cache,
+                **extra,
+            )
+        return found.last_hidden_state, found.past_key_values
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] of hidden states [..., width]."""
+        with self._precision():
+            return self.model.lm_head(hidden)
+
+    def token_values(
+        self, hidden_TD: Tensor, token_T: Tensor, *, entropy: bool, chunk: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of tokens, and the entropy where they were drawn, float32 [T] each.
+
+        `chunk` places at a time, computed again in the backward pass: the logits of a whole batch never exist at once.
+        """
+        pieces = list(self._chunks(hidden_TD, token_T, entropy=entropy, chunk=chunk))
+        if not pieces:
+            return hidden_TD.float().sum(-1), hidden_TD.float().sum(-1) if entropy else None
+        logprob_T = torch.cat([logprob for logprob, _ in pieces])
+        return logprob_T, torch.cat([e for _, e in pieces]) if entropy else None
+
+    def _chunks(
+        self, hidden_TD: Tensor, token_T: Tensor, *, entropy: bool, chunk: int
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        def of(hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor | None]:
+            logprob_tV = self.distribution.logprobs(self.logits(hidden))
+            logprob = logprob_tV.gather(-1, token[:, None])[:, 0]
+            if not entropy:
+                return logprob, None
+            return logprob, -(logprob_tV.exp() * logprob_tV.nan_to_num(neginf=0.0)).sum(-1)
+
+        for hidden, token in zip(hidden_TD.split(chunk), token_T.split(chunk)):
+            if not token.numel():
+                continue
+            yield checkpoint(of, hidden, token, use_reentrant=False) if torch.is_grad_enabled() else of(hidden, token)

@@ -1,0 +1,218 @@
+"""From a prompt with its pictures and videos to what the model sees: one context, made once, for all of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.pipelines.vlm.models.families import Family
+from grpo_mm.pipelines.vlm.prompting.chat import Chat, with_times
+from grpo_mm.types import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What the model sees before it answers. On the CPU; compared and hashed by identity.
+
+    Example: "<|im_start|>user …" with a video of 8 frames of 28 × 56 pixels: 4 × 1 × 2 = 8 visual tokens; after them the
+    positions go on at max(1, 2) = 2 above those before the video, whatever its clock says.
+    """
+
+    prompt_id: str
+    input_ids_L: Tensor
+    """[L] int64, placeholders expanded: one for each visual token."""
+    position_3L: Tensor
+    """[3, L] int64, rotary positions by time, height and width; the only ones used, in sampling and in training."""
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """All else that the processor made: pixels, grids, time scale, token types."""
+    failure: str = ""
+    """Why the prompt cannot be put to the model; such a context is empty."""
+
+    def __len__(self) -> int:
+        return self.input_ids_L.shape[0]
+
+    def response_positions(self, length: int) -> Tensor:
+        """[3, length] positions of the tokens after the prompt, equal on the three axes: on from its last token.
+
+        A prompt ends in text. The clock of a long video may stand higher: text after it goes on from the video's place in
+        space, so the highest position of all is not where the answer begins.
+        """
+        start = int(self.position_3L[:, -1].max()) + 1 if len(self) else 0
+        return torch.arange(start, start + length).expand(3, length)
+
+
+class PromptTooLong(UserError):
+    """A prompt that does not fit into `max_prompt_tokens`, with nothing that may be left out."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes contexts with a model's processor and its own function for positions."""
+
+    processor: Any
+    model: Any
+    family: Family
+    chat: Chat
+    media: Any
+
+    def __call__(self, prompt: Prompt) -> Context:
+        """Raises PromptTooLong where `too_long` says so; unreadable media give a context with `failure`."""
+        try:
+            loaded = [open_media(self.media, item) for item in prompt.media]
+            return self._context(prompt, loaded)
+        except PromptTooLong as error:
+            if self.chat.too_long == "error":
+                raise
+            return failed(prompt, str(error))
+        except UserError:
+            raise
+        except (ValueError, OSError) as error:
+            return failed(prompt, f"{type(error).__name__}: {error}")
+
+    def _context(self, prompt: Prompt, loaded: list[Any]) -> Context:
+        inputs = self._process(prompt, loaded)
+        limit = self.chat.max_prompt_tokens
+        if limit is not None and inputs["input_ids"].shape[1] > limit:
+            inputs = self._shortened(prompt, loaded, tokens=inputs["input_ids"].shape[1], limit=limit)
+        position_3L = self.family.positions(self.model, inputs)
+        rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        return Context(prompt.id, inputs["input_ids"][0], position_3L, rest)
+
+    def _process(self, prompt: Prompt, loaded: list[Any]) -> dict[str, Tensor]:
+        videos = [item for item in loaded if hasattr(item, "frames_FCHW")]
+        pictures = [item for item in loaded if not hasattr(item, "frames_FCHW")]
+        for token in (self.processor.image_token, self.processor.video_token):
+            if token in prompt.text:
+                raise ValueError(f"its text holds {token!r}, which stands for visual tokens.")
+        kinds = ["video" if hasattr(item, "frames_FCHW") else "image" for item in loaded]
+        turns = self.chat.messages(prompt, kinds)
+        if self.chat.frame_times is not None:
+            cut = [_steps(video, self.model.config.vision_config.temporal_patch_size) for video in videos]
+            turns = with_times(turns, [[float(s.time_F[0]) for s in steps] for steps in cut], self.chat.frame_times)
+            videos = [step for steps in cut for step in steps]
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        given: dict[str, Any] = {"images": pictures} if pictures else {}
+        if videos:
+            given["videos"] = [video.frames_FCHW for video in videos]
+            metadata = [self.family.video_metadata(v.time_F, float(v.fps)) for v in videos]
+            given["videos_kwargs"] = {
+                "video_metadata": metadata, "do_sample_frames": False, "input_data_format": "channels_first",
+                "return_metadata": True,
+            }  # fmt: skip
+        inputs = dict(self.processor(text=[text], return_tensors="pt", **given))
+        inputs.pop("video_metadata", None)
+        inputs.setdefault("mm_token_type_ids", torch.zeros_like(inputs["input_ids"]))
+        self._check_counts(prompt, inputs)
+        return inputs
+
+    def _check_counts(self, prompt: Prompt, inputs: Mapping[str, Tensor]) -> None:
+        """Placeholders and feature rows agree in number."""
+        merge = self.model.config.vision_config.spatial_merge_size**2
+        for kind in ("image", "video"):
+            grid = inputs.get(f"{kind}_grid_thw")
+            wanted = 0 if grid is None else int(grid.prod(-1).sum()) // merge
+            found = int((inputs["input_ids"] == getattr(self.model.config, f"{kind}_token_id")).sum())
+            if found != wanted:
+                raise ValueError(f"{found} {kind} placeholders for {wanted} visual tokens of prompt {prompt.id!r}.")
+
+    def _shortened(self, prompt: Prompt, loaded: list[Any], *, tokens: int, limit: int) -> dict[str, Tensor]:
+        """The inputs with as many frames of the videos, evenly spread over each clip, as the limit has room for.
+
+        Raises:
+            PromptTooLong: the fewest frames are too many still, or there is no video.
+        """
+        step = self.model.config.vision_config.temporal_patch_size
+
+        def with_share(share: float) -> dict[str, Tensor]:
+            """0: one step of the temporal grid of each video; 1: all frames. Tokens are nearly linear in it."""
+            return self._process(prompt, [_thin(item, share, step=step) for item in loaded])
+
+        inputs = with_share(0.0)
+        least = inputs["input_ids"].shape[1]
+        if least > limit:
+            raise PromptTooLong(
+                f"prompt {prompt.id!r} has {tokens} tokens, {least} with the fewest frames of its videos; "
+                f"policy.chat.max_prompt_tokens is {limit}. Pictures and text are never cut: raise it, or lower the pixels of "
+                "a picture or a frame (policy.image_pixels, policy.video_pixels)."
+            )
+        share = (limit - least) / (tokens - least)
+        while share > 0.01:
+            found = with_share(share)
+            if found["input_ids"].shape[1] <= limit:
+                return found
+            share *= 0.9
+        return inputs
+
+
+def failed(prompt: Prompt, why: str) -> Context:
+    """The empty context of a prompt that cannot be used."""
+    empty = torch.zeros(0, dtype=torch.int64)
+    return Context(prompt.id, empty, empty.expand(3, 0), failure=f"prompt {prompt.id!r}: {why}")
+
+
+def _steps(video: Any, length: int) -> list[Any]:
+    """A video as clips of `length` frames each, the last perhaps shorter."""
+    frames_FCHW, time_F = torch.as_tensor(video.frames_FCHW), torch.as_tensor(video.time_F)
+    pieces = zip(frames_FCHW.split(length), time_F.split(length), strict=True)
+    return [_Sampled(frames, times, float(video.fps)) for frames, times in pieces]
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    frames_FCHW: Tensor
+    time_F: Tensor
+    fps: float
+
+
+def _thin(item: Any, share: float, *, step: int) -> Any:
+    """A video with the share of its frames beyond `step`, a multiple of it; the first frame stays, and the last if there
+    are two. Pictures, and videos that are as short already, stay as they are."""
+    if not hasattr(item, "frames_FCHW") or len(item.time_F) <= step:
+        return item
+    count = len(item.time_F)
+    kept = step + int(share * (count - step)) // step * step
+    index = torch.linspace(0, count - 1, kept).round().long()
+    time_F = torch.as_tensor(item.time_F)[index]
+    span = float(time_F[-1] - time_F[0])
+    fps = (kept - 1) / span if span > 0 else float(item.fps)
+    return _Sampled(torch.as_tensor(item.frames_FCHW)[index], time_F, fps)
+
+
+def is_video(item: Any) -> bool:
+    """Whether an item of `Prompt.media` has frames."""
+    return bool(getattr(item, "is_video", hasattr(item, "frames_FCHW")))
+
+
+def open_media(media: Any, item: Any) -> Any:
+    """What stands in `Prompt.media` as `VideoFrames` or a PIL picture in RGB; an `Altered` item is opened, then changed.
+
+    Raises:
+        ConfigError: `media` does not open such things.
+        ValueError, OSError: this one cannot be read.
+    """
+    found = item.alter(open_media(media, item.item)) if hasattr(item, "alter") else media.load(item)
+    if hasattr(found, "frames_FCHW"):
+        return found
+    if not hasattr(found, "convert") and not hasattr(found, "ndim"):
+        raise ConfigError(
+            f"the media of a prompt hold {type(item).__name__} {item!r}, which policy.media does not open. Give a picture, "
+            "frames, or what it opens: for the frame store, VideoFile or ImageFile."
+        )
+    return _picture(found)
+
+
+def _picture(found: Any) -> Any:
+    """A PIL picture in RGB; ValueError for anything else than that or uint8 [3, H, W]."""
+    from PIL import Image
+
+    if isinstance(found, Image.Image):
+        return found.convert("RGB")
+    array = torch.as_tensor(found)
+    if array.dtype != torch.uint8 or array.ndim != 3 or array.shape[0] != 3:
+        raise ValueError(f"a picture of shape {tuple(array.shape)} and type {array.dtype}; wanted uint8 [3, H, W].")
+    return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,188 @@
+"""Is the answer right? Accuracy by the type of the answer, decided row by row."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.shared.edit_distance import edit_distance
+from grpo_mm.rewards.text.spans import last_element
+from grpo_mm.rewards.text.text_overlap import words
+from grpo_mm.types import Prompt
+
+_NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d{1,3})?+")
+_LETTER = re.compile(r"\(?([A-Za-z])[).:]*+|\(?([A-Z])[).:]++(?:\s.*+)?+", re.DOTALL)
+
+
+def same_choice(prediction: str, answer: str) -> float:
+    """1 if the texts, or the letters of the options they name, are the same, else 0.
+
+    A letter stands alone ("c", "(C)", "C.") or before its option ("C. unwrap it"); "A dog" names none. Texts are compared
+    without case, quotation marks around them and full stops behind, so "Yes." is "yes".
+
+    Source: exact match of Video-R1 (arXiv:2503.21776, grade A), after marks are stripped as in FGRPO (arXiv:2604.08476,
+    grade B). Deviates: neither says that case counts for nothing; letters have none, and a capital is no other answer.
+    """
+    letters = [_option_letter(text.strip()) for text in (prediction, answer)]
+    plain = [_without_marks(text).casefold() for text in (prediction, answer)]
+    return float((plain[0] == plain[1] != "") or (letters[0] is not None and letters[0] == letters[1]))
+
+
+def same_number(prediction: str, answer: str) -> float:
+    """1 if both or neither have a decimal point and they agree to two decimals; commas are dropped; 0 for what is no number."""
+    values = [_number(text) for text in (prediction, answer)]
+    if None in values or ("." in prediction) != ("." in answer):
+        return 0.0
+    return float(round(values[0], 2) == round(values[1], 2))
+
+
+def word_accuracy(prediction: str, answer: str) -> float:
+    """1 - word error rate, cut at 0. Words are split at blanks and compared as written.
+
+    The word error rate is the least number of inserted, dropped and replaced words, over the words of the answer.
+    """
+    own, other = prediction.split(), answer.split()
+    if not other or len(own) >= 2 * len(other):  # then at least as many insertions as the answer has words
+        return float(own == other)
+    letter = {word: chr(i) for i, word in enumerate(dict.fromkeys([*own, *other]))}
+    edits = edit_distance(*("".join(letter[word] for word in text) for text in (own, other)))
+    return max(0.0, 1 - edits / len(other))
+
+
+def rouge_n(prediction: Sequence[str], answer: Sequence[str], n: int) -> float:
+    """F1 of the n-grams that both have, each as often as in both, in [0, 1]; 0 if one has none."""
+    own, other = (Counter(zip(*(text[i:] for i in range(n)))) for text in (prediction, answer))
+    shared = (own & other).total()
+    return 2 * shared / (own.total() + other.total()) if shared else 0.0
+
+
+def rouge_l(prediction: Sequence[str], answer: Sequence[str]) -> float:
+    """F1 of the longest common subsequence of words, in [0, 1]; 0 if one has none."""
+    shared = longest_common_subsequence(prediction, answer)
+    return 2 * shared / (len(prediction) + len(answer)) if shared else 0.0
+
+
+def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Its length. One big-integer step per word of `a`: bit j of the row is 0 where column j of the table goes up."""
+    places: dict[str, int] = {}
+    for j, word in enumerate(b):
+        places[word] = places.get(word, 0) | 1 << j
+    every = (1 << len(b)) - 1
+    row = every
+    for word in a:
+        matches = row & places.get(word, 0)
+        row = (row + matches | row - matches) & every
+    return len(b) - row.bit_count()
+
+
+def mean_rouge(prediction: str, answer: str) -> float:
+    """The mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L over lower-case words, in [0, 1].
+
+    Deviates: words are compared without stemming, as no stemmer is among our packages, so "runs" is not "run"; the
+    published rewards stem. An answer of one word has no 2-grams, and at best 2/3.
+    """
+    own, other = words(prediction), words(answer)
+    return (rouge_n(own, other, 1) + rouge_n(own, other, 2) + rouge_l(own, other)) / 3
+
+
+def relative_closeness(prediction: str, answer: str) -> float:
+    """1 - min(1, |error| / (|answer| + 1e-9)); commas are dropped; 0 for what is no number."""
+    own, other = _number(prediction), _number(answer)
+    return 0.0 if own is None or other is None else 1 - min(1.0, abs(own - other) / (abs(other) + 1e-9))
+
+
+ACCURACY: dict[str, Callable[[str, str], float]] = {
+    "multiple choice": same_choice,
+    "numerical": same_number,
+    "ocr": word_accuracy,
+    "free text": mean_rouge,
+    "regression": relative_closeness,
+}
+"""Type of an answer → its rule (prediction, answer) -> [0, 1]. Source: Video-R1, arXiv:2503.21776; also GRPO-CARE. Grade A."""
+_OTHER_NAMES = {"free-form": "free text", "mcq": "multiple choice"}
+
+
+def answer_accuracy(prediction: str, answer: str | float, answer_type: str) -> float:
+    """The rule of the type, in [0, 1]. Upper and lower case of the type's name are alike.
+
+    Raises:
+        ValueError: an unknown type.
+    """
+    name = answer_type.strip().lower().replace("_", " ")
+    rule = ACCURACY.get(_OTHER_NAMES.get(name, name))
+    if rule is None:
+        raise ValueError(f"answer_type = {answer_type!r}; wanted one of {', '.join(map(repr, ACCURACY))}.")
+    return rule(prediction, str(answer))
+
+
+def _without_marks(text: str) -> str:
+    """A mark in front may be a part: ".5"."""
+    return text.strip(" \t\r\n\"'`*").rstrip(" \t\r\n.,;:!?")
+
+
+def _option_letter(text: str) -> str | None:
+    found = _LETTER.fullmatch(text)
+    return (found[1] or found[2]).upper() if found else None
+
+
+def _number(text: str) -> float | None:
+    plain = text.replace(",", "").strip()
+    value = float(plain) if _NUMBER.fullmatch(plain) else math.inf
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class TypedAnswer:
+    """score = `answer_accuracy` of the last answer element against prompt.target["answer"], by target["answer_type"].
+
+    Part: "parse_failed" (1 where the element is missing). Deviates from Video-R1, which takes the type of the first row
+    for all of a batch.
+    """
+
+    tag: str | None = "answer"
+    """None: the entire text is the answer."""
+    require_tag: bool = False
+    """A text without the element scores 0; else all of it is taken for the answer."""
+    default_type: str = "multiple choice"
+    """For prompts that name none."""
+
+    def __post_init__(self) -> None:
+        if self.default_type not in ACCURACY:
+            raise ConfigError(f"default_type = {self.default_type!r}; wanted one of {', '.join(map(repr, ACCURACY))}.")
+
+    def applies_to(self, prompt: Prompt) -> bool:
+        """Whether the prompt has an answer."""
+        return _answer(prompt) is not None
+
+    def __call__(self, items: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """M texts -> score and parse_failed, [M] each; NaN for a prompt without an answer.
+
+        Raises:
+            ValueError: a prompt names an unknown type.
+        """
+        rows = [self._one(text, prompt) for text, prompt in zip(items, prompts, strict=True)]
+        score_M, failed_M = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).T
+        return {"score": score_M, "parse_failed": failed_M}
+
+    def _one(self, text: str, prompt: Prompt) -> tuple[float, float]:
+        answer = _answer(prompt)
+        if answer is None:
+            return math.nan, math.nan
+        given = text if self.tag is None else last_element(text, self.tag)
+        kind = prompt.target.get("answer_type") or self.default_type
+        if given is None and self.require_tag:
+            return 0.0, 1.0
+        return answer_accuracy(text if given is None else given, answer, kind), float(given is None)
+
+
+def _answer(prompt: Prompt) -> Any:
+    answer = prompt.target.get("answer") if isinstance(prompt.target, Mapping) else None
+    return None if answer == "" else answer
