@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent / "tests/helpers"))
 
 import torch  # noqa: E402
 from toy_learning import (  # noqa: E402
@@ -75,7 +75,7 @@ def page() -> str:
     lines = [
         "# What every preset learns",
         "",
-        f"`python docs/learning.py`: the table-of-logits policy of `tests/toy.py`, 8 prompts × 8 samples × {STEPS} steps, learning",
+        f"`python docs/learning.py`: the table-of-logits policy of `tests/helpers/toy.py`, 8 prompts × 8 samples × {STEPS} steps, learning",
         f"rate 0.1, seeds {', '.join(map(str, SEEDS))}; mean ± standard error over seeds, seconds of one run. The number is the",
         "exact expected share of right tokens, whatever the preset's reward is. A preset's own group size is replaced;",
         "clips, scales, weights and updates are its own. All start from one policy. The toy tells that a preset learns, not",

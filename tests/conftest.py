@@ -13,9 +13,9 @@ if os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default"):
     # oneDNN asks the processor and not this setting, and its AVX-512 kernels want what torch has then left out.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, and tiny tensors gain nothing from threads
-sys.path.insert(0, str(Path(__file__).parent))
-
 ROOT = Path(__file__).parents[1]
+ROOMS = [ROOT / "tests", *sorted(p for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__")]
+sys.path[:0] = map(str, ROOMS)  # for helpers, and for tests that share theirs
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from grpo_mm.cli import app
 from grpo_mm.datasets.video.qvhighlights import QVHighlights
 from grpo_mm.rewards.benchmarks.moments import Highlights, MomentRetrieval
 
-DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data") / "vlm"
+DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[2] / "../shared/data") / "vlm"
 pytestmark = [pytest.mark.realdata, pytest.mark.skipif(not DATA.is_dir(), reason=f"no folder {DATA}")]
 VAL = "qvhighlights/highlight_val_release.jsonl"
 

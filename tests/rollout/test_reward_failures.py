@@ -16,7 +16,7 @@ from grpo_mm.rollout.function_reward import FunctionReward, call_function
 from grpo_mm.rollout.safe_call import as_scores, score_safely
 from grpo_mm.types import Prompt
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROMPTS = [Prompt(f"p/{i}", f"text {i}", target={"i": i}) for i in range(4)]
 IMAGES = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 8)
 

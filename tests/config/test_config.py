@@ -19,7 +19,7 @@ from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
 from grpo_mm.weights.snapshots import Ema
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @dataclass(frozen=True)

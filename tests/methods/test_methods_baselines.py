@@ -62,7 +62,7 @@ from grpo_mm.types import Batch, Outputs, Prompt, Rollout
 from grpo_mm.weights.stateful import load_parts, stateful_parts
 
 NAN = math.nan
-MINE = [method for method in METHODS if method.tested == "tests/test_methods_baselines.py"]
+MINE = [method for method in METHODS if method.tested == "tests/methods/test_methods_baselines.py"]
 WIDE = ["length", "ref_log_ratio", "truncated", "incorrect", "repetitive", "stratum", "prior"]
 PRINTED = 6e-5
 """Half of the last digit of the worked tables, and a little."""

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from conftest import ROOMS, ROOT
 
 from grpo_mm.config.typed_yaml import merge
 from grpo_mm.looking import metrics
 
-ROOT = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join(map(str, [ROOT, *ROOMS]))
+"""Of a new process that imports the package, helpers and tests."""
 PROMPTS = (
     "a red circle",
     "a blue square",
@@ -95,5 +97,7 @@ def launching(*arguments: object) -> dict[str, Any]:
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"),
         "--main_process_port", str(free_port()), *map(str, arguments),
     ]  # fmt: skip
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return {"args": command, "env": os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}}
+    return {
+        "args": command,
+        "env": os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": PYTHONPATH},
+    }

@@ -29,7 +29,7 @@ from grpo_mm.tools.method_table import methods_page
 from grpo_mm.training.learner import Learner
 from grpo_mm.types import Batch, Rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GROUPS = (5, 3, 7, 5)
 """Samples of each prompt: ragged, and odd for a median that is a row."""
 

@@ -585,7 +585,9 @@ def settings(method, engine):
 
 def test_every_method_of_this_file_has_a_line_and_a_preset():
     assert {method.name for method in MINE} == NAMES == set(NEEDS)
-    assert all(method.tested == "tests/test_methods_credit.py" and find(method.key) is method for method in MINE)
+    assert all(
+        method.tested == "tests/methods/test_methods_credit.py" and find(method.key) is method for method in MINE
+    )
 
 
 @pytest.mark.parametrize("method", MINE, ids=lambda m: m.key)

@@ -220,7 +220,7 @@ def refusals(tiny_sd3, tmp_path_factory) -> tuple[dict, dict[str, str]]:
     folder = tmp_path_factory.mktemp("refusals")
     config = write_config(folder, tiny_sd3)
     (folder / "needy.py").write_text(NEEDY)
-    shutil.copy(ROOT / "tests/tiny_rewards.py", folder)
+    shutil.copy(ROOT / "tests/helpers/tiny_rewards.py", folder)
     (folder / "empty.txt").write_text("\n \n")
     (folder / "tabs.yaml").write_text("name: x\n\tsteps: 3\n")
     (folder / "latin.yaml").write_bytes("name: café".encode("latin-1"))
@@ -295,7 +295,7 @@ def run(tiny_sd3, tmp_path_factory) -> Path:
         "engine": {"eval_steps": 4}, "rewards": {"bright": {"use": {"path": "my_own:bright"}}},
     }  # fmt: skip
     config = write_config(folder, tiny_sd3, changes)
-    (folder / "my_own.py").write_text((ROOT / "tests/tiny_rewards.py").read_text())
+    (folder / "my_own.py").write_text((ROOT / "tests/helpers/tiny_rewards.py").read_text())
 
     def train() -> None:
         os.chdir(folder)  # where my_own.py lies

@@ -20,7 +20,7 @@ from grpo_mm.rewards.spatial.boxes import as_boxes, iou
 from grpo_mm.rewards.text.typed_answer import TypedAnswer
 from grpo_mm.rewards.video.box_track import BoxTrack, BoxTrackFormat
 
-DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data")
+DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[2] / "../shared/data")
 VLM = DATA / "vlm"
 pytestmark = [pytest.mark.realdata, pytest.mark.skipif(not VLM.is_dir(), reason=f"no folder {VLM}")]
 

@@ -381,7 +381,7 @@ def test_the_command_prints_the_answers_and_opens_media_by_their_endings(run, tm
 
 def test_media_for_an_engine_that_looks_at_none_are_refused(run, tmp_path):
     config = tmp_path / "toy.yaml"
-    config.write_text((run / "config.yaml").read_text().replace("test_transcripts:TextEngine", "toy:ToyEngine"))
+    config.write_text((run / "config.yaml").read_text().replace(f"{TextEngine.__module__}:TextEngine", "toy:ToyEngine"))
     with pytest.raises(ConfigError, match="toy:ToyEngine looks at no media; leave them out"):
         sample(config, prompts=["0"], media=["a.mp4"], out=tmp_path / "out")
 

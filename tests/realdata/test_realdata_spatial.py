@@ -17,7 +17,7 @@ from grpo_mm.rewards.benchmarks.answers import read_letter
 from grpo_mm.rewards.benchmarks.spatial import Blink
 from grpo_mm.rewards.benchmarks.spatial import Vsr as VsrScore
 
-DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data") / "vlm"
+DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[2] / "../shared/data") / "vlm"
 pytestmark = [pytest.mark.realdata, pytest.mark.skipif(not DATA.is_dir(), reason=f"no folder {DATA}")]
 OUTPUTS = DATA / "blink/gpt4o_Spatial_Relation_outputs.json"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import free_port
+from tiny_runs import PYTHONPATH, free_port
 from torch import Tensor, nn
 
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
@@ -451,6 +451,7 @@ def test_two_processes_sum_to_the_gradient_of_one(tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": PYTHONPATH,
     }
     workers = [
         subprocess.Popen(

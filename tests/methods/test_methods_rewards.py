@@ -649,7 +649,7 @@ def a_batch(name):
 @pytest.mark.parametrize("name", MINE)
 def test_a_preset_is_whole_and_does_not_depend_on_the_order_of_rows(name):
     preset = methods.preset(name)
-    assert methods.find(name).tested == "tests/test_methods_rewards.py"
+    assert methods.find(name).tested == "tests/methods/test_methods_rewards.py"
     stages = stages_of(name)
     assert [component(Role("objective"), part, path="objective") for part in preset["objective"]]
     t = a_batch(name)

@@ -18,7 +18,7 @@ import tiny_rewards
 import torch
 from children import command_line, in_child
 from safetensors.torch import load_file
-from tiny_runs import ROOT, record, summary, weights, write_config
+from tiny_runs import PYTHONPATH, ROOT, record, summary, weights, write_config
 
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
@@ -177,7 +177,7 @@ def test_a_run_killed_at_any_touch_of_a_file_goes_on_bit_for_bit(tiny_sd3, whole
 def test_a_command_killed_at_random_times_ends_like_one_that_is_not(tiny_sd3, tmp_path):
     """`kill -9` from outside, again and again, on the real command."""
     changes = {"steps": 60, "checkpoints": {"every": 7}, "evaluation": {"every": 20}}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     runs, rng, kills = {}, random.Random(0), 0
     for name in ("killed", "left alone"):
         (tmp_path / name).mkdir()

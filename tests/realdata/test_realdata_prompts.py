@@ -17,7 +17,7 @@ from grpo_mm.rewards.images.geneval import GenEvalReward, score_detections
 from grpo_mm.rollout.prompt_stream import PromptStream
 from grpo_mm.types import Prompt
 
-DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data")
+DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[2] / "../shared/data")
 PROMPTS, FASTESTDET = DATA / "prompts", DATA / "weights/fastestdet"
 pytestmark = [pytest.mark.realdata, pytest.mark.skipif(not DATA.is_dir(), reason=f"no folder {DATA}")]
 

@@ -39,7 +39,7 @@ from grpo_mm.training.learner import Learner
 from grpo_mm.types import BASELINE, Credit, Outputs, Prompt, Rollout, Rows, Scores
 from grpo_mm.weights.update import accumulate, make_view
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 PROMPTS = tuple(Prompt(f"p/{i}", text) for i, text in enumerate(("a red circle", "the blue square", "a photo")))
 GROUP = 4

@@ -13,7 +13,7 @@ from grpo_mm.rewards.text.spans import parse_spans
 from grpo_mm.rewards.video.temporal_iou import TemporalIou
 from grpo_mm.types import Prompt
 
-DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[1] / "../shared/data") / "vlm"
+DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or Path(__file__).parents[2] / "../shared/data") / "vlm"
 pytestmark = [pytest.mark.realdata, pytest.mark.skipif(not DATA.is_dir(), reason=f"no folder {DATA}")]
 
 

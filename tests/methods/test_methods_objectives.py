@@ -602,7 +602,7 @@ NAMES = ("gspo", "gspo_token", "cispo", "sapo", "gmpo", "kl_cov", "tis", "disco"
 @pytest.mark.parametrize("name", NAMES)
 def test_the_preset_builds(name):
     settings = preset(name)
-    assert next(m for m in METHODS if m.name == name).tested == "tests/test_methods_objectives.py"
+    assert next(m for m in METHODS if m.name == name).tested == "tests/methods/test_methods_objectives.py"
     stages = [component(Role("advantage"), stage, path="advantage") for stage in settings["advantage"]]
     terms = [component(Role("objective"), term, path="objective") for term in settings["objective"]]
     assert stages and terms

@@ -29,7 +29,7 @@ from grpo_mm.weights.checkpoint import (
     write,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def some(step: int = 0) -> Checkpoint:

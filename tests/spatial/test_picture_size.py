@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from tiny_vlm import FAMILIES, clip, picture
+from tiny_vlm import policy as tiny_policy
 
 from grpo_mm.datasets.media.frame_store import FrameStore
 from grpo_mm.datasets.media.media_files import ImageFile
 from grpo_mm.rewards.spatial.box_grounding import DualBoxIou
 from grpo_mm.types import Prompt
-from tests.tiny_vlm import FAMILIES, clip, picture
-from tests.tiny_vlm import policy as tiny_policy
 
 TARGET = {"boxes": [[30, 10, 90, 40]]}
 
