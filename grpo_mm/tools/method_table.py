@@ -9,7 +9,7 @@ from grpo_mm.registry import entries
 
 HEAD = """# Methods
 
-Made by `python docs/methods.py` from the table of methods, their presets and the registry; a test fails when it is stale.
+Made by `python docs/scripts/methods.py` from the table of methods, their presets and the registry; a test fails when it is stale.
 `method: NAME` in a config fills in what the preset says, and whatever the file says stands above it. A name that several papers
 use is refused; its row says the key to write instead. Evidence: A the authors' or a library's code, B the text of the paper, C third
 parties that quote it, D an abstract, uncertain; two letters: some of it from each.

@@ -1,7 +1,7 @@
 """Writes docs/spatial.md: the spatial quickstart for three seeds with its controls, and methods at equal rollouts.
 
-    .venv/bin/python docs/spatial.py               # all runs; finished ones are not run again
-    .venv/bin/python docs/spatial.py fgrpo,care    # only makes these runs, so that several processes can share the work
+    .venv/bin/python docs/scripts/spatial.py               # all runs; finished ones are not run again
+    .venv/bin/python docs/scripts/spatial.py fgrpo,care    # only makes these runs, so that several processes can share the work
 
 Controls: rewards permuted within the batch; the trained model on blank pictures and on other scenes' pictures; the most frequent
 answer of each kind of question.
@@ -21,7 +21,7 @@ from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 from grpo_mm.tools.inference import evaluate
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 QUICKSTART = HERE.parent / "configs/quickstart"
 SEEDS = (0, 1, 2)
 SUM, NORM = "{kind: weighted_sum}", "{kind: group_norm, ddof: 1}"
@@ -59,7 +59,7 @@ def main() -> None:
     lines = [
         "# The spatial quickstart, measured",
         "",
-        f"`python docs/spatial.py`: configs/quickstart/spatial.yaml with seeds {', '.join(map(str, SEEDS))}; {len(prompts)} held-out "
+        f"`python docs/scripts/spatial.py`: configs/quickstart/spatial.yaml with seeds {', '.join(map(str, SEEDS))}; {len(prompts)} held-out "
         "questions about pairs of things that training never saw, greedy answers. Mean ± standard error over seeds. The control "
         "trains on the same rewards permuted within the batch.",
         "",

@@ -1,6 +1,6 @@
 """Writes docs/presets_on_images.md: ten estimators and objectives of the language-model literature on the tiny image model.
 
-    .venv/bin/python docs/presets_on_images.py
+    .venv/bin/python docs/scripts/presets_on_images.py
 
 The quickstart's model, sampler, reward and learning rate; only what a method's preset says differs. Clip ranges of presets are
 those of tokens; log-densities of denoising steps are means over a latent, so that every range is multiplied by 1/40 (.2 → .005).
@@ -19,7 +19,7 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.config.typed_yaml import build, merge, read_yaml
 from grpo_mm.entry import train
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PRESETS = ("grpo", "dr_grpo", "bnpo_2506.02864", "ngrpo", "spo", "gdpo", "weighted_grpo", "cispo", "sapo", "qae")
 SEEDS = (0, 1, 2)
 BUDGET = 12_000
@@ -46,7 +46,7 @@ def main() -> None:
     lines = [
         "# Estimators and objectives on the tiny image model",
         "",
-        f"`python docs/presets_on_images.py`: {BUDGET:,} network calls a run, seeds {', '.join(map(str, SEEDS))}, mean ± standard error; "
+        f"`python docs/scripts/presets_on_images.py`: {BUDGET:,} network calls a run, seeds {', '.join(map(str, SEEDS))}, mean ± standard error; "
         "144 held-out prompts × 2 pictures. The learning rate is the quickstart's for all: it suits advantages of unit scale.",
         "",
         "| method | before | after | all correct | diversity | steps | network calls |",

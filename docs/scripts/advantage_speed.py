@@ -1,7 +1,7 @@
 """Writes docs/advantage_speed.md: how long the advantage of a batch of tokens takes, for every preset.
 
-    .venv/bin/python docs/advantage_speed.py              # all, and the page
-    .venv/bin/python docs/advantage_speed.py tempo,grpo   # only prints these
+    .venv/bin/python docs/scripts/advantage_speed.py              # all, and the page
+    .venv/bin/python docs/scripts/advantage_speed.py tempo,grpo   # only prints these
 
 Timed is everything between the gathered table and the [N, A] advantages: the stages and `credit`. Rewards are random; the
 rollout declares the columns that the stages of a preset read, and no others.
@@ -136,7 +136,7 @@ def main(chosen: list[str]) -> None:
     left_out = "; ".join(f"{name} ({what})" for name, what in SCORES_UNITS.items())
     page = f"""# How long an advantage takes
 
-{setting}. `docs/advantage_speed.py` writes this page.
+{setting}. `docs/scripts/advantage_speed.py` writes this page.
 
 Timed: the stages of a preset and `credit`, from the gathered table to [N, A] advantages. The goal is {GOAL_MS:.0f} ms for what looks
 at rows only. By the clock, times count on an idle machine only; processor time does not mind other work. Not here, because they score parts of a row: {left_out}.
@@ -144,7 +144,7 @@ at rows only. By the clock, times count on an idle machine only; processor time 
 | preset | works on | ms, {THREADS} threads | processor ms, 1 thread | the latter above {GOAL_MS:.0f} |
 |---|---|---:|---:|---|
 """
-    Path(__file__).with_suffix(".md").write_text(page + "\n".join(lines) + "\n", encoding="utf-8")
+    (Path(__file__).parents[1] / "advantage_speed.md").write_text(page + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes docs/metric_parity.md: `grpo-mm eval` beside what the official scorers print for the same prediction files.
 
-    .venv/bin/python docs/metric_parity.py FOLDER
+    .venv/bin/python docs/scripts/metric_parity.py FOLDER
 
 FOLDER holds the published files, which are not part of this repository: QVHighlights' validation annotations, Moment-DETR's sample
 predictions, and TimeChat's example predictions with the annotations that belong to them.
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     lines = [
         "# Metrics beside the official scorers",
         "",
-        "`python docs/metric_parity.py FOLDER`: `grpo-mm eval --predictions FILE --annotations FILE --as KIND` on published predictions, to "
+        "`python docs/scripts/metric_parity.py FOLDER`: `grpo-mm eval --predictions FILE --annotations FILE --as KIND` on published predictions, to "
         "as many digits as the official scorer prints. (The figures that ship beside TimeChat's highlights, 26.45 / 22.35 and so on, are "
         "stale; its script prints those below.)",
     ]
@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
         for name, value in official.items():
             own = f"{found[name]:.{len(value.partition('.')[2])}f}"
             lines.append(f"| {name} | {value} | {own} | {'equal' if own == value else 'DIFFERENT'} |")
-    (Path(__file__).parent / "metric_parity.md").write_text("\n".join(lines) + "\n")
+    (Path(__file__).parents[1] / "metric_parity.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes docs/methods.md.
 
-.venv/bin/python docs/methods.py
+.venv/bin/python docs/scripts/methods.py
 """
 
 from pathlib import Path
@@ -8,4 +8,4 @@ from pathlib import Path
 from grpo_mm.tools.method_table import methods_page
 
 if __name__ == "__main__":
-    Path(__file__).with_suffix(".md").write_text(methods_page(), encoding="utf-8")
+    (Path(__file__).parents[1] / "methods.md").write_text(methods_page(), encoding="utf-8")

@@ -1,8 +1,8 @@
 """Writes docs/comparison.md: the methods side by side on the tiny model, from the same start and at equal network calls.
 
-    .venv/bin/python docs/comparison.py            # three seeds of every method; finished runs are not run again
-    .venv/bin/python docs/comparison.py mix,nft    # only makes these runs, so that several processes can share the work
-    .venv/bin/python docs/comparison.py --sweep    # learning rates, one other seed, other prompts: how the settings were found
+    .venv/bin/python docs/scripts/comparison.py            # three seeds of every method; finished runs are not run again
+    .venv/bin/python docs/scripts/comparison.py mix,nft    # only makes these runs, so that several processes can share the work
+    .venv/bin/python docs/scripts/comparison.py --sweep    # learning rates, one other seed, other prompts: how the settings were found
 
 A network call is one latent through the network once: rollout, training, old and reference policies alike. Every run
 stops at the first step that reaches the budget.
@@ -20,7 +20,7 @@ from grpo_mm.config.run_config import read as read_config
 from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CONFIGS = HERE.parent / "configs/quickstart"
 BUDGET = 20_000
 SEEDS = (0, 1, 2)
@@ -93,7 +93,7 @@ def main() -> None:
     lines = [
         "# Methods side by side",
         "",
-        f"`python docs/comparison.py`: the tiny model, {BUDGET:,} network calls a run, seeds {', '.join(map(str, SEEDS))}; mean ± "
+        f"`python docs/scripts/comparison.py`: the tiny model, {BUDGET:,} network calls a run, seeds {', '.join(map(str, SEEDS))}; mean ± "
         "standard error over seeds. Held-out: 288 prompts × 2 pictures, 20 ODE steps, fixed noise. Before training: reward "
         f"{start['score']:.3f}, all correct {start['shape/all_correct']:.3f}, diversity {start['diversity']:.3f}, contrast "
         f"{start['quality/contrast']:.3f}.",

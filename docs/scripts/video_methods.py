@@ -1,7 +1,7 @@
 """Writes docs/video_methods.md: the video methods on the tiny model, from the same start and at equal rollouts.
 
-    .venv/bin/python docs/video_methods.py             # three seeds of every method; finished runs are not run again
-    .venv/bin/python docs/video_methods.py care,grpo   # only makes these runs, so that several processes can share the work
+    .venv/bin/python docs/scripts/video_methods.py             # three seeds of every method; finished runs are not run again
+    .venv/bin/python docs/scripts/video_methods.py care,grpo   # only makes these runs, so that several processes can share the work
 
 A rollout is an answer that was drawn. Injected solutions are not drawn; shuffled samples, explanations and second groups are.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CONFIG = HERE.parent / "configs/quickstart/video.yaml"
 SEEDS = (0, 1, 2)
 STEPS = 120
@@ -93,7 +93,7 @@ def main() -> None:
     lines = [
         "# Video methods side by side",
         "",
-        f"`python docs/video_methods.py`: the tiny model on generated clips, {8 * 8 * STEPS:,} answers drawn a run, seeds "
+        f"`python docs/scripts/video_methods.py`: the tiny model on generated clips, {8 * 8 * STEPS:,} answers drawn a run, seeds "
         f"{', '.join(map(str, SEEDS))}; mean ± standard error over seeds; 256 held-out questions, greedy. Before training: mIoU "
         f"{start['iou/iou']:.3f}, thinking first {thinking['iou/iou']:.3f}. Learning rate and clip range are the quickstart's for all.",
         "",

@@ -1,6 +1,6 @@
 """What it saves that rows join as others end: 512 answers of very different lengths, 64 at once. For docs/benchmarks.md.
 
-    python docs/continuous_batching.py
+    python docs/scripts/continuous_batching.py
 
 One thread, float32, Qwen2.5-VL's format with random weights: 4 layers of width 512, of which one token in 64 ends an answer.
 """

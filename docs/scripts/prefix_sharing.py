@@ -1,7 +1,7 @@
 """What a shared prompt saves: measured beside the formula's bound, and against another trainer. For docs/benchmarks.md.
 
-    python docs/prefix_sharing.py rows [number …]   # forward and backward of the training side, both forms in turns
-    python docs/prefix_sharing.py trl               # whole steps of TRL's GRPOTrainer and of ours in turns; needs trl
+    python docs/scripts/prefix_sharing.py rows [number …]   # forward and backward of the training side, both forms in turns
+    python docs/scripts/prefix_sharing.py trl               # whole steps of TRL's GRPOTrainer and of ours in turns; needs trl
 
 One thread, float32, Qwen2.5-VL's format with random weights: 4 layers of width 512.
 """
@@ -34,7 +34,7 @@ MODEL = "random:qwen2_5_vl/width512"
 ROWS = ((8, 1024, 32), (8, 512, 128), (4, 2048, 512), (16, 512, 16), (8, 128, 128), (8, 32, 256))
 """Answers, prompt and answer tokens: an eighth of the lengths of the paper's table, whose fractions depend on their ratio."""
 REPEATS = 3
-CONFIG = Path(__file__).parents[1] / "configs/bench/prefix_cpu.yaml"
+CONFIG = Path(__file__).parents[2] / "configs/bench/prefix_cpu.yaml"
 
 
 def rows(numbers: list[int]) -> None:

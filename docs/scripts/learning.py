@@ -1,6 +1,6 @@
 """Writes docs/learning.md: what every preset learns on the toy policy of the tests. A minute or two on one core.
 
-.venv/bin/python docs/learning.py
+.venv/bin/python docs/scripts/learning.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 sys.path.insert(0, str(HERE.parent / "tests/helpers"))
 
 import torch  # noqa: E402
@@ -75,7 +75,7 @@ def page() -> str:
     lines = [
         "# What every preset learns",
         "",
-        f"`python docs/learning.py`: the table-of-logits policy of `tests/helpers/toy.py`, 8 prompts × 8 samples × {STEPS} steps, learning",
+        f"`python docs/scripts/learning.py`: the table-of-logits policy of `tests/helpers/toy.py`, 8 prompts × 8 samples × {STEPS} steps, learning",
         f"rate 0.1, seeds {', '.join(map(str, SEEDS))}; mean ± standard error over seeds, seconds of one run. The number is the",
         "exact expected share of right tokens, whatever the preset's reward is. A preset's own group size is replaced;",
         "clips, scales, weights and updates are its own. All start from one policy. The toy tells that a preset learns, not",

@@ -1,6 +1,6 @@
 """Writes docs/video.md: the video quickstart for three seeds, with its controls.
 
-    .venv/bin/python docs/video.py
+    .venv/bin/python docs/scripts/video.py
 
 Controls: rewards permuted within the batch; the trained model on swapped videos and on swapped questions; the best answer that
 looks at nothing. A run that is finished is not run again, one that was interrupted goes on.
@@ -18,7 +18,7 @@ from grpo_mm.looking.metrics import read
 from grpo_mm.rewards.video.temporal_iou import hull_iou
 from grpo_mm.tools.inference import evaluate
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CONFIG = HERE.parent / "configs/quickstart/video.yaml"
 SEEDS = (0, 1, 2)
 CONTROL = "advantage=[{kind: shuffle}, {kind: weighted_sum}, {kind: group_norm, ddof: 1}]"
@@ -39,7 +39,7 @@ def main() -> None:
     lines = [
         "# The video quickstart, measured",
         "",
-        f"`python docs/video.py`: configs/quickstart/video.yaml with seeds {', '.join(map(str, SEEDS))}; {len(prompts)} held-out questions "
+        f"`python docs/scripts/video.py`: configs/quickstart/video.yaml with seeds {', '.join(map(str, SEEDS))}; {len(prompts)} held-out questions "
         "about pairs of objects that training never saw, greedy answers. Mean ± standard error over seeds. The control trains on the "
         "same rewards permuted within the batch.",
         "",

@@ -1,6 +1,6 @@
 """Writes docs/quickstart.md: the quickstart for three seeds, with the shuffled-reward control.
 
-    .venv/bin/python docs/quickstart.py
+    .venv/bin/python docs/scripts/quickstart.py
 
 A run that is finished is not run again, one that was interrupted goes on.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CONFIG = HERE.parent / "configs/quickstart/flow.yaml"
 SEEDS = (0, 1, 2)
 CONTROL = "advantage=[{kind: shuffle}, {kind: weighted_sum}, {kind: group_norm}, {kind: clamp}]"
@@ -36,7 +36,7 @@ def main() -> None:
     lines = [
         "# The quickstart, measured",
         "",
-        f"`python docs/quickstart.py`: {CONFIG.name} with seeds {', '.join(map(str, SEEDS))}; 288 held-out prompts × 2 pictures, "
+        f"`python docs/scripts/quickstart.py`: {CONFIG.name} with seeds {', '.join(map(str, SEEDS))}; 288 held-out prompts × 2 pictures, "
         "20 ODE steps from fixed noise. Mean ± standard error over seeds. The control trains on the same rewards permuted "
         "within the batch.",
         "",
