@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from grpo_mm import moved
+
+moved.install()
 __version__ = "0.1.0"
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ import typer
 
 from grpo_mm.errors import TrainingStopped, UserError
 from grpo_mm.links import check_links
+from grpo_mm.moved import MovedModule
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -36,6 +38,10 @@ def main() -> None:
     """Runs a command; what a user can fix is one paragraph and exit code 2, a stopped run exit code 3."""
     logging.basicConfig(level=logging.WARNING if is_main() else logging.ERROR, format="%(levelname)s %(message)s")
     logging.getLogger("grpo_mm").setLevel(logging.INFO if is_main() else logging.ERROR)
+    if (
+        not sys.warnoptions
+    ):  # Python hides deprecations outside of scripts; a config that names an old path should be seen
+        warnings.filterwarnings("default", category=MovedModule)
     sys.path.append(os.getcwd())  # a user's own rewards lie where the command is started
     try:
         check_links()
@@ -222,9 +228,9 @@ def methods(
 ) -> None:
     """Lists every method and component: name, kind, paper, module, function, config."""
     from grpo_mm.config.methods import METHODS
-    from grpo_mm.registry import TABLE, entries
+    from grpo_mm.registry import entries, table
 
-    kinds = sorted({entry.role for entry in TABLE} | {"method"})
+    kinds = sorted({entry.role for entry in table()} | {"method"})
     if kind is not None and kind not in kinds:
         raise UserError(f"there is no kind {kind!r} of method; there are: {', '.join(kinds)}.")
     rows = []

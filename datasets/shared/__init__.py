@@ -3,3 +3,12 @@ out, controls.
 
 A reader of one published form lives in the room of its modality.
 """
+
+from grpo_mm.registry import Entry
+
+KINDS = (
+    Entry("prompts", "file", "grpo_mm.datasets.shared.files:PromptFile"),
+    Entry("prompts", "hub", "grpo_mm.datasets.shared.hub:HubPrompts"),
+    Entry("prompts", "swapped", "grpo_mm.datasets.shared.swapped:Swapped"),
+)  # fmt: skip
+"""What a config can name of this room."""

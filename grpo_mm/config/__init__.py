@@ -2,3 +2,7 @@
 
 The parts that a config names are defined elsewhere; nothing here runs them.
 """
+
+from grpo_mm.moved import former_names
+
+__getattr__ = former_names(__name__)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from grpo_mm.config.run_config import RunConfig, differences, plain
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.looking import metrics
+from grpo_mm.moved import present_target
 from grpo_mm.weights import checkpoint
 
 PACKAGES = ("grpo_mm", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
@@ -64,7 +65,16 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is damaged: {error}. Restore it, or start over with --fresh.") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{file} is damaged: it holds no settings. Restore it, or start over with --fresh.")
-    return found
+    return _with_present_paths(found)
+
+
+def _with_present_paths(value: Any) -> Any:
+    """Settings in which `package.module:Name` of before there were rooms reads as it does now."""
+    if isinstance(value, dict):
+        return {key: _with_present_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_present_paths(part) for part in value]
+    return present_target(value) if isinstance(value, str) else value
 
 
 def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None = None) -> None:
@@ -88,7 +98,7 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
     if fresh:
         return
     if is_run and (metrics.read(folder.metrics) or checkpoint.steps(folder.checkpoints)):
-        different = differences(read_config(folder.path), plain(config))
+        different = differences(read_config(folder.path), _with_present_paths(plain(config)))
         if different:
             raise ConfigError(
                 f"{folder.path} holds a run with another config ({'; '.join(different[:4])}"

@@ -2,3 +2,12 @@
 
 Plain right or wrong is scored in `text`.
 """
+
+from grpo_mm.registry import Entry
+
+KINDS = (
+    Entry("reward", "consistency", "grpo_mm.rewards.faithfulness.consistency:Consistency", "arXiv:2604.08476"),
+    Entry("reward", "semantic_grounding", "grpo_mm.rewards.faithfulness.semantic_grounding:SemanticGrounding", "arXiv:2604.08476"),
+    Entry("reward", "answer_judge", "grpo_mm.rewards.faithfulness.answer_judge:AnswerJudge", "arXiv:2505.15879"),
+)  # fmt: skip
+"""What a config can name of this room."""

@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 
 from grpo_mm.cli import app
 from grpo_mm.config.methods import METHODS
-from grpo_mm.registry import TABLE, load
+from grpo_mm.registry import load, table
 
 NEEDY = """
 from dataclasses import dataclass
@@ -379,7 +379,7 @@ def test_show_prints_what_would_run(run):
 
 def test_methods_lists_what_there_is_and_nothing_else():
     rows = json.loads(say("methods", "--json"))
-    assert len(rows) == len(TABLE) + len(METHODS) and all(
+    assert len(rows) == len(table()) + len(METHODS) and all(
         set(row) == {"name", "kind", "paper", "module", "function", "config"} for row in rows
     )
     for row in rows:

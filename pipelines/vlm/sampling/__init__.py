@@ -2,3 +2,10 @@
 
 Faster engines come in here as files of their own, behind the same protocol.
 """
+
+from grpo_mm.registry import Entry
+
+KINDS = (
+    Entry("generator", "hf", "grpo_mm.pipelines.vlm.sampling.generation:HfGenerator"),
+)  # fmt: skip
+"""What a config can name of this room."""

@@ -1,0 +1,125 @@
+"""Module paths of before there were rooms lead on, with one warning each, and old run folders go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+
+import pytest
+from conftest import ROOT
+from tiny_runs import record, summary, weights, write_config
+
+from grpo_mm import moved, registry
+from grpo_mm.entry import train
+from grpo_mm.training.run_folder import read_config
+
+BEFORE = (ROOT / "tests/helpers/module_paths_before_rooms.txt").read_text().split()
+"""Every module of the package before the move."""
+LOOK = """
+import importlib, json, sys, warnings
+
+found = {}
+for path in sys.stdin.read().split():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        module = importlib.import_module(path)
+        names = [name for name in dir(module) if not name.startswith("_")]
+        again = importlib.import_module(path)
+    found[path] = {"module": module.__name__, "same": module is again is sys.modules[path], "names": len(names),
+                   "told": [str(w.message) for w in told if w.category.__name__ == "MovedModule"],
+                   "deprecations": sum(issubclass(w.category, DeprecationWarning) and "has moved" in str(w.message) for w in told)}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict]:
+    """What a fresh interpreter finds under every old path."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], input="\n".join(BEFORE), cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_old_path_is_known():
+    assert len(BEFORE) == 304 and set(moved.MOVED) <= set(BEFORE)
+
+
+@pytest.mark.parametrize("path", BEFORE)
+def test_an_old_path_leads_to_its_module(path, found):
+    """Under its new name where it moved, told once; a room that has the name of a module tells when a name is taken from it."""
+    here = found[path]
+    if path not in moved.MOVED or path in ROOMS:
+        assert here["module"] == path and here["told"] == []
+    else:
+        new = moved.MOVED[path]
+        assert here["module"] == new and here["same"]
+        assert here["told"] == [f"{path} has moved: import {new}."] and here["deprecations"] == 1
+
+
+ROOMS = {
+    "grpo_mm.config": ("Role", "build", "component", "convert", "dump", "merge", "override", "read_yaml"),
+    "grpo_mm.datasets.video": ("VideoFile", "ImageFile", "read_video"),
+    "grpo_mm.rewards.judges": ("PointwiseJudge", "TransformersJudge", "ServerJudge"),
+}
+
+
+@pytest.mark.parametrize(("room", "names"), ROOMS.items(), ids=ROOMS)
+def test_a_room_that_has_the_path_of_a_module_gives_its_names(room, names):
+    code = (
+        "import importlib, warnings\nwarnings.simplefilter('error')\n"
+        f"try:\n    from {room} import {names[0]}\nexcept DeprecationWarning as told:\n    print(told)\n"
+        f"from {room} import {', '.join(names)}\n"
+        f"new = importlib.import_module({moved.MOVED[room]!r})\n"
+        f"assert all(getattr(new, name) is globals()[name] for name in {names!r})\n"
+        f"try:\n    from {room} import nothing_of_this_name\nexcept ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told, missing = done.stdout.splitlines()
+    assert told == f"{room} has moved: import {moved.MOVED[room]}." and "nothing_of_this_name" in missing
+
+
+def test_nothing_in_the_package_asks_for_an_old_path():
+    code = (
+        "import warnings\nfrom grpo_mm import registry\nfrom grpo_mm.moved import MovedModule\n"
+        "warnings.simplefilter('error', category=MovedModule)\nimport grpo_mm.cli, grpo_mm.entry, grpo_mm.tools.inference\n"
+        "[registry.lookup(e.role, e.kind) for e in registry.table() if e.role != 'preset']\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_config_may_name_a_class_by_its_old_path():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = registry.lookup("reward", "grpo_mm.rewards.jpeg:JpegSize")
+    assert found is registry.lookup("reward", "jpeg") and registry.kind_of("reward", found) == "jpeg"
+
+
+def test_a_module_that_never_was_is_still_no_module():
+    for path in ("grpo_mm.nothing", "grpo_mm.rewards.nothing", "grpo_mm.collectors.nothing"):
+        with pytest.raises(ModuleNotFoundError):
+            __import__(path)
+
+
+@pytest.mark.parametrize(("there", "here"), [("old", "new"), ("old", "old"), ("new", "old")])
+def test_a_run_folder_that_names_old_paths_goes_on(there, here, tiny_sd3, tmp_path):
+    """What has no kind stands in config.yaml by its path: in a run begun before the move by its old one."""
+    paths = {"old": "grpo_mm.rng:stream", "new": "grpo_mm.processes.rng:stream"}
+    config = write_config(tmp_path, tiny_sd3, {"steps": 2, "samples_every": 0, "data": {"own": paths[here]}})
+    train(config)
+    run, whole = tmp_path / "runs/tiny", tmp_path / "whole"
+    shutil.copytree(run, whole)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(paths[here], paths[there]))
+    assert read_config(run)["data"]["own"] == paths["new"] and paths[there] in (run / "config.yaml").read_text()
+    assert train(config) == summary(whole)  # finished: nothing to do, and no other run
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "checkpoints/step_000002")
+    train(config)
+    assert record(run) == record(whole) and weights(run, 2) == weights(whole, 2)
