@@ -167,7 +167,7 @@ MAY_IMPORT = {
     "rewards.text": "processes rewards.shared rollout",
     "rewards.spatial": "rewards.shared rewards.text",
     "rewards.video": "rewards.shared rewards.spatial rewards.text",
-    "rewards.judges": "processes rollout",
+    "rewards.judges": "processes rewards.shared rollout",
     "rewards.faithfulness": "rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",
     "rewards.benchmarks": "rewards.spatial rewards.text rewards.video",
     "datasets.media": "",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
+from grpo_mm.objectives.aggregate import Aggregate
 from grpo_mm.objectives.clipped_ratio import ratio_stats
+from grpo_mm.objectives.logprob_term import LogprobTerm
 from grpo_mm.objectives.ratio import log_ratio
-from grpo_mm.types import Couples, Term, View
+from grpo_mm.types import View
 
 
 def cispo(
@@ -38,7 +38,7 @@ def cispo(
 
 
 @dataclass(frozen=True)
-class Cispo:
+class Cispo(LogprobTerm):
     """`cispo` as a term of the objective; the mean is over all trained actions of the update."""
 
     max_ratio: float = 5.0
@@ -50,18 +50,9 @@ class Cispo:
         if not 0 <= self.min_ratio <= 1 <= self.max_ratio:
             raise ValueError(f"min_ratio = {self.min_ratio}, max_ratio = {self.max_ratio}; wanted 0 … 1 … above.")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"logprobs"})
-
-    @property
-    def couples(self) -> Couples:
-        return "action"
-
-    def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
+    def loss(self, logprobs_NA: Tensor, old_logprobs_NA: Tensor, advantages_NA: Tensor, mask_NA: Tensor) -> Tensor:
         bounds = dict(min_ratio=self.min_ratio, max_ratio=self.max_ratio)
-        loss = cispo(values["logprobs"], view.old_logprobs, view.advantage, view.mask, **bounds)
-        weight, denominator = aggregate_weight(view, self.aggregate)
-        found = log_ratio(values["logprobs"].detach(), view.old_logprobs, view.mask)
-        stats = ratio_stats(found, view.advantage, clip_low=1 - self.min_ratio, clip_high=self.max_ratio - 1)
-        return Term("policy", self.weight * loss, weight, denominator, stats=stats)
+        return cispo(logprobs_NA, old_logprobs_NA, advantages_NA, mask_NA, **bounds)
+
+    def stats(self, log_ratio_NA: Tensor, view: View) -> dict[str, Tensor]:
+        return ratio_stats(log_ratio_NA, view.advantage, clip_low=1 - self.min_ratio, clip_high=self.max_ratio - 1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
+from grpo_mm.objectives.aggregate import Aggregate
 from grpo_mm.objectives.clipped_ratio import MAX_LOG_RATIO, ratio_stats
+from grpo_mm.objectives.logprob_term import LogprobTerm
 from grpo_mm.objectives.ratio import log_ratio, row_mean
-from grpo_mm.types import Couples, Term, View
+from grpo_mm.types import View
 
 
 def gmpo(
@@ -41,7 +41,7 @@ def gmpo(
 
 
 @dataclass(frozen=True)
-class Gmpo:
+class Gmpo(LogprobTerm):
     """`gmpo` as a term of the objective: the mean over rows."""
 
     clip_low: float = 0.4
@@ -49,26 +49,18 @@ class Gmpo:
     aggregate: Aggregate = "row"
     weight: float = 1.0
 
+    couples = "row"
+
     def __post_init__(self) -> None:
         if not (0 <= self.clip_low <= MAX_LOG_RATIO and 0 <= self.clip_high <= MAX_LOG_RATIO):
             raise ValueError(
                 f"clip_low = {self.clip_low} and clip_high = {self.clip_high}, in log space; wanted 0 to {MAX_LOG_RATIO:g}."
             )
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"logprobs"})
-
-    @property
-    def couples(self) -> Couples:
-        return "row"
-
-    def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
+    def loss(self, logprobs_NA: Tensor, old_logprobs_NA: Tensor, advantages_NA: Tensor, mask_NA: Tensor) -> Tensor:
         clip = dict(clip_low=self.clip_low, clip_high=self.clip_high)
-        loss = gmpo(values["logprobs"], view.old_logprobs, view.advantage, view.mask, **clip)
-        weight, denominator = aggregate_weight(view, self.aggregate)
-        found = log_ratio(values["logprobs"].detach(), view.old_logprobs, view.mask)
+        return gmpo(logprobs_NA, old_logprobs_NA, advantages_NA, mask_NA, **clip)
+
+    def stats(self, log_ratio_NA: Tensor, view: View) -> dict[str, Tensor]:
         edges = dict(clip_low=-math.expm1(-self.clip_low), clip_high=math.expm1(self.clip_high))
-        return Term(
-            "policy", self.weight * loss, weight, denominator, stats=ratio_stats(found, view.advantage, **edges)
-        )
+        return ratio_stats(log_ratio_NA, view.advantage, **edges)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
+from grpo_mm.objectives.aggregate import Aggregate
 from grpo_mm.objectives.clipped_ratio import MAX_LOG_RATIO
+from grpo_mm.objectives.logprob_term import LogprobTerm
 from grpo_mm.objectives.ratio import log_ratio
-from grpo_mm.types import Couples, Term, View
 
 
 def high_covariance(logprobs_NA: Tensor, advantages_NA: Tensor, mask_NA: Tensor, *, share: float) -> Tensor:
@@ -51,7 +50,7 @@ def kl_cov(
 
 
 @dataclass(frozen=True)
-class KlCov:
+class KlCov(LogprobTerm):
     """`kl_cov` as a term of the objective; the actions are chosen over the whole update, on all ranks."""
 
     share: float = 2e-4
@@ -60,22 +59,11 @@ class KlCov:
     aggregate: Aggregate = "token"
     weight: float = 1.0
 
+    couples = "update"
+
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or self.kl < 0:
             raise ValueError(f"share = {self.share}, kl = {self.kl}; wanted in (0, 1], and 0 or more.")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"logprobs"})
-
-    @property
-    def couples(self) -> Couples:
-        return "update"
-
-    def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
-        inputs = (values["logprobs"], view.old_logprobs, view.advantage, view.mask)
-        loss = kl_cov(*inputs, share=self.share, kl=self.kl)
-        weight, denominator = aggregate_weight(view, self.aggregate)
-        found = log_ratio(*inputs[:2], view.mask).detach()
-        stats = {"ratio": found.clamp(max=MAX_LOG_RATIO).exp(), "approx_kl": 0.5 * found**2}
-        return Term("policy", self.weight * loss, weight, denominator, stats=stats)
+    def loss(self, logprobs_NA: Tensor, old_logprobs_NA: Tensor, advantages_NA: Tensor, mask_NA: Tensor) -> Tensor:
+        return kl_cov(logprobs_NA, old_logprobs_NA, advantages_NA, mask_NA, share=self.share, kl=self.kl)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
+from grpo_mm.objectives.aggregate import Aggregate
 from grpo_mm.objectives.clipped_ratio import MAX_LOG_RATIO
+from grpo_mm.objectives.logprob_term import LogprobTerm
 from grpo_mm.objectives.ratio import log_ratio
-from grpo_mm.types import Couples, Term, View
 
 
 def sapo(
@@ -38,7 +37,7 @@ def sapo(
 
 
 @dataclass(frozen=True)
-class Sapo:
+class Sapo(LogprobTerm):
     """`sapo` as a term of the objective."""
 
     temperature_up: float = 1.0
@@ -52,18 +51,6 @@ class Sapo:
                 f"temperature_up = {self.temperature_up}, temperature_down = {self.temperature_down}; wanted above 0."
             )
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"logprobs"})
-
-    @property
-    def couples(self) -> Couples:
-        return "action"
-
-    def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
+    def loss(self, logprobs_NA: Tensor, old_logprobs_NA: Tensor, advantages_NA: Tensor, mask_NA: Tensor) -> Tensor:
         gate = dict(temperature_up=self.temperature_up, temperature_down=self.temperature_down)
-        loss = sapo(values["logprobs"], view.old_logprobs, view.advantage, view.mask, **gate)
-        weight, denominator = aggregate_weight(view, self.aggregate)
-        found = log_ratio(values["logprobs"].detach(), view.old_logprobs, view.mask)
-        stats = {"ratio": found.clamp(max=MAX_LOG_RATIO).exp(), "approx_kl": 0.5 * found**2}
-        return Term("policy", self.weight * loss, weight, denominator, stats=stats)
+        return sapo(logprobs_NA, old_logprobs_NA, advantages_NA, mask_NA, **gate)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grpo_mm.rewards.images.clip_score import Clip, check_clip
+from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import check_file, load_strictly, read_tensors
 from grpo_mm.types import Prompt
 
 
 @dataclass
-class Aesthetic:
+class Aesthetic(Network):
     """score = a linear network on the picture's CLIP features of length 1; about 4 to 7 for most pictures.
 
     Source: improved-aesthetic-predictor by C. Schuhmann (simple_inference.py; version 2, sac+logos+ava1-l14-linearMSE),
@@ -31,8 +31,6 @@ class Aesthetic:
 
     def __post_init__(self) -> None:
         self._clip = Clip(self.model, self.pretrained)
-        self._device: torch.device | str = "cpu"
-        self._head: Any = None
 
     def check(self) -> None:
         """Raises ConfigError if open_clip or a local file is missing."""
@@ -41,24 +39,20 @@ class Aesthetic:
 
     def to(self, device: torch.device | str) -> Aesthetic:
         """Loads the models at the first call; moves them between devices by phase."""
-        self._device = device
         self._clip.to(device)
-        self._load()
-        return self
+        return super().to(device)
 
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] -> score [M]; prompts are not read."""
         self._load()
-        return {"score": torch.cat([self._head(self._clip.image_features(c)) for c in items.split(self.batch_size)])}
+        return {"score": torch.cat([self._model(self._clip.image_features(c)) for c in items.split(self.batch_size)])}
 
-    def _load(self) -> None:
-        if self._head is None:
-            tensors = read_tensors(self.path)
-            self._head = LinearHead(tensors["layers.0.weight"].shape[1] if "layers.0.weight" in tensors else 768)
-            load_strictly(self._head, tensors, path=self.path)
-            self._head.eval().requires_grad_(False)
-        self._head.to(self._device)
+    def _build(self) -> nn.Module:
+        tensors = read_tensors(self.path)
+        head = LinearHead(tensors["layers.0.weight"].shape[1] if "layers.0.weight" in tensors else 768)
+        load_strictly(head, tensors, path=self.path)
+        return head
 
 
 class LinearHead(nn.Module):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.types import Prompt
 
 
@@ -56,19 +57,12 @@ class ClipScore:
         return {"score": self.scale * (image_features * text_features[index]).sum(-1)}
 
 
-class Clip:
+class Clip(Network):
     """An open_clip model that is loaded when first needed; features are float32 of length 1."""
 
     def __init__(self, model: str, pretrained: str | None) -> None:
         self.name = f"local-dir:{model}" if os.path.isdir(model) else model
         self.pretrained = None if self.name.startswith(("local-dir:", "hf-hub:")) else pretrained
-        self._device: torch.device | str = "cpu"
-        self._model: Any = None
-
-    def to(self, device: torch.device | str) -> None:
-        """Loads the model at the first call; moves it between devices by phase."""
-        self._device = device
-        self._load()
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
@@ -84,14 +78,12 @@ class Clip:
         tokens = self._tokenizer(list(texts)).to(self._device)
         return F.normalize(self._model.encode_text(tokens).float(), dim=-1)
 
-    def _load(self) -> None:
-        if self._model is None:
-            import open_clip
+    def _build(self) -> torch.nn.Module:
+        import open_clip
 
-            model, _, self._transform = open_clip.create_model_and_transforms(self.name, pretrained=self.pretrained)
-            self._tokenizer = open_clip.get_tokenizer(self.name)
-            self._model = model.eval().requires_grad_(False)
-        self._model.to(self._device)
+        model, _, self._transform = open_clip.create_model_and_transforms(self.name, pretrained=self.pretrained)
+        self._tokenizer = open_clip.get_tokenizer(self.name)
+        return model
 
 
 def check_clip(model: str, pretrained: str | None) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.shared.networks import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ def keep_best(box: Tensor, score: Tensor, label: Tensor, *, min_score: float, ma
 
 
 @dataclass
-class TransformersDetector:
+class TransformersDetector(Network):
     """A transformers object detector (DETR, RT-DETR, YOLOS, …) or Mask2Former by name or path.
 
     "facebook/mask2former-swin-small-coco-instance" is the detector of GenEval and Flow-GRPO; it also gives masks.
@@ -142,20 +143,10 @@ class TransformersDetector:
     batch_size: int = 8
     revision: str | None = None
 
-    def __post_init__(self) -> None:
-        self._model: Any = None
-        self._device: torch.device | str = "cpu"
-
     def check(self) -> None:
         """Raises ConfigError if the name is a path where there is no folder."""
         if self.name.startswith((".", os.sep)) and not os.path.isdir(self.name):
             raise ConfigError(f"transformers detector: name = {self.name!r}: no such folder.")
-
-    def to(self, device: torch.device | str) -> TransformersDetector:
-        """Loads the model at the first call; moves it between devices by phase."""
-        self._device = device
-        self._load()
-        return self
 
     @property
     def labels(self) -> list[str]:
@@ -166,17 +157,15 @@ class TransformersDetector:
         self._load()
         return [found for chunk in images.split(self.batch_size) for found in self._detect(chunk)]
 
-    def _load(self) -> None:
-        if self._model is None:
-            from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
-            from transformers import AutoModelForUniversalSegmentation as AutoModelForMasks
+    def _build(self) -> torch.nn.Module:
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+        from transformers import AutoModelForUniversalSegmentation as AutoModelForMasks
 
-            config = AutoConfig.from_pretrained(self.name, revision=self.revision)
-            self._gives_masks = config.model_type == "mask2former"
-            auto = AutoModelForMasks if self._gives_masks else AutoModelForObjectDetection
-            self._processor = AutoImageProcessor.from_pretrained(self.name, revision=self.revision)
-            self._model = auto.from_pretrained(self.name, revision=self.revision).eval()
-        self._model.to(self._device)
+        config = AutoConfig.from_pretrained(self.name, revision=self.revision)
+        self._gives_masks = config.model_type == "mask2former"
+        auto = AutoModelForMasks if self._gives_masks else AutoModelForObjectDetection
+        self._processor = AutoImageProcessor.from_pretrained(self.name, revision=self.revision)
+        return auto.from_pretrained(self.name, revision=self.revision)
 
     @torch.no_grad()
     def _detect(self, images: Tensor) -> list[list[Detection]]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.rewards.images.clip_score import check_clip
+from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_file, load_strictly, read_tensors
 from grpo_mm.types import Prompt
 
 
 @dataclass
-class Hps:
+class Hps(Network):
     """score = cosine of the picture's and the prompt's features, .2 to .4 for most pictures.
 
     Source: arXiv:2306.09341; hpsv2/img_score.py of tgxs002/HPSv2. Deviates: float32 or bfloat16, where the
@@ -33,20 +33,10 @@ class Hps:
     batch_size: int = 32
     dtype: DType = "float32"
 
-    def __post_init__(self) -> None:
-        self._device: torch.device | str = "cpu"
-        self._model: Any = None
-
     def check(self) -> None:
         """Raises ConfigError if open_clip or a local file is missing."""
         check_clip(self.model, None)
         check_file("path", self.path)
-
-    def to(self, device: torch.device | str) -> Hps:
-        """Loads the model at the first call; moves it between devices by phase."""
-        self._device = device
-        self._load()
-        return self
 
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -68,17 +58,15 @@ class Hps:
     def _text_features(self, texts: list[str]) -> Tensor:
         return F.normalize(self._model.encode_text(self._tokenizer(texts).to(self._device)).float(), dim=-1)
 
-    def _load(self) -> None:
-        if self._model is None:
-            import open_clip
+    def _build(self) -> torch.nn.Module:
+        import open_clip
 
-            name = f"local-dir:{self.model}" if os.path.isdir(self.model) else self.model
-            precision = {"float32": "fp32", "bfloat16": "pure_bf16"}[self.dtype]
-            model = open_clip.create_model(name, load_weights=False, precision=precision)
-            load_strictly(model, read_tensors(self.path), path=self.path)
-            self._tokenizer = open_clip.get_tokenizer(name)
-            self._model = model.eval().requires_grad_(False)
-        self._model.to(self._device)
+        name = f"local-dir:{self.model}" if os.path.isdir(self.model) else self.model
+        precision = {"float32": "fp32", "bfloat16": "pure_bf16"}[self.dtype]
+        model = open_clip.create_model(name, load_weights=False, precision=precision)
+        load_strictly(model, read_tensors(self.path), path=self.path)
+        self._tokenizer = open_clip.get_tokenizer(name)
+        return model
 
 
 def hps_pixels(images: Tensor, *, size_px: int, antialias: bool = True) -> Tensor:

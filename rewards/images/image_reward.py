@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grpo_mm.rewards.images.aesthetic import LinearHead
 from grpo_mm.rewards.images.clip_score import tensor_transform
+from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_file, check_model, check_packages, load_strictly, read_tensors
 from grpo_mm.types import Prompt
 
@@ -36,7 +36,7 @@ class BlipSize:
 
 
 @dataclass
-class ImageReward:
+class ImageReward(Network):
     """score = (head - mean) / std, where the head reads the text encoder's first token; mostly -2 to 2.
 
     The shorter side of a picture is brought to 224 px and the middle is cut out. Prompts longer than 35 tokens are cut.
@@ -53,21 +53,11 @@ class ImageReward:
     dtype: DType = "float32"
     """Of the encoders; the head is float32."""
 
-    def __post_init__(self) -> None:
-        self._device: torch.device | str = "cpu"
-        self._model: Any = None
-
     def check(self) -> None:
         """Raises ConfigError if transformers, a local file or a local folder is missing."""
         check_packages("transformers")
         check_file("path", self.path)
         check_model("tokenizer", self.tokenizer, file="tokenizer_config.json")
-
-    def to(self, device: torch.device | str) -> ImageReward:
-        """Loads the model at the first call; moves it between devices by phase."""
-        self._device = device
-        self._load()
-        return self
 
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -85,17 +75,15 @@ class ImageReward:
         pixels = image_reward_pixels(images.to(self._device), size_px=self.size.image_px)
         return self._model(pixels.to(getattr(torch, self.dtype)), tokens.input_ids, tokens.attention_mask)
 
-    def _load(self) -> None:
-        if self._model is None:
-            from transformers import AutoTokenizer
+    def _build(self) -> nn.Module:
+        from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-            model = BlipWithHead(self.size)
-            load_strictly(model, transformers_names(read_tensors(self.path)), path=self.path)
-            model.image.to(getattr(torch, self.dtype))
-            model.text.to(getattr(torch, self.dtype))
-            self._model = model.eval().requires_grad_(False)
-        self._model.to(self._device)
+        self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        model = BlipWithHead(self.size)
+        load_strictly(model, transformers_names(read_tensors(self.path)), path=self.path)
+        model.image.to(getattr(torch, self.dtype))
+        model.text.to(getattr(torch, self.dtype))
+        return model
 
 
 class BlipWithHead(nn.Module):

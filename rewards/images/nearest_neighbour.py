@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
 
@@ -37,7 +38,7 @@ def nearest_neighbour_distance(features_MD: Tensor, group_M: Tensor) -> Tensor:
 
 
 @dataclass
-class NearestNeighbour:
+class NearestNeighbour(Network):
     """score = `nearest_neighbour_distance` of the pictures' features within each group.
 
     Features are the class token of a self-supervised image model. With `model: null` they are the picture itself, grey
@@ -54,21 +55,11 @@ class NearestNeighbour:
     batch_size: int = 32
     dtype: DType = "float32"
 
-    def __post_init__(self) -> None:
-        self._device: torch.device | str = "cpu"
-        self._model: Any = None
-
     def check(self) -> None:
         """Raises ConfigError if transformers or a local folder is missing."""
         if self.model is not None:
             check_packages("transformers")
             check_model("model", self.model)
-
-    def to(self, device: torch.device | str) -> NearestNeighbour:
-        """Loads the model at the first call; moves it between devices by phase."""
-        self._device = device
-        self._load()
-        return self
 
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt], group_M: Tensor) -> dict[str, Tensor]:
@@ -93,12 +84,11 @@ class NearestNeighbour:
         return prepared["pixel_values"]
 
     def _load(self) -> None:
-        if self.model is None:
-            return
-        if self._model is None:
-            from transformers import AutoImageProcessor, AutoModel
+        if self.model is not None:
+            super()._load()
 
-            self._processor = AutoImageProcessor.from_pretrained(self.model)
-            model = AutoModel.from_pretrained(self.model, dtype=getattr(torch, self.dtype))
-            self._model = model.eval().requires_grad_(False)
-        self._model.to(self._device)
+    def _build(self) -> torch.nn.Module:
+        from transformers import AutoImageProcessor, AutoModel
+
+        self._processor = AutoImageProcessor.from_pretrained(self.model)
+        return AutoModel.from_pretrained(self.model, dtype=getattr(torch, self.dtype))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
 
 
 @dataclass
-class PickScore:
+class PickScore(Network):
     """score = exp(logit scale) × cosine of the picture's and the prompt's CLIP features / divisor.
 
     The part `raw` is the score before the division, 17 to 24 for most pictures. Prompts longer than 77 tokens are cut.
@@ -36,20 +36,12 @@ class PickScore:
     def __post_init__(self) -> None:
         if self.divisor <= 0:
             raise ConfigError(f"divisor = {self.divisor}, wanted more than 0.")
-        self._device: torch.device | str = "cpu"
-        self._model: Any = None
 
     def check(self) -> None:
         """Raises ConfigError if transformers or a local folder is missing."""
         check_packages("transformers")
         check_model("model", self.model)
         check_model("processor", self.processor, file="tokenizer_config.json")
-
-    def to(self, device: torch.device | str) -> PickScore:
-        """Loads the model at the first call; moves it between devices by phase."""
-        self._device = device
-        self._load()
-        return self
 
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -78,11 +70,8 @@ class PickScore:
         images = images.to(self._device)
         return prepare(images=list(images), input_data_format="channels_first", return_tensors="pt")["pixel_values"]
 
-    def _load(self) -> None:
-        if self._model is None:
-            from transformers import AutoModel, AutoProcessor
+    def _build(self) -> torch.nn.Module:
+        from transformers import AutoModel, AutoProcessor
 
-            self._processor = AutoProcessor.from_pretrained(self.processor)
-            model = AutoModel.from_pretrained(self.model, dtype=getattr(torch, self.dtype))
-            self._model = model.eval().requires_grad_(False)
-        self._model.to(self._device)
+        self._processor = AutoProcessor.from_pretrained(self.processor)
+        return AutoModel.from_pretrained(self.model, dtype=getattr(torch, self.dtype))

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
 
 
 @dataclass
-class VlmYesNo:
+class VlmYesNo(Network):
     """score = p(yes) / (p(yes) + p(no)) for the first token of the answer, 0 to 1.
 
     The parts are `p_yes` and `p_no`; when their sum is far below 1 the model means to answer something else. Each adds
@@ -32,20 +33,10 @@ class VlmYesNo:
     batch_size: int = 8
     dtype: DType = "bfloat16"
 
-    def __post_init__(self) -> None:
-        self._device: torch.device | str = "cpu"
-        self._model: Any = None
-
     def check(self) -> None:
         """Raises ConfigError if transformers or a local folder is missing."""
         check_packages("transformers")
         check_model("model", self.model)
-
-    def to(self, device: torch.device | str) -> VlmYesNo:
-        """Loads the model at the first call; moves it between devices by phase."""
-        self._device = device
-        self._load()
-        return self
 
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -79,16 +70,13 @@ class VlmYesNo:
         pictures = [[Image.fromarray(image)] for image in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
         return self._processor(text=texts, images=pictures, padding=True, return_tensors="pt")
 
-    def _load(self) -> None:
-        if self._model is None:
-            from transformers import AutoModelForImageTextToText, AutoProcessor
+    def _build(self) -> torch.nn.Module:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
-            self._processor = AutoProcessor.from_pretrained(self.model)
-            self._processor.tokenizer.padding_side = "left"
-            self._yes, self._no = (single_tokens(self._processor.tokenizer, word) for word in ("yes", "no"))
-            model = AutoModelForImageTextToText.from_pretrained(self.model, dtype=getattr(torch, self.dtype))
-            self._model = model.eval().requires_grad_(False)
-        self._model.to(self._device)
+        self._processor = AutoProcessor.from_pretrained(self.model)
+        self._processor.tokenizer.padding_side = "left"
+        self._yes, self._no = (single_tokens(self._processor.tokenizer, word) for word in ("yes", "no"))
+        return AutoModelForImageTextToText.from_pretrained(self.model, dtype=getattr(torch, self.dtype))
 
 
 def single_tokens(tokenizer: Any, word: str) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.shared.networks import Network
 
 
 class Question(NamedTuple):
@@ -30,7 +31,7 @@ class Vlm(Protocol):
 
 
 @dataclass
-class TransformersVlm:
+class TransformersVlm(Network):
     """A model that transformers loads as image-text-to-text, with its own chat template; greedy decoding.
 
     An answer does not depend on the others of its batch, but for rounding: shorter questions are padded on the left.
@@ -45,19 +46,11 @@ class TransformersVlm:
 
     def __post_init__(self) -> None:
         at_least_one("local model", max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
-        self._device: torch.device | str = "cpu"
-        self._model: Any = None
 
     def check(self) -> None:
         """Raises ConfigError if the name is a path where there is no folder."""
         if self.model.startswith((".", os.sep)) and not os.path.isdir(self.model):
             raise ConfigError(f"model = {self.model!r}: no such folder.")
-
-    def to(self, device: torch.device | str) -> TransformersVlm:
-        """Loads the model at the first call; moves it between devices by phase."""
-        self._device = device
-        self._load()
-        return self
 
     def ask(self, questions: Sequence[Question]) -> list[str | None]:
         self._load()
@@ -85,21 +78,19 @@ class TransformersVlm:
         tokens = self._model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
         return self._processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    def _load(self) -> None:
-        if self._model is None:
-            from transformers import AutoModelForImageTextToText, AutoProcessor
+    def _build(self) -> torch.nn.Module:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
-            self._processor = AutoProcessor.from_pretrained(self.model, revision=self.revision)
-            tokenizer = self._processor.tokenizer
-            tokenizer.padding_side = "left"  # generation goes on at the right end
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            model = AutoModelForImageTextToText.from_pretrained(self.model, revision=self.revision, dtype=self.dtype)
-            self._model = model.eval().requires_grad_(False)
-            settings = self._model.generation_config
-            settings.temperature = settings.top_p = settings.top_k = None  # for sampling only; else a warning a call
-            settings.pad_token_id = tokenizer.pad_token_id
-        self._model.to(self._device)
+        self._processor = AutoProcessor.from_pretrained(self.model, revision=self.revision)
+        tokenizer = self._processor.tokenizer
+        tokenizer.padding_side = "left"  # generation goes on at the right end
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model = AutoModelForImageTextToText.from_pretrained(self.model, revision=self.revision, dtype=self.dtype)
+        settings = model.generation_config
+        settings.temperature = settings.top_p = settings.top_k = None  # for sampling only; else a warning a call
+        settings.pad_token_id = tokenizer.pad_token_id
+        return model
 
 
 def picture(image: Tensor) -> Any:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.named_scores import table
-from grpo_mm.rewards.shared.weights import check_model
+from grpo_mm.rewards.shared.networks import Tokens
 from grpo_mm.types import Prompt
 
 
@@ -27,7 +26,7 @@ def adjacent_repetition(things: Sequence[Hashable], n: int) -> float:
 
 
 @dataclass
-class Repetition:
+class Repetition(Tokens):
     """score = weight · (1 - share of words - share of tokens) by `adjacent_repetition`; from -weight to weight.
 
     It applies to every prompt. Parts: "words" and "tokens", the shares. Without a tokenizer words alone are read, and the
@@ -45,12 +44,6 @@ class Repetition:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ConfigError(f"n = {self.n}; wanted at least 1.")
-        self._tokenizer: Any = None
-
-    def check(self) -> None:
-        """Raises ConfigError if the folder holds no tokenizer."""
-        if self.tokenizer:
-            check_model("tokenizer", self.tokenizer, file="tokenizer_config.json")
 
     def applies_to(self, prompt: Prompt) -> bool:
         return True
@@ -60,15 +53,6 @@ class Repetition:
         return table([self._one(text) for text, _ in zip(items, prompts, strict=True)], ("score", "words", "tokens"))
 
     def _one(self, text: str) -> dict[str, float]:
-        words, tokens = adjacent_repetition(text.split(), self.n), adjacent_repetition(self._tokens(text), self.n)
+        words = adjacent_repetition(text.split(), self.n)
+        tokens = adjacent_repetition(self.token_ids(text) if self.tokenizer else (), self.n)
         return {"score": self.weight * (1 - words - tokens), "words": words, "tokens": tokens}
-
-    def _tokens(self, text: str) -> Sequence[int]:
-        if not self.tokenizer:
-            return ()
-        if self._tokenizer is None:
-            self.check()
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.shared.weights import check_model
+from grpo_mm.rewards.shared.networks import Tokens
 from grpo_mm.types import Prompt
 
 
@@ -20,7 +19,7 @@ def in_band(length: float, *, low: float, high: float) -> float:
 
 
 @dataclass
-class ResponseLength:
+class ResponseLength(Tokens):
     """score = 1 if a text has from `low` to `high` tokens, else 0; part "length". It applies to every prompt.
 
     Video-R1 adds 0.2 to correct responses in the band, where the group has more than one correct: this is the band alone,
@@ -40,12 +39,6 @@ class ResponseLength:
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
             raise ConfigError(f"low = {self.low}, high = {self.high}; wanted 0 <= low <= high.")
-        self._tokenizer: Any = None
-
-    def check(self) -> None:
-        """Raises ConfigError if the folder holds no tokenizer."""
-        if self.tokenizer:
-            check_model("tokenizer", self.tokenizer, file="tokenizer_config.json")
 
     def applies_to(self, prompt: Prompt) -> bool:
         return True
@@ -57,14 +50,4 @@ class ResponseLength:
         return {"score": torch.tensor(scores), "length": torch.tensor(lengths, dtype=torch.float32)}
 
     def length(self, text: str) -> int:
-        if not self.tokenizer:
-            return len(text.split())
-        if self._tokenizer is None:
-            self._load()
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _load(self) -> None:
-        self.check()
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        return len(self.token_ids(text) if self.tokenizer else text.split())

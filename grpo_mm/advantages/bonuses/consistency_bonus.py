@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo_mm.advantages.shared.one_reward import OneReward
 from grpo_mm.advantages.shared.ranges import not_below_zero
-from grpo_mm.advantages.shared.signals import target_of
 from grpo_mm.rollout.groups import group_ids, group_mean
 from grpo_mm.rollout.table import Table
 
@@ -44,7 +44,7 @@ def consistent(
 
 
 @dataclass(frozen=True)
-class ConsistencyBonus:
+class ConsistencyBonus(OneReward):
     """Adds `weight` · accuracy to the reward `target` of rows that are `consistent`; it goes before `weighted_sum`.
 
     The rollout declares `answer_likelihood`: {answer_likelihood: {of: ema}} in the engine.
@@ -57,6 +57,7 @@ class ConsistencyBonus:
     margin: float = 0.01
     key: tuple[str, ...] = ("prompt",)
 
+    stage = "consistency_bonus"
     min_group_size = 2
     columns = frozenset({"answer_likelihood"})
     why = "It is how likely a slow copy of the policy finds the answer: engine.answer_likelihood={of: ema}."
@@ -64,13 +65,9 @@ class ConsistencyBonus:
     def __post_init__(self) -> None:
         not_below_zero(weight=self.weight, cap=self.cap, margin=self.margin)
 
-    def __call__(self, table: Table) -> Table:
-        name = target_of(table, self.target, stage="consistency_bonus")
-        accuracy_M = table.values[name].double()
+    def changed(self, value_M: Tensor, table: Table) -> Tensor:
         earns_M = consistent(
-            accuracy_M, table.columns["answer_likelihood"], table.key(self.key),
+            value_M, table.columns["answer_likelihood"], table.key(self.key),
             least=self.least, cap=self.cap, margin=self.margin,
         )  # fmt: skip
-        return table.with_values(
-            {**table.values, name: torch.where(earns_M, (1 + self.weight) * accuracy_M, accuracy_M)}
-        )
+        return torch.where(earns_M, (1 + self.weight) * value_M, value_M)

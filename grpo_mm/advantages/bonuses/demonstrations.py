@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.advantages.baselines.group_norm import group_norm
-from grpo_mm.advantages.shared.signals import target_of
+from grpo_mm.advantages.shared.one_reward import OneReward
 from grpo_mm.rollout.groups import group_ids, group_std
 from grpo_mm.rollout.table import Table
 
@@ -58,7 +58,7 @@ def anchored_norm(
 
 
 @dataclass(frozen=True)
-class ShapeReward:
+class ShapeReward(OneReward):
     """`shaped` on the reward `target`; of own samples and injected solutions alike."""
 
     target: str | None = None
@@ -66,20 +66,19 @@ class ShapeReward:
     above: float = 0.01
     below: float = 1.0
 
+    stage = "shape_reward"
     min_group_size = 1
 
     def __post_init__(self) -> None:
         if self.above < 0 or self.below <= 0:
             raise ValueError(f"above = {self.above}, below = {self.below}; wanted 0 or more, and above 0.")
 
-    def __call__(self, table: Table) -> Table:
-        name = target_of(table, self.target, stage="shape_reward")
-        settings = dict(threshold=self.threshold, above=self.above, below=self.below)
-        return table.with_values({**table.values, name: shaped(table.values[name].double(), **settings)})
+    def changed(self, value_M: Tensor, table: Table) -> Tensor:
+        return shaped(value_M, threshold=self.threshold, above=self.above, below=self.below)
 
 
 @dataclass(frozen=True)
-class CapDemonstrations:
+class CapDemonstrations(OneReward):
     """The reward `target` of an injected solution is at most `fraction` · `best`.
 
     Source: arXiv:2509.18056 (TempSamp-R1), reward down-scaling, .8 of the maximum; grade B.
@@ -89,19 +88,17 @@ class CapDemonstrations:
     fraction: float = 0.8
     best: float = 1.0
 
+    stage = "cap_demonstrations"
     min_group_size = 1
     columns = frozenset({"demo"})
     why = WHY
 
-    def __call__(self, table: Table) -> Table:
-        name = target_of(table, self.target, stage="cap_demonstrations")
-        value_M = table.values[name].double()
-        capped_M = torch.where(table.columns["demo"].bool(), value_M.clamp_max(self.fraction * self.best), value_M)
-        return table.with_values({**table.values, name: capped_M})
+    def changed(self, value_M: Tensor, table: Table) -> Tensor:
+        return torch.where(table.columns["demo"].bool(), value_M.clamp_max(self.fraction * self.best), value_M)
 
 
 @dataclass(frozen=True)
-class ExemptDemonstrations:
+class ExemptDemonstrations(OneReward):
     """The reward `target` of an injected solution is `value`: it has the form that it has, and is not asked about it.
 
     Source: arXiv:2509.18056 (TempSamp-R1), second phase, where it is not said what stands in the thinking slot (uncertain); an
@@ -111,15 +108,14 @@ class ExemptDemonstrations:
     target: str
     value: float = 1.0
 
+    stage = "exempt_demonstrations"
     min_group_size = 1
     columns = frozenset({"demo"})
     why = WHY
 
-    def __call__(self, table: Table) -> Table:
-        name = target_of(table, self.target, stage="exempt_demonstrations")
-        value_M, demo_M = table.values[name].double(), table.columns["demo"].bool()
+    def changed(self, value_M: Tensor, table: Table) -> Tensor:
         # Where the reward does not apply to a row at all, it still does not.
-        return table.with_values({**table.values, name: torch.where(demo_M & value_M.isfinite(), self.value, value_M)})
+        return torch.where(table.columns["demo"].bool() & value_M.isfinite(), self.value, value_M)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpo_mm.advantages.shared.signals import target_of
+from grpo_mm.advantages.shared.one_reward import OneReward
 from grpo_mm.rollout.groups import group_ids, group_mean, group_std
 from grpo_mm.rollout.table import Table
 
@@ -57,7 +57,7 @@ def length_switch(correct_N: Tensor, length_N: Tensor, group_N: Tensor, *, share
 
 
 @dataclass(frozen=True)
-class LengthSwitch:
+class LengthSwitch(OneReward):
     """`length_switch` on the reward `target`, which says whether a row is correct. It goes before `group_norm`.
 
     Trap: in a group that is all right, `group_norm` with scale std turns the small spread of lengths into ±1.4: use scale
@@ -72,6 +72,7 @@ class LengthSwitch:
     """α: what the longest may lose."""
     key: tuple[str, ...] = ("prompt",)
 
+    stage = "length_switch"
     min_group_size = 1
     columns = frozenset({"length"})
     why = "It holds the number of trained tokens of a row."
@@ -80,9 +81,7 @@ class LengthSwitch:
         if not 0 <= self.share <= 1 or not 0 <= self.slope <= 1:
             raise ValueError(f"share = {self.share}, slope = {self.slope}; wanted both within [0, 1].")
 
-    def __call__(self, table: Table) -> Table:
-        target = target_of(table, self.target, stage="length_switch")
-        found_M = length_switch(
-            table.values[target], table.columns["length"], table.key(self.key), share=self.share, slope=self.slope
+    def changed(self, value_M: Tensor, table: Table) -> Tensor:
+        return length_switch(
+            value_M, table.columns["length"], table.key(self.key), share=self.share, slope=self.slope
         )
-        return table.with_values({**table.values, target: found_M})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from grpo_mm.advantages.shared.signals import target_of
+from grpo_mm.advantages.shared.one_reward import OneReward
 from grpo_mm.rollout.groups import group_ids, group_mean, group_sum
 from grpo_mm.rollout.table import Table
 
@@ -23,7 +23,7 @@ def order_matters(accuracy_N: Tensor, shuffled_N: Tensor, group_N: Tensor, *, sh
 
 
 @dataclass(frozen=True)
-class TemporalBonus:
+class TemporalBonus(OneReward):
     """Adds `bonus` to the reward `target` of right rows (above `least`) of groups in which `order_matters`.
 
     The rollout declares `shuffled_accuracy`: the collector {kind: shuffled_frames} measures it.
@@ -35,6 +35,7 @@ class TemporalBonus:
     least: float = 0.1
     key: tuple[str, ...] = ("prompt",)
 
+    stage = "temporal_bonus"
     min_group_size = 2
     columns = frozenset({"shuffled_accuracy"})
     why = "It is the accuracy with shuffled frames: collector={kind: shuffled_frames}."
@@ -43,16 +44,13 @@ class TemporalBonus:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share = {self.share}; wanted 0 to 1: of the accuracy with shuffled frames.")
 
-    def __call__(self, table: Table) -> Table:
-        name = target_of(table, self.target, stage="temporal_bonus")
-        accuracy_M = table.values[name].double()
-        matters_M = order_matters(accuracy_M, table.columns["shuffled_accuracy"], table.key(self.key), share=self.share)
-        earned_M = accuracy_M + self.bonus * (matters_M & (accuracy_M > self.least))
-        return table.with_values({**table.values, name: earned_M})
+    def changed(self, value_M: Tensor, table: Table) -> Tensor:
+        matters_M = order_matters(value_M, table.columns["shuffled_accuracy"], table.key(self.key), share=self.share)
+        return value_M + self.bonus * (matters_M & (value_M > self.least))
 
 
 @dataclass(frozen=True)
-class LengthBonus:
+class LengthBonus(OneReward):
     """Adds `bonus` to the reward `target` of right rows of `low` to `high` tokens, in groups with more than one right row.
 
     Source: arXiv:2503.21776 (Video-R1), length reward, 320 to 512 tokens; grades A, B.
@@ -65,6 +63,7 @@ class LengthBonus:
     least: float = 0.1
     key: tuple[str, ...] = ("prompt",)
 
+    stage = "length_bonus"
     min_group_size = 2
     columns = frozenset({"length"})
     why = "It is the number of tokens of a row."
@@ -73,10 +72,8 @@ class LengthBonus:
         if not 0 <= self.low <= self.high:
             raise ValueError(f"low = {self.low}, high = {self.high}; wanted 0 ≤ low ≤ high.")
 
-    def __call__(self, table: Table) -> Table:
-        name = target_of(table, self.target, stage="length_bonus")
-        accuracy_M, length_M = table.values[name].double(), table.columns["length"]
-        group_M, right_M = table.key(self.key), accuracy_M > self.least
+    def changed(self, value_M: Tensor, table: Table) -> Tensor:
+        length_M, group_M, right_M = table.columns["length"], table.key(self.key), value_M > self.least
         several_M = group_sum(right_M.double(), group_ids(group_M))[group_M] > 1
         within_M = (length_M >= self.low) & (length_M <= self.high)
-        return table.with_values({**table.values, name: accuracy_M + self.bonus * (right_M & several_M & within_M)})
+        return value_M + self.bonus * (right_M & several_M & within_M)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grpo_mm.advantages.shared.signals import target_of
+from grpo_mm.advantages.shared.one_reward import OneReward
 from grpo_mm.rollout.groups import group_count, group_ids, group_mean
 from grpo_mm.rollout.table import Table
 
@@ -50,7 +50,7 @@ def rank_factor(reward_N: Tensor, likelihood_N: Tensor, group_N: Tensor, *, beta
 
 
 @dataclass(frozen=True)
-class RankFactor:
+class RankFactor(OneReward):
     """`rank_factor` on the reward `target`. It goes before `group_norm`."""
 
     target: str | None = None
@@ -64,6 +64,7 @@ class RankFactor:
     teach by rank alone."""
     key: tuple[str, ...] = ("prompt",)
 
+    stage = "rank_factor"
     min_group_size = 2
     why = "It holds the log-probability of a row's tokens under the sampling policy."
 
@@ -75,13 +76,12 @@ class RankFactor:
     def columns(self) -> frozenset[str]:
         return frozenset({f"logprob_{self.likelihood}"})
 
-    def __call__(self, table: Table) -> Table:
-        target, group_M = target_of(table, self.target, stage="rank_factor"), table.key(self.key)
-        raw_M = table.values[target]
+    def changed(self, value_M: Tensor, table: Table) -> Tensor:
+        group_M = table.key(self.key)
         (column,) = self.columns
-        found_M = rank_factor(raw_M, table.columns[column], group_M, beta=self.beta)
+        found_M = rank_factor(value_M, table.columns[column], group_M, beta=self.beta)
         if self.mixed_only:
-            positive_M = torch.where(torch.isfinite(raw_M), (raw_M > 0).double(), torch.nan)
+            positive_M = torch.where(torch.isfinite(value_M), (value_M > 0).double(), torch.nan)
             share_M = group_mean(positive_M, group_M)[group_M]
             found_M = torch.where((share_M > 0) & (share_M < 1), found_M, torch.nan)
-        return table.with_values({**table.values, target: found_M})
+        return found_M
