@@ -143,4 +143,15 @@ class _Alias(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         _tell(module.__name__, self.new, stacklevel=2)
+        parent, _, name = module.__name__.rpartition(".")
+        if not isinstance(getattr(sys.modules[parent], name, module), ModuleType):
+            sys.modules[parent].__class__ = _KeepsItsFunctions
         sys.modules[module.__name__] = importlib.import_module(self.new)
+
+
+class _KeepsItsFunctions(ModuleType):
+    """`import package.name` sets the module as an attribute of its package; here a function of that name stays what it is."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and callable(vars(self).get(name))):
+            super().__setattr__(name, value)

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default"):
     # oneDNN asks the processor and not this setting, and its AVX-512 kernels want what torch has then left out.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, and tiny tensors gain nothing from threads
+settings.register_profile("the same everywhere", derandomize=True, database=None, deadline=None)
+settings.load_profile("the same everywhere")
 ROOT = Path(__file__).parents[1]
 ROOMS = [ROOT / "tests", *sorted(p for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__")]
 sys.path[:0] = map(str, ROOMS)  # for helpers, and for tests that share theirs
@@ -32,3 +35,19 @@ def tiny_flux(tmp_path_factory) -> str:
     from tiny_models import build_flux
 
     return str(build_flux(tmp_path_factory.mktemp("models") / "flux"))
+
+
+@pytest.fixture
+def by_number(monkeypatch):
+    """Tokens follow from the random numbers alone: at the edge of two probabilities rounding, which is another in another
+    batch and on another machine, may move a draw. What the network makes of the tokens is compared within rounding."""
+
+    import torch
+
+    from grpo_mm.pipelines.vlm.sampling import generation
+
+    def pick(logprob_nV, uniform_n, greedy_n, *, top_p):
+        allowed = torch.nonzero(~(logprob_nV == -torch.inf).any(0)).flatten()
+        return allowed[(uniform_n * len(allowed)).long()]
+
+    monkeypatch.setattr(generation, "pick", pick)

@@ -94,6 +94,19 @@ def test_nothing_in_the_package_asks_for_an_old_path():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_function_with_the_name_of_a_module_that_moved_stays_a_function():
+    """`grpo_mm.advantages.group_norm` was a module and is a function of the package."""
+    code = (
+        "import grpo_mm.advantages.group_norm, grpo_mm.advantages.gate\nimport grpo_mm.advantages as here\n"
+        "from grpo_mm.advantages.group_norm import GroupNorm\n"
+        "from grpo_mm.advantages import gate, group_norm\n"
+        "assert all(callable(getattr(here, name)) for name in here.__all__)\n"
+        "assert here.GroupNorm is GroupNorm and group_norm.__module__ == 'grpo_mm.advantages.baselines.group_norm'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_config_may_name_a_class_by_its_old_path():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

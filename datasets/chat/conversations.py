@@ -12,8 +12,8 @@ from typing import Any
 
 from grpo_mm.datasets.media.media_files import ImageFile
 from grpo_mm.datasets.shared.checked_fields import fill, take_text
-from grpo_mm.datasets.shared.files import check_file, check_limit, read_rows, take_field
-from grpo_mm.datasets.shared.gathered import gathered
+from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.gathered import RowReader
 from grpo_mm.datasets.spatial.annotated_boxes import Box, box_problem, take_box, take_size
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
@@ -26,7 +26,7 @@ _FENCE = re.compile(r"\s*```(?:json)?(.*)```\s*", re.DOTALL)
 
 
 @dataclass
-class Conversations:
+class Conversations(RowReader):
     """Reads lines {"id": 1, "image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "…"}, {"from":
     "gpt", "value": "…"}]}; `image` may be one name, several, or missing. Ids are "<file stem>/<id>".
 
@@ -55,18 +55,6 @@ class Conversations:
     check_files: bool = False
     """Leave out, count and name rows with a picture that is not there."""
     limit: int | None = None
-
-    def check(self) -> None:
-        """Raises ConfigError if the file is not there or the limit is below 1."""
-        check_file(self.path, (".jsonl", ".json"))
-        check_limit(self.limit, self.path)
-
-    def load(self) -> list[Prompt]:
-        """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""
-        self.check()
-        rows = enumerate(read_rows(self.path))
-        prompts = ((where, self._prompt(row, where, number)) for number, (where, row) in rows)
-        return gathered(prompts, self.path, check_files=self.check_files, limit=self.limit)
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         names = row.get("image") or []

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-from grpo_mm.datasets.shared.files import check_file, check_limit, read_rows, take_field
-from grpo_mm.datasets.shared.gathered import gathered
+from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.gathered import RowReader
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 
@@ -18,7 +18,7 @@ OF_THE_ROW = ("id", "messages", "images", "videos")
 
 
 @dataclass
-class Messages:
+class Messages(RowReader):
     """Reads lines {"messages": [{"role": "system", "content": "…"}, {"role": "user", "content": "<image> what is it?"}],
     "images": ["a.png"], "videos": [], "answer": "…"}. Ids are "<file stem>/<id>".
 
@@ -31,18 +31,6 @@ class Messages:
     folder: str = "."
     """The pictures and videos lie here."""
     limit: int | None = None
-
-    def check(self) -> None:
-        """Raises ConfigError if the file is not there or the limit is below 1."""
-        check_file(self.path, (".jsonl", ".json"))
-        check_limit(self.limit, self.path)
-
-    def load(self) -> list[Prompt]:
-        """Raises ConfigError for a row that is broken, a repeated id, or a file without rows."""
-        self.check()
-        rows = enumerate(read_rows(self.path))
-        prompts = ((where, self._prompt(row, where, number)) for number, (where, row) in rows)
-        return gathered(prompts, self.path, limit=self.limit)
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         turns = take_field(row, "messages", where)

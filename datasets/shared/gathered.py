@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
+from grpo_mm.datasets.shared.files import check_file, check_limit, read_rows
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 
 NAMED = 5
 """So many unusable rows are named in the log."""
 log = logging.getLogger(__name__)
+
+
+class RowReader:
+    """The frame of a reader of one file: every row becomes a prompt by `_prompt`. Not a dataclass: the settings are the reader's."""
+
+    path: str
+    limit: int | None
+    check_files: bool = False
+    """Leave out, count and name rows whose media are not there."""
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
+
+    def check(self) -> None:
+        """Raises ConfigError if the file is not there or the limit is below 1."""
+        check_file(self.path, self.suffixes)
+        check_limit(self.limit, self.path)
+
+    def load(self) -> list[Prompt]:
+        """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""
+        self.check()
+        return gathered(self._prompts(), self.path, check_files=self.check_files, limit=self.limit)
+
+    def _prompts(self) -> Iterator[tuple[str, Prompt]]:
+        """(where it stands, prompt), in the order of the file."""
+        for number, (where, row) in enumerate(read_rows(self.path)):
+            yield where, self._prompt(row, where, number)
+
+    def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
+        """Of row `number`, counted from 0."""
+        raise NotImplementedError
 
 
 def gathered(

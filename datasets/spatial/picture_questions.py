@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from grpo_mm.datasets.shared.annotated_rows import SUFFIXES, annotated_rows, check_rows, picture
 from grpo_mm.datasets.shared.checked_fields import fill
 from grpo_mm.datasets.shared.files import check_limit
-from grpo_mm.datasets.shared.gathered import gathered
+from grpo_mm.datasets.shared.gathered import RowReader
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 
@@ -41,7 +41,7 @@ class QuestionRow:
 
 
 @dataclass
-class PictureQuestions:
+class PictureQuestions(RowReader):
     """Base of the readers; they differ in `_questions`.
 
     target = {"answer": "(B)", "answer_type": "multiple choice", "choices": ["0", "4"], "question_type": …, "benchmark":
@@ -71,11 +71,8 @@ class PictureQuestions:
         check_rows(self.path, self.suffixes)
         check_limit(self.limit, self.path)
 
-    def load(self) -> list[Prompt]:
-        """Raises ConfigError for a row that is broken, a template that does not fit, a repeated id, or if no row is left."""
-        self.check()
-        prompts = ((question.where, self._prompt(question)) for question in self._every_question())
-        return gathered(prompts, self.path, check_files=self.check_files, limit=self.limit)
+    def _prompts(self) -> Iterator[tuple[str, Prompt]]:
+        return ((question.where, self._asked(question)) for question in self._every_question())
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         """The questions of row `number`, counted from 0; most readers have one, some two or none."""
@@ -88,7 +85,7 @@ class PictureQuestions:
     def _pictures(self, values: Sequence[Any], where: str) -> tuple[Any, ...]:
         return tuple(picture(value, self.folder, where, unpack=self.unpack) for value in values)
 
-    def _prompt(self, question: QuestionRow) -> Prompt:
+    def _asked(self, question: QuestionRow) -> Prompt:
         words = {"query": question.query, "options": lettered(question.choices), **question.words}
         target = {"answer": question.answer, "choices": list(question.choices), "benchmark": self.benchmark}
         target |= question.target

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 from grpo_mm.datasets.shared.checked_fields import fill, take_text
-from grpo_mm.datasets.shared.files import check_file, check_limit, read_rows, take_field
-from grpo_mm.datasets.shared.gathered import gathered
+from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.gathered import RowReader
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 
@@ -33,7 +34,7 @@ SOLUTION = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 @dataclass
-class VideoR1Questions:
+class VideoR1Questions(RowReader):
     """Reads a JSON list, or lines, of {"problem_id", "problem", "data_type": "video" | "image", "problem_type", "options",
     "solution": "<answer>B</answer>", "path", "data_source"}. Ids are "video_r1/<problem_id>".
 
@@ -58,22 +59,17 @@ class VideoR1Questions:
 
     def check(self) -> None:
         """Raises ConfigError if the file is not there or an answer type is unknown."""
-        check_file(self.path, (".json", ".jsonl"))
-        check_limit(self.limit, self.path)
+        super().check()
         for name in self.answer_types or ():
             if name not in HOW:
                 raise ConfigError(f"{self.path}: answer type {name!r}; there are {', '.join(HOW)}.")
 
-    def load(self) -> list[Prompt]:
-        """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""
-        self.check()
-        prompts = ((where, self._prompt(row, where)) for where, row in read_rows(self.path))
-        wanted = self.answer_types
-        if wanted is not None:
-            prompts = ((where, prompt) for where, prompt in prompts if prompt.target["answer_type"] in wanted)
-        return gathered(prompts, self.path, check_files=self.check_files, limit=self.limit)
+    def _prompts(self) -> Iterator[tuple[str, Prompt]]:
+        for where, prompt in super()._prompts():
+            if self.answer_types is None or prompt.target["answer_type"] in self.answer_types:
+                yield where, prompt
 
-    def _prompt(self, row: dict[str, Any], where: str) -> Prompt:
+    def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         found = take_text(row, "problem_type", where)
         if found.lower() not in ANSWER_TYPES:
             raise ConfigError(f"{where}: problem_type {found!r}, wanted one of {', '.join(ANSWER_TYPES)}.")

@@ -10,20 +10,17 @@ stops at the first step that reaches the budget.
 
 from __future__ import annotations
 
-import math
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from pages import QUICKSTART, SEEDS, mean, notes, rounded, write
 
 from grpo_mm.config.run_config import read as read_config
 from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 
-HERE = Path(__file__).parents[1]
-CONFIGS = HERE.parent / "configs/quickstart"
 BUDGET = 20_000
-SEEDS = (0, 1, 2)
 METHODS = {
     "flow_grpo": "Flow-GRPO",
     "flow": "Flow-GRPO-Fast",
@@ -42,7 +39,7 @@ CONTROL = "[{kind: shuffle}, {kind: weighted_sum}, {kind: group_norm}, {kind: cl
 
 def steps_within(method: str, overrides: list[str]) -> int:
     """Training steps that the budget pays for, as planned, at least one."""
-    config = read_config(CONFIGS / f"{method}.yaml", overrides)
+    config = read_config(QUICKSTART / f"{method}.yaml", overrides)
     spent, steps = 0, 0
     while spent < BUDGET:
         calls = config.network_calls(steps)
@@ -53,7 +50,7 @@ def steps_within(method: str, overrides: list[str]) -> int:
 def run(method: str, name: str, *overrides: str) -> dict[str, Any]:
     settings = ["evaluation.every=0", "samples_every=0", "checkpoints={every: 0}", "threads=1", *overrides]
     steps = steps_within(method, settings)
-    summary = train(CONFIGS / f"{method}.yaml", [f"name={name}", f"steps={steps}", *settings])
+    summary = train(QUICKSTART / f"{method}.yaml", [f"name={name}", f"steps={steps}", *settings])
     rows = [row for row in read(Path("runs") / name / "metrics.jsonl") if "policy/logprob_gap" in row]
     return summary | {
         "calls": sum(summary["network_calls"].values()),
@@ -103,8 +100,8 @@ def main() -> None:
         "| --- " * 9 + "|",
     ]
     lines += [table_row(METHODS[m], found) for m, found in runs.items()]
-    lines += [table_row("control: Fast, rewards shuffled", control), "", *notes(), ""]
-    (HERE / "comparison.md").write_text("\n".join(lines), encoding="utf-8")
+    lines += [table_row("control: Fast, rewards shuffled", control), "", *notes("comparison"), ""]
+    write("comparison", lines)
     print("\n".join(lines))
 
 
@@ -114,22 +111,12 @@ def table_row(name: str, found: list[dict[str, Any]]) -> str:
         mean([held_out(s, "after", "all_correct") for s in found]),
         mean([s["eval_after"]["diversity"] for s in found]),
         mean([s["eval_after"]["quality/contrast"] for s in found]),
-        f"{statistics.mean(s['steps'] for s in found):.0f}",
-        f"{statistics.mean(s['calls'] for s in found):,.0f}",
-        f"{statistics.mean(s['scored'] for s in found):,.0f}",
-        f"{statistics.mean(s['seconds']['train'] for s in found):.0f}",
+        rounded([s["steps"] for s in found]),
+        rounded([s["calls"] for s in found]),
+        rounded([s["scored"] for s in found]),
+        rounded([s["seconds"]["train"] for s in found]),
     ]
     return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def mean(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {error:.3f}"
-
-
-def notes() -> list[str]:
-    file = HERE / "comparison_notes.md"
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
 
 
 if __name__ == "__main__":

@@ -10,23 +10,21 @@ Finished runs are not run again.
 from __future__ import annotations
 
 import math
-import statistics
-from pathlib import Path
 from typing import Any
+
+from pages import QUICKSTART, SEEDS, mean, rounded, write
 
 from grpo_mm.config.methods import find, preset
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.config.typed_yaml import build, merge, read_yaml
 from grpo_mm.entry import train
 
-HERE = Path(__file__).parents[1]
 PRESETS = ("grpo", "dr_grpo", "bnpo_2506.02864", "ngrpo", "spo", "gdpo", "weighted_grpo", "cispo", "sapo", "qae")
-SEEDS = (0, 1, 2)
 BUDGET = 12_000
 
 
 def config(name: str, seed: int) -> RunConfig:
-    base = read_yaml(HERE.parent / "configs/quickstart/flow.yaml")
+    base = read_yaml(QUICKSTART / "flow.yaml")
     own = {key: value for key, value in base.items() if key not in ("advantage", "objective")}
     filled = preset(name)
     filled["objective"] = [narrowed(term) for term in filled["objective"]]
@@ -61,15 +59,11 @@ def main() -> None:
             mean([a["shape/all_correct"] for a in after]),
             mean([a["diversity"] for a in after if "diversity" in a] or [math.nan] * len(after)),
             str(found[0]["steps"]),
-            f"{statistics.mean(sum(s['network_calls'].values()) for s in found):,.0f}",
+            rounded([sum(s["network_calls"].values()) for s in found]),
         ]
         lines.append(f"| {find(name).title} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    (HERE / "presets_on_images.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def mean(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+    write("presets_on_images", [*lines, ""])
 
 
 if __name__ == "__main__":

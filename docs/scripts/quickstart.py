@@ -7,18 +7,15 @@ A run that is finished is not run again, one that was interrupted goes on.
 
 from __future__ import annotations
 
-import math
-import statistics
 from pathlib import Path
 
+from pages import DOCS, QUICKSTART, SEEDS, before_and_after, by_seed, write
 from PIL import Image
 
 from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 
-HERE = Path(__file__).parents[1]
-CONFIG = HERE.parent / "configs/quickstart/flow.yaml"
-SEEDS = (0, 1, 2)
+CONFIG = QUICKSTART / "flow.yaml"
 CONTROL = "advantage=[{kind: shuffle}, {kind: weighted_sum}, {kind: group_norm}, {kind: clamp}]"
 ROWS = {
     "score": "held-out reward (optimised)",
@@ -40,26 +37,11 @@ def main() -> None:
         "20 ODE steps from fixed noise. Mean ± standard error over seeds. The control trains on the same rewards permuted "
         "within the batch.",
         "",
-        "| | before | after | difference | control: difference |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    for key, words in ROWS.items():
-        before, after = ([s[f"eval_{when}"][key] for s in plain] for when in ("before", "after"))
-        gain = [a - b for a, b in zip(after, before, strict=True)]
-        control_gain = [s["eval_after"][key] - s["eval_before"][key] for s in control]
-        lines.append(f"| {words} | {mean(before)} | {mean(after)} | {mean(gain)} | {mean(control_gain)} |")
-    lines += ["", "| seed | before | after | difference | control | training, s | evaluation, s |", "| --- " * 7 + "|"]
-    for seed, a, b in zip(SEEDS, plain, control, strict=True):
-        before, after = a["eval_before"]["score"], a["eval_after"]["score"]
-        control_gain = b["eval_after"]["score"] - b["eval_before"]["score"]
-        seconds = a["seconds"]
-        lines.append(
-            f"| {seed} | {before:.3f} | {after:.3f} | {after - before:+.3f} | {control_gain:+.3f} | {seconds['train']:.0f} | "
-            f"{seconds['eval']:.0f} |"
-        )
+    lines += before_and_after(ROWS, plain, control, of) + by_seed("score", plain, control, of)
     lines += ["", f"In-group diversity of the rollouts, first → last step of seed 0: {rollout_diversity()}.", ""]
-    (HERE / "quickstart.md").write_text("\n".join(lines), encoding="utf-8")
-    side_by_side(Path("runs/quickstart_seed0/samples"), HERE / "quickstart.png")
+    write("quickstart", lines)
+    side_by_side(Path("runs/quickstart_seed0/samples"), DOCS / "quickstart.png")
     print("\n".join(lines))
 
 
@@ -67,10 +49,8 @@ def run(seed: int, name: str, *overrides: str) -> dict:
     return train(CONFIG, [f"name={name}", f"seed={seed}", *overrides])
 
 
-def mean(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    digits = 1 if abs(values[0]) > 100 else 3
-    return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}"
+def of(found: dict[str, float], key: str) -> float:
+    return found[key]
 
 
 def rollout_diversity() -> str:

@@ -9,21 +9,18 @@ answer of each kind of question.
 
 from __future__ import annotations
 
-import math
-import statistics
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from pages import QUICKSTART, SEEDS, before_and_after, by_seed, mean, notes, rounded, write
 
 from grpo_mm.config.run_config import read as read_config
 from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 from grpo_mm.tools.inference import evaluate
 
-HERE = Path(__file__).parents[1]
-QUICKSTART = HERE.parent / "configs/quickstart"
-SEEDS = (0, 1, 2)
 SUM, NORM = "{kind: weighted_sum}", "{kind: group_norm, ddof: 1}"
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "grpo": ("GRPO", "spatial.yaml", ()),
@@ -63,8 +60,6 @@ def main() -> None:
         "questions about pairs of things that training never saw, greedy answers. Mean ± standard error over seeds. The control "
         "trains on the same rewards permuted within the batch.",
         "",
-        "| | before | after | difference | control: difference |",
-        "| --- | --- | --- | --- | --- |",
     ]
     rows = {
         "accuracy": "accuracy (optimised)",
@@ -73,18 +68,7 @@ def main() -> None:
         "claims": "true claims (not optimised)",
         "grounding": "boxes, CIoU matched (not optimised)",
     }
-    for name, words in rows.items():
-        before, after = ([of(s[f"eval_{when}"], name) for s in plain] for when in ("before", "after"))
-        gain = [a - b for a, b in zip(after, before, strict=True)]
-        other = [of(s["eval_after"], name) - of(s["eval_before"], name) for s in control]
-        lines.append(f"| {words} | {mean(before)} | {mean(after)} | {mean(gain)} | {mean(other)} |")
-    lines += ["", "| seed | before | after | difference | control | training, s | evaluation, s |", "| --- " * 7 + "|"]
-    for seed, a, b in zip(SEEDS, plain, control, strict=True):
-        before, after = of(a["eval_before"], "accuracy"), of(a["eval_after"], "accuracy")
-        other = of(b["eval_after"], "accuracy") - of(b["eval_before"], "accuracy")
-        lines.append(
-            f"| {seed} | {before:.3f} | {after:.3f} | {after - before:+.3f} | {other:+.3f} | {a['seconds']['train']:.0f} | {a['seconds']['eval']:.0f} |"
-        )
+    lines += before_and_after(rows, plain, control, of) + by_seed("accuracy", plain, control, of)
     lines += ["", "Does it look? Accuracy after training, of", "", "| | accuracy |", "| --- | --- |"]
     lines.append(f"| the held-out questions | {mean([of(s['eval_after'], 'accuracy') for s in plain])} |")
     for kind, words in (("blanked", "the same questions about blank pictures"), ("swapped", "about the next scene")):
@@ -101,8 +85,8 @@ def main() -> None:
         "| --- " * 7 + "|",
     ]
     lines += [table_row(method, runs) for method, runs in found.items()]
-    lines += ["", *notes(), ""]
-    (HERE / "spatial.md").write_text("\n".join(lines), encoding="utf-8")
+    lines += ["", *notes("spatial"), ""]
+    write("spatial", lines)
     print("\n".join(lines))
 
 
@@ -113,11 +97,7 @@ def table_row(method: str, runs: list[dict[str, Any]]) -> str:
     ]
     cells += [mean([1 - of(s["eval_after"], "consistency") for s in runs])]
     cells += [mean([of(s["eval_after"], name) for s in runs]) for name in ("claims", "grounding")]
-    return (
-        f"| {METHODS[method][0]} | "
-        + " | ".join([*cells, f"{statistics.mean(s['seconds']['train'] for s in runs):.0f}"])
-        + " |"
-    )
+    return f"| {METHODS[method][0]} | " + " | ".join([*cells, rounded([s["seconds"]["train"] for s in runs])]) + " |"
 
 
 def elsewhere(seed: int, kind: str) -> float:
@@ -134,16 +114,6 @@ def majority(prompts: list[Any]) -> float:
     for prompt in prompts:
         kinds.setdefault(prompt.target["question_type"], Counter())[prompt.target["answer"]] += 1
     return sum(max(count.values()) for count in kinds.values()) / len(prompts)
-
-
-def mean(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {error:.3f}"
-
-
-def notes() -> list[str]:
-    file = HERE / "spatial_notes.md"
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ import math
 import statistics
 from pathlib import Path
 
+from pages import QUICKSTART, SEEDS, before_and_after, by_seed, mean, write
+
 from grpo_mm.config.run_config import read as read_config
 from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 from grpo_mm.rewards.video.temporal_iou import hull_iou
 from grpo_mm.tools.inference import evaluate
 
-HERE = Path(__file__).parents[1]
-CONFIG = HERE.parent / "configs/quickstart/video.yaml"
-SEEDS = (0, 1, 2)
+CONFIG = QUICKSTART / "video.yaml"
 CONTROL = "advantage=[{kind: shuffle}, {kind: weighted_sum}, {kind: group_norm, ddof: 1}]"
 ROWS = {
     "iou/iou": "mIoU (optimised)",
@@ -43,24 +43,11 @@ def main() -> None:
         "about pairs of objects that training never saw, greedy answers. Mean ± standard error over seeds. The control trains on the "
         "same rewards permuted within the batch.",
         "",
-        "| | before | after | difference | control: difference |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    for key, words in ROWS.items():
-        before, after = ([s[f"eval_{when}"][key] for s in plain] for when in ("before", "after"))
-        gain = [a - b for a, b in zip(after, before, strict=True)]
-        control_gain = [s["eval_after"][key] - s["eval_before"][key] for s in control]
-        lines.append(f"| {words} | {mean(before)} | {mean(after)} | {mean(gain)} | {mean(control_gain)} |")
+    lines += before_and_after(ROWS, plain, control, of)
     first, last = zip(*(diversity(f"video_seed{seed}") for seed in SEEDS), strict=True)
     lines.append(f"| answers of a question that differ, rollouts (not optimised) | {mean(first)} | {mean(last)} | | |")
-    lines += ["", "| seed | before | after | difference | control | training, s | evaluation, s |", "| --- " * 7 + "|"]
-    for seed, a, b in zip(SEEDS, plain, control, strict=True):
-        before, after = a["eval_before"]["score"], a["eval_after"]["score"]
-        control_gain = b["eval_after"]["score"] - b["eval_before"]["score"]
-        lines.append(
-            f"| {seed} | {before:.3f} | {after:.3f} | {after - before:+.3f} | {control_gain:+.3f} | {a['seconds']['train']:.0f} | "
-            f"{a['seconds']['eval']:.0f} |"
-        )
+    lines += by_seed("score", plain, control, of)
     lines += ["", "Does it look, and does it read? mIoU after training, of", "", "| | mIoU |", "| --- | --- |"]
     lines.append(f"| the held-out questions | {mean([s['eval_after']['iou/iou'] for s in plain])} |")
     for what, words in (
@@ -70,8 +57,12 @@ def main() -> None:
         lines.append(f"| {words} | {mean([swapped(seed, what) for seed in SEEDS])} |")
     span, floor = best_constant([p.target["spans"][0] for p in prompts])
     lines += [f'| the best constant answer, "{span[0]} to {span[1]}" | {floor:.3f} |', ""]
-    (HERE / "video.md").write_text("\n".join(lines), encoding="utf-8")
+    write("video", lines)
     print("\n".join(lines))
+
+
+def of(found: dict[str, float], key: str) -> float:
+    return found[key]
 
 
 def run(seed: int, name: str, *overrides: str) -> dict:
@@ -90,11 +81,6 @@ def best_constant(spans: list[list[float]]) -> tuple[tuple[float, float], float]
         (s, e): statistics.mean(hull_iou((s, e), tuple(span)) for span in spans) for s in ends for e in ends if e > s
     }
     return max(tried.items(), key=lambda item: item[1])
-
-
-def mean(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {error:.3f}"
 
 
 def diversity(name: str) -> tuple[float, float]:

@@ -8,18 +8,17 @@ A rollout is an answer that was drawn. Injected solutions are not drawn; shuffle
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+from pages import QUICKSTART, SEEDS, mean, notes, rounded, write
+
 from grpo_mm.entry import train
 from grpo_mm.looking.metrics import read
 
-HERE = Path(__file__).parents[1]
-CONFIG = HERE.parent / "configs/quickstart/video.yaml"
-SEEDS = (0, 1, 2)
+CONFIG = QUICKSTART / "video.yaml"
 STEPS = 120
 """Of plain GRPO with 8 prompts × 8 answers; the others get as many steps as make the same number of answers."""
 SUM, NORM = "{kind: weighted_sum}", "{kind: group_norm, ddof: 1}"
@@ -101,8 +100,8 @@ def main() -> None:
         "| --- " * 9 + "|",
     ]
     lines += [table_row(METHODS[method][0], runs) for method, runs in found.items()]
-    lines += ["", *notes(), ""]
-    (HERE / "video_methods.md").write_text("\n".join(lines), encoding="utf-8")
+    lines += ["", *notes("video_methods"), ""]
+    write("video_methods", lines)
     print("\n".join(lines))
 
 
@@ -110,19 +109,9 @@ def table_row(name: str, runs: list[dict[str, Any]]) -> str:
     cells = [mean([s["eval_after"][f"iou/{part}"] for s in runs]) for part in ("iou", "r1_at_0.5", "r1_at_0.7")]
     cells += [mean([statistics.mean(row["diversity/mean"] for row in s["rows"][-5:]) for s in runs])]
     cells += [mean([statistics.mean(row["advantage/zero_groups_frac"] for row in s["rows"]) for s in runs])]
-    cells += [f"{statistics.mean(s['drawn'] for s in runs):,.0f}", f"{statistics.mean(s['steps'] for s in runs):.0f}"]
-    cells += [f"{statistics.mean(s['seconds']['train'] for s in runs):.0f}"]
+    cells += [rounded([s[name] for s in runs]) for name in ("drawn", "steps")]
+    cells += [rounded([s["seconds"]["train"] for s in runs])]
     return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def mean(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {error:.3f}"
-
-
-def notes() -> list[str]:
-    file = HERE / "video_methods_notes.md"
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
 
 
 if __name__ == "__main__":

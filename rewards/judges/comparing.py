@@ -119,32 +119,31 @@ Form = Literal["think", "flex"]
 """think: reasoning, then which is better (UnifiedReward-Think). flex: one winner per category and overall."""
 
 
+class ReadsPairs:
+    """What a vision-language model needs to judge pairs; a model mixes it in and has the setting `form`."""
+
+    form: Form
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        return _categories(self.form)
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Verdict | None]:
+        return judge_with(self, pairs, form=self.form)
+
+
 @dataclass
-class TransformersJudge(TransformersVlm):
+class TransformersJudge(ReadsPairs, TransformersVlm):
     """A local vision-language model with UnifiedReward's questions and answers."""
 
     form: Form = "think"
 
-    @property
-    def categories(self) -> tuple[str, ...]:
-        return _categories(self.form)
-
-    def __call__(self, pairs: Sequence[Pair]) -> list[Verdict | None]:
-        return judge_with(self, pairs, form=self.form)
-
 
 @dataclass
-class ServerJudge(ServerVlm):
+class ServerJudge(ReadsPairs, ServerVlm):
     """A vision-language model behind a server, with UnifiedReward's questions and answers; how Pref-GRPO was run."""
 
     form: Form = "think"
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        return _categories(self.form)
-
-    def __call__(self, pairs: Sequence[Pair]) -> list[Verdict | None]:
-        return judge_with(self, pairs, form=self.form)
 
 
 def judge_with(vlm: Vlm, pairs: Sequence[Pair], *, form: Form) -> list[Verdict | None]:

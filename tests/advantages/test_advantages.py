@@ -24,7 +24,7 @@ from grpo_mm.types import Batch, Outputs, Prompt, Rollout
 
 NAN = math.nan
 FIXTURE = [1, 0, 0, 0.5]
-properties = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+properties = settings(max_examples=25)
 exactly = dict(rtol=0, atol=0, equal_nan=True)
 closely = dict(rtol=1e-9, atol=1e-9, equal_nan=True)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tables import only, rollout, table
 
 from grpo_mm.advantages import (
     Clamp,
@@ -26,7 +27,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow.schedule import Shifted
 from grpo_mm.pipelines.flow.trees.branching import Splits
 from grpo_mm.rollout.table import Table
-from grpo_mm.types import BASELINE, Prompt, Rollout
+from grpo_mm.types import BASELINE
 
 NAN = math.nan
 to_the_bit = dict(rtol=0, atol=0)
@@ -34,38 +35,6 @@ to_the_bit = dict(rtol=0, atol=0)
 
 def column(*values):
     return torch.tensor(values, dtype=torch.float64)
-
-
-def table(values, *, prompt, failed=None, weights=None, **columns):
-    """A gathered table of one rank, columns as plain lists; rows are outputs of samples 0, 1, … if nothing is said."""
-    size = len(prompt)
-    columns = {name: torch.as_tensor(c) for name, c in columns.items()}
-    defaults = {
-        "prompt": torch.tensor(prompt),
-        "sample": torch.arange(size),
-        "action": torch.full((size,), -1),
-        "tag": torch.zeros(size, dtype=torch.int64),
-        "failed": torch.tensor(failed or [False] * size),
-        "rank": torch.zeros(size, dtype=torch.int64),
-    } | columns
-    defaults.setdefault("local_row", defaults["sample"])
-    return Table({n: torch.as_tensor(v, dtype=torch.float64) for n, v in values.items()}, defaults, weights or {})
-
-
-def rollout(rows, actions):
-    return Rollout(
-        prompts=(Prompt("p", "text"),) * rows,
-        prompt_N=torch.zeros(rows, dtype=torch.int64),
-        sample_N=torch.arange(rows),
-        behaviour_NA=torch.zeros(rows, actions),
-        mask_NA=torch.ones(rows, actions, dtype=torch.bool),
-        record=None,
-    )
-
-
-def only(t):
-    (value_M,) = t.values.values()
-    return value_M
 
 
 def close(found, wanted, **how):

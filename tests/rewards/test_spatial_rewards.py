@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_mm import registry
@@ -71,7 +71,6 @@ def test_a_negative_match_counts_as_nothing():
     )
 
 
-@settings(deadline=None)
 @given(st.permutations(range(6)), st.permutations(range(4)))
 def test_the_order_of_boxes_does_not_change_grounding(order, other_order):
     rng = random.Random(0)  # on a coarse grid, so that there are ties
@@ -350,7 +349,6 @@ def test_objects_with_position_and_confidence_are_read_without_duplicates():
 # ── text, numbers, maps, points ──
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="abé ", max_size=12), st.text(alphabet="abé ", max_size=12))
 def test_edits_on_big_integers_are_those_of_the_table(a, b):
     assert levenshtein(a, b) == edit_distance(a, b) == levenshtein(b, a)
@@ -379,7 +377,6 @@ def test_mean_relative_accuracy_of_odd_numbers():
     assert mean_relative_accuracy(-9, -10) == 0.9 and mean_relative_accuracy(-10, 10) == 0
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 100), st.floats(-200, 200))
 def test_both_forms_of_it_differ_on_boundaries_only(truth, number):
     official, tolerant = (mean_relative_accuracy(number, truth, tolerance=own) for own in (None, 1e-9))

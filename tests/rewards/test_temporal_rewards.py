@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_mm.errors import ConfigError
@@ -81,7 +81,6 @@ def test_iou_by_hand_and_of_odd_spans(iou, span, reference, value):
 spans = st.tuples(st.floats(0, 100), st.floats(0, 100))
 
 
-@settings(deadline=None)
 @given(spans, spans)
 def test_both_definitions_agree_and_are_bounded(span, reference):
     value = hull_iou(span, reference)
@@ -276,7 +275,6 @@ def table_lcs(a, b) -> int:
     return row[-1]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), max_size=70), st.lists(st.sampled_from("abc"), max_size=70))
 def test_the_longest_common_subsequence_agrees_with_its_table(a, b):
     assert longest_common_subsequence(a, b) == table_lcs(a, b)

@@ -126,7 +126,7 @@ def test_win_rates_of_a_table():
 levels = st.lists(st.integers(0, 5), min_size=2, max_size=7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(levels, st.randoms())
 def test_permuting_the_pictures_permutes_the_win_rates(values, random):
     images = pictures(values)
@@ -139,7 +139,7 @@ def test_permuting_the_pictures_permutes_the_win_rates(values, random):
         assert permuted.tolist() == pytest.approx(straight[order].tolist(), abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(levels, st.booleans(), st.integers(0, 3))
 def test_win_rates_of_a_set_sum_to_half_its_size(values, both, bias):
     judge = LevelJudge(bias=bias, fails=lambda a, b: a + b == 3)

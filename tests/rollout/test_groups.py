@@ -19,7 +19,7 @@ from grpo_mm.rollout.groups import (
 )
 
 NAN = math.nan
-properties = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+properties = settings(max_examples=40)
 
 
 def column(*values):

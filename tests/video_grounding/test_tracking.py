@@ -2,11 +2,11 @@
 
 import json
 import math
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from linear_time import no_more_than
 from PIL import Image
 from tiny_videos import number_of, write_pictures
 
@@ -224,9 +224,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize("reward", [BoxTrack(), BoxTrackFormat()])
 def test_hostile_text_scores_nothing_in_no_time(reward):
-    start = time.process_time()
-    scores = reward(HOSTILE, [PROMPT] * len(HOSTILE))
-    assert scores["score"].tolist() == [0] * len(HOSTILE) and time.process_time() - start < 5
+    with no_more_than(5):
+        scores = reward(HOSTILE, [PROMPT] * len(HOSTILE))
+    assert scores["score"].tolist() == [0] * len(HOSTILE)
 
 
 @pytest.mark.parametrize("reward", [BoxTrack(), BoxTrackFormat()])

@@ -16,7 +16,6 @@ from grpo_mm.pipelines.video_grounding.demonstrations import LastRow
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood, answer_tokens
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
-from grpo_mm.pipelines.vlm.sampling import generation
 from grpo_mm.pipelines.vlm.sampling.generation import HfGenerator
 from grpo_mm.types import Outputs, Prompt, Rollout
 
@@ -27,18 +26,6 @@ def with_stops(p, every):
     """A policy that ends its answers at any of many tokens, so that lengths differ."""
     p.loaded = replace(p.loaded, stop=frozenset(range(0, len(p.processor.tokenizer), every)) - set(p.loaded.forbidden))
     return p
-
-
-@pytest.fixture
-def by_number(monkeypatch):
-    """Tokens follow from the random numbers alone: at the edge of two probabilities rounding, which is another in another
-    batch and on another machine, may move a draw. What the network makes of the tokens is compared within rounding."""
-
-    def pick(logprob_nV, uniform_n, greedy_n, *, top_p):
-        allowed = torch.nonzero(~(logprob_nV == -torch.inf).any(0)).flatten()
-        return allowed[(uniform_n * len(allowed)).long()]
-
-    monkeypatch.setattr(generation, "pick", pick)
 
 
 def test_a_row_ends_with_its_stop_token_and_what_follows_is_not_trained():

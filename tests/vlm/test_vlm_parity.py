@@ -11,7 +11,6 @@ from tiny_vlm import PROMPTS, change, clip, each_family, library_logprobs, polic
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.prompting.chat import Chat
-from grpo_mm.pipelines.vlm.sampling import generation
 from grpo_mm.pipelines.vlm.sampling.generation import HfGenerator, pick
 from grpo_mm.types import Prompt, Rollout
 
@@ -128,18 +127,6 @@ def test_the_most_probable_answer_is_that_of_generate(family):
         ended = [i for i, token in enumerate(answer.tolist()) if token in p.loaded.stop]
         answer = answer[: ended[0]] if ended else answer
         assert p.processor.tokenizer.decode(answer) == text, prompt.id
-
-
-@pytest.fixture
-def by_number(monkeypatch):
-    """Tokens follow from the random numbers alone: at the edge of two probabilities rounding, which is another in another
-    batch and on another machine, may move a draw. What the network makes of the tokens is compared within rounding."""
-
-    def pick(logprob_nV, uniform_n, greedy_n, *, top_p):
-        allowed = torch.nonzero(~(logprob_nV == -torch.inf).any(0)).flatten()
-        return allowed[(uniform_n * len(allowed)).long()]
-
-    monkeypatch.setattr(generation, "pick", pick)
 
 
 @each_family

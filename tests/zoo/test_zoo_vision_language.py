@@ -35,7 +35,7 @@ def _scenes(count: int, split: str = "report", **settings) -> list[Lesson]:
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 def test_any_text_survives_the_tokenizer(tiny, text):
     tokenizer = tiny[1].tokenizer
     normal = tokenizer.backend_tokenizer.normalizer.normalize_str(text)

@@ -82,6 +82,4 @@ class LengthSwitch(OneReward):
             raise ValueError(f"share = {self.share}, slope = {self.slope}; wanted both within [0, 1].")
 
     def changed(self, value_M: Tensor, table: Table) -> Tensor:
-        return length_switch(
-            value_M, table.columns["length"], table.key(self.key), share=self.share, slope=self.slope
-        )
+        return length_switch(value_M, table.columns["length"], table.key(self.key), share=self.share, slope=self.slope)
