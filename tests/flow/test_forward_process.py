@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import command_line, in_child
+from children import command_line, in_child, launch
 from safetensors.torch import load_file
-from tiny_runs import launch, record, weights, write_config
+from tiny_runs import record, weights, write_config
 
 from grpo_mm.config.run_config import read
 from grpo_mm.entry import train

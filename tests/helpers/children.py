@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,59 @@ def in_child(
     Raises:
         TimeoutError: the child still ran after `timeout_seconds`; it was killed.
     """
+    return _wait(_start(work, output, patches=patches), output, timeout_seconds)
+
+
+def launch(script: Path, *arguments: object) -> None:
+    """Runs a script as two processes on the CPU (gloo), with the environment that `accelerate launch` gives; fails with what
+    they said."""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    outputs = [script.with_suffix(f".rank{rank}.txt") for rank in range(2)]
+    children = [
+        _start(
+            _as_script(script, arguments), output, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank, output in enumerate(outputs)
+    ]
+    codes = [_wait(child, output, 250) for child, output in zip(children, outputs, strict=True)]
+    assert codes == [0, 0], "\n".join(output.read_text()[-4000:] for output in outputs)
+
+
+def free_port() -> int:
+    """Of no other test process, and below the ports that the system gives to connections."""
+    for port in range(20_000 + os.getpid() % 1_000 * 10, 32_000):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("localhost", port))
+            return port
+    raise OSError("no free port between 20000 and 32000")
+
+
+def _as_script(script: Path, arguments: Sequence[object]) -> Callable[[], None]:
+    words = [str(script), *map(str, arguments)]
+
+    def work() -> None:
+        import runpy
+
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+    return work
+
+
+def _start(
+    work: Callable[[], object],
+    output: Path,
+    *,
+    patches: Sequence[Patch] = (),
+    environment: Mapping[str, str] = {},  # noqa: B006
+) -> Any:
     pickled = cloudpickle.dumps((work, tuple(patches)))
-    child = _server.Process(target=_run, args=(pickled, str(output), os.getcwd(), dict(os.environ)))
+    child = _server.Process(target=_run, args=(pickled, str(output), os.getcwd(), {**os.environ, **environment}))
     child.start()
+    return child
+
+
+def _wait(child: Any, output: Path, timeout_seconds: float) -> int:
     child.join(timeout_seconds)
     if child.exitcode is None:
         child.kill()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from children import free_port
 from conftest import ROOMS, ROOT
 
 from grpo_mm.config.typed_yaml import merge
@@ -76,19 +75,10 @@ def summary(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
-def launch(*arguments: object) -> None:
-    """`accelerate launch` with two processes on the CPU; fails with what it said."""
+def accelerate_launch(*arguments: object) -> None:
+    """`accelerate launch` with two processes on the CPU; fails with what it said. `children.launch` is much quicker."""
     done = subprocess.run(**launching(*arguments), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-
-
-def free_port() -> int:
-    """Of no other test process, and below the ports that the system gives to connections."""
-    for port in range(20_000 + os.getpid() % 1_000 * 10, 32_000):
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("localhost", port))
-            return port
-    raise OSError("no free port between 20000 and 32000")
 
 
 def launching(*arguments: object) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from chat_server import ChatServer
-from children import in_child
+from children import in_child, launch
 from safetensors.torch import load_file
 from spatial_settings import config_of, paths_and_sizes
 from taught_spatial import verdict
-from tiny_runs import launch, record, summary, write_config
+from tiny_runs import record, summary, write_config
 
 from grpo_mm.advantages.state.lagrangian import dual_step
 from grpo_mm.config.run_config import read

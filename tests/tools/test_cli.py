@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tiny_runs import (
     PROMPTS,
     ROOT,
-    launch,
+    accelerate_launch,
     launching,
     record,
     summary,
@@ -426,7 +426,7 @@ def test_the_command_runs_under_accelerate_launch_and_goes_on_after_kill_9(proce
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
             assert 0 < len(record(runs[name])) < 32
-        launch(*command)
+        accelerate_launch(*command)
     assert record(runs["killed"]) == record(runs["left alone"]) and len(record(runs["killed"])) == 32
     assert weights(runs["killed"], 30) == weights(runs["left alone"], 30)
     assert record(runs["killed"])[1]["watch/rank/score"] == (processes - 1) / 2

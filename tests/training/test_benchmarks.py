@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import launch
 from test_transcripts import TextPrompts, text_run
-from tiny_runs import launch
 from typer.testing import CliRunner
 
 from grpo_mm.cli import app

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import launch
 from safetensors.torch import load_file
 from tiny_rewards import bright
-from tiny_runs import launch, record, write_config
+from tiny_runs import record, write_config
 
 from grpo_mm.entry import train
 

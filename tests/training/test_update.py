@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import PYTHONPATH, free_port
+from children import free_port
+from tiny_runs import PYTHONPATH
 from torch import Tensor, nn
 
 from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import tiny_vlm
 import torch
+from children import launch
 from safetensors.torch import load_file, save_file
 from test_prefix_sharing import trained
-from tiny_runs import launch
 from tiny_vlm import PROMPTS, policy, sample
 
 from grpo_mm.processes.distributed import Processes
