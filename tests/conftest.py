@@ -21,6 +21,18 @@ ROOMS = [ROOT / "tests", *sorted(p for p in (ROOT / "tests").iterdir() if p.is_d
 sys.path[:0] = map(str, ROOMS)  # for helpers, and for tests that share theirs
 
 
+LONGEST = (
+    "test_published_configs", "test_exactness", "test_branching", "test_published_spatial", "test_resume", "test_forward_process",
+    "test_published_video", "test_published_spatial_runs", "test_zoo_vision_language", "test_prefix_sharing", "test_cli",
+)  # fmt: skip
+"""Files that take longest come first, so that no process is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(Path(item.path).stem, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory) -> str:
     """A random checkpoint in SD3.5 format."""

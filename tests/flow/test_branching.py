@@ -559,7 +559,12 @@ def test_a_contradiction_is_found_before_a_model_is_loaded(name, monkeypatch):
 SHOWN = sorted(p.stem for p in (ROOT / "configs/quickstart").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", SHOWN)
+def quick_or_slow(name):
+    """The spatial quickstarts differ in their stages and rewards, which make no network calls; one of them is quick."""
+    return pytest.param(name, marks=pytest.mark.slow if name.startswith("spatial_") else ())
+
+
+@pytest.mark.parametrize("name", map(quick_or_slow, SHOWN))
 def test_a_step_counts_what_show_prints(name, tmp_path):
     overrides = ["steps=1", "prompts_per_step=2", "eval_prompts={}", "threads=1", "watch={}", f"runs_dir={tmp_path}"]
     config = read(ROOT / f"configs/quickstart/{name}.yaml", [*overrides, "samples_every=0", "checkpoints.every=0"])

@@ -143,7 +143,14 @@ def prompt_file(folder, use) -> Path:
     return folder / "prompts.jsonl"
 
 
-@pytest.mark.parametrize("path", FLOW, ids=lambda p: p.stem)
+def quick_or_slow(path):
+    """Of settings that differ in the model only, the one for FLUX is quick."""
+    twin = path.with_name(path.name.replace("_sd35", "_flux"))
+    slow = twin != path and twin.exists() and path.stem != "flow_grpo_sd35"
+    return pytest.param(path, id=path.stem, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize("path", map(quick_or_slow, FLOW))
 def test_published_setting_takes_a_full_step(path, tmp_path, tiny_sd3, tiny_flux, tiny_rewards, judge_url):
     overrides = paths_and_sizes(path, tmp_path, {"sd3": tiny_sd3, "flux": tiny_flux}, tiny_rewards, judge_url)
     rows = []

@@ -7,11 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
-def seconds(read: Callable[[str], object], text: str) -> float:
-    """Processor time; the better of two."""
-    return min(_once(read, text) for _ in range(2))
-
-
 def slow_kinds(
     read: Callable[[str], object], texts: Mapping[object, tuple[str, str]], *, allowed: float, floor: float
 ) -> dict[object, tuple[float, float]]:
@@ -22,10 +17,11 @@ def slow_kinds(
     """
     slow = {}
     for kind, (small, large) in texts.items():
-        limit, taken = 0.0, float("inf")
+        limit, taken = allowed * floor, float("inf")
         for _ in range(6):
-            limit = max(limit, allowed * max(seconds(read, small), floor))
-            taken = min(taken, seconds(read, large))
+            taken = min(taken, _seconds(read, large))
+            if taken > limit:
+                limit = max(limit, allowed * _seconds(read, small))
             if taken <= limit:
                 break
         else:
@@ -42,7 +38,7 @@ def no_more_than(limit_seconds: float) -> Iterator[None]:
     assert taken < limit_seconds, f"{taken:.2f} s of processor time; {limit_seconds} allowed"
 
 
-def _once(read: Callable[[str], object], text: str) -> float:
+def _seconds(read: Callable[[str], object], text: str) -> float:
     start = time.process_time()
     read(text)
     return time.process_time() - start

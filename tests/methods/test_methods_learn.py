@@ -9,7 +9,7 @@ from toy_learning import NEEDS, SEEDS, STEPS, config_of, learn, learn_all_wrong,
 from grpo_mm.config import methods
 from grpo_mm.types import Prompt
 
-FAST = ("grpo", "dr_grpo", "ngrpo", "spo", "gigpo", "gdpo", "gspo", "disco", "grao")
+FAST = ("grpo", "spo", "gigpo", "gdpo", "gspo", "disco", "grao")
 """One of each kind: baselines, trackers, steps, several rewards, row ratios, contrasts, log-likelihoods."""
 
 EXCEPTIONS: dict[str, str] = {}

@@ -104,7 +104,7 @@ any_boxes = st.lists(st.tuples(*[coordinate] * 4), min_size=1, max_size=4).map(a
 
 
 @pytest.mark.parametrize("name", MEASURES)
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(boxes=any_boxes, others=any_boxes)
 def test_measures_are_symmetric_and_bounded_whatever_the_numbers(name, boxes, others):
     measure, least, most = MEASURES[name]

@@ -62,7 +62,8 @@ def test_published_setting_takes_a_full_step(path, judge, tmp_path):
     (row,) = rows
     assert summary["steps"] == 1
     assert math.isfinite(row["loss/total"]) and row["optim/bad_updates"] == 0
-    assert row["optim/grad_norm"] > 0
+    # Whether a group of a random model differs in what it earns is a matter of draws; if one does, it teaches.
+    assert (row["optim/grad_norm"] > 0) == (row["advantage/zero_groups_frac"] < 1)
     assert row["policy/logprob_gap"] < 1e-4 and row["rollout/media_failed"] == 0
     config = read(path, overrides)
     # Constraints have rows that they do not apply to, and a text without a verdict counts among the failed.
@@ -304,5 +305,5 @@ def test_a_judge_that_is_down_masks_its_constraints_and_the_run_goes_on(learner_
     learner = learner_of("fgrpo_qwen25vl_7b", *down)
     found = learner.step(0)
     assert found["reward/failed_frac"] == 0 and found["reward/consistency/unscored_frac"] == 1
-    assert found["optim/grad_norm"] > 0
+    assert (found["optim/grad_norm"] > 0) == (found["advantage/zero_groups_frac"] < 1)
     assert learner.step(1)["constraint/consistency/multiplier"] == 1  # nothing was measured, nothing moves

@@ -110,7 +110,12 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+LATER = ("making the folder", "evaluating before training", "between the updates of step 2", "writing the first checkpoint",
+         "evaluating after training", "writing the model card")  # fmt: skip
+"""Moments that are much like others; the slow tests also die at every touch of a file."""
+
+
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=pytest.mark.slow if m in LATER else ()) for m in MOMENTS])
 def test_a_killed_run_goes_on_bit_for_bit(moment, config, whole, tmp_path):
     code = in_child(command_line("train", config), tmp_path / "killed.txt", patches=[MOMENTS[moment]])
     assert code == -signal.SIGKILL

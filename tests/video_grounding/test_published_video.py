@@ -97,7 +97,8 @@ def test_published_setting_takes_a_full_step(path, paths_and_sizes):
     (row,) = rows
     assert summary["steps"] == 1
     assert math.isfinite(row["loss/total"]) and row["optim/bad_updates"] == 0
-    assert row["optim/grad_norm"] > 0
+    # Whether a group of a random model differs in what it earns is a matter of draws; if one does, it teaches.
+    assert (row["optim/grad_norm"] > 0) == (row["advantage/zero_groups_frac"] < 1)
     assert row["reward/failed_frac"] == 0 and row["rollout/media_failed"] == 0
     assert row["policy/logprob_gap"] < 1e-4
     assert set(_means(row)) == set(read(path, overrides).rewards)

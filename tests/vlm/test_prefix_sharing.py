@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_vlm import PROMPTS, change, clip, each_family, policy, sample
+from tiny_vlm import FAMILIES, PROMPTS, change, clip, each_family, policy, sample
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.forwards import cascade, lines
@@ -102,8 +102,13 @@ CUTS = {
 }
 
 
-@each_family
-@pytest.mark.parametrize("cut", CUTS)
+EACH_CUT = [
+    (family, cut) for family in FAMILIES for cut in CUTS if family == "qwen2_5_vl" or cut == "checkpoints and parts"
+]
+"""Every cut of one family, and of the others the one that has most in it."""
+
+
+@pytest.mark.parametrize(("family", "cut"), EACH_CUT)
 def test_parts_with_a_backward_pass_each_give_the_gradient_of_the_whole(family, cut):
     whole = policy(family, train_tower=True, prefix_sharing="on", micro_batch=99)
     parts = policy(family, train_tower=True, prefix_sharing="on", **CUTS[cut])
