@@ -38,9 +38,8 @@ def main() -> None:
     """Runs a command; what a user can fix is one paragraph and exit code 2, a stopped run exit code 3."""
     logging.basicConfig(level=logging.WARNING if is_main() else logging.ERROR, format="%(levelname)s %(message)s")
     logging.getLogger("grpo_mm").setLevel(logging.INFO if is_main() else logging.ERROR)
-    if (
-        not sys.warnoptions
-    ):  # Python hides deprecations outside of scripts; a config that names an old path should be seen
+    if is_main() and not sys.warnoptions:
+        # Python shows deprecations of scripts only; a config that names an old path is to be seen too.
         warnings.filterwarnings("default", category=MovedModule)
     sys.path.append(os.getcwd())  # a user's own rewards lie where the command is started
     try:
@@ -211,7 +210,7 @@ def calibrate(
 ) -> None:
     """Finds a noise level for every denoising step (DenseGRPO); use the file with noise={kind: noise_file, path: …}."""
     from grpo_mm.pipelines.flow.calibrated import Calibrated
-    from grpo_mm.pipelines.flow.engines.calibrate import calibrate as run
+    from grpo_mm.tools.calibrate import calibrate as run
 
     def show(number: int, level_S) -> None:
         typer.echo(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")

@@ -1,6 +1,6 @@
-"""The one visible table from (role, kind) to code, with the paper it comes from and a config that uses it.
+"""From (role, kind) to code, with the paper it comes from and a config that uses it: what the rooms list of themselves.
 
-A `kind` that is not in the table may be `package.module:Name`. Nothing is imported until it is asked for.
+A `kind` that no room lists may be `package.module:Name`. A component is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.moved import present_target, tell
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ ROOMS = (
 
 @cache
 def table() -> tuple[Entry, ...]:
-    """The kinds of all rooms: the one visible table."""
+    """The kinds of all rooms."""
     return tuple(entry for room in ROOMS for entry in importlib.import_module(room).KINDS)
 
 
@@ -106,7 +107,8 @@ def lookup(role: str, kind: str) -> Any:
 
 def load(target: str) -> Any:
     """Imports `package.module:Name`."""
-    module_name, _, name = target.partition(":")
+    module_name, _, name = present_target(target).partition(":")
+    tell(target.partition(":")[0])
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -116,7 +118,7 @@ def load(target: str) -> Any:
             f"{target!r}: no module named {error.name!r}. Is it installed, or in the folder you start from?"
         ) from error
     if not hasattr(module, name):
-        public = [n for n, v in vars(module).items() if inspect.isclass(v) or inspect.isfunction(v)]
+        public = [n for n in dir(module) if inspect.isclass(v := getattr(module, n, None)) or inspect.isfunction(v)]
         near = difflib.get_close_matches(name, public, n=1)
         raise ConfigError(
             f"{target!r}: {module_name} has no {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")

@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 import warnings
+from unittest import mock
 
 import pytest
 from conftest import ROOT
 from tiny_runs import record, summary, weights, write_config
 
 from grpo_mm import moved, registry
+from grpo_mm.config import typed_yaml
 from grpo_mm.entry import train
+from grpo_mm.errors import ConfigError
+from grpo_mm.looking.report import page
 from grpo_mm.training.run_folder import read_config
 
 BEFORE = (ROOT / "tests/helpers/module_paths_before_rooms.txt").read_text().split()
@@ -112,6 +116,47 @@ def test_a_config_may_name_a_class_by_its_old_path():
         warnings.simplefilter("ignore")
         found = registry.lookup("reward", "grpo_mm.rewards.jpeg:JpegSize")
     assert found is registry.lookup("reward", "jpeg") and registry.kind_of("reward", found) == "jpeg"
+
+
+def test_threads_may_ask_for_an_old_path_at_once():
+    code = (
+        "import sys, threading\nsys.setswitchinterval(1e-6)\nfailed = []\nstart = threading.Barrier(8)\n"
+        "def ask():\n    start.wait()\n    try:\n        from grpo_mm.rewards.jpeg import JpegSize\n"
+        "    except ImportError as error:\n        failed.append(error)\n"
+        "threads = [threading.Thread(target=ask) for _ in range(8)]\n"
+        "[t.start() for t in threads]\n[t.join() for t in threads]\nassert not failed, failed\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::grpo_mm.moved.MovedModule")
+def test_what_is_patched_by_an_old_path_reaches_the_code():
+    class Fake: ...
+
+    with mock.patch("grpo_mm.rewards.judges.ServerJudge", Fake), mock.patch("grpo_mm.rewards.jpeg.JpegSize", Fake):
+        assert registry.lookup("judge", "server") is Fake and registry.lookup("reward", "jpeg") is Fake
+    assert (
+        registry.lookup("judge", "server").__name__ == "ServerJudge" and registry.lookup("reward", "jpeg") is not Fake
+    )
+    import grpo_mm.config
+
+    with mock.patch("grpo_mm.config.convert", Fake):
+        assert typed_yaml.convert is Fake
+    assert typed_yaml.convert is not Fake and "read_yaml" in dir(grpo_mm.config)
+    with mock.patch("grpo_mm.report.read_sheets", Fake):
+        assert page.read_sheets is Fake
+
+
+@pytest.mark.parametrize(
+    "kind", ["grpo_mm.collectors.mine:Mine", "grpo_mm.rewards.judges:ServerJudge.x", "grpo_mm.rewards.jpeg:JpgSize"]
+)
+def test_a_name_that_is_not_there_is_refused_with_a_sentence(kind):
+    with pytest.raises(ConfigError, match="no module named|has no") as refused:
+        registry.lookup("reward", kind)
+    assert "mine" in kind or f"Did you mean {'ServerJudge' if 'judges' in kind else 'JpegSize'!r}?" in str(
+        refused.value
+    )
 
 
 def test_a_module_that_never_was_is_still_no_module():

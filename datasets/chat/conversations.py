@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.media.media_files import ImageFile
+from grpo_mm.datasets.shared.annotated_boxes import Box, box_problem, take_box, take_size
 from grpo_mm.datasets.shared.checked_fields import fill, take_text
 from grpo_mm.datasets.shared.files import take_field
 from grpo_mm.datasets.shared.gathered import RowReader
-from grpo_mm.datasets.spatial.annotated_boxes import Box, box_problem, take_box, take_size
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 

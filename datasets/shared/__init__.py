@@ -10,5 +10,6 @@ KINDS = (
     Entry("prompts", "file", "grpo_mm.datasets.shared.files:PromptFile"),
     Entry("prompts", "hub", "grpo_mm.datasets.shared.hub:HubPrompts"),
     Entry("prompts", "swapped", "grpo_mm.datasets.shared.swapped:Swapped"),
+    Entry("prompts", "blanked", "grpo_mm.datasets.shared.blanked:Blanked"),
 )  # fmt: skip
 """What a config can name of this room."""

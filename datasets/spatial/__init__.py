@@ -6,7 +6,6 @@ Decoding lives in `media`.
 from grpo_mm.registry import Entry
 
 KINDS = (
-    Entry("prompts", "blanked", "grpo_mm.datasets.spatial.blanked:Blanked"),
     Entry("prompts", "vsr", "grpo_mm.datasets.spatial.vsr:Vsr", "arXiv:2205.00363"),
     Entry("prompts", "sat", "grpo_mm.datasets.spatial.sat:Sat", "arXiv:2412.07755"),
     Entry("prompts", "cv_bench", "grpo_mm.datasets.spatial.cv_bench:CvBench", "arXiv:2406.16860"),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from grpo_mm.datasets.shared.annotated_rows import SUFFIXES, annotated_rows
 from grpo_mm.datasets.shared.checked_fields import read_json, take_text
 from grpo_mm.datasets.shared.files import check_file
-from grpo_mm.datasets.spatial.picture_questions import LETTERS, PictureQuestions, QuestionRow, take_choices, take_letter
+from grpo_mm.datasets.shared.picture_questions import LETTERS, PictureQuestions, QuestionRow, take_choices, take_letter
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from grpo_mm.datasets.shared.checked_fields import take_text
 from grpo_mm.datasets.shared.files import take_field
-from grpo_mm.datasets.spatial.picture_questions import PictureQuestions, QuestionRow, take_choices, take_letter
+from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow, take_choices, take_letter
 from grpo_mm.errors import ConfigError
 
 TYPES = ("2D", "3D")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from grpo_mm.datasets.shared.annotated_boxes import box_problem, take_boxes, take_size
 from grpo_mm.datasets.shared.checked_fields import take_text
 from grpo_mm.datasets.shared.gathered import NAMED
-from grpo_mm.datasets.spatial.annotated_boxes import box_problem, take_boxes, take_size
-from grpo_mm.datasets.spatial.picture_questions import PictureQuestions, QuestionRow
+from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow
 from grpo_mm.errors import ConfigError
 
 QUESTION_TYPES = {"tallyqa": "count", "vsr": "relation"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from grpo_mm.datasets.shared.checked_fields import take_text
-from grpo_mm.datasets.spatial.picture_questions import (
+from grpo_mm.datasets.shared.picture_questions import (
     LETTERS,
     PictureQuestions,
     QuestionRow,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from grpo_mm.datasets.shared.annotated_boxes import BOX_FORMS, BoxForm, box_problem, take_box, take_size
 from grpo_mm.datasets.shared.files import take_field
-from grpo_mm.datasets.spatial.annotated_boxes import BOX_FORMS, BoxForm, box_problem, take_box, take_size
-from grpo_mm.datasets.spatial.picture_questions import PictureQuestions, QuestionRow
+from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow
 from grpo_mm.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from grpo_mm.datasets.shared.checked_fields import take_text
 from grpo_mm.datasets.shared.files import take_field
-from grpo_mm.datasets.spatial.picture_questions import LETTERS, PictureQuestions, QuestionRow, take_choices
+from grpo_mm.datasets.shared.picture_questions import LETTERS, PictureQuestions, QuestionRow, take_choices
 from grpo_mm.errors import ConfigError
 
 Order = Literal["file", "drawn", "circular"]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from grpo_mm.datasets.shared.checked_fields import take_text
 from grpo_mm.datasets.shared.files import take_field
-from grpo_mm.datasets.spatial.picture_questions import PictureQuestions, QuestionRow, take_whole
+from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow, take_whole
 from grpo_mm.errors import ConfigError
 
 Subset = Literal["all", "simple", "complex"]

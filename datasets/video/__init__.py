@@ -3,7 +3,7 @@
 Decoding lives in `media`.
 """
 
-from grpo_mm.moved import former_names
+from grpo_mm.moved import MOVED, hand_on
 from grpo_mm.registry import Entry
 
 _VIDEO = "configs/video/"
@@ -24,4 +24,4 @@ KINDS = (
 )  # fmt: skip
 """What a config can name of this room."""
 
-__getattr__ = former_names(__name__)
+hand_on(__name__, MOVED[__name__])

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, get_args
 
 from grpo_mm.datasets.media.picture_sequence import PictureSequence
+from grpo_mm.datasets.shared.annotated_boxes import box_problem, take_boxes
 from grpo_mm.datasets.shared.checked_fields import take_text
 from grpo_mm.datasets.shared.files import take_field
-from grpo_mm.datasets.spatial.annotated_boxes import box_problem, take_boxes
-from grpo_mm.datasets.spatial.picture_questions import PictureQuestions, QuestionRow
+from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow
 from grpo_mm.errors import ConfigError
 
 Twice = Literal["first", "last"]

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from grpo_mm.datasets.shared.checked_fields import Span, take_duration, take_seconds, take_span, take_spans, take_text
-from grpo_mm.datasets.shared.difficulty import draw_by_difficulty
 from grpo_mm.datasets.shared.files import read_rows, take_field
+from grpo_mm.datasets.video.difficulty import draw_by_difficulty
 from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow, timestamped_sentences
 from grpo_mm.errors import ConfigError
 from grpo_mm.types import Prompt

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from grpo_mm.datasets.media.media_files import VideoFile
 from grpo_mm.datasets.shared.checked_fields import take_text
-from grpo_mm.datasets.spatial.picture_questions import PictureQuestions, QuestionRow
+from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow
 
 
 @dataclass

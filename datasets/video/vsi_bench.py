@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from grpo_mm.datasets.media.media_files import VideoFile
 from grpo_mm.datasets.shared.checked_fields import take_seconds, take_text
 from grpo_mm.datasets.shared.files import take_field
-from grpo_mm.datasets.spatial.picture_questions import PictureQuestions, QuestionRow, take_choices, take_letter
+from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow, take_choices, take_letter
 from grpo_mm.datasets.video.grounding import EXTENSIONS, assumed_video, find_video
 from grpo_mm.errors import ConfigError
 

@@ -3,6 +3,6 @@
 The parts that a config names are defined elsewhere; nothing here runs them.
 """
 
-from grpo_mm.moved import former_names
+from grpo_mm.moved import MOVED, hand_on
 
-__getattr__ = former_names(__name__)
+hand_on(__name__, MOVED[__name__])

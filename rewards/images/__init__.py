@@ -14,7 +14,6 @@ KINDS = (
     Entry("reward", "hps", "grpo_mm.rewards.images.hps:Hps", "arXiv:2306.09341"),
     Entry("reward", "image_reward", "grpo_mm.rewards.images.image_reward:ImageReward", "arXiv:2304.05977"),
     Entry("reward", "aesthetic", "grpo_mm.rewards.images.aesthetic:Aesthetic", "arXiv:2305.13301"),
-    Entry("reward", "vlm_yes_no", "grpo_mm.rewards.images.vlm_yes_no:VlmYesNo", "arXiv:2404.01291"),
     Entry("reward", "nearest_neighbour", "grpo_mm.rewards.images.nearest_neighbour:NearestNeighbour", "arXiv:2512.24138"),
     Entry("reward", "quality_guard", "grpo_mm.rewards.images.quality_guard:QualityGuard"),
     Entry("reward", "jpeg", "grpo_mm.rewards.images.jpeg:JpegSize", "arXiv:2305.13301"),

@@ -4,7 +4,7 @@ win rates.
 Rules without a model live with their modality.
 """
 
-from grpo_mm.moved import former_names
+from grpo_mm.moved import MOVED, hand_on
 from grpo_mm.registry import Entry
 
 KINDS = (
@@ -16,7 +16,8 @@ KINDS = (
     Entry("verdict", "model", "grpo_mm.rewards.judges.verdicts:ModelJudge", "arXiv:2604.08476"),
     Entry("vlm", "transformers", "grpo_mm.rewards.judges.vlm:TransformersVlm"),
     Entry("vlm", "server", "grpo_mm.rewards.judges.vlm_server:ServerVlm"),
+    Entry("reward", "vlm_yes_no", "grpo_mm.rewards.judges.vlm_yes_no:VlmYesNo", "arXiv:2404.01291"),
 )  # fmt: skip
 """What a config can name of this room."""
 
-__getattr__ = former_names(__name__)
+hand_on(__name__, MOVED[__name__])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from grpo_mm.config.typed_yaml import component
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-from grpo_mm.datasets.spatial.blanked import Blanked
+from grpo_mm.datasets.shared.blanked import Blanked
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
 from grpo_mm.types import Prompt

@@ -9,9 +9,9 @@ import torch
 from grpo_mm.config.typed_yaml import build
 from grpo_mm.datasets.chat.conversations import Conversations
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-from grpo_mm.datasets.shared.difficulty import draw_by_difficulty, gaussian_log_weight, still_to_learn
 from grpo_mm.datasets.video.activitynet_captions import ActivityNetCaptions
 from grpo_mm.datasets.video.charades_sta import CharadesSta
+from grpo_mm.datasets.video.difficulty import draw_by_difficulty, gaussian_log_weight, still_to_learn
 from grpo_mm.datasets.video.grounding import find_video
 from grpo_mm.datasets.video.nextgqa import NextGqa
 from grpo_mm.datasets.video.qvhighlights import QVHighlights

@@ -13,11 +13,11 @@ from PIL import Image
 from grpo_mm.config.typed_yaml import component
 from grpo_mm.datasets.media.frame_store import FrameStore
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+from grpo_mm.datasets.shared.picture_questions import take_choices, take_letter
 from grpo_mm.datasets.spatial.blink import Blink, BlinkAnswers
 from grpo_mm.datasets.spatial.cv_bench import CvBench
 from grpo_mm.datasets.spatial.grounded_cot import GroundedCot
 from grpo_mm.datasets.spatial.mmvp import Mmvp
-from grpo_mm.datasets.spatial.picture_questions import take_choices, take_letter
 from grpo_mm.datasets.spatial.referring import Referring
 from grpo_mm.datasets.spatial.sat import Sat
 from grpo_mm.datasets.spatial.tallyqa import TallyQa

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grpo_mm.datasets.media.media_files import VideoFile
-from grpo_mm.datasets.shared.difficulty import draw_by_difficulty
+from grpo_mm.datasets.video.difficulty import draw_by_difficulty
 from grpo_mm.datasets.video.timelens import TimeLens100K, TimeLensBench
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import lookup

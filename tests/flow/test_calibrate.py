@@ -15,9 +15,9 @@ from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile, flow_sde_levels, write_noise
-from grpo_mm.pipelines.flow.engines.calibrate import calibrate
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Shifted
 from grpo_mm.rollout.table import Table, gather
+from grpo_mm.tools.calibrate import calibrate
 from grpo_mm.types import BASELINE
 from grpo_mm.weights.stateful import load_parts, part_metrics, stateful_parts
 

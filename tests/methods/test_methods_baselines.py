@@ -56,7 +56,7 @@ from grpo_mm.config.typed_yaml import build
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import lookup
-from grpo_mm.rollout.budget import allocate, budget_utility, draw_prompts, sampling_weights
+from grpo_mm.rollout.collectors.budget import allocate, budget_utility, draw_prompts, sampling_weights
 from grpo_mm.rollout.groups import group_sum
 from grpo_mm.rollout.table import Table, gather, id_numbers, local_table
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout

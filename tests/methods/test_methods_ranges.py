@@ -15,7 +15,7 @@ from grpo_mm.config.typed_yaml import component
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.objectives import HingeKl, Truncated, k3
 from grpo_mm.registry import Role
-from grpo_mm.rollout.budget import allocate, sampling_weights
+from grpo_mm.rollout.collectors.budget import allocate, sampling_weights
 from grpo_mm.rollout.table import id_numbers
 
 CONSTRAINED = {"kind": "lagrangian", "constraints": {"a": {"threshold": 0.5}}}

@@ -26,7 +26,7 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.rewards.text.information_consistency import InformationConsistency, helpfulness, stability, word_entropy
 from grpo_mm.rewards.text.peer_similarity import PeerSimilarity, drawn_peers, mean_similarity, peers
 from grpo_mm.rewards.text.text_overlap import AnswerF1, bleu, token_f1, words
-from grpo_mm.rollout.budget import (
+from grpo_mm.rollout.collectors.budget import (
     expected_shrinkage,
     exploration,
     half_width,

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from grpo_mm.datasets.chat.conversations import Conversations
-from grpo_mm.datasets.shared.difficulty import draw_by_difficulty, still_to_learn
 from grpo_mm.datasets.video.activitynet_captions import ActivityNetCaptions
 from grpo_mm.datasets.video.charades_sta import CharadesSta
+from grpo_mm.datasets.video.difficulty import draw_by_difficulty, still_to_learn
 from grpo_mm.datasets.video.got10k import Got10k
 from grpo_mm.datasets.video.nextgqa import NextGqa
 from grpo_mm.datasets.video.qvhighlights import QVHighlights

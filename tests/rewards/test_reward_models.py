@@ -28,7 +28,7 @@ from grpo_mm.rewards.images.image_reward import MEAN, STD, BlipSize, ImageReward
 from grpo_mm.rewards.images.nearest_neighbour import NearestNeighbour, nearest_neighbour_distance
 from grpo_mm.rewards.images.pick_score import PickScore
 from grpo_mm.rewards.images.quality_guard import QualityGuard, band_score
-from grpo_mm.rewards.images.vlm_yes_no import VlmYesNo, single_tokens
+from grpo_mm.rewards.judges.vlm_yes_no import VlmYesNo, single_tokens
 from grpo_mm.rewards.shared.weights import read_tensors
 from grpo_mm.types import Prompt
 

@@ -16,8 +16,8 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.looking.metrics import read
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.rng import stream
-from grpo_mm.rollout.budget import allocate, greedy
 from grpo_mm.rollout.collectors.allocate import Allocate, BySuccess, ByUncertainty, LookAhead, SoFar
+from grpo_mm.rollout.collectors.budget import allocate, greedy
 from grpo_mm.rollout.collectors.more import More
 from grpo_mm.rollout.collectors.prioritised import Prioritised
 from grpo_mm.rollout.prompt_stream import PromptStream

@@ -3,6 +3,6 @@
 Reads the files of a run folder and nothing else.
 """
 
-from grpo_mm.looking.report.page import Run, read_run, view, write_report
+from grpo_mm.moved import hand_on
 
-__all__ = ["Run", "read_run", "view", "write_report"]
+hand_on(__name__, f"{__name__}.page")

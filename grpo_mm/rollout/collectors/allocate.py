@@ -12,7 +12,7 @@ from grpo_mm.advantages.baselines.shrinkage import draw_another
 from grpo_mm.advantages.state.value_tracker import ValueTracker
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
-from grpo_mm.rollout.budget import allocate, greedy, sampling_priority
+from grpo_mm.rollout.collectors.budget import allocate, greedy, sampling_priority
 from grpo_mm.rollout.collectors.more import More, Sample, Score, all_scores, dealt, join, per_prompt, scored
 from grpo_mm.rollout.table import prompt_ids
 from grpo_mm.types import Batch, Rows

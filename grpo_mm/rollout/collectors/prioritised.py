@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from grpo_mm.advantages.state.value_tracker import ValueTracker
 from grpo_mm.errors import ConfigError
-from grpo_mm.rollout.budget import draw_prompts, sampling_weights
+from grpo_mm.rollout.collectors.budget import draw_prompts, sampling_weights
 from grpo_mm.rollout.collectors.more import More, Sample, Score, dealt, scored
 from grpo_mm.rollout.table import prompt_ids
 from grpo_mm.types import Batch, Prompt, Rows

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from grpo_mm.datasets.shared.annotated_rows import picture_size
-from grpo_mm.datasets.spatial.picture_questions import take_whole
+from grpo_mm.datasets.shared.picture_questions import take_whole
 from grpo_mm.errors import ConfigError
 
 Box = list[float]
