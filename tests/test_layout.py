@@ -210,7 +210,10 @@ def test_every_room_is_in_the_table_and_says_what_may_not_come_in():
     assert found == set(ROOMS)
     for path in FILES.values():
         if path.name == "__init__.py":
-            assert ast.get_docstring(ast.parse(path.read_text())), path
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert path.parent == ROOT / "grpo_mm" or text.count("\n\n") == 1, (
+                path
+            )  # what lives here; what may not come in
 
 
 def test_rooms_import_only_from_the_rooms_that_the_table_names():
@@ -283,6 +286,14 @@ def test_a_room_lists_its_own_kinds_and_no_others():
             assert entry.role == "preset" or entry.target.startswith(f"{room}."), (room, entry)
     listing = {"grpo_mm." + room_of(m) for m, path in FILES.items() if "KINDS = (" in path.read_text()}
     assert listing == set(registry.ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("role", "package"), [("advantage", "grpo_mm.advantages"), ("objective", "grpo_mm.objectives")]
+)
+def test_the_package_of_estimators_hands_on_every_one(role, package):
+    names = {entry.target.partition(":")[2] for entry in registry.entries(role) if entry.target.startswith(package)}
+    assert names <= set(importlib.import_module(package).__all__)
 
 
 def test_no_kind_stands_twice_in_the_table():

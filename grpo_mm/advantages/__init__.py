@@ -1,4 +1,7 @@
-"""Group-relative advantages: pure functions of tensors, and the stages that apply them to the table."""
+"""Group-relative advantages: pure functions of tensors, and the stages that apply them to the table, in rooms by idea.
+
+Here is only what carries the table back to rows and actions (`credit`), and the names of all rooms; a stage goes into its room.
+"""
 
 from grpo_mm.advantages.actions.anchor_states import AnchorStates, anchor_advantage, episode_advantage
 from grpo_mm.advantages.actions.choices import ChoiceValue, choice_advantage, choice_value
@@ -11,15 +14,26 @@ from grpo_mm.advantages.baselines.agents import AgentNorm, SubAgentReward, copie
 from grpo_mm.advantages.baselines.fleet_norm import FleetNorm, fairness
 from grpo_mm.advantages.baselines.group_norm import GroupNorm, group_norm
 from grpo_mm.advantages.baselines.median_norm import MedianNorm, median_norm, pivots
+from grpo_mm.advantages.baselines.quantile_norm import QuantileNorm, group_quantile, quantile_norm
 from grpo_mm.advantages.baselines.shrinkage import Shrinkage, data_weight, draw_another, shrunk_baseline
 from grpo_mm.advantages.baselines.stratified import StratifiedNorm, stratified_norm
 from grpo_mm.advantages.baselines.virtual_norm import VirtualNorm, virtual_norm
+from grpo_mm.advantages.bonuses.consistency_bonus import ConsistencyBonus, consistent
+from grpo_mm.advantages.bonuses.demonstrations import (
+    AnchoredNorm,
+    CapDemonstrations,
+    ExemptDemonstrations,
+    ShapeReward,
+    anchored_norm,
+    shaped,
+)
 from grpo_mm.advantages.bonuses.length_switch import LengthSwitch, length_switch
 from grpo_mm.advantages.bonuses.list_shape import ListShape, list_bonus
 from grpo_mm.advantages.bonuses.novelty import Novelty, novelty_bonus
 from grpo_mm.advantages.bonuses.pass_rate_ladder import PassRateLadder, pass_rate_ladder
 from grpo_mm.advantages.bonuses.reward_terms import KlInReward, OverlongPenalty, overlong_penalty
 from grpo_mm.advantages.bonuses.serial_decay import SerialDecay, serial_decay
+from grpo_mm.advantages.bonuses.temporal_bonus import LengthBonus, TemporalBonus, order_matters
 from grpo_mm.advantages.combination.average import Average
 from grpo_mm.advantages.combination.combine import Clamp, WeightedSum, weighted_sum
 from grpo_mm.advantages.combination.gate import Gate, gate
@@ -38,18 +52,20 @@ from grpo_mm.advantages.state.lagrangian import Constraint, Lagrangian, dual_ste
 from grpo_mm.advantages.state.value_tracker import TrackedPrior, ValueTracker, initial_counts, tracked, tracker_memory
 
 __all__ = [
-    "AgentNorm", "AnchorStates", "Average", "BetaNorm", "ChoiceValue", "Clamp", "ConditionalTruncationMask",
-    "Constraint", "DiversityScale", "DropDegenerate", "FleetNorm", "Gains", "GardoGate", "Gate", "GroupNorm",
-    "KeepExtremes", "KlInReward", "Lagrangian", "LeaveOut", "LengthSwitch", "ListShape", "MarkPositive",
-    "MedianNorm", "NegativeWeight", "Novelty", "OverlongMask", "OverlongPenalty", "PassRateLadder", "PrefixTree",
-    "RankFactor", "RewardToGo", "SerialDecay", "Shortness", "Shrinkage", "Shuffle", "StratifiedNorm",
-    "SubAgentReward", "SumTags", "TrackedPrior", "TreeBackup", "ValueTracker", "VirtualNorm", "WeightedSum",
-    "anchor_advantage", "batch_win_rate", "beta_norm", "beta_parameters", "beta_weight", "choice_advantage",
-    "choice_value", "copies_norm", "credit", "data_weight", "dcg_discount", "diversity_scaled", "draw_another",
-    "dual_step", "episode_advantage", "fairness", "first_useful", "gains", "gate", "group_norm", "group_ranks",
-    "initial_counts", "keep_extremes", "length_switch", "list_bonus", "median_norm", "negative_weighted",
-    "novelty_bonus", "overlong_penalty", "paired_prompts", "pass_rate_ladder", "pivots", "prefix_tree_td",
-    "rank_factor", "repeats", "reward_to_go", "serial_decay", "shortness", "shrunk_baseline",
+    "AgentNorm", "AnchorStates", "AnchoredNorm", "Average", "BetaNorm", "CapDemonstrations", "ChoiceValue", "Clamp",
+    "ConditionalTruncationMask", "ConsistencyBonus", "Constraint", "DiversityScale", "DropDegenerate",
+    "ExemptDemonstrations", "FleetNorm", "Gains", "GardoGate", "Gate", "GroupNorm", "KeepExtremes", "KlInReward",
+    "Lagrangian", "LeaveOut", "LengthBonus", "LengthSwitch", "ListShape", "MarkPositive", "MedianNorm",
+    "NegativeWeight", "Novelty", "OverlongMask", "OverlongPenalty", "PassRateLadder", "PrefixTree", "QuantileNorm",
+    "RankFactor", "RewardToGo", "SerialDecay", "ShapeReward", "Shortness", "Shrinkage", "Shuffle", "StratifiedNorm",
+    "SubAgentReward", "SumTags", "TemporalBonus", "TrackedPrior", "TreeBackup", "ValueTracker", "VirtualNorm",
+    "WeightedSum", "anchor_advantage", "anchored_norm", "batch_win_rate", "beta_norm", "beta_parameters",
+    "beta_weight", "choice_advantage", "choice_value", "consistent", "copies_norm", "credit", "data_weight",
+    "dcg_discount", "diversity_scaled", "draw_another", "dual_step", "episode_advantage", "fairness", "first_useful",
+    "gains", "gate", "group_norm", "group_quantile", "group_ranks", "initial_counts", "keep_extremes",
+    "length_switch", "list_bonus", "median_norm", "negative_weighted", "novelty_bonus", "order_matters",
+    "overlong_penalty", "paired_prompts", "pass_rate_ladder", "pivots", "prefix_tree_td", "quantile_norm",
+    "rank_factor", "repeats", "reward_to_go", "serial_decay", "shaped", "shortness", "shrunk_baseline",
     "signed_outcome", "silenced", "stratified_norm", "sub_agent_reward", "sum_within", "tracked", "tracker_memory",
     "tree_backup", "uncertainty", "useful_groups", "virtual_norm", "weighted_sum",
 ]  # fmt: skip

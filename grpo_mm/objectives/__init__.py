@@ -1,4 +1,7 @@
-"""Losses: pure functions of tensors, and the terms that an objective is a sum of."""
+"""Losses: pure functions of tensors, and the terms that an objective is a sum of, one file each.
+
+No sampling, no optimiser; what several losses share is in `ratio`, `aggregate`, `logprob_term` and `clipped_ratio`.
+"""
 
 from grpo_mm.objectives.aggregate import aggregate_weight
 from grpo_mm.objectives.awm import Awm, awm_logprob
@@ -14,14 +17,16 @@ from grpo_mm.objectives.kl_cov import KlCov, high_covariance, kl_cov
 from grpo_mm.objectives.nft import Nft, nft_loss, optimality
 from grpo_mm.objectives.ratio import log_ratio, row_mean
 from grpo_mm.objectives.ratio_norm import RatioNorm, ratio_norm
+from grpo_mm.objectives.regression import Regression, predicted_advantage
 from grpo_mm.objectives.sapo import Sapo, sapo
 from grpo_mm.objectives.truncated import Truncated, truncated_weight
 
 __all__ = [
-    "Awm", "Cispo", "ClippedRatio", "Disco", "DivergenceMask", "Gmpo", "Grao", "HingeKl", "Kl", "KlCov", "Nft", "RatioNorm",
-    "Sapo", "Truncated", "aggregate_weight", "awm_logprob", "cispo", "clipped_ratio", "divergence_mask", "gaussian_kl", "gmpo",
-    "grao", "grao_coefficients", "group_contrast", "high_covariance", "hinge_kl", "k1", "k2", "k3", "kl_cov", "log_ratio",
-    "nft_loss", "optimality", "ratio_norm", "row_mean", "row_score", "sapo", "straight_through", "truncated_weight",
+    "Awm", "Cispo", "ClippedRatio", "Disco", "DivergenceMask", "Gmpo", "Grao", "HingeKl", "Kl", "KlCov", "Nft",
+    "RatioNorm", "Regression", "Sapo", "Truncated", "aggregate_weight", "awm_logprob", "cispo", "clipped_ratio",
+    "divergence_mask", "gaussian_kl", "gmpo", "grao", "grao_coefficients", "group_contrast", "high_covariance",
+    "hinge_kl", "k1", "k2", "k3", "kl_cov", "log_ratio", "nft_loss", "optimality", "predicted_advantage",
+    "ratio_norm", "row_mean", "row_score", "sapo", "straight_through", "truncated_weight",
 ]  # fmt: skip
 
 from grpo_mm.registry import Entry

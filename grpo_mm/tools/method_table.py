@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from grpo_mm.config.methods import METHODS, OTHERS, Method, preset
@@ -34,6 +35,10 @@ advantage:
 """
 
 
+CONFIGS = {"flow": "flow models", "video": "video temporal grounding", "spatial": "spatial and grounded reasoning"}
+"""Folder of configs -> its heading."""
+
+
 def methods_page() -> str:
     """The whole page as Markdown."""
     lines = [
@@ -45,11 +50,13 @@ def methods_page() -> str:
     lines.append("| --- " * 7 + "|")
     lines += [_row(method) for method in sorted(METHODS, key=lambda m: m.key)]
     lines += ["", *PROCESS.splitlines()]
-    lines += ["", "## Flow models", "", "| preset | paper | config |", "| --- | --- | --- |"]
-    lines += [f"| `{e.kind}` | {e.paper} | `{e.config}` |" for e in entries("preset")]
+    for folder, title in CONFIGS.items():
+        lines += ["", f"## Published settings: {title}", "", "| preset | paper | config |", "| --- | --- | --- |"]
+        found = [e for e in entries("preset") if e.config.startswith(f"configs/{folder}/")]
+        lines += [f"| `{e.kind}` | {e.paper} | [`{e.config}`](../{e.config}) |" for e in found]
     lines += ["", "## Parts", "", "| kind | role | paper | module |", "| --- | --- | --- | --- |"]
     for role in ("advantage", "objective", "strategy", "tree", "noise", "sampler", "engine"):
-        lines += [f"| `{e.kind}` | {role} | {e.paper} | `{e.target}` |" for e in entries(role)]
+        lines += [f"| `{e.kind}` | {role} | {e.paper} | {_module(e.target)} |" for e in entries(role)]
     lines += ["", "## Names that several papers use", ""]
     lines += [f"- `{name}`: not here are {'; '.join(others)}." for name, others in sorted(OTHERS.items())]
     return "\n".join(lines) + "\n"
@@ -65,11 +72,18 @@ def _list(value: Any) -> list[dict[str, Any]]:
     return [part if isinstance(part, dict) else {"kind": part} for part in parts]
 
 
+def _module(target: str) -> str:
+    """`module:Name` as a link to its file."""
+    module, _, name = target.partition(":")
+    folder = module.removeprefix("grpo_mm.") if module.split(".")[1] in ("pipelines", "rewards") else module
+    return f"[`{module}`](../{folder.replace('.', '/')}.py) `{name}`"
+
+
 def _row(method: Method) -> str:
     kinds = " → ".join(f"`{kind}`" for kind in blocks(preset(method.key)))
     link = f"[{method.arxiv}](https://arxiv.org/abs/{method.arxiv})"
     name = method.key if method.name in OTHERS else method.name
     return (
         f"| `{name}` | {method.title}: {method.changes} | {kinds} | {link} | {method.grade} | "
-        f"`grpo_mm/presets/{method.file.name}` | `{method.tested}` |"
+        f"[`{method.file.name}`](../grpo_mm/presets/{method.file.name}) | [`{Path(method.tested).name}`](../{method.tested}) |"
     )

@@ -1,4 +1,8 @@
-"""Flow-matching text-to-image models as policies: schedule, kernels, noise, solver, engine, policy, model families."""
+"""Flow-matching text-to-image models as policies: the policy, its record, and what one denoising step is (schedule, kernels,
+noise, solver).
+
+Model families, trees and engines have rooms of their own; no reward and no data comes in.
+"""
 
 from grpo_mm.registry import Entry
 

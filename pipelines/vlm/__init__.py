@@ -1,4 +1,7 @@
-"""Vision-language models that answer in text, as policies: one action is one token."""
+"""Vision-language models that answer in text, as policies: one action is one token.
+
+Here are the policy and the engine; their parts have rooms of their own, and what only clips or grounded pictures need lives beside.
+"""
 
 from grpo_mm.registry import Entry
 

@@ -1,4 +1,7 @@
-"""Tiny checkpoints in real formats that ship with the package, and the code that makes them."""
+"""Tiny checkpoints in real formats that ship with the package, the code that makes them, and random weights and clips for benchmarks.
+
+Nothing is trained here on data of others, and no pipeline's logic comes in.
+"""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Benchmarks: figures of a whole data set as the official scorers compute them, of videos in time and of pictures in space.
 
 `window_metrics` and `qvhighlights_metrics` hold the pure scorers, in per cent; the other files read texts or published
-prediction files and ask them.
+prediction files and ask them. A score of single texts lives with its modality.
 """
 
 from grpo_mm.registry import Entry

@@ -1,4 +1,4 @@
-"""Scores of texts about places in pictures: boxes, points, maps, and how they are read and compared.
+"""Scores of texts about places in pictures: boxes, points, maps, how they are read and compared, and drawn in reports.
 
 Whether a reasoning bears out its answer is scored in `faithfulness`.
 """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.shared.named_scores import table
 from grpo_mm.rewards.shared.prompt_target import target_of
 from grpo_mm.rewards.text.spans import last_element
@@ -16,29 +17,7 @@ from grpo_mm.types import Prompt
 def edit_similarity(prediction: str, answer: str) -> float:
     """1 - Levenshtein distance / length of the longer text, in [0, 1]; 1 for two empty texts. Symmetric, case counts."""
     longer = max(len(prediction), len(answer))
-    return 1 - levenshtein(prediction, answer) / longer if longer else 1.0
-
-
-def levenshtein(a: str, b: str) -> int:
-    """Insertions, deletions and substitutions cost 1. One step on big integers per letter of `a`, whatever is written.
-
-    Bit j of `up` and `down` says whether the distance grows or falls from j to j + 1 letters of `b` (Myers 1999, Hyyrö 2003).
-    """
-    if not b:
-        return len(a)
-    every = (1 << len(b)) - 1
-    places: dict[str, int] = {}
-    for j, letter in enumerate(b):
-        places[letter] = places.get(letter, 0) | 1 << j
-    up, down, distance, last = every, 0, len(b), len(b) - 1
-    for letter in a:
-        same = places.get(letter, 0)
-        across = (((same & up) + up) ^ up) | same | down
-        grows, falls = down | (every & ~(across | up)), up & across
-        distance += (grows >> last & 1) - (falls >> last & 1)
-        grows, falls = grows << 1 | 1, falls << 1
-        up, down = (falls | ~(across | grows)) & every, grows & across & every
-    return distance
+    return 1 - edit_distance(prediction, answer) / longer if longer else 1.0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Scores of texts about clips: spans of time, highlights, tracks.
+"""Scores of texts about clips: spans of time, highlights, tracks; and what a report draws of them.
 
 Whole benchmarks live in `benchmarks`.
 """

@@ -11,12 +11,12 @@ from linear_time import no_more_than, slow_kinds
 
 from grpo_mm.datasets.worlds.scene_world import SceneWorld
 from grpo_mm.looking.transcripts import Marks
+from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.spatial.box_reading import BoxReading, annotated_boxes
 from grpo_mm.rewards.spatial.box_sketch import BoxSketch
 from grpo_mm.rewards.spatial.box_text import FoundBox, parse_boxes, parse_points, tidied
 from grpo_mm.rewards.spatial.grit import paper_structure, repository_structure
 from grpo_mm.rewards.spatial.spacer import parse_map
-from grpo_mm.rewards.text.edit_similarity import levenshtein
 from grpo_mm.rewards.text.mean_relative_accuracy import first_number
 from grpo_mm.rewards.text.repetition import adjacent_repetition
 from grpo_mm.types import Prompt
@@ -227,7 +227,7 @@ PARSERS = {
     "number": first_number,
     "structure": lambda text: (paper_structure(text), repository_structure(text)),
     "repetition": lambda text: adjacent_repetition(text.split(), 8),
-    "edits": lambda text: levenshtein(text, "12.5 the cat sat"),
+    "edits": lambda text: edit_distance(text, "12.5 the cat sat"),
 }
 HOSTILE = {
     "numbers": "12.5, ",

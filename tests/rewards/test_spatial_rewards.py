@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from grpo_mm import registry
 from grpo_mm.datasets.worlds.scene_world import SceneWorld
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.images.ocr import edit_distance
+from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.spatial.box_grounding import DualBoxIou, SpatialGrounding, UnionBoxIou, spatial_grounding
 from grpo_mm.rewards.spatial.boxes import as_boxes, iou
 from grpo_mm.rewards.spatial.detection_confidence import DetectionConfidence, detection_rewards
@@ -27,7 +27,7 @@ from grpo_mm.rewards.spatial.perception_boxes import PerceptionBoxes, hungarian_
 from grpo_mm.rewards.spatial.referring_box import BoxAnswerFormat, ReferringBox
 from grpo_mm.rewards.spatial.spacer import SpacerAnswer, map_score, parse_map
 from grpo_mm.rewards.spatial.vigorl import Vigorl
-from grpo_mm.rewards.text.edit_similarity import EditSimilarity, edit_similarity, levenshtein
+from grpo_mm.rewards.text.edit_similarity import EditSimilarity, edit_similarity
 from grpo_mm.rewards.text.mean_relative_accuracy import MeanRelativeAccuracy, first_number, mean_relative_accuracy
 from grpo_mm.rewards.text.repetition import Repetition, adjacent_repetition
 from grpo_mm.rollout.safe_call import score_safely
@@ -351,7 +351,12 @@ def test_objects_with_position_and_confidence_are_read_without_duplicates():
 
 @given(st.text(alphabet="abé ", max_size=12), st.text(alphabet="abé ", max_size=12))
 def test_edits_on_big_integers_are_those_of_the_table(a, b):
-    assert levenshtein(a, b) == edit_distance(a, b) == levenshtein(b, a)
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (letter != other))
+    assert edit_distance(a, b) == row[-1] == edit_distance(b, a)
 
 
 def test_edit_similarity_is_of_the_longer_text():

@@ -1,6 +1,6 @@
 """Drawing answers token by token: what a sampler is asked, and the reference one with continuous batching.
 
-Faster engines come in here as files of their own, behind the same protocol.
+Faster engines come in as files of their own behind the same protocol; replay and training do not.
 """
 
 from grpo_mm.registry import Entry
