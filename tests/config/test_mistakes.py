@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from children import in_child
 from conftest import ROOT
 
 from grpo_mm.config.run_config import read
@@ -80,14 +78,21 @@ def test_a_window_that_never_moves_within_the_run_is_not_refused():
 
 def test_the_python_entry_works_more_than_once(tmp_path):
     """Importing a submodule of its name would put that in the place of the function."""
-    code = """
-import grpo_mm
-for name in ("one", "two"):
-    grpo_mm.train("configs/quickstart/flow.yaml", [f"name={name}", "steps=1", "eval_prompts={}", "prompts_per_step=2",
-        "group_size=2", "checkpoints.every=0", "samples_every=0", "threads=1", "runs_dir=%s"])
-print("twice")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code % tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0 and done.stdout.endswith("twice\n"), done.stderr[-2000:]
+    small = [
+        "steps=1",
+        "eval_prompts={}",
+        "prompts_per_step=2",
+        "group_size=2",
+        "checkpoints.every=0",
+        "samples_every=0",
+    ]
+
+    def train_twice() -> None:
+        import grpo_mm
+
+        for name in ("one", "two"):
+            config = ROOT / "configs/quickstart/flow.yaml"
+            grpo_mm.train(config, [f"name={name}", *small, "threads=1", f"runs_dir={tmp_path}"])
+
+    assert in_child(train_twice, tmp_path / "said.txt") == 0, (tmp_path / "said.txt").read_text()
+    assert (tmp_path / "two/summary.json").exists()

@@ -143,10 +143,14 @@ def prompt_file(folder, use) -> Path:
     return folder / "prompts.jsonl"
 
 
+ALIKE = ("g2rpo_hps_flux", "branch_prune_flux", "pref_flex_flux", "nft_multi_sd35", "dense_calibrated_sd35")
+"""Variants of a method whose other settings are quick."""
+
+
 def quick_or_slow(path):
     """Of settings that differ in the model only, the one for FLUX is quick."""
     twin = path.with_name(path.name.replace("_sd35", "_flux"))
-    slow = twin != path and twin.exists() and path.stem != "flow_grpo_sd35"
+    slow = path.stem in ALIKE or (twin != path and twin.exists() and path.stem != "flow_grpo_sd35")
     return pytest.param(path, id=path.stem, marks=pytest.mark.slow if slow else ())
 
 

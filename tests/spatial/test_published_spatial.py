@@ -26,6 +26,8 @@ from grpo_mm.registry import entries
 from grpo_mm.rollout.scoring import Scoring
 from grpo_mm.training.learner import Learner
 
+ALIKE = ("fgrpo_qwen25vl_3b", "grit_judge_qwen25vl_3b", "vlm_r1_detection_qwen25vl_3b")
+"""Settings much like others; they take their full step among the slow tests."""
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 
 
@@ -55,7 +57,10 @@ def scores_of(learner: Learner, step: int = 0):
     return batch, prompts, {name: parts_of["score"] for name, parts_of in batch.scores.items()}
 
 
-@each_config
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in ALIKE else ()) for path in CONFIGS],
+)
 def test_published_setting_takes_a_full_step(path, judge, tmp_path):
     overrides, rows = paths_and_sizes(path, tmp_path, judge_url=judge.url), []
     summary = train(path, overrides, on_step=lambda step, row: rows.append(row))
@@ -102,7 +107,7 @@ def test_a_config_without_its_paths_says_which_to_give(path):
 # ── Faithful GRPO ──
 
 
-@pytest.mark.parametrize("stem", ["fgrpo_qwen25vl_7b", "fgrpo_qwen25vl_3b"])
+@pytest.mark.parametrize("stem", ["fgrpo_qwen25vl_7b", pytest.param("fgrpo_qwen25vl_3b", marks=pytest.mark.slow)])
 def test_faithful_grpo_moves_its_multipliers_by_what_the_batch_before_scored(stem, learner_of):
     learner = learner_of(stem, "steps=2")
     stage = learner.config.advantage[0]

@@ -18,7 +18,13 @@ CONFIGS = sorted((ROOT / "configs/quickstart").glob("spatial*.yaml"))
 SMALL = ("steps=1", "prompts_per_step=3", "group_size=4", "eval_prompts.scenes.use.count=9", "samples_every=1")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem == "spatial" else pytest.mark.slow)  # fgrpo: below, too
+        for path in CONFIGS
+    ],
+)
 def test_a_spatial_quickstart_trains_and_measures_what_it_promises(path, tmp_path):
     summary = train(path, [*SMALL, "name=run", f"runs_dir={tmp_path}"])
     found = {name.split("/")[0] for name in summary["eval_after"]}

@@ -53,7 +53,9 @@ def start(config: RunConfig, folder_: Path) -> Learner:
     return Learner(config, Processes(device="cpu"), samples=folder_)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow if f == "qwen2_vl" else ()) for f in FAMILIES]
+)
 def test_the_reward_rises_with_an_adapter(family, tmp_path):
     lora = {"rank": 8, "alpha": 32}
     config = settings(policy={"kind": "vlm", "path": folder(family), "micro_batch": 16, "lora": lora}, optim=FAST)
