@@ -1,8 +1,7 @@
 """Where modules stood before there were rooms: an old path still leads to its module, with one deprecation warning.
 
 Users' configs and rewards name `package.module:Name`, and so do run folders that were written before. Nothing in the package
-itself imports by an old path. They end with version 0.3: delete this file, and what
-imports it.
+itself imports by an old path. They end with version 0.3: delete this file and what imports it.
 """
 
 from __future__ import annotations
