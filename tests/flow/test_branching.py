@@ -308,7 +308,11 @@ def joined(parts: list[tuple[Rollout, Outputs]]) -> tuple[Rollout, Outputs]:
 
 
 @every_kind
-@pytest.mark.parametrize("prompts, world", [(2, 2), (1, 2), (3, 2)], ids=["whole groups", "half groups", "one cut"])
+@pytest.mark.parametrize(
+    "prompts, world",
+    [(2, 2), pytest.param(1, 2, marks=pytest.mark.slow), (3, 2)],  # the last has halves too
+    ids=["whole groups", "half groups", "one cut"],
+)
 def test_ranks_and_batches_make_the_same_rollout(policy, kind, prompts, world, latents_for_pictures):
     whole = roll(policy, engine_of(kind), rows_of(prompts), "mean_shift_old")
     parts = [
@@ -560,8 +564,8 @@ SHOWN = sorted(p.stem for p in (ROOT / "configs/quickstart").glob("*.yaml"))
 
 
 def quick_or_slow(name):
-    """The spatial quickstarts differ in their stages and rewards, which make no network calls; one of them is quick."""
-    return pytest.param(name, marks=pytest.mark.slow if name.startswith("spatial_") else ())
+    """The spatial quickstarts differ in their stages and rewards, which make no network calls; TempFlow grows G²RPO's tree."""
+    return pytest.param(name, marks=pytest.mark.slow if name.startswith("spatial_") or name == "tempflow" else ())
 
 
 @pytest.mark.parametrize("name", map(quick_or_slow, SHOWN))

@@ -17,8 +17,14 @@ def code_of(product) -> str:
     return code.replace("path/of/this/folder", str(product))
 
 
-@pytest.mark.parametrize("model", ["sd3", "flux"])
-@pytest.mark.parametrize("product", ["adapter", "model", "adapter on a merged one"])
+@pytest.mark.parametrize(
+    ("model", "product"),
+    [("sd3", "adapter"), ("flux", "model"), ("sd3", "adapter on a merged one")]
+    + [
+        pytest.param(*p, marks=pytest.mark.slow)
+        for p in (("flux", "adapter"), ("sd3", "model"), ("flux", "adapter on a merged one"))
+    ],
+)
 def test_the_code_of_the_card_makes_a_picture(model, product, tmp_path, request):
     path = request.getfixturevalue(f"tiny_{model}")
     engine = {"schedule": {"kind": "flux" if model == "flux" else "diffusers_sd3"}}

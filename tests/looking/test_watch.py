@@ -370,9 +370,13 @@ MOMENTS = {
     "a step later": in_step(4),
     "after the last evaluation": (trainer, "write_model_card", die),
 }
+QUICK = ("after the warning before training", "between two actions of a step", "after the rollback")
 
 
-def test_a_killed_run_with_rules_goes_on_bit_for_bit(tiny_sd3, script, tmp_path):
+@pytest.mark.parametrize(
+    "moments", [QUICK, pytest.param(sorted(set(MOMENTS) - set(QUICK)), marks=pytest.mark.slow)], ids=["", "others"]
+)
+def test_a_killed_run_with_rules_goes_on_bit_for_bit(moments, tiny_sd3, script, tmp_path):
     script(LUMINANCE)
     config = write_config(tmp_path, tiny_sd3, CHANGES)
     train(config)
@@ -385,7 +389,7 @@ def test_a_killed_run_with_rules_goes_on_bit_for_bit(tiny_sd3, script, tmp_path)
     ]  # fmt: skip
     assert rows_with(whole, "optim/lr") == pytest.approx([1e-3, 1e-3, 1e-3, 7e-4, 2.45e-4, 2.45e-4])
     scripting = (Learner, "step", scripted(LUMINANCE))
-    for moment in MOMENTS:
+    for moment in moments:
         code = in_child(command_line("train", config), tmp_path / "killed.txt", patches=[scripting, MOMENTS[moment]])
         assert code == -signal.SIGKILL, moment
         train(config)

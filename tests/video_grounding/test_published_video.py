@@ -39,6 +39,8 @@ HERE = {
 }
 PLACES = [f"data.{key}={value}" for key, value in HERE.items()]
 """All paths that a user gives, those that a config does not ask for included."""
+ALIKE = ("tempsamp_downscaling_qwen25vl_7b", "time_r1_finetune_qwen25vl_7b", "timelens_qwen25vl_7b")
+"""Settings much like others; they take their full step among the slow tests."""
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 
 
@@ -90,7 +92,9 @@ def learner_of(stem: str, overrides: list[str], folder: Path) -> Learner:
     return Learner(config, Processes(device="cpu"), samples=folder)
 
 
-@each_config
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in ALIKE else ()) for path in CONFIGS]
+)
 def test_published_setting_takes_a_full_step(path, paths_and_sizes):
     overrides, rows = paths_and_sizes(path), []
     summary = train(path, overrides, on_step=lambda step, row: rows.append(row))
