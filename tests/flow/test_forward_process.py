@@ -409,7 +409,9 @@ def dies_after(calls: int, function):
     return wrapped
 
 
-@pytest.mark.parametrize("name", ["calibrated", "nft", pytest.param("awm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["calibrated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nft", "awm"))]
+)
 def test_a_killed_run_goes_on_bit_for_bit_with_all_that_follows_the_weights(name, tiny_sd3, tmp_path):
     runs = {}
     for how in ("whole", "killed"):

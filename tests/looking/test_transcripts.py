@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from children import launch
 from PIL import Image
-from tiny_runs import accelerate_launch
 from torch import Tensor
 from toy import LENGTH, ToyEngine, ToyPolicy, ToyPolicyConfig, ToyPrompts
 from typer.testing import CliRunner
@@ -350,7 +350,7 @@ def test_two_processes_write_what_one_writes(run, tmp_path):
         "from test_transcripts import text_run\n"
         "train(text_run(pathlib.Path(sys.argv[1]), steps=1))\n"
     )
-    accelerate_launch(script, tmp_path)
+    launch(script, tmp_path)
     files = [folder / "samples/step_000001.jsonl" for folder in (run, tmp_path / "runs/texts")]
     assert files[0].read_text() == files[1].read_text()
 
