@@ -140,7 +140,8 @@ def test_keys_and_values_are_held_once():
         sample(p, LONG, group_size=4, max_new_tokens=90, generator=HfGenerator(batch=10))
     finally:
         gc.unfreeze()
-    assert len(held) > 12 and max(held) < 1.3  # the layer that grows is there twice for a moment
+    # The layer that grows is there twice for a moment; below .9 the count would have missed the keys themselves.
+    assert len(held) > 12 and 0.9 < max(held) < 1.3
 
 
 def test_rows_at_once_keep_to_the_limit_of_tokens(by_number):
