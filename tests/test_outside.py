@@ -7,9 +7,9 @@ import json
 import math
 
 import pytest
+from linear_time import slow_kinds
 
 from grpo_mm.outside import DEEPEST, BadJson, finite_number, is_text, parse_json, plain, reason, shown
-from tests.helpers.linear_time import slow_kinds
 
 GOOD = [
     '{"a": [1, 2.5, -3e2, true, null, "é \\ud83d\\ude00"]}',

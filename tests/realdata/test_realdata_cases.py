@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.conftest import ROOT
-from tests.helpers.tiny_runs import PYTHONPATH
+from conftest import ROOT
+from tiny_runs import PYTHONPATH
 
 DATA = Path(os.environ.get("GRPO_MM_TEST_DATA") or ROOT.parent / "shared/data")
 CASES = DATA.parent / "cases"
