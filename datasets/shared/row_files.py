@@ -57,6 +57,11 @@ def read_lines(path: str) -> Iterator[tuple[str, str]]:
         yield from ((where, line.rstrip("\n")) for where, line in _lines(path, file) if line.strip())
 
 
+def read_values(path: str) -> Iterator[tuple[str, Any]]:
+    """("file, line 3", value) for each line of JSON, whatever it is; raises ConfigError as `read_rows`."""
+    yield from ((where, _parsed(line, where)) for where, line in read_lines(path))
+
+
 def read_json(path: str) -> Any:
     """The value of a file; raises ConfigError as `read_rows`, and for a file that holds nothing."""
     with _opened(path, newline=None) as file:
