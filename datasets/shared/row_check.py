@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.outside import finite_number, is_text, reason, shown
+from grpo_mm.outside import finite_number, is_text, plain, reason, shown
 from grpo_mm.types import Prompt
 
 DEEPEST = 200
@@ -18,11 +18,14 @@ DEEPEST = 200
 
 @contextmanager
 def row_net(where: str) -> Iterator[None]:
-    """Whatever reading a row raises becomes a ConfigError that begins with `where`, "file, line 3"."""
+    """Whatever reading a row raises becomes a ConfigError that begins with `where`, "file, line 3"; no message is longer than what
+    `plain` leaves of it."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if str(error) == plain(str(error)):
+            raise
+        raise ConfigError(plain(str(error))) from error
     except Exception as error:
         raise ConfigError(f"{where}: this row cannot be read ({reason(error)}).") from error
 

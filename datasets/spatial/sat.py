@@ -49,7 +49,9 @@ class Sat(PictureQuestions):
             raise ConfigError(f"{where}: there is no picture in image_bytes.")
         choices, right = take_choices(row.get("answers"), where), take_text(row, "correct_answer", where)
         if choices.count(right) != 1:
-            raise ConfigError(f"{where}: correct_answer {shown(right)} is not one of the answers {list(choices)}.")
+            raise ConfigError(
+                f"{where}: correct_answer {shown(right)} is not one of the answers {shown(list(choices))}."
+            )
         orders = {
             "file": {name: choices},
             "drawn": {name: tuple(random.Random(name).sample(choices, len(choices)))},

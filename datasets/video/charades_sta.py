@@ -50,7 +50,7 @@ class CharadesSta(GroundingPrompts):
             raise ConfigError(f"{where}: found {shown(row.strip())}, wanted 'video start end##sentence'.")
         video, start, end, sentence = match.groups()
         if self._lengths and video not in self._lengths:
-            raise ConfigError(f"{where}: {self.lengths} has no length of {video}.")
+            raise ConfigError(f"{where}: {self.lengths} has no length of {shown(video)}.")
         place = self._sentences_of.setdefault(video, 0)
         self._sentences_of[video] += 1
         query = take_text({"sentence": sentence}, "sentence", where)

@@ -76,7 +76,7 @@ class NextGqa(GroundingPrompts):
         answer = f"({LETTERS[texts.index(right)]})"
         about = self._grounding.get(video)
         if not isinstance(about, dict) or not isinstance(about.get("location"), dict):
-            raise ConfigError(f"{where}: {self.gsub} has no video {video}.")
+            raise ConfigError(f"{where}: {self.gsub} has no video {shown(video)}.")
         spans = take_spans(about["location"].get(qid, []), f"{self.gsub}, {video}, question {qid}")
         duration = take_duration(about.get("duration"), f"{self.gsub}, {video}")
         path = take_text({"path": self._folders.get(video, video)}, "path", f"{self.video_folders}, {video}")
