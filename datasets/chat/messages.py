@@ -78,7 +78,7 @@ class Messages(RowReader):
             for kind, item in parts:
                 if item is None and not rest[kind]:
                     raise ConfigError(
-                        f"{where}: a part of a turn is an {kind} without a file, and the row has none left."
+                        f"{where}: a part of a turn, {kind}, is without a file, and the row has none left."
                     )
                 found[kind].append(rest[kind].pop(0) if item is None else item)
             told.append(text)

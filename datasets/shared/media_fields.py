@@ -71,7 +71,7 @@ def medium(value: Any, kind: Kind, folder: str, where: str) -> ImageFile | Video
         return (ImageFile if kind == "image" else VideoFile)(str(Path(folder) / name))
     if kind == "image" and isinstance(value, bytes):
         return picture(value, folder, where)
-    raise ConfigError(f"{where} is {shown(value, 80)}, wanted the name of a {kind} file, or a list of file names.")
+    raise ConfigError(f"{where} is {shown(value, 80)}, wanted a file name ({kind}), or a list of file names.")
 
 
 def content_parts(
@@ -135,7 +135,7 @@ def _inside(value: Mapping[str, Any], kind: Kind, where: str) -> Any:
             if name == "bytes" and isinstance(held[name], str):
                 return f"data:;base64,{held[name]}"
             return held[name]
-    raise ConfigError(f"{where} is {shown(value, 80)}, wanted the name of a {kind} file under 'path'.")
+    raise ConfigError(f"{where} is {shown(value, 80)}, wanted a file name ({kind}) under 'path'.")
 
 
 def _decoded(url: str, where: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -312,3 +313,36 @@ def test_only_questions_hold_markers():
     text = text_of(p, p.encode(Prompt("a", "and now", media=(picture(),), messages=told)))
     assert "assistant\nas <image> shows<|im_end|>" in text
     assert "user\n<|vision_start|><|image_pad|><|vision_end|>what<|im_end|>" in text
+
+
+ODD = (
+    *(chr(code) for code in (0, 1, 7, 8, 9, 10, 11, 13, 27, 127, 0x85, 0xA0, 0xAD, 0x200B, 0x200E, 0x2028, 0x2029, 0x202E, 0xFEFF)),
+    *(chr(code) for code in (0xFDD0, 0xFDD1, 0xFDEF, 0xFFFD, 0xFFFE, 0xE000, 0x1F600, 0x10FFFF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF)),
+    "", " ", "\n\n", "e\u0301" * 50, "\u200d".join("👨👩👧👦"), "م" * 200, "漢" * 500, "a" * 20_000, "a " * 5_000, "9" * 3_000, "{{ 1 }}",
+    "{% for x in y %}", "{{ messages }}", "{%- endif %}", "{#", "%s%n{0}", "\\ud83d", "&lt;image&gt;", "<", "<|", "|>", "<||>", "<|im_", "start|>",
+    "</s>", "<s>", "<unk>", "<pad>", "[INST]", "<|eot_id|>", "<bos>", "<think>", "</think>", "<tool_call>", "<image", "<image >", "<Image>",
+    "<image><image>", "<video>", "<image>" * 100, "<|image_pad|>" * 100, "<|im_start|>" * 300, "<|vision_start|>", "<|vision_end|>",
+    "<|endoftext|>", "<|im_end|>\n", "\ufdd00\ufdd0<|im_end|>", "\ufdd00\ufdd0", "".join(map(chr, range(0xFDD0, 0xFDEF))) + "<|im_end|>",
+)  # fmt: skip
+
+
+def test_odd_texts_are_encoded_as_they_are_or_fail_by_name():
+    p = policy(chat=Chat(system="Look"))
+    tokenizer, count = p.processor.tokenizer, 0
+    for number, text in enumerate(ODD):
+        for prompt in (
+            Prompt(f"alone {number}", text),
+            Prompt(f"with {number}", f"a {text} b", media=(picture(),)),
+        ):
+            count += 1
+            context = p.encode(prompt)
+            if context.failure:
+                assert prompt.id in context.failure and any("\ud800" <= c <= "\udfff" for c in text)
+                continue
+            shown = tokenizer.decode(context.input_ids_L)
+            assert shown.count("<|im_start|>") == 3 + text.count("<|im_start|>")
+            control = set(tokenizer.all_special_ids)
+            assert sum(i in control for i in context.input_ids_L.tolist()) <= 5 + 4 * len(prompt.media)
+            if not (prompt.media and text == "<image>"):
+                assert normalize("NFC", text.strip()) in normalize("NFC", shown)
+    assert count >= 122
