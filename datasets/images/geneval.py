@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.datasets.shared.files import check_file, check_limit, read_rows, take_field
+from grpo_mm.datasets.shared.checked_fields import shown_keys, take_text
+from grpo_mm.datasets.shared.files import check_limit
+from grpo_mm.datasets.shared.row_check import checked_prompt, row_net, text_problem
+from grpo_mm.datasets.shared.row_files import check_file, read_rows
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
 
 
@@ -36,27 +40,51 @@ class GenEvalPrompts:
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is not GenEval metadata, or if no row is left."""
         self.check()
-        stem, prompts, tags_found = Path(self.path).stem, [], set()
+        prompts: list[Prompt] = []
+        tags_found: set[str] = set()
         for number, (where, row) in enumerate(read_rows(self.path)):
-            text, target = take_field(row, "prompt", where), _target(row, where)
-            tags_found.add(target["tag"])
-            if self.tags is None or target["tag"] in self.tags:
-                prompts.append(Prompt(id=f"{stem}/{number}", text=text, target=target))
+            with row_net(where):
+                prompt = self._prompt(row, where, number)
+            tags_found.add(prompt.target["tag"])
+            if self.tags is None or prompt.target["tag"] in self.tags:
+                prompts.append(prompt)
             if len(prompts) == self.limit:
                 break
         if not prompts:
-            raise ConfigError(f"{self.path}: no prompt with tags = {self.tags}; found the tags {sorted(tags_found)}.")
+            raise ConfigError(
+                f"{self.path}: no prompt with tags = {self.tags}; found the tags {shown(sorted(tags_found))}."
+            )
         return prompts
+
+    def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
+        target = _target(row, where)
+        take_text(row, "prompt", where)
+        return checked_prompt(Prompt(id=f"{Path(self.path).stem}/{number}", text=row["prompt"], target=target), where)
 
 
 def _target(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    include, exclude = row.get("include", []), row.get("exclude", [])
+    include, exclude, tag = (row.get(name) or empty for name, empty in (("include", []), ("exclude", []), ("tag", "")))
     if not include:
-        raise ConfigError(f"{where}: no 'include' clause; found {', '.join(map(repr, row))}. Is this GenEval metadata?")
+        raise ConfigError(f"{where}: no 'include' clause; found {shown_keys(row)}. Is this GenEval metadata?")
+    if not isinstance(include, list) or not isinstance(exclude, list) or not isinstance(tag, str):
+        raise ConfigError(
+            f"{where}: include {shown(include)}, exclude {shown(exclude)}, tag {shown(tag)}; wanted lists of clauses, a text."
+        )
     for number, clause in enumerate([*include, *exclude]):
-        if not isinstance(clause.get("class"), str) or not isinstance(clause.get("count"), int) or clause["count"] < 1:
-            raise ConfigError(f"{where}: {clause} wants a 'class' (text) and a 'count' of at least 1.")
-        earlier = range(min(number, len(include)))
-        if "position" in clause and (len(clause["position"]) != 2 or clause["position"][1] not in earlier):
-            raise ConfigError(f"{where}: {clause}: 'position' is [relation, number of an earlier clause].")
-    return {"tag": row.get("tag", ""), "include": include, "exclude": exclude}
+        _check_clause(clause, min(number, len(include)), where)
+    return {"tag": tag, "include": include, "exclude": exclude}
+
+
+def _check_clause(clause: Any, earlier: int, where: str) -> None:
+    """`earlier`: clauses of `include` that stand before it."""
+    if not isinstance(clause, dict):
+        raise ConfigError(f"{where}: a clause is {shown(clause)}; wanted an object with 'class' and 'count'.")
+    count = clause.get("count")
+    if text_problem(clause.get("class")) or type(count) is not int or count < 1:
+        raise ConfigError(f"{where}: {shown(clause)} wants a 'class' (text) and a 'count' of at least 1.")
+    if "color" in clause and text_problem(clause["color"]):
+        raise ConfigError(f"{where}: {shown(clause)}: 'color' is no text.")
+    place = clause.get("position", ["", 0])
+    fine = isinstance(place, list) and len(place) == 2 and isinstance(place[0], str) and type(place[1]) is int
+    if "position" in clause and not (fine and 0 <= place[1] < earlier):
+        raise ConfigError(f"{where}: {shown(clause)}: 'position' is [relation, number of an earlier clause].")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from grpo_mm.datasets.shared.files import PromptFile, check_file
+from grpo_mm.datasets.shared.files import PromptFile, check_limit
+from grpo_mm.datasets.shared.row_check import text_problem
+from grpo_mm.datasets.shared.row_files import check_file
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
 
 
@@ -23,17 +26,18 @@ class OcrPrompts:
     limit: int | None = None
 
     def check(self) -> None:
-        """Raises ConfigError if the file is not there."""
+        """Raises ConfigError if the file is not there or the limit is below 1."""
         check_file(self.path, (".txt",))
+        check_limit(self.limit, self.path)
 
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a prompt without a quoted text."""
         self.check()
-        return [_with_target(prompt) for prompt in PromptFile(self.path, limit=self.limit).load()]
+        return [_with_target(prompt, self.path) for prompt in PromptFile(self.path, limit=self.limit).load()]
 
 
-def _with_target(prompt: Prompt) -> Prompt:
-    spans = [span for span in re.findall(r'"([^"]*)"', prompt.text) if span.strip()]
+def _with_target(prompt: Prompt, path: str) -> Prompt:
+    spans = [span for span in re.findall(r'"([^"]*)"', prompt.text) if not text_problem(span)]
     if not spans:
-        raise ConfigError(f'{prompt.id}: no "text" in double quotes to render: {prompt.text!r}')
+        raise ConfigError(f'{path}: prompt {prompt.id}: no "text" in double quotes to render: {shown(prompt.text)}.')
     return replace(prompt, target={"text": spans[0]})

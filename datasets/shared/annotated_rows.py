@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.media.media_files import ImageFile
-from grpo_mm.datasets.shared.files import check_file, read_rows
-from grpo_mm.errors import ConfigError
+from grpo_mm.datasets.shared.row_files import check_columns, check_file, read_rows
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import reason, shown
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 ROWS_AT_ONCE = 32
@@ -52,11 +53,15 @@ def picture(value: Any, folder: str, where: str, *, unpack: str | None = None) -
         ConfigError: something else, or bytes that are no picture.
     """
     if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
+        if isinstance(value.get("bytes"), str):
+            raise ConfigError(
+                f"{where}: a picture has its bytes as a text, {shown(value, 80)}; wanted bytes, or a path alone."
+            )
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value.strip():
         return ImageFile(str(Path(folder) / value.strip()))
     if not isinstance(value, bytes):
-        raise ConfigError(f"{where}: a picture is {value!r:.200}, wanted a file name or the bytes of a picture file.")
+        raise ConfigError(f"{where}: a picture is {shown(value)}, wanted a file name or the bytes of a picture file.")
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -94,18 +99,20 @@ def _shards(folder: str) -> list[str]:
 
 
 def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     number = 0
     try:
         with ParquetFile(path) as file:
+            check_columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     yield f"{path}, row {number}", row
                     number += 1
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as parquet after {number} rows: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be read as parquet after {number} rows: {reason(error)}") from error
 
 
 def _written(data: bytes, folder: Path, suffix: str) -> str:

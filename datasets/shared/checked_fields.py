@@ -2,56 +2,59 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from grpo_mm.datasets.shared.row_check import text_problem
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import finite_number, shown
 
 Span = tuple[float, float]
-
-
-def read_json(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read in UTF-8: {error}.") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}.") from error
 
 
 def take_text(row: Mapping[str, Any], name: str, where: str) -> str:
     """A text without blanks around it; ConfigError if it is missing, empty or something else."""
     value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where}: {name!r} is {value!r}, wanted a text.")
+    if problem := text_problem(value):
+        raise ConfigError(f"{where}: {name!r} is {shown(value)}, {problem}.")
     return value.strip()
 
 
+def take_field(row: Mapping[str, Any], name: str, where: str) -> Any:
+    if name not in row:
+        raise ConfigError(f"{where}: no field {name!r}; found {shown_keys(row)}.")
+    return row[name]
+
+
+def shown_keys(row: Iterable[str], most: int = 30) -> str:
+    """The keys of a row, for a message."""
+    names = [shown(name, 60) for name in row]
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
 def take_seconds(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{where}: {name} is {value!r}, wanted a finite number of seconds.")
-    return float(value)
+    seconds = finite_number(value)
+    if seconds is None:
+        raise ConfigError(f"{where}: {name} is {shown(value)}, wanted a finite number of seconds.")
+    return seconds
 
 
 def take_duration(value: Any, where: str) -> float:
     duration = take_seconds(value, "duration", where)
     if duration <= 0:
-        raise ConfigError(f"{where}: duration is {value!r}, wanted more than 0 seconds.")
+        raise ConfigError(f"{where}: duration is {shown(value)}, wanted more than 0 seconds.")
     return duration
 
 
 def take_span(value: Any, where: str) -> Span:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ConfigError(f"{where}: {value!r} is no span; wanted [start, end] in seconds.")
+        raise ConfigError(f"{where}: {shown(value)} is no span; wanted [start, end] in seconds.")
     return take_seconds(value[0], "start", where), take_seconds(value[1], "end", where)
 
 
 def take_spans(value: Any, where: str) -> tuple[Span, ...]:
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where}: {value!r}, wanted a list of [start, end].")
+        raise ConfigError(f"{where}: {shown(value)}, wanted a list of [start, end].")
     return tuple(take_span(span, where) for span in value)
 
 
@@ -60,4 +63,7 @@ def fill(template: str, words: Mapping[str, Any], name: str, where: str) -> str:
     try:
         return template.format(**words)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{where}: {name} = {template!r} wants {error}; there are: {', '.join(words)}.") from error
+        raise ConfigError(
+            f"{where}: {name} = {shown(template)} wants {shown(error.args[0]) if error.args else error}; there are: "
+            f"{', '.join(words)}."
+        ) from error

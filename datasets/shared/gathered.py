@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from grpo_mm.datasets.shared.files import check_file, check_limit, read_rows
+from grpo_mm.datasets.shared.files import check_limit
+from grpo_mm.datasets.shared.row_check import checked_prompt, row_net
+from grpo_mm.datasets.shared.row_files import check_file, read_rows
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
 
 NAMED = 5
@@ -38,7 +41,9 @@ class RowReader:
     def _prompts(self) -> Iterator[tuple[str, Prompt]]:
         """(where it stands, prompt), in the order of the file."""
         for number, (where, row) in enumerate(read_rows(self.path)):
-            yield where, self._prompt(row, where, number)
+            with row_net(where):
+                prompt = self._prompt(row, where, number)
+            yield where, prompt
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         """Of row `number`, counted from 0."""
@@ -55,16 +60,19 @@ def gathered(
         check_files: leave out prompts with a picture or video file that is not there.
 
     Raises:
-        ConfigError: an id stands twice, or no prompt is left.
+        ConfigError: a prompt is none (`checked_prompt`), an id stands twice, or no prompt is left.
     """
     kept: list[Prompt] = []
     seen: set[str] = set()
     missing: list[str] = []
     for where, prompt in prompts:
+        checked_prompt(prompt, where)
         if prompt.id in seen:
-            raise ConfigError(f"{where}: the id {prompt.id!r} stands twice.")
+            raise ConfigError(f"{where}: the id {shown(prompt.id)} stands twice.")
         seen.add(prompt.id)
-        if check_files and not all(Path(item.path).exists() for item in prompt.media if hasattr(item, "path")):
+        with row_net(where):
+            is_there = not check_files or all(Path(m.path).exists() for m in prompt.media if hasattr(m, "path"))
+        if not is_there:
             missing.append(prompt.id)
             continue
         kept.append(prompt)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.datasets.shared.checked_fields import shown_keys, take_text
 from grpo_mm.datasets.shared.files import check_limit, find_text_field
+from grpo_mm.datasets.shared.row_check import checked_prompt, row_net, take_id
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import reason, shown
 from grpo_mm.types import Prompt
 
 
@@ -39,32 +43,48 @@ class HubPrompts:
         check_limit(self.limit, self.name)
 
     def load(self) -> list[Prompt]:
-        """Raises ConfigError for an unknown split or column, an empty split, or a repeated id."""
+        """Raises ConfigError for an unknown split or column, an empty split, a row that is broken, or a repeated id."""
         self.check()
         dataset = self._open()
         where, columns = f"{self.name} [{self.split}]", dataset.column_names
-        text_field = self.text_field or find_text_field(dict.fromkeys(columns), where)
+        text_field = self.text_field or find_text_field(columns, where)
         others = [c for c in columns if c not in (text_field, self.id_field)]
         target_fields = others if self.target_fields is None else self.target_fields
         wanted = [c for c in (text_field, self.id_field, *target_fields) if c is not None]
         for column in wanted:
             if column not in columns:
-                raise ConfigError(f"{where}: no column {column!r}; found {', '.join(map(repr, columns))}.")
+                raise ConfigError(f"{where}: no column {column!r}; found {shown_keys(columns)}.")
+            if f"{column}.1" in columns:
+                raise ConfigError(f"{where}: the column {column!r} stands twice in its file; name each column once.")
         if self.limit is not None:
             dataset = dataset.select(range(min(self.limit, len(dataset))))
         rows = dataset.select_columns(list(dict.fromkeys(wanted)))
-        stem = Path(self.name).name
-        prompts = [self._prompt(row, number, stem, text_field, target_fields) for number, row in enumerate(rows)]
+        prompts, seen = [], set()
+        for here, row in _numbered(rows, where):
+            with row_net(here):
+                prompt = self._prompt(row, len(prompts), here, text_field, target_fields)
+            if prompt.id in seen:
+                raise ConfigError(
+                    f"{here}: {self.id_field} = {shown(row[self.id_field])} stands twice; ids are unique."
+                )
+            seen.add(prompt.id)
+            prompts.append(prompt)
         if not prompts:
             raise ConfigError(f"{where}: there is no row in this split.")
-        if len({prompt.id for prompt in prompts}) < len(prompts):
-            raise ConfigError(f"{where}: values of {self.id_field!r} repeat; ids are unique. Leave id_field out.")
         return prompts
 
     def _open(self) -> Any:
         # A folder called `datasets` at the root of a checkout does not shadow this: it has no __init__.py.
         from datasets import load_dataset, load_from_disk
 
+        try:
+            return self._split(load_dataset, load_from_disk)
+        except ConfigError:
+            raise
+        except Exception as error:  # unknown name, configuration, split or revision; damaged files; no network
+            raise ConfigError(f"{self.name} [{self.split}]: it cannot be read: {reason(error)}") from error
+
+    def _split(self, load_dataset: Any, load_from_disk: Any) -> Any:
         folder = Path(self.name)
         if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
             saved = load_from_disk(self.name)
@@ -72,12 +92,26 @@ class HubPrompts:
             if self.split not in splits:
                 raise ConfigError(f"{self.name}: no split {self.split!r}; found {', '.join(map(repr, splits))}.")
             return splits[self.split]
-        try:
-            return load_dataset(self.name, self.config, split=self.split, revision=self.revision)
-        except (FileNotFoundError, ValueError) as error:  # unknown name, configuration, split or revision
-            raise ConfigError(f"{self.name} [{self.split}]: {error}") from error
+        return load_dataset(self.name, self.config, split=self.split, revision=self.revision)
 
-    def _prompt(self, row: dict[str, Any], number: int, stem: str, text_field: str, target_fields: list[str]) -> Prompt:
-        name = number if self.id_field is None else row[self.id_field]
+    def _prompt(
+        self, row: dict[str, Any], number: int, where: str, text_field: str, target_fields: list[str]
+    ) -> Prompt:
+        name = str(number) if self.id_field is None else take_id(row, self.id_field, where)
         target = {field: row[field] for field in target_fields}
-        return Prompt(id=f"{stem}/{name}", text=row[text_field], target=target or None)
+        take_text(row, text_field, where)
+        prompt = Prompt(id=f"{Path(self.name).name}/{name}", text=row[text_field], target=target or None)
+        return checked_prompt(prompt, where)
+
+
+def _numbered(rows: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("name [split], row 3", row), counted from 0; a row may hold a picture that cannot be decoded."""
+    found, number = iter(rows), 0
+    while True:
+        here = f"{where}, row {number}"
+        with row_net(here):
+            row = next(found, None)
+        if row is None:
+            return
+        yield here, row
+        number += 1

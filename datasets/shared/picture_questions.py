@@ -11,7 +11,9 @@ from grpo_mm.datasets.shared.annotated_rows import SUFFIXES, annotated_rows, che
 from grpo_mm.datasets.shared.checked_fields import fill
 from grpo_mm.datasets.shared.files import check_limit
 from grpo_mm.datasets.shared.gathered import RowReader
+from grpo_mm.datasets.shared.row_check import row_net, text_problem
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import finite_number, shown
 from grpo_mm.types import Prompt
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -72,7 +74,10 @@ class PictureQuestions(RowReader):
         check_limit(self.limit, self.path)
 
     def _prompts(self) -> Iterator[tuple[str, Prompt]]:
-        return ((question.where, self._asked(question)) for question in self._every_question())
+        for question in self._every_question():
+            with row_net(question.where):
+                prompt = self._asked(question)
+            yield question.where, prompt
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         """The questions of row `number`, counted from 0; most readers have one, some two or none."""
@@ -80,7 +85,9 @@ class PictureQuestions(RowReader):
 
     def _every_question(self) -> Iterator[QuestionRow]:
         for number, (where, row) in enumerate(annotated_rows(self.path)):
-            yield from self._questions(row, where, number)
+            with row_net(where):
+                questions = list(self._questions(row, where, number))
+            yield from questions
 
     def _pictures(self, values: Sequence[Any], where: str) -> tuple[Any, ...]:
         return tuple(picture(value, self.folder, where, unpack=self.unpack) for value in values)
@@ -108,27 +115,32 @@ def lettered(choices: Sequence[str]) -> str:
 
 def take_choices(value: Any, where: str) -> tuple[str, ...]:
     """Two options or more, each a text; letters that stand before all of them ("A. left") are taken off."""
-    texts = [str(item).strip() if isinstance(item, (str, int, float)) else "" for item in value or ()]
-    if not isinstance(value, (list, tuple)) or not 2 <= len(texts) <= len(LETTERS) or not all(texts):
-        raise ConfigError(f"{where}: options are {value!r:.200}, wanted a list of 2 to {len(LETTERS)} texts.")
+    given = value if isinstance(value, (list, tuple)) else ()
+    texts = [str(item).strip() if _is_option(item) else "" for item in given]
+    if not 2 <= len(texts) <= len(LETTERS) or not all(texts):
+        raise ConfigError(f"{where}: options are {shown(value)}, wanted a list of 2 to {len(LETTERS)} texts.")
     parts = [_LETTERED.fullmatch(text) for text in texts]
     if all(part and part[1].upper() == letter and part[2] for part, letter in zip(parts, LETTERS)):
         texts = [part[2].strip() for part in parts if part]
     return tuple(texts)
 
 
+def _is_option(value: Any) -> bool:
+    return isinstance(value, bool) or finite_number(value) is not None or not text_problem(value)
+
+
 def take_letter(value: Any, choices: Sequence[str], where: str) -> str:
     """ "(C)" from "C", "(c)" or "C."; ConfigError if it is the letter of none of the options."""
     found = _LETTER.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None or found[1].upper() not in LETTERS[: len(choices)]:
-        raise ConfigError(f"{where}: the answer is {value!r}, wanted the letter of one of {len(choices)} options.")
+        raise ConfigError(f"{where}: the answer is {shown(value)}, wanted the letter of one of {len(choices)} options.")
     return f"({found[1].upper()})"
 
 
 def take_whole(value: Any, name: str, where: str) -> int:
     """A whole number, also as a text; ConfigError for anything else."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{where}: {name} is {value!r}, wanted a whole number.")
+        value = int(value) if len(value) < 100 else None
+    if finite_number(value) is None or not isinstance(value, int):
+        raise ConfigError(f"{where}: {name} is {shown(value)}, wanted a whole number.")
     return value

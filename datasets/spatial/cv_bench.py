@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from grpo_mm.datasets.shared.checked_fields import take_text
-from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.checked_fields import take_field, take_text
 from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow, take_choices, take_letter
+from grpo_mm.datasets.shared.row_check import take_id
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 
 TYPES = ("2D", "3D")
 
@@ -40,16 +41,17 @@ class CvBench(PictureQuestions):
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         kind, task = take_text(row, "type", where), take_text(row, "task", where)
         if kind not in TYPES:
-            raise ConfigError(f"{where}: type is {kind!r}, wanted one of {', '.join(TYPES)}.")
+            raise ConfigError(f"{where}: type is {shown(kind)}, wanted one of {', '.join(TYPES)}.")
         if kind not in self.types:
             return
+        take_field(row, "idx", where)
         choices = take_choices(row.get("choices"), where)
-        shown = row.get("image") if row.get("image") is not None else row.get("filename")
+        seen = row.get("image") if row.get("image") is not None else row.get("filename")
         yield QuestionRow(
             where,
-            f"cv_bench/{take_field(dict(row), 'idx', where)}",
+            f"cv_bench/{take_id(row, 'idx', where)}",
             take_text(row, "question", where),
-            self._pictures([shown], where),
+            self._pictures([seen], where),
             take_letter(row.get("answer"), choices, where),
             {
                 "answer_type": "multiple choice",
@@ -60,5 +62,5 @@ class CvBench(PictureQuestions):
                 "bbox": row.get("bbox"),
             },
             choices=choices,
-            words={"prompt": row.get("prompt") or ""},
+            words={"prompt": take_text(row, "prompt", where) if row.get("prompt") else ""},
         )

@@ -13,7 +13,9 @@ from grpo_mm.datasets.shared.annotated_boxes import box_problem, take_boxes, tak
 from grpo_mm.datasets.shared.checked_fields import take_text
 from grpo_mm.datasets.shared.gathered import NAMED
 from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow
+from grpo_mm.datasets.shared.row_check import take_id
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import finite_number
 
 QUESTION_TYPES = {"tallyqa": "count", "vsr": "relation"}
 """Data set that a row comes from → what it asks."""
@@ -83,16 +85,19 @@ class GroundedCot(PictureQuestions):
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         if self.split is not None and row.get("split") != self.split:
             return
-        shown = row.get("image")
-        media = self._pictures(shown if isinstance(shown, list) else [shown], where)
+        seen = row.get("image")
+        media = self._pictures(seen if isinstance(seen, list) and seen else [seen], where)
         width, height = take_size(row, media[0], where)
         given = row.get("answer")
-        answer = str(given) if type(given) in (int, float) else take_text(row, "answer", where)
+        answer = str(given) if finite_number(given) is not None else take_text(row, "answer", where)
+        for name in ("dataset", "question_type", "answer_type"):
+            if row.get(name):
+                take_text(row, name, where)
         dataset = row.get("dataset")
         kind = row.get("question_type") or QUESTION_TYPES.get(str(dataset).lower())
         yield QuestionRow(
             where,
-            f"{Path(self.path).stem}/{row.get('id', number)}",
+            f"{Path(self.path).stem}/{take_id(row, 'id', where, default=number)}",
             take_text(row, "question", where),
             media,
             answer,

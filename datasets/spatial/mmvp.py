@@ -16,6 +16,7 @@ from grpo_mm.datasets.shared.picture_questions import (
     take_letter,
     take_whole,
 )
+from grpo_mm.datasets.shared.row_files import check_columns
 from grpo_mm.errors import ConfigError
 
 _MARK = re.compile(r"\(([a-z])\)")
@@ -37,18 +38,20 @@ class Mmvp(PictureQuestions):
     benchmark: ClassVar[str | None] = "mmvp"
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
-        row = {str(name).strip().lower().replace("_", " "): value for name, value in row.items()}
+        names = [str(name).strip().lower().replace("_", " ") for name in row]
+        check_columns(names, where)
+        row = dict(zip(names, row.values()))
         index = take_whole(row.get("index"), "index", where)
         if index < 1:
             raise ConfigError(f"{where}: index is {index}, wanted 1 or more.")
         options = row.get("options")
         choices = take_choices(_split(options) if isinstance(options, str) else options, where)
-        shown = row.get("image") if row.get("image") is not None else f"{index}{self.picture_suffix}"
+        seen = row.get("image") if row.get("image") is not None else f"{index}{self.picture_suffix}"
         yield QuestionRow(
             where,
             f"mmvp/{index}",
             take_text(row, "question", where),
-            self._pictures([shown], where),
+            self._pictures([seen], where),
             take_letter(row.get("correct answer"), choices, where),
             {"answer_type": "multiple choice", "pair": f"mmvp/pair/{(index + 1) // 2}"},
             choices=choices,

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from grpo_mm.datasets.shared.annotated_boxes import BOX_FORMS, BoxForm, box_problem, take_box, take_size
-from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.checked_fields import take_field
 from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow
+from grpo_mm.datasets.shared.row_check import take_id, text_problem
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 
 
 @dataclass
@@ -49,13 +51,13 @@ class Referring(PictureQuestions):
         found = take_field(dict(row), self.expression_field, where)
         expressions = [found] if isinstance(found, str) else found
         if not isinstance(expressions, list) or not expressions or not all(_is_text(text) for text in expressions):
-            raise ConfigError(f"{where}: {self.expression_field} is {found!r:.200}, wanted a text or a list of texts.")
+            raise ConfigError(f"{where}: {self.expression_field} is {shown(found)}, wanted a text or a list of texts.")
         media = self._pictures([row.get("image")], where)
         size = take_size(row, media[0], where)
         box = take_box(take_field(dict(row), self.box_field, where), where, form=self.box_form)
         if why := box_problem(box, size, slack_px=self.slack_px):
             raise ConfigError(f"{where}: the box {box} is {why}, {size[0]} x {size[1]} pixels (form {self.box_form}).")
-        name = f"{Path(self.path).stem}/{row.get('id', number)}"
+        name = f"{Path(self.path).stem}/{take_id(row, 'id', where, default=number)}"
         for place, text in enumerate(expressions):
             yield QuestionRow(
                 where,
@@ -76,4 +78,4 @@ class Referring(PictureQuestions):
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return not text_problem(value)

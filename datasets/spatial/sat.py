@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from grpo_mm.datasets.shared.checked_fields import take_text
-from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.checked_fields import take_field, take_text
 from grpo_mm.datasets.shared.picture_questions import LETTERS, PictureQuestions, QuestionRow, take_choices
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 
 Order = Literal["file", "drawn", "circular"]
 
@@ -43,13 +43,15 @@ class Sat(PictureQuestions):
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         name = f"sat/{Path(self.path).stem}/{number}"
-        values = take_field(dict(row), "image_bytes", where)
+        values = take_field(row, "image_bytes", where)
         media = self._pictures(values if isinstance(values, list) else [values], where)
         if not media:
             raise ConfigError(f"{where}: there is no picture in image_bytes.")
         choices, right = take_choices(row.get("answers"), where), take_text(row, "correct_answer", where)
         if choices.count(right) != 1:
-            raise ConfigError(f"{where}: correct_answer {right!r} is not one of the answers {list(choices)}.")
+            raise ConfigError(
+                f"{where}: correct_answer {shown(right)} is not one of the answers {shown(list(choices))}."
+            )
         orders = {
             "file": {name: choices},
             "drawn": {name: tuple(random.Random(name).sample(choices, len(choices)))},

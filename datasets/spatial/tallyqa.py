@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from grpo_mm.datasets.shared.checked_fields import take_text
-from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.checked_fields import take_field, take_text
 from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow, take_whole
+from grpo_mm.datasets.shared.row_check import take_id
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 
 Subset = Literal["all", "simple", "complex"]
 
@@ -40,14 +41,17 @@ class TallyQa(PictureQuestions):
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         is_simple = row.get("issimple")
         if is_simple is not None and not isinstance(is_simple, bool):
-            raise ConfigError(f"{where}: issimple is {is_simple!r}, wanted true or false.")
+            raise ConfigError(f"{where}: issimple is {shown(is_simple)}, wanted true or false.")
         task = None if is_simple is None else "simple" if is_simple else "complex"
         if self.subset not in ("all", task):
             return
         count = take_whole(row.get("answer"), "answer", where)
         if count < 0:
             raise ConfigError(f"{where}: answer is {count}, wanted 0 or more.")
-        source, name = row.get("data_source"), take_field(dict(row), "question_id", where)
+        take_field(row, "question_id", where)
+        source, name = row.get("data_source"), take_id(row, "question_id", where)
+        if source:
+            take_text(row, "data_source", where)
         yield QuestionRow(
             where,
             f"tallyqa/{source}/{name}" if source else f"tallyqa/{name}",

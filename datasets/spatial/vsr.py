@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from grpo_mm.datasets.shared.checked_fields import take_text
 from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import BadJson, parse_json, shown
 
 WORDS = ("no", "yes")
 """By label."""
@@ -36,7 +36,7 @@ class Vsr(PictureQuestions):
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         label = row.get("label")
         if type(label) is not int or label not in (0, 1):
-            raise ConfigError(f"{where}: label is {label!r}, wanted 0 or 1.")
+            raise ConfigError(f"{where}: label is {shown(label)}, wanted 0 or 1.")
         votes = [_voters(row, f"vote_{side}_validator_id", where) for side in ("true", "false")]
         yield QuestionRow(
             where,
@@ -62,9 +62,9 @@ def _voters(row: Mapping[str, Any], name: str, where: str) -> int | None:
     if value is None:
         return None
     try:
-        voters = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
+        voters = parse_json(value) if isinstance(value, str) else value
+    except BadJson:
         voters = None
     if not isinstance(voters, list):
-        raise ConfigError(f"{where}: {name} is {value!r:.200}, wanted a list of people.")
+        raise ConfigError(f"{where}: {name} is {shown(value)}, wanted a list of people.")
     return len(voters)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow, timestamped_sentences
+from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow, timestamped_sentences, videos_of
 
 
 @dataclass
@@ -17,5 +18,8 @@ class ActivityNetCaptions(GroundingPrompts):
     inverted ones: use `unusable: drop` for training.
     """
 
-    def _rows(self) -> Iterator[GroundingRow]:
-        yield from timestamped_sentences(self.path, "activitynet")
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        return videos_of(self.path)
+
+    def _row(self, row: tuple[str, Any], where: str, number: int) -> Iterator[GroundingRow]:
+        return timestamped_sentences(*row, where, "activitynet")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from grpo_mm.datasets.shared.checked_fields import take_duration, take_text
-from grpo_mm.datasets.shared.files import check_file
-from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow, timestamped_sentences
+from grpo_mm.datasets.shared.checked_fields import take_duration, take_span, take_text
+from grpo_mm.datasets.shared.row_files import check_file, read_lines, read_rows
+from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow, timestamped_sentences, videos_of
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 
 LINE = re.compile(r"(\S+)\s+(-?\d+(?:\.\d+)?)\s+(-?\d+(?:\.\d+)?)\s*##(.*)")
 
@@ -34,37 +34,39 @@ class CharadesSta(GroundingPrompts):
         if self.lengths is not None:
             check_file(self.lengths, (".csv",))
 
-    def _rows(self) -> Iterator[GroundingRow]:
+    def _entries(self) -> Iterator[tuple[str, Any]]:
         if self.path.endswith(".json"):
-            yield from timestamped_sentences(self.path, "charades")
+            return videos_of(self.path)
+        self._lengths = {} if self.lengths is None else read_lengths(self.lengths)
+        self._sentences_of: dict[str, int] = {}
+        return read_lines(self.path)
+
+    def _row(self, row: Any, where: str, number: int) -> Iterator[GroundingRow]:
+        if not isinstance(row, str):
+            yield from timestamped_sentences(*row, where, "charades")
             return
-        durations = {} if self.lengths is None else read_lengths(self.lengths)
-        sentences_of: dict[str, int] = {}
-        with open(self.path, encoding="utf-8-sig") as file:
-            for line_number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{self.path}, line {line_number}"
-                match = LINE.fullmatch(line.strip())
-                if match is None:
-                    raise ConfigError(f"{where}: found {line.strip()!r:.200}, wanted 'video start end##sentence'.")
-                video, start, end, sentence = match.groups()
-                if durations and video not in durations:
-                    raise ConfigError(f"{where}: {self.lengths} has no length of {video}.")
-                number = sentences_of.setdefault(video, 0)
-                sentences_of[video] += 1
-                query = take_text({"sentence": sentence}, "sentence", where)
-                span = (float(start), float(end))
-                yield GroundingRow(where, f"charades/{video}/{number}", video, query, (span,), durations.get(video))
+        match = LINE.fullmatch(row.strip())
+        if match is None:
+            raise ConfigError(f"{where}: found {shown(row.strip())}, wanted 'video start end##sentence'.")
+        video, start, end, sentence = match.groups()
+        if self._lengths and video not in self._lengths:
+            raise ConfigError(f"{where}: {self.lengths} has no length of {shown(video)}.")
+        place = self._sentences_of.setdefault(video, 0)
+        self._sentences_of[video] += 1
+        query = take_text({"sentence": sentence}, "sentence", where)
+        span = take_span([float(start), float(end)], where)
+        yield GroundingRow(where, f"charades/{video}/{place}", video, query, (span,), self._lengths.get(video))
 
 
 def read_lengths(path: str) -> dict[str, float]:
     """Video → seconds, from a table with the columns id and length."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        durations = {}
-        for row in csv.DictReader(file):
-            try:
-                durations[row["id"]] = take_duration(float(row["length"]), path)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"{path}: wanted the columns id and length (seconds), found {row!r:.200}.") from error
-        return durations
+    durations: dict[str, float] = {}
+    for where, row in read_rows(path):
+        try:
+            video, seconds = row["id"], float(row["length"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: wanted the columns id and length (seconds), found {shown(row)}.") from error
+        if video in durations:
+            raise ConfigError(f"{where}: the id {shown(video)} stands twice.")
+        durations[video] = take_duration(seconds, where)
+    return durations

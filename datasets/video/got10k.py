@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from grpo_mm.datasets.media.picture_sequence import PictureSequence
 from grpo_mm.datasets.shared.annotated_boxes import box_problem, take_boxes
-from grpo_mm.datasets.shared.checked_fields import take_text
-from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.checked_fields import take_field, take_text
 from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow
 from grpo_mm.errors import ConfigError
 
@@ -53,7 +52,7 @@ class Got10k(PictureQuestions):
             )
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
-        boxes, name = _track(take_field(dict(row), "gt", where), where), take_text(row, "object", where)
+        boxes, name = _track(take_field(row, "gt", where), where), take_text(row, "object", where)
         sequence = PurePosixPath(take_text(row, "path", where)).name
         yield QuestionRow(
             where,

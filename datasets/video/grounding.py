@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from grpo_mm.datasets.media.media_files import VideoFile
-from grpo_mm.datasets.shared.checked_fields import Span, fill, read_json, take_duration, take_spans, take_text
-from grpo_mm.datasets.shared.files import check_file, check_limit
+from grpo_mm.datasets.shared.checked_fields import Span, fill, take_duration, take_spans, take_text
+from grpo_mm.datasets.shared.files import check_limit
 from grpo_mm.datasets.shared.gathered import NAMED
+from grpo_mm.datasets.shared.row_check import checked_prompt, row_net
+from grpo_mm.datasets.shared.row_files import check_file, read_json, read_rows
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
 
 TEMPLATE = (
@@ -47,7 +50,7 @@ class GroundingRow:
 
 @dataclass
 class GroundingPrompts:
-    """Base of the readers; they differ in `_rows`.
+    """Base of the readers; they differ in `_row`, and where a file is no list of rows in `_entries`.
 
     A prompt has one `VideoFile`, target = {"spans": [[12.0, 22.0]], "duration": 60.0, …}, and the first span in
     `demo_template` as `demo`.
@@ -94,7 +97,8 @@ class GroundingPrompts:
         prompts, seen, problems = [], set(), {}
         for row in self._rows():
             row = replace(row, spans=clamped(row)) if self.clamp else row
-            path = find_video(self.videos, row.video, self.extensions)
+            with row_net(row.where):
+                path = find_video(self.videos, row.video, self.extensions)
             problem = self._problem(row, path)
             if problem:
                 problems.setdefault(problem, []).append(row.id)
@@ -103,9 +107,11 @@ class GroundingPrompts:
                 if problem in ("inverted span", "negative start"):
                     raise ConfigError(f"{row.where}: {problem}: {list(row.spans)}. Set unusable: drop to leave it out.")
             if row.id in seen:
-                raise ConfigError(f"{row.where}: the id {row.id!r} stands twice.")
+                raise ConfigError(f"{row.where}: the id {shown(row.id)} stands twice.")
             seen.add(row.id)
-            prompts.append(self._prompt(row, path or assumed_video(self.videos, row.video, self.extensions)))
+            with row_net(row.where):
+                prompt = self._prompt(row, path or assumed_video(self.videos, row.video, self.extensions))
+            prompts.append(checked_prompt(prompt, row.where))
             if len(prompts) == self.limit:
                 break
         for problem, ids in problems.items():
@@ -117,6 +123,17 @@ class GroundingPrompts:
         return prompts
 
     def _rows(self) -> Iterator[GroundingRow]:
+        for number, (where, row) in enumerate(self._entries()):
+            with row_net(where):
+                found = list(self._row(row, where, number))
+            yield from found
+
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        """(where it stands, what stands there), in the order of the file."""
+        return read_rows(self.path)
+
+    def _row(self, row: Any, where: str, number: int) -> Iterator[GroundingRow]:
+        """The rows of entry `number`, counted from 0."""
         raise NotImplementedError
 
     def _problem(self, row: GroundingRow, path: str | None) -> str:
@@ -179,27 +196,26 @@ def clamped(row: GroundingRow) -> tuple[Span, ...]:
     return tuple((min(max(s, 0.0), row.duration), min(max(e, 0.0), row.duration)) for s, e in row.spans)
 
 
-def timestamped_sentences(
-    path: str, source: str, *, spans: str = "timestamps", sentences: str = "sentences"
-) -> Iterator[GroundingRow]:
-    """Rows of {video: {"duration": …, "timestamps": [[s, e], …], "sentences": […]}}, ids "source/video/number".
-
-    `spans` and `sentences` are what the file calls the two lists.
-    """
+def videos_of(path: str) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """Entries of {video: {"duration": …, "timestamps": [[s, e], …], "sentences": […]}}: where, and (video, its object)."""
     videos = read_json(path)
     if not isinstance(videos, dict):
         raise ConfigError(f"{path}: found a JSON {type(videos).__name__}, wanted an object of videos.")
-    for video, entry in videos.items():
-        where = f"{path}, {video}"
-        if not isinstance(entry, dict) or not {"duration", spans, sentences} <= set(entry):
-            raise ConfigError(
-                f"{where}: wanted an object with duration, {spans} and {sentences}, found {entry!r:.200}."
-            )
-        duration = take_duration(entry["duration"], where)
-        times, texts = take_spans(entry[spans], where), entry[sentences]
-        if not isinstance(texts, list) or len(texts) != len(times):
-            raise ConfigError(f"{where}: {len(times)} {spans} for the {sentences} {texts!r:.200}; wanted as many.")
-        for number, (span, text) in enumerate(zip(times, texts, strict=True)):
-            here = f"{where}, sentence {number}"
-            query = take_text({"sentence": text}, "sentence", here)
-            yield GroundingRow(here, f"{source}/{video}/{number}", video, query, (span,), duration)
+    yield from ((f"{path}, {shown(video)[1:-1]}", (video, entry)) for video, entry in videos.items())
+
+
+def timestamped_sentences(
+    video: str, entry: Any, where: str, source: str, *, spans: str = "timestamps", sentences: str = "sentences"
+) -> Iterator[GroundingRow]:
+    """Rows of one entry of `videos_of`, ids "source/video/number"; `spans` and `sentences` are what the file calls the two lists."""
+    take_text({"video": video}, "video", where)
+    if not isinstance(entry, dict) or not {"duration", spans, sentences} <= set(entry):
+        raise ConfigError(f"{where}: wanted an object with duration, {spans} and {sentences}, found {shown(entry)}.")
+    duration = take_duration(entry["duration"], where)
+    times, texts = take_spans(entry[spans], where), entry[sentences]
+    if not isinstance(texts, list) or len(texts) != len(times):
+        raise ConfigError(f"{where}: {len(times)} {spans} for the {sentences} {shown(texts)}; wanted as many.")
+    for number, (span, text) in enumerate(zip(times, texts, strict=True)):
+        here = f"{where}, sentence {number}"
+        query = take_text({"sentence": text}, "sentence", here)
+        yield GroundingRow(here, f"{source}/{video}/{number}", video, query, (span,), duration)

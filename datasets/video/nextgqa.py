@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from grpo_mm.datasets.shared.checked_fields import read_json, take_duration, take_spans, take_text
-from grpo_mm.datasets.shared.files import check_file, read_rows, take_field
+from grpo_mm.datasets.shared.checked_fields import take_duration, take_field, take_spans, take_text
+from grpo_mm.datasets.shared.row_check import text_problem
+from grpo_mm.datasets.shared.row_files import check_file, read_json
 from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 
 LETTERS = "ABCDE"
 
@@ -49,41 +50,47 @@ class NextGqa(GroundingPrompts):
             if extra is not None:
                 check_file(extra, (".json",))
 
-    def _rows(self) -> Iterator[GroundingRow]:
+    def _entries(self) -> Iterator[tuple[str, Any]]:
         if self.path.endswith(".csv"):
-            yield from self._table_rows()
+            self._grounding = _mapping(self.gsub or "")
+            self._folders = {} if self.video_folders is None else _mapping(self.video_folders)
+        return super()._entries()
+
+    def _row(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[GroundingRow]:
+        if self.path.endswith(".csv"):
+            yield self._table_row(row, where)
             return
-        for where, row in read_rows(self.path):
-            spans = take_spans(take_field(row, "glue", where), where)
-            duration = take_duration(take_field(row, "duration", where), where)
-            name, video = take_text(row, "id", where), take_text(row, "video", where)
-            answer, options = take_text(row, "answer", where), take_field(row, "options", where)
-            yield _row(row, where, name, video, options, answer, spans, duration)
+        spans = take_spans(take_field(row, "glue", where), where)
+        duration = take_duration(take_field(row, "duration", where), where)
+        name, video = take_text(row, "id", where), take_text(row, "video", where)
+        answer, options = take_text(row, "answer", where), take_field(row, "options", where)
+        yield _asked(row, where, name, video, options, answer, spans, duration)
 
-    def _table_rows(self) -> Iterator[GroundingRow]:
-        grounding = read_json(self.gsub or "")
-        folders = {} if self.video_folders is None else read_json(self.video_folders)
-        with open(self.path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                where = f"{self.path}, line {reader.line_num}"
-                video, qid = take_text(row, "video_id", where), take_text(row, "qid", where)
-                texts = [take_text(row, f"a{n}", where) for n in range(len(LETTERS))]
-                right = take_text(row, "answer", where)
-                if right not in texts:
-                    raise ConfigError(f"{where}: the answer {right!r} is none of the options {texts}.")
-                options = [f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=True)]
-                answer = f"({LETTERS[texts.index(right)]})"
-                about = grounding.get(video)
-                if not isinstance(about, dict) or not isinstance(about.get("location"), dict):
-                    raise ConfigError(f"{where}: {self.gsub} has no video {video}.")
-                spans = take_spans(about["location"].get(qid, []), f"{self.gsub}, {video}, question {qid}")
-                duration = take_duration(about.get("duration"), f"{self.gsub}, {video}")
-                path = folders.get(video, video)
-                yield _row(row, where, f"{video}_{qid}", path, options, answer, spans, duration)
+    def _table_row(self, row: Mapping[str, Any], where: str) -> GroundingRow:
+        video, qid = take_text(row, "video_id", where), take_text(row, "qid", where)
+        texts = [take_text(row, f"a{n}", where) for n in range(len(LETTERS))]
+        right = take_text(row, "answer", where)
+        if right not in texts:
+            raise ConfigError(f"{where}: the answer {shown(right)} is none of the options {shown(texts)}.")
+        options = [f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=True)]
+        answer = f"({LETTERS[texts.index(right)]})"
+        about = self._grounding.get(video)
+        if not isinstance(about, dict) or not isinstance(about.get("location"), dict):
+            raise ConfigError(f"{where}: {self.gsub} has no video {shown(video)}.")
+        spans = take_spans(about["location"].get(qid, []), f"{self.gsub}, {video}, question {qid}")
+        duration = take_duration(about.get("duration"), f"{self.gsub}, {video}")
+        path = take_text({"path": self._folders.get(video, video)}, "path", f"{self.video_folders}, {video}")
+        return _asked(row, where, f"{video}_{qid}", path, options, answer, spans, duration)
 
 
-def _row(
+def _mapping(path: str) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: found a JSON {type(found).__name__}, wanted an object of videos.")
+    return found
+
+
+def _asked(
     row: Mapping[str, Any],
     where: str,
     name: str,
@@ -93,8 +100,10 @@ def _row(
     spans: tuple[tuple[float, float], ...],
     duration: float,
 ) -> GroundingRow:
-    if not isinstance(options, list) or not any(isinstance(o, str) and o.startswith(answer) for o in options):
-        raise ConfigError(f"{where}: the answer {answer!r} is the letter of none of the options {options!r:.200}.")
+    if not isinstance(options, list) or any(text_problem(option) for option in options):
+        raise ConfigError(f"{where}: options are {shown(options)}, wanted a list of texts.")
+    if not any(option.startswith(answer) for option in options):
+        raise ConfigError(f"{where}: the answer {shown(answer)} is the letter of none of the options {shown(options)}.")
     return GroundingRow(
         where,
         f"nextgqa/{name}",

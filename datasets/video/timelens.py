@@ -9,11 +9,19 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from grpo_mm.datasets.shared.checked_fields import Span, take_duration, take_seconds, take_span, take_spans, take_text
-from grpo_mm.datasets.shared.files import read_rows, take_field
+from grpo_mm.datasets.shared.checked_fields import (
+    Span,
+    take_duration,
+    take_field,
+    take_seconds,
+    take_span,
+    take_spans,
+    take_text,
+)
 from grpo_mm.datasets.video.difficulty import draw_by_difficulty
-from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow, timestamped_sentences
+from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow, timestamped_sentences, videos_of
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
 
 TEMPLATE = (
@@ -36,9 +44,12 @@ class TimeLensBench(GroundingPrompts):
     template: str = TEMPLATE
     demo_template: str = DEMO_TEMPLATE
 
-    def _rows(self) -> Iterator[GroundingRow]:
-        for row in timestamped_sentences(self.path, "timelens_bench", spans="spans", sentences="queries"):
-            yield replace(row, query=plain_query(row.query))
+    def _entries(self) -> Iterator[tuple[str, Any]]:
+        return videos_of(self.path)
+
+    def _row(self, row: tuple[str, Any], where: str, number: int) -> Iterator[GroundingRow]:
+        for found in timestamped_sentences(*row, where, "timelens_bench", spans="spans", sentences="queries"):
+            yield replace(found, query=plain_query(found.query))
 
 
 @dataclass
@@ -90,25 +101,24 @@ class TimeLens100K(GroundingPrompts):
             raise ConfigError(f"{self.path}: draw = {self.draw}: {error}") from error
         return [prompts[i] for i in drawn.tolist()]
 
-    def _rows(self) -> Iterator[GroundingRow]:
-        for number, (where, row) in enumerate(read_rows(self.path)):
-            events = row.get("events", [row])
-            if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
-                raise ConfigError(f"{where}: events are {events!r:.200}, wanted a list of objects with query and span.")
-            for place, event in enumerate(events):
-                here = f"{where}, event {place}" if "events" in row else where
-                target = {"dataset": row.get("source")}
-                if event.get("iou") is not None:
-                    target["difficulty"] = take_seconds(event["iou"], "iou", here)
-                yield GroundingRow(
-                    here,
-                    f"timelens_100k/{number}/{place}",
-                    take_text(row, "video_path", where),
-                    plain_query(take_text(event, "query", here)),
-                    _spans(event, here),
-                    take_duration(take_field(row, "duration", where), where),
-                    target=target,
-                )
+    def _row(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[GroundingRow]:
+        events = row.get("events", [row])
+        if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+            raise ConfigError(f"{where}: events are {shown(events)}, wanted a list of objects with query and span.")
+        for place, event in enumerate(events):
+            here = f"{where}, event {place}" if "events" in row else where
+            target = {"dataset": row.get("source")}
+            if event.get("iou") is not None:
+                target["difficulty"] = take_seconds(event["iou"], "iou", here)
+            yield GroundingRow(
+                here,
+                f"timelens_100k/{number}/{place}",
+                take_text(row, "video_path", where),
+                plain_query(take_text(event, "query", here)),
+                _spans(event, here),
+                take_duration(take_field(row, "duration", where), where),
+                target=target,
+            )
 
     def _problem(self, row: GroundingRow, path: str | None) -> str:
         duration = row.duration or 0.0
@@ -131,6 +141,6 @@ def plain_query(query: str) -> str:
 
 def _spans(event: Mapping[str, Any], where: str) -> tuple[Span, ...]:
     """[s, e], or a list of them."""
-    value = take_field(dict(event), "span", where)
+    value = take_field(event, "span", where)
     nested = isinstance(value, list) and all(isinstance(item, list) for item in value)
     return take_spans(value, where) if nested else (take_span(value, where),)

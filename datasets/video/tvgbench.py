@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
-from grpo_mm.datasets.shared.checked_fields import take_duration, take_seconds, take_span, take_text
-from grpo_mm.datasets.shared.files import read_rows, take_field
+from grpo_mm.datasets.shared.checked_fields import take_duration, take_field, take_seconds, take_span, take_text
+from grpo_mm.datasets.shared.row_check import take_id
 from grpo_mm.datasets.video.grounding import GroundingPrompts, GroundingRow
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 
 ANSWER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*")
 
@@ -27,28 +28,27 @@ class TvgBench(GroundingPrompts):
     Source: arXiv:2503.13377.
     """
 
-    def _rows(self) -> Iterator[GroundingRow]:
-        for number, (where, row) in enumerate(read_rows(self.path)):
-            answer = take_text(row, "answer", where)
-            match = ANSWER.fullmatch(answer)
-            if match is None:
-                raise ConfigError(f"{where}: answer is {answer!r}, wanted 'start-end' in seconds.")
-            bins = row.get("bins") or {}
-            start, end = _crop(row, "start", "end", where)
-            yield GroundingRow(
-                where,
-                f"tvgbench/{number}",
-                PurePosixPath(take_text(row, "path", where)).name,
-                take_text(row, "question", where),
-                ((float(match[1]), float(match[2])),),
-                take_duration(take_field(row, "duration", where), where),
-                start,
-                end,
-                target={
-                    "dataset": row.get("dataset_name") or bins.get("dataset"),
-                    "question_type": row.get("qsemtype"),
-                },
-            )
+    def _row(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[GroundingRow]:
+        answer = take_text(row, "answer", where)
+        match = ANSWER.fullmatch(answer)
+        if match is None:
+            raise ConfigError(f"{where}: answer is {shown(answer)}, wanted 'start-end' in seconds.")
+        bins = row.get("bins") or {}
+        start, end = _crop(row, "start", "end", where)
+        yield GroundingRow(
+            where,
+            f"tvgbench/{number}",
+            PurePosixPath(take_text(row, "path", where)).name,
+            take_text(row, "question", where),
+            (take_span([float(match[1]), float(match[2])], where),),
+            take_duration(take_field(row, "duration", where), where),
+            start,
+            end,
+            target={
+                "dataset": row.get("dataset_name") or bins.get("dataset"),
+                "question_type": row.get("qsemtype"),
+            },
+        )
 
 
 @dataclass
@@ -68,25 +68,24 @@ class TimeR1Rows(GroundingPrompts):
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
 
-    def _rows(self) -> Iterator[GroundingRow]:
-        for where, row in read_rows(self.path):
-            start, end = _crop(row, "video_start", "video_end", where) if self.crop else (None, None)
-            target: dict[str, Any] = {}
-            if row.get("difficulty") is not None:
-                target["difficulty"] = take_seconds(row["difficulty"], "difficulty", where) / 100
-            if row.get("pred") is not None:
-                target["base_prediction"] = list(take_span(row["pred"], where))
-            yield GroundingRow(
-                where,
-                f"timer1/{take_text(row, 'qid', where)}",
-                PurePosixPath(take_text(row, "video", where)).name,
-                take_text(row, "sentence", where),
-                (take_span(take_field(row, "timestamp", where), where),),
-                take_duration(take_field(row, "duration", where), where),
-                start,
-                end,
-                target=target,
-            )
+    def _row(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[GroundingRow]:
+        start, end = _crop(row, "video_start", "video_end", where) if self.crop else (None, None)
+        target: dict[str, Any] = {}
+        if row.get("difficulty") is not None:
+            target["difficulty"] = take_seconds(row["difficulty"], "difficulty", where) / 100
+        if row.get("pred") is not None:
+            target["base_prediction"] = list(take_span(row["pred"], where))
+        yield GroundingRow(
+            where,
+            f"timer1/{take_id(row, 'qid', where)}",
+            PurePosixPath(take_text(row, "video", where)).name,
+            take_text(row, "sentence", where),
+            (take_span(take_field(row, "timestamp", where), where),),
+            take_duration(take_field(row, "duration", where), where),
+            start,
+            end,
+            target=target,
+        )
 
 
 def _crop(row: Mapping[str, Any], first: str, last: str, where: str) -> tuple[float | None, float | None]:

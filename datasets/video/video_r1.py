@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-from grpo_mm.datasets.shared.checked_fields import fill, take_text
-from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.checked_fields import fill, take_field, take_text
 from grpo_mm.datasets.shared.gathered import RowReader
+from grpo_mm.datasets.shared.row_check import take_id, text_problem
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import finite_number, shown
 from grpo_mm.types import Prompt
 
 ANSWER_TYPES = {
@@ -70,20 +71,26 @@ class VideoR1Questions(RowReader):
                 yield where, prompt
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
+        take_field(row, "problem_id", where)
         found = take_text(row, "problem_type", where)
         if found.lower() not in ANSWER_TYPES:
-            raise ConfigError(f"{where}: problem_type {found!r}, wanted one of {', '.join(ANSWER_TYPES)}.")
+            raise ConfigError(f"{where}: problem_type {shown(found)}, wanted one of {', '.join(ANSWER_TYPES)}.")
         answer_type = ANSWER_TYPES[found.lower()]
         solution = take_text(row, "solution", where)
         match = SOLUTION.search(solution)
         if match is None or not match[1].strip():
-            raise ConfigError(f"{where}: solution {solution!r:.200} has no <answer>…</answer>.")
+            raise ConfigError(f"{where}: solution {shown(solution)} has no <answer>…</answer>.")
         options = row.get("options") or []
-        if not isinstance(options, list) or (answer_type == "multiple choice" and not options):
-            raise ConfigError(f"{where}: options are {options!r:.200}, wanted a list.")
-        media = {"video": VideoFile, "image": ImageFile}.get(row.get("data_type", ""))
+        if (
+            not isinstance(options, list)
+            or any(map(text_problem, options))
+            or (answer_type == "multiple choice" and not options)
+        ):
+            raise ConfigError(f"{where}: options are {shown(options)}, wanted a list of texts.")
+        kind = row.get("data_type")
+        media = {"video": VideoFile, "image": ImageFile}.get(kind) if isinstance(kind, str) else None
         if media is None:
-            raise ConfigError(f"{where}: data_type is {row.get('data_type')!r}, wanted video or image.")
+            raise ConfigError(f"{where}: data_type is {shown(kind)}, wanted video or image.")
         words = {
             "query": take_text(row, "problem", where),
             "options": "".join(f"\n{option}" for option in options),
@@ -94,7 +101,7 @@ class VideoR1Questions(RowReader):
         target |= {"data_source": row["data_source"]} if "data_source" in row else {}
         target |= {"map": _layout(row["map"], where)} if row.get("map") else {}
         return Prompt(
-            id=f"video_r1/{take_field(row, 'problem_id', where)}",
+            id=f"video_r1/{take_id(row, 'problem_id', where)}",
             text=fill(self.template, words, "template", where),
             media=(media(str(Path(self.folder) / take_text(row, "path", where))),),
             target=target,
@@ -108,9 +115,9 @@ def _layout(value: Any, where: str) -> dict[str, Any]:
         isinstance(places, list) and all(map(_is_cell, places)) for places in value.values()
     )
     if not fine:
-        raise ConfigError(f"{where}: map is {value!r:.200}, wanted names with a list of [x, y] each.")
+        raise ConfigError(f"{where}: map is {shown(value)}, wanted names with a list of [x, y] each.")
     return value
 
 
 def _is_cell(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+    return isinstance(value, list) and len(value) == 2 and all(finite_number(v) is not None for v in value)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from grpo_mm.datasets.media.media_files import VideoFile
-from grpo_mm.datasets.shared.checked_fields import take_seconds, take_text
-from grpo_mm.datasets.shared.files import take_field
+from grpo_mm.datasets.shared.checked_fields import take_field, take_seconds, take_text
 from grpo_mm.datasets.shared.picture_questions import PictureQuestions, QuestionRow, take_choices, take_letter
+from grpo_mm.datasets.shared.row_check import take_id
 from grpo_mm.datasets.video.grounding import EXTENSIONS, assumed_video, find_video
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
 
 CHOICES = (
     "object_rel_direction_easy",
@@ -49,17 +50,19 @@ class VsiBench(PictureQuestions):
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         kind = take_text(row, "question_type", where)
         if kind not in CHOICES + NUMBERS:
-            raise ConfigError(f"{where}: question_type {kind!r}, wanted one of {', '.join(CHOICES + NUMBERS)}.")
+            raise ConfigError(f"{where}: question_type {shown(kind)}, wanted one of {', '.join(CHOICES + NUMBERS)}.")
         choices = take_choices(row.get("options"), where) if kind in CHOICES else ()
-        right = take_field(dict(row), "ground_truth", where)
+        right = take_field(row, "ground_truth", where)
         answer = take_letter(right, choices, where)[1] if kind in CHOICES else _number(right, where)
         lines = "".join(f"\n({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(choices))
-        scene = str(take_field(dict(row), "scene_name", where))
+        for field_name in ("scene_name", "id"):
+            take_field(row, field_name, where)
+        scene = take_id(row, "scene_name", where)
         name = str(Path(take_text(row, "dataset", where)) / scene)
         path = find_video(self.folder, name, self.extensions) or assumed_video(self.folder, name, self.extensions)
         yield QuestionRow(
             where,
-            f"vsi_bench/{take_field(dict(row), 'id', where)}",
+            f"vsi_bench/{take_id(row, 'id', where)}",
             take_text(row, "question", where),
             (VideoFile(path),),
             answer,
@@ -80,6 +83,6 @@ def _number(value: Any, where: str) -> str:
     """The number as it is written in the file."""
     try:
         take_seconds(float(value), "ground_truth", where)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: ground_truth is {value!r}, wanted a number.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{where}: ground_truth is {shown(value)}, wanted a number.") from error
     return str(value).strip()

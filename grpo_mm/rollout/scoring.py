@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from grpo_mm.outside import reason, shown
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import Role
@@ -54,13 +55,16 @@ class Scoring:
         return {name: self._one(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
 
     def applied(self, prompts: Sequence[Prompt]) -> dict[str, int]:
-        """Scorer name → how many of the prompts it applies to."""
-        return {name: len(_applies(scorer, prompts)) for name, scorer in self.scorers.items()}
+        """Scorer name → how many of the prompts it applies to, or cannot say whether it does: those are failures."""
+        return {name: sum(map(len, _applies(scorer, prompts))) for name, scorer in self.scorers.items()}
 
     def _one(
         self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None
     ) -> dict[str, Tensor]:
-        applies = _applies(scorer, prompts)
+        applies, broken = _applies(scorer, prompts)
+        if broken:
+            count(self.counter, len(broken))
+            self._tell(name, next(iter(broken.values())))
         if not applies:
             return {"score": torch.full((len(prompts),), torch.nan)}
         if not isinstance(items, Tensor):
@@ -80,13 +84,16 @@ class Scoring:
             )
         count(self.counter, len(applies))
         if errors:
-            self.first_error.setdefault(name, errors[0])
-            if name not in self._warned:
-                self._warned.add(name)
-                log.warning("reward %r failed (its rows are left out): %s", name, errors[0])
+            self._tell(name, errors[0])
         return {
             part: torch.full((len(prompts),), torch.nan).index_put_((index,), value) for part, value in scores.items()
         }
+
+    def _tell(self, name: str, error: str) -> None:
+        self.first_error.setdefault(name, error)
+        if name not in self._warned:
+            self._warned.add(name)
+            log.warning("reward %r failed (its rows are left out): %s", name, error)
 
     @staticmethod
     def _move(reward: Any, device: torch.device) -> None:
@@ -104,13 +111,29 @@ def _with_groups(reward: Any, group_U: Tensor, items: Any, prompts: Sequence[Pro
 
 
 def applies_to(scorer: Scorer, prompt: Prompt) -> bool:
-    """Whether a scorer is asked about a prompt: by the prompt's source, and by what the reward itself says."""
+    """Whether a scorer is asked about a prompt: by the prompt's source, and by what the reward itself says. One that cannot say
+    so is asked, and the row fails."""
+    try:
+        return _rule(scorer, prompt)
+    except Exception:
+        return True
+
+
+def _rule(scorer: Scorer, prompt: Prompt) -> bool:
     ruled = getattr(scorer.use, "applies_to", None)
     return (scorer.sources is None or prompt.source in scorer.sources) and (ruled is None or bool(ruled(prompt)))
 
 
-def _applies(scorer: Scorer, prompts: Sequence[Prompt]) -> list[int]:
-    return [i for i, prompt in enumerate(prompts) if applies_to(scorer, prompt)]
+def _applies(scorer: Scorer, prompts: Sequence[Prompt]) -> tuple[list[int], dict[int, str]]:
+    """The prompts that a scorer is asked about, and why it cannot say so of others."""
+    applies: list[int] = []
+    broken: dict[int, str] = {}
+    for i, prompt in enumerate(prompts):
+        try:
+            applies += [i] * _rule(scorer, prompt)
+        except Exception as error:
+            broken[i] = f"it cannot say whether it applies to {shown(prompt.id)}: {reason(error)}"
+    return applies, broken
 
 
 def _as_reward(use: Any) -> Any:

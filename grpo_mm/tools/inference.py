@@ -16,6 +16,7 @@ from grpo_mm import registry
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.config.typed_yaml import build, override, read_yaml
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import is_text, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring
 from grpo_mm.training.evaluate import evaluate as score_held_out
@@ -108,6 +109,9 @@ def sample(
     """
     if count < 1 or not prompts:
         raise ConfigError(f"{len(prompts)} prompts × count = {count} samples; wanted at least one of each.")
+    for text in prompts:
+        if not is_text(text):
+            raise ConfigError(f"--prompt {shown(text)} holds bytes that are not UTF-8; give it in UTF-8.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

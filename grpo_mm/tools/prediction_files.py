@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from grpo_mm import registry
 from grpo_mm.config.typed_yaml import component
-from grpo_mm.errors import ConfigError
+from grpo_mm.datasets.shared.row_files import check_file, read_json, read_values
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import plain, reason, shown
 from grpo_mm.registry import Role
 
 log = logging.getLogger(__name__)
@@ -34,18 +36,24 @@ def score_files(
         raise ConfigError(f"--as {kind} reads {' and '.join(form.annotations)}; found {len(annotations)} annotations.")
     files = {name: str(path) for name, path in zip(form.annotations, annotations)}
     prompts = component(Role("prompts"), {"kind": form.reader, **files}, path="--annotations").load()
-    found = form.predictions([_read(path) for path in predictions])
+    values = [_read(path) for path in predictions]
+    with _named(predictions):
+        return _scored(form, values, prompts, answered_only=answered_only)
+
+
+def _scored(form: Any, values: Sequence[Any], prompts: Sequence[Any], *, answered_only: bool) -> dict[str, float]:
+    found = form.predictions(values)
     keys = [prompt.id.partition("/")[2] for prompt in prompts]
     if not set(found) & set(keys) and all("/" in key for key in keys):
         keys = [str(number) for number in range(len(keys))]
     if surplus := sorted(set(found) - set(keys)):
         raise ConfigError(
-            f"{len(surplus)} of {len(found)} predictions are for none of {len(keys)} annotations, e.g. {surplus[0]!r} (there "
-            f"is {keys[0]!r}); score them against their own split."
+            f"{len(surplus)} of {len(found)} predictions are for none of {len(keys)} annotations, e.g. {shown(surplus[0])} (there "
+            f"is {shown(keys[0])}); score them against their own split."
         )
     asked = [i for i, key in enumerate(keys) if key in found or not answered_only]
     if not asked:
-        raise ConfigError(f"{', '.join(map(str, predictions))}: there is no prediction.")
+        raise ConfigError("there is no prediction.")
     missing = len(keys) - len(found)
     if missing:
         log.warning("%d of %d queries have no prediction: %s", missing, len(keys), _fate(answered_only))
@@ -58,12 +66,17 @@ def _fate(answered_only: bool) -> str:
 
 def _read(path: Path) -> Any:
     """The value of a .json file, or the list of those of a .jsonl file."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file (looked in {path.absolute().parent}).")
+    check_file(str(path), (path.suffix,))
+    return [row for _, row in read_values(str(path))] if path.suffix == ".jsonl" else read_json(str(path))
+
+
+@contextmanager
+def _named(predictions: Sequence[Path]) -> Iterator[None]:
+    """What is wrong with predictions is told with the names of their files, whatever it is."""
+    files = ", ".join(plain(str(path)) for path in predictions)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: cannot be read as JSON in UTF-8: {error}.") from error
+        yield
+    except UserError as error:
+        raise ConfigError(f"{files}: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{files}: these predictions cannot be scored ({reason(error)}).") from error

@@ -14,6 +14,8 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking.diversity import pairwise_distance
 from grpo_mm.processes.clock import phase
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.registry import kind_of
+from grpo_mm.rollout.prompt_check import check_prompts
 from grpo_mm.rollout.rows import evaluation_rows, seen_by
 from grpo_mm.rollout.scoring import Scoring, mean_scores
 from grpo_mm.training.benchmarks import benchmark_scores
@@ -75,6 +77,16 @@ def evaluate(
         shown=items[first] if isinstance(items, Tensor) else [items[i] for i in first.tolist()],
         shown_prompts=[row_prompts[i] for i in first.tolist()],
         shown_rewards={name: parts["score"][first] for name, parts in scores.items()},
+    )
+
+
+def check_sources(config: RunConfig, sources: Mapping[str, Sequence[Prompt]], scorers: Mapping[str, Any]) -> None:
+    """Raises ConfigError for prompts that the run's engine would not show as they are, or that a scorer cannot take."""
+    check_prompts(
+        sources,
+        scorers,
+        shows_media=hasattr(config.engine, "illustrate"),
+        engine=str(kind_of("engine", type(config.engine))),
     )
 
 

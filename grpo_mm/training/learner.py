@@ -29,6 +29,7 @@ from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.table import Table, gather, local_table
+from grpo_mm.training.evaluate import check_sources
 from grpo_mm.training.onlooker import Onlooker, is_demo
 from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
 from grpo_mm.weights import checkpoint
@@ -45,8 +46,10 @@ class Learner:
 
     def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
         self.config, self.processes = config, processes
+        sources = {name: source.use.load() for name, source in config.prompts.items()}
+        check_sources(config, sources, config.rewards | config.watched_rewards)
         self.prompts = PhasedStream(
-            {name: source.use.load() for name, source in config.prompts.items()},
+            sources,
             {name: source.weight for name, source in config.prompts.items()},
             {name: (source.from_step, source.until_step) for name, source in config.prompts.items()},
         )

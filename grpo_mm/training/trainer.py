@@ -23,7 +23,8 @@ from grpo_mm.looking.model_card import write_model_card
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.training.evaluate import EvalResult, evaluate
+from grpo_mm.rollout.scoring import Scorer
+from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator
 from grpo_mm.training.run_folder import RunFolder, cut_back, find_checkpoint, full_disk_stops, replace_text
@@ -299,11 +300,16 @@ class Trainer:
 def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
     """The evaluation prompts of all sources, each carrying its source's name."""
     limit = config.evaluation.limit
-    return tuple(
-        replace(prompt, source=name)
+    sources = {
+        name: [replace(prompt, source=name) for prompt in source.use.load()[:limit]]
         for name, source in config.eval_prompts.items()
-        for prompt in source.use.load()[:limit]
-    )
+    }
+    benchmarks = {
+        f"evaluation.benchmarks.{name}": Scorer(use, sources=getattr(use, "sources", None))
+        for name, use in config.evaluation.benchmarks.items()
+    }
+    check_sources(config, sources, config.rewards | config.watched_rewards | benchmarks)
+    return tuple(prompt for prompts in sources.values() for prompt in prompts)
 
 
 def _short(found: dict[str, float]) -> dict[str, float | None]:

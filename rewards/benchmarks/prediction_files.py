@@ -8,10 +8,12 @@ parsed JSON files into key → prediction, where a key is the id of an annotatio
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import finite_number, plain, shown
 from grpo_mm.rewards.benchmarks.grounded_qa import GroundedQa
 from grpo_mm.rewards.benchmarks.moments import Highlights, MomentRetrieval
 from grpo_mm.rewards.benchmarks.temporal_grounding import TemporalGrounding
@@ -30,13 +32,13 @@ class QVHighlightsFile:
     annotations: ClassVar[tuple[str, ...]] = ("path",)
 
     def predictions(self, files: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
-        records = [record for rows in files for record in _list(rows)]
-        for record in records:
-            windows, saliency = record.get("pred_relevant_windows"), record.get("pred_saliency_scores")
-            good = all(_numbers(window, 3) for window in windows or ()) and _numbers(saliency or [])
-            if "qid" not in record or not good:
+        records = [record for rows in files for record in entries(rows)]
+        for number, record in enumerate(records):
+            windows, saliency = record.get("pred_relevant_windows") or [], record.get("pred_saliency_scores") or []
+            good = isinstance(windows, list) and all(_numbers(window, 3) for window in windows) and _numbers(saliency)
+            if type(record.get("qid")) not in (int, str) or not good:
                 raise ConfigError(
-                    f"a prediction is {str(record):.200}; wanted qid, and windows [start, end, score] or saliency "
+                    f"entry {number}: a prediction is {shown(record)}; wanted qid, and windows [start, end, score] or saliency "
                     "scores, all numbers."
                 )
         return _unique([(str(record["qid"]), record) for record in records])
@@ -118,7 +120,9 @@ class NextGqaFile:
             for key, value in _mapping(values).items():
                 own = dict(value) if isinstance(value, Mapping) else {"ground": value}
                 if twice := sorted(set(own) & set(found.get(key, {}))):
-                    raise ConfigError(f"two files of predictions have {twice[0]!r} of {key}; wanted each once.")
+                    raise ConfigError(
+                        f"two files of predictions have {shown(twice[0])} of {shown(key)}; wanted each once."
+                    )
                 found[key] = found.get(key, {}) | own
         return {key: own | {"ground": _window(key, own.get("ground"))} for key, own in found.items()}
 
@@ -158,29 +162,38 @@ def _window(key: str, value: Any) -> Window | None:
         return None
     first = value[0] if isinstance(value, list) and isinstance(value[0], list) else value
     if not _numbers(first, 2):
-        raise ConfigError(f"the prediction for {key} is {str(value):.200}; wanted [start, end] in seconds, or null.")
+        raise ConfigError(
+            f"the prediction for {plain(key, 100)} is {shown(value)}; wanted [start, end] in seconds, or null."
+        )
     return float(first[0]), float(first[1])
 
 
 def _numbers(value: Any, count: int | None = None) -> bool:
-    good = isinstance(value, list) and all(type(v) in (int, float) and not math.isnan(v) for v in value)
+    good = isinstance(value, list) and all(finite_number(v) is not None for v in value)
     return good and (count is None or len(value) == count)
 
 
-def _list(value: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
-        raise ConfigError(f"the predictions are {str(value):.100}; wanted a list of objects, or one a line (.jsonl).")
+def entries(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list; raises ConfigError with the first entry that is none."""
+    if not isinstance(value, list):
+        raise ConfigError(f"the predictions are {shown(value, 100)}; wanted a list of objects, or one a line (.jsonl).")
+    for number, row in enumerate(value):
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"entry {number}: a prediction is {shown(row)}; wanted an object.")
     return value
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"the predictions are {str(value):.100}; wanted an object from key to prediction.")
+        raise ConfigError(f"the predictions are {shown(value, 100)}; wanted an object from key to prediction.")
     return value
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ConfigError(f"{len(pairs) - len(found)} predictions stand more than once; wanted one for each query.")
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ConfigError(
+            f"{len(pairs) - len(found)} predictions stand more than once, {shown(twice)} among them; wanted one for each query."
+        )
     return found

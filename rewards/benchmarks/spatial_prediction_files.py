@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import plain, shown
 from grpo_mm.rewards.benchmarks.answers import LETTERS, read_letter
 from grpo_mm.rewards.benchmarks.spatial import Blink
 from grpo_mm.types import Prompt
@@ -24,14 +25,18 @@ class BlinkFile:
 
     def predictions(self, files: Sequence[Any]) -> dict[str, str | None]:
         found: dict[str, str | None] = {}
-        for row in (row for rows in files for row in _rows(rows)):
+        for where, row in (row for rows in files for row in _rows(rows)):
             given = row.get("prediction", row.get("full_prediction"))
             if not isinstance(row.get("idx"), str) or not isinstance(given, str | None):
-                raise ConfigError(f"a prediction is {str(row):.200}; wanted idx, and prediction or full_prediction.")
+                raise ConfigError(
+                    f"{where}: a prediction is {shown(row)}; wanted idx, and prediction or full_prediction."
+                )
             if row.get("answer") == "hidden":
                 continue
             if row["idx"] in found:
-                raise ConfigError(f"{row['idx']!r} is predicted twice; wanted one prediction for each question.")
+                raise ConfigError(
+                    f"{where}: {shown(row['idx'])} is predicted twice; wanted one prediction for each question."
+                )
             found[row["idx"]] = None if given is None else read_letter(given, len(LETTERS))
         return found
 
@@ -39,10 +44,19 @@ class BlinkFile:
         return Blink().score(predictions, prompts)
 
 
-def _rows(value: Any) -> list[Mapping[str, Any]]:
-    """The rows of all splits."""
-    parts = list(value.values()) if isinstance(value, Mapping) else [value]
-    rows = [row for part in parts if isinstance(part, list) for row in part]
-    if not all(isinstance(part, list) for part in parts) or not all(isinstance(row, Mapping) for row in rows):
-        raise ConfigError(f"the predictions are {str(value):.100}; wanted lists of objects by split, or one list.")
-    return rows
+def _rows(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """("val, entry 3", row) of all splits."""
+    parts = dict(value) if isinstance(value, Mapping) else {"": value}
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for split, rows in parts.items():
+        of_split = f"{plain(split, 60)}, " if split else ""
+        if not isinstance(rows, list):
+            raise ConfigError(
+                f"{of_split}the predictions are {shown(rows, 100)}; wanted lists of objects by split, or one list."
+            )
+        for number, row in enumerate(rows):
+            where = f"{of_split}entry {number}"
+            if not isinstance(row, Mapping):
+                raise ConfigError(f"{where}: a prediction is {shown(row)}; wanted an object.")
+            found.append((where, row))
+    return found

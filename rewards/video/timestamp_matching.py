@@ -88,7 +88,8 @@ def on_grid(highlights: Sequence[tuple[float, float]], *, clip_seconds: float) -
 class TimestampMatching:
     """score = `timestamp_matching` of the times and scores in the text with prompt.target["saliency"].
 
-    The target is a list (one saliency per clip from the start) or a mapping, whose keys may be strings, as JSON has them.
+    The target is a list (one saliency per clip from the start) or a mapping, whose keys may be strings, as JSON has them. Where
+    several annotators scored a clip, as in QVHighlights, their mean counts.
     Parts: "f", "saliency", and "parse_failed" (1 where the text has no number).
     """
 
@@ -127,6 +128,13 @@ class TimestampMatching:
         if not saliency:
             return {}
         if not isinstance(saliency, Mapping):
-            return {clip: float(value or 0) for clip, value in enumerate(saliency)}
+            return {clip: _mean(value) for clip, value in enumerate(saliency)}
         grid = self.clip_seconds if self.keys == "seconds" else 1.0
-        return on_grid([(float(key), float(value)) for key, value in saliency.items()], clip_seconds=grid)
+        return on_grid([(float(key), _mean(value)) for key, value in saliency.items()], clip_seconds=grid)
+
+
+def _mean(saliency: Any) -> float:
+    """Of one clip, by one annotator or several; 0 for none."""
+    if isinstance(saliency, Sequence) and not isinstance(saliency, str):
+        return sum(map(float, saliency)) / len(saliency) if saliency else 0.0
+    return float(saliency or 0)

@@ -217,7 +217,7 @@ def test_conversations_may_answer_with_boxes(tmp_path):
     [
         ("to the left", "line 1: the answer 'to the left' is no list of boxes"),
         ("[1, 2, 3]", "is no box; wanted four"),
-        ("[[1, 2, 30, NaN]]", "is no box; wanted four"),
+        ("[[1, 2, 30, NaN]]", "is no list of boxes"),
         ('[{"place": [1, 2, 3, 4]}]', "has no box; wanted one of bbox_2d"),
         ("[30, 2, 1, 40]", "is reversed or empty, 64 x 48 pixels"),
         ("[1, 2, 30, 99]", "is beyond the picture, 64 x 48 pixels"),
@@ -242,7 +242,7 @@ BROKEN = [
     (CharadesSta, "t.json", {"A": {"duration": 9, "timestamps": [[1, 2]], "sentences": []}}, "1 timestamps for the sentences"),
     (CharadesSta, "t.json", {"A": {"duration": 9, "timestamps": [[1]], "sentences": ["x"]}}, "A: .1. is no span"),
     (CharadesSta, "t.json", {"A": {"duration": 9, "timestamps": [["1", 2]], "sentences": ["x"]}}, "start is '1'"),
-    (CharadesSta, "t.json", '{"A": {"duration": 9, "timestamps": [[1, NaN]], "sentences": ["x"]}}', "end is nan"),
+    (CharadesSta, "t.json", '{"A": {"duration": 9, "timestamps": [[1, NaN]], "sentences": ["x"]}}', "t.json, A: NaN is no JSON number"),
     (CharadesSta, "t.json", {"A": {"duration": 9, "timestamps": [[3, 2]], "sentences": ["x"]}}, "A, sentence 0: inverted"),
     (CharadesSta, "t.json", {"A": {"duration": 9, "timestamps": [[-1, 2]], "sentences": ["x"]}}, "negative start"),
     (CharadesSta, "t.json", {}, "no row is left"),

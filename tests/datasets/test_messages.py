@@ -68,7 +68,7 @@ def test_turns_become_the_chat_and_media_stand_at_their_markers():
         ({"messages": [{"role": "tool", "content": "x"}, USER]}, "wanted turns with a role"),
         ({"messages": [{"role": "user", "content": 3}]}, "wanted turns with a role"),
         ({"messages": [USER, {"role": "system", "content": "x"}, USER]}, "only at the start"),
-        ({"messages": [USER], "images": "a.png"}, "wanted a list of file names"),
+        ({"messages": [USER], "images": [3]}, "a list of file names"),
         (
             {"messages": [{"role": "user", "content": "<image> <image>"}], "images": ["a.png"]},
             "2 markers <image> for 1 files",

@@ -383,7 +383,7 @@ WRONG = {
     "a window without a score": (
         "qvhighlights", QVHIGHLIGHTS, [{"qid": 1, "pred_relevant_windows": [[0, 5]]}], r"wanted qid, and windows \[start",
     ),
-    "no JSON": ("qvhighlights", QVHIGHLIGHTS, "{", r"1.jsonl: cannot be read as JSON in UTF-8"),
+    "no JSON": ("qvhighlights", QVHIGHLIGHTS, "{", r"1.jsonl, line 1: not JSON"),
     "a test split": (
         "qvhighlights", '{"qid": 1, "query": "a", "duration": 150, "vid": "x"}', MOMENT_DETR.split("\n")[1],
         "no annotation holds what the predictions are compared with",

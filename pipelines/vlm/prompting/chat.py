@@ -67,11 +67,13 @@ class Chat:
     def messages(self, prompt: Prompt, kinds: Sequence[str]) -> list[dict[str, Any]]:
         """The conversation so far; `kinds` are "image" or "video", one for each of the prompt's media, in order.
 
-        Media stand before the first question, so that prompts on the same video share a prefix, or where the turns have a
-        marker <image> or <video> for each of them. A system turn of the prompt's own takes the place of `system`.
+        Media stand before the first question, so that prompts on the same video share a prefix, or where the users' turns have
+        a marker <image> or <video> for each of them; what others said stays as it is. A system turn of the prompt's own takes
+        the place of `system`.
         """
         turns = [*prompt.messages, {"role": "user", "content": prompt.text}]
-        marked = bool(kinds) and [kind for turn in turns for kind in MARKER.findall(turn["content"])] == list(kinds)
+        asked = [turn["content"] for turn in turns if turn["role"] == "user"]
+        marked = bool(kinds) and [kind for text in asked for kind in MARKER.findall(text)] == list(kinds)
         before_text = [] if marked else [{"type": kind} for kind in kinds]
         found: list[dict[str, Any]] = []
         if self.system is not None and turns[0]["role"] != "system":

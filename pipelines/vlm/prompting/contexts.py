@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import is_text, shown
 from grpo_mm.pipelines.vlm.models.families import Family
 from grpo_mm.pipelines.vlm.prompting.chat import Chat, with_times
+from grpo_mm.pipelines.vlm.prompting.plain_text import spelled_out
 from grpo_mm.types import Prompt
 
 
@@ -62,6 +64,9 @@ class Encoder:
 
     def __call__(self, prompt: Prompt) -> Context:
         """Raises PromptTooLong where `too_long` says so; unreadable media give a context with `failure`."""
+        for text in (prompt.text, *(turn["content"] for turn in prompt.messages)):
+            if not isinstance(text, str) or not is_text(text):
+                return failed(prompt, f"its text is {shown(text)}, which no tokenizer reads.")
         try:
             loaded = [open_media(self.media, item) for item in prompt.media]
             return self._context(prompt, loaded)
@@ -86,16 +91,15 @@ class Encoder:
     def _process(self, prompt: Prompt, loaded: list[Any]) -> dict[str, Tensor]:
         videos = [item for item in loaded if hasattr(item, "frames_FCHW")]
         pictures = [item for item in loaded if not hasattr(item, "frames_FCHW")]
-        for token in (self.processor.image_token, self.processor.video_token):
-            if token in prompt.text:
-                raise ValueError(f"its text holds {token!r}, which stands for visual tokens.")
         kinds = ["video" if hasattr(item, "frames_FCHW") else "image" for item in loaded]
-        turns = self.chat.messages(prompt, kinds)
+        turns, spelling = spelled_out(self.chat.messages(prompt, kinds), self.processor)
         if self.chat.frame_times is not None:
             cut = [_steps(video, self.model.config.vision_config.temporal_patch_size) for video in videos]
             turns = with_times(turns, [[float(s.time_F[0]) for s in steps] for steps in cut], self.chat.frame_times)
             videos = [step for steps in cut for step in steps]
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        text, meant = self.processor.apply_chat_template(turns, add_generation_prompt=True), []
+        if spelling is not None:
+            text, meant = spelling.carried(text)
         given: dict[str, Any] = {"images": pictures} if pictures else {}
         if videos:
             given["videos"] = [video.frames_FCHW for video in videos]
@@ -107,6 +111,8 @@ class Encoder:
         inputs = dict(self.processor(text=[text], return_tensors="pt", **given))
         inputs.pop("video_metadata", None)
         inputs.setdefault("mm_token_type_ids", torch.zeros_like(inputs["input_ids"]))
+        if spelling is not None:
+            inputs = spelling.spelled(inputs, meant, self.processor.tokenizer)
         self._check_counts(prompt, inputs)
         return inputs
 

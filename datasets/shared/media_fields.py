@@ -1,0 +1,148 @@
+"""Pictures and videos that rows bring, under whatever key: shown where it is clear what is meant, else refused by the key's name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+from grpo_mm.datasets.shared.annotated_rows import picture
+from grpo_mm.datasets.shared.row_check import text_problem
+from grpo_mm.errors import ConfigError
+from grpo_mm.media_words import media_key
+from grpo_mm.outside import plain, shown
+
+Kind = Literal["image", "video"]
+KEYS: dict[Kind, tuple[str, ...]] = {
+    "image": ("images", "image", "image_path", "image_paths", "img", "imgs", "img_path", "picture", "pictures"),
+    "video": ("videos", "video", "video_path", "video_paths"),
+}
+"""Where rows of conversations have their media: one of these each."""
+
+
+def media_of(
+    row: Mapping[str, Any], folders: Mapping[Kind, str], where: str, *, left_alone: Collection[str] = ()
+) -> dict[Kind, list[ImageFile | VideoFile | Any]]:
+    """The pictures and videos of a row of a conversation, by their kind, in order.
+
+    A key of `KEYS` holds a file name below its folder, {"path": name}, a picture as bytes or as a data URL, or a list of these;
+    null, "" and [] are none.
+
+    Args:
+        left_alone: keys that hold no media of the question: the conversation, and what is for rewards only.
+
+    Raises:
+        ConfigError: any other key that holds media, two keys of one kind, or a value that is none of these.
+    """
+    found: dict[Kind, list[Any]] = {"image": [], "video": []}
+    for kind, keys in KEYS.items():
+        own = {key: row[key] for key in row if key in keys and key not in left_alone and not _is_none(row[key])}
+        if len(own) > 1 and any(value != next(iter(own.values())) for value in own.values()):
+            raise ConfigError(f"{where}: {' and '.join(map(shown, own))} both hold {kind}s; wanted one of them.")
+        for key, value in list(own.items())[:1]:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            found[kind] = [medium(one, kind, folders[kind], f"{where}: {key}") for one in values]
+    known = {*KEYS["image"], *KEYS["video"], *left_alone}
+    if key := media_key({name: value for name, value in row.items() if name not in known}):
+        raise ConfigError(
+            f"{where}: {shown(key)} holds {shown(row[key], 60)}, which looks like a picture, video or sound and would not be shown. "
+            f"Put pictures under 'images' and videos under 'videos', or name the key in `for_rewards` if only rewards want it."
+        )
+    return found
+
+
+def medium(value: Any, kind: Kind, folder: str, where: str) -> ImageFile | VideoFile | Any:
+    """One picture or video.
+
+    Raises:
+        ConfigError: an address on the network, or something that is no name and no picture.
+    """
+    if isinstance(value, Mapping):
+        value = _inside(value, kind, where)
+    if isinstance(value, str) and value.lstrip().lower().startswith("data:"):
+        value = _decoded(value.strip(), where)
+    if isinstance(value, str) and not text_problem(value):
+        name = value.strip().removeprefix("file://")
+        if "://" in name:
+            raise ConfigError(f"{where}: {shown(name, 80)} is an address; nothing is downloaded. Give a file name.")
+        return (ImageFile if kind == "image" else VideoFile)(str(Path(folder) / name))
+    if kind == "image" and isinstance(value, bytes):
+        return picture(value, folder, where)
+    raise ConfigError(f"{where} is {shown(value, 80)}, wanted a file name ({kind}), or a list of file names.")
+
+
+def content_parts(
+    content: Any, folders: Mapping[Kind, str], where: str
+) -> tuple[str, list[tuple[Kind, ImageFile | VideoFile | Any | None]]]:
+    """The text of a turn's content with a marker for each medium, and the media; None for one that another key of the row holds.
+
+    A content is a text, or a list of {"type": "text", "text": …}, {"type": "image", "image": name}, {"type": "image_url",
+    "image_url": {"url": name}}, {"type": "video", "video": name}, and {"type": "image"} alone.
+
+    Raises:
+        ConfigError: a part of another form, or a marker in the texts of a list that has media.
+    """
+    if isinstance(content, str):
+        return content, []
+    if not isinstance(content, list):
+        raise ConfigError(f"{where}: the content of a turn is {shown(content)}; wanted a text or a list of parts.")
+    texts: list[str] = []
+    media: list[tuple[Kind, Any]] = []
+    for part in content:
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise ConfigError(f"{where}: a part of a turn is {shown(part)}; wanted an object with a type.")
+        kind = part["type"]
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+            continue
+        own: Kind | None = next((k for k in KEYS if kind in (k, f"{k}_url", f"input_{k}")), None)
+        if own is None:
+            raise ConfigError(f"{where}: a part of a turn has the type {shown(kind)}; wanted text, image or video.")
+        held = [value for name, value in part.items() if name != "type" and value is not None]
+        named = next((part[name] for name in (own, f"{own}_url", "url", "path") if part.get(name)), None)
+        if named is None and held:
+            raise ConfigError(f"{where}: {shown(part)} names no file; wanted it under {own!r}.")
+        media.append((own, None if named is None else medium(named, own, folders[own], where)))
+        texts.append(f"<{own}>")
+    text = "".join(texts)
+    if media and sum(text.count(f"<{kind}>") for kind in KEYS) != len(media):
+        raise ConfigError(f"{where}: a text of {plain(text, 80)!r} holds a marker beside the parts that are media.")
+    return text, media
+
+
+def check_markers(markers: Sequence[str], found: Mapping[Kind, Sequence[Any]], where: str) -> None:
+    """Raises ConfigError unless the questions have a marker for each of the media, or none at all."""
+    for kind, items in found.items():
+        count = sum(marker == kind for marker in markers)
+        if count != len(items) and (markers or count):
+            raise ConfigError(f"{where}: {count} markers <{kind}> for {len(items)} files.")
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list, tuple)) and not value)
+
+
+def _inside(value: Mapping[str, Any], kind: Kind, where: str) -> Any:
+    """The one name, address or bytes of an object."""
+    held = {name: one for name, one in value.items() if not _is_none(one)}
+    for name in ("bytes", "path", "url", "filename", "file_name", kind):
+        if name in held:
+            if name == "bytes" and isinstance(held[name], str):
+                return f"data:;base64,{held[name]}"
+            return held[name]
+    raise ConfigError(f"{where} is {shown(value, 80)}, wanted a file name ({kind}) under 'path'.")
+
+
+def _decoded(url: str, where: str) -> bytes:
+    head, comma, body = url.partition(",")
+    try:
+        if not comma or not head.lower().endswith(";base64"):
+            raise ValueError("wanted data:image/…;base64,…")
+        return base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ConfigError(f"{where}: {shown(url, 60)} cannot be decoded: {error}.") from error
