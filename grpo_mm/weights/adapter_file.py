@@ -18,8 +18,15 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.outside import BadJson, finite_number, parse_json, shown
-from grpo_mm.weights.weight_files import TORCH_FILES, name_some, read_weight_file, refusing
+from grpo_mm.outside import finite_number, shown
+from grpo_mm.weights.weight_files import (
+    TORCH_FILES,
+    name_some,
+    parse_settings,
+    read_settings,
+    read_weight_file,
+    refusing,
+)
 
 FILE_NAMES = (
     "pytorch_lora_weights.safetensors",
@@ -257,19 +264,11 @@ def _configs(file: Path, header: Mapping[str, str], *, of_peft: bool) -> dict[st
     """Settings by part: of peft's folder, or in the header as diffusers writes them ("transformer.r": 4, …)."""
     beside = file.parent / CONFIG_NAME
     if METADATA_KEY in header:
-        where, text = f"{file}: {METADATA_KEY}", header[METADATA_KEY]
+        said = parse_settings(header[METADATA_KEY], where=f"{file}: {METADATA_KEY}")
     elif of_peft and beside.is_file():
-        where = str(beside)
-        with refusing(where):
-            text = beside.read_text(encoding="utf-8")
+        said = read_settings(beside)
     else:
         return {}
-    try:
-        said = parse_json(text)
-    except BadJson as error:
-        raise ConfigError(f"{where}: {error.reason}.") from None
-    if not isinstance(said, dict):
-        raise ConfigError(f"{where} holds a {type(said).__name__}; wanted settings by their names.")
     found: dict[str, dict[str, Any]] = {}
     for key, value in said.items():
         part, _, name = key.rpartition(".")

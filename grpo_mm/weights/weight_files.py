@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.outside import reason, shown
+from grpo_mm.outside import BadJson, parse_json, reason, shown
 
 TORCH_FILES = (".bin", ".pt", ".pth", ".ckpt")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -36,6 +37,29 @@ def refusing(what: str) -> Iterator[None]:
         raise ConfigError(f"{what} could not be loaded: {reason(error)}") from error
     except Exception as error:
         raise ConfigError(f"{what} could not be loaded: {reason(error)}") from error
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a JSON file that stands beside weights (config.json, model_index.json, adapter_config.json).
+
+    Raises:
+        ConfigError: it cannot be read, or holds no settings by their names.
+    """
+    with refusing(str(path)):
+        text = Path(path).read_text(encoding="utf-8")
+    return parse_settings(text, where=str(path))
+
+
+def parse_settings(text: str, *, where: str) -> dict[str, Any]:
+    """Raises ConfigError for text that holds no settings by their names."""
+    try:
+        found = parse_json(text)
+    except BadJson as error:
+        pointer = " (a pointer of Git LFS, not the file itself)" if text.startswith("version https://git-lfs") else ""
+        raise ConfigError(f"{where} is not valid JSON: {error.reason}{pointer}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where} holds a {type(found).__name__}; wanted settings by their names.")
+    return found
 
 
 def check_weight_file(path: str | Path) -> None:
@@ -62,6 +86,28 @@ def check_weight_file(path: str | Path) -> None:
             raise ConfigError(f"{path} is cut off or damaged: its end is missing. Fetch it again.")
     elif not head.startswith(b"\x80"):
         raise ConfigError(f"{path} holds no weights: it is no file of torch (it starts with {shown(head[:16])}).")
+
+
+def check_weight_folder(folder: str | Path) -> None:
+    """The same for the weights of a local model in transformers' format; opens headers only.
+
+    Raises:
+        ConfigError: a file of weights is damaged, a shard that the index names is missing, or there is none at all.
+    """
+    folder = Path(folder)
+    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{ending}.index.json"
+        whole = folder / f"{stem}.{ending}"
+        if whole.is_file():
+            return check_weight_file(whole)
+        if index.is_file():
+            shards = read_settings(index).get("weight_map")
+            if not isinstance(shards, dict):
+                raise ConfigError(f"{index} has no weight_map; wanted the file of each tensor.")
+            for shard in sorted(set(map(str, shards.values()))):
+                check_weight_file(folder / Path(shard).name)
+            return None
+    raise ConfigError(f"{folder} holds no weights: it has no model.safetensors and no pytorch_model.bin.")
 
 
 def read_weight_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -92,6 +92,11 @@ class FlowPolicy:
         self.dtype = DTYPES[config.dtype]
         self.math_dtype = torch.promote_types(self.dtype, torch.float32)
         self.pipe = self.family.load(self.dtype, full=config.lora is None)
+        if config.text_length < 1 and self.pipe.components.get(self.family.encoders[-1]) is not None:
+            raise ConfigError(
+                f"policy.text_length = 0, but {self.family.path} has {self.family.encoders[-1]}, which reads at least 1 token; "
+                "0 is for checkpoints without it."
+            )
         if config.merge_adapter is not None:
             adapters.merge(self.pipe, config.merge_adapter)
         self.network: nn.Module = self.pipe.transformer

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 
 from grpo_mm.rewards.shared.weights import check_model
+from grpo_mm.weights.pretrained import load_other
 
 
 class Network:
@@ -54,5 +55,5 @@ class Tokens:
             self.check()
             from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+            self._tokenizer = load_other(AutoTokenizer, self.tokenizer)
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
