@@ -81,7 +81,9 @@ def check_whole(model: nn.Module, found: Mapping[str, Any], *, where: str) -> No
 def check_tokenizer(tokenizer: Any, *, where: str) -> None:
     """Raises ConfigError for a tokenizer without words, as libraries make one where the files of its vocabulary are missing."""
     with refusing(where):
-        words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+        # A vocabulary made of nothing may hold the mark of a blank beside the special tokens.
+        words = {word for word in tokenizer.get_vocab() if any(c.isalnum() for c in str(word))}
+        words -= set(tokenizer.all_special_tokens)
         ids = tokenizer("a red circle", add_special_tokens=False)["input_ids"]
     if not words or not ids or set(ids) == {tokenizer.unk_token_id}:
         raise ConfigError(

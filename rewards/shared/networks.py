@@ -8,6 +8,7 @@ import torch
 
 from grpo_mm.rewards.shared.weights import check_model
 from grpo_mm.weights.pretrained import load_other
+from grpo_mm.weights.weight_files import refusing
 
 
 class Network:
@@ -31,7 +32,8 @@ class Network:
 
     def _load(self) -> None:
         if self._model is None:
-            self._model = self._build().eval().requires_grad_(False)
+            with refusing(f"the network of {type(self).__name__}"):
+                self._model = self._build().eval().requires_grad_(False)
         self._model.to(self._device)
 
 

@@ -123,6 +123,9 @@ def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -
     dtypes = {"default": dtype, "vae": wide} | ({"transformer": wide} if full else {})
     folder = _folder(resolve(family.path), family)
     index = read_index(folder)
+    variant = family.variant
+    if variant is not None and not any(Path(folder).glob(f"*/*.{variant}[.-]*")):
+        raise ConfigError(f"policy.model.variant = {variant}: {family.path} has no file of weights of that variant.")
     parts = {
         name: _part(folder, name, value, dtypes.get(name, dtype), family.variant)
         for name, value in index.items()
