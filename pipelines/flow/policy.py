@@ -20,6 +20,7 @@ from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Prompt, Rollout
+from grpo_mm.weights.adapter_file import check_adapter
 from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -76,7 +77,7 @@ class FlowPolicyConfig:
             if getattr(self, name) < least:
                 raise ConfigError(f"policy.{name} = {getattr(self, name)}; wanted at least {least}.")
         if self.merge_adapter is not None:
-            adapters.check_folder(self.merge_adapter)
+            check_adapter(self.merge_adapter)
 
     def load(self, device: torch.device) -> FlowPolicy:
         return FlowPolicy(self, device)
@@ -91,6 +92,11 @@ class FlowPolicy:
         self.dtype = DTYPES[config.dtype]
         self.math_dtype = torch.promote_types(self.dtype, torch.float32)
         self.pipe = self.family.load(self.dtype, full=config.lora is None)
+        if config.text_length < 1 and self.pipe.components.get(self.family.encoders[-1]) is not None:
+            raise ConfigError(
+                f"policy.text_length = 0, but {self.family.path} has {self.family.encoders[-1]}, which reads at least 1 token; "
+                "0 is for checkpoints without it."
+            )
         if config.merge_adapter is not None:
             adapters.merge(self.pipe, config.merge_adapter)
         self.network: nn.Module = self.pipe.transformer

@@ -27,6 +27,7 @@ from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
 from grpo_mm.processes.clock import count
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Prompt, Rollout
+from grpo_mm.weights.adapter_file import check_adapter
 from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -99,7 +100,7 @@ class VlmPolicyConfig:
                 "policy.train_tower trains all weights of the tower: leave out policy.lora, or train_tower."
             )
         if self.merge_adapter is not None:
-            adapters.check_folder(self.merge_adapter)
+            check_adapter(self.merge_adapter)
         for name in ("micro_batch", "micro_batch_tokens", "head_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.types import Prompt
+from grpo_mm.weights.weight_files import check_weight_file, refusing
 
 
 @dataclass
@@ -81,8 +84,13 @@ class Clip(Network):
     def _build(self) -> torch.nn.Module:
         import open_clip
 
-        model, _, self._transform = open_clip.create_model_and_transforms(self.name, pretrained=self.pretrained)
-        self._tokenizer = open_clip.get_tokenizer(self.name)
+        with refusing(f"the CLIP model {self.name!r} (pretrained = {self.pretrained!r})"):
+            model, _, self._transform = open_clip.create_model_and_transforms(
+                self.name,
+                pretrained=self.pretrained,
+                require_pretrained=True,  # else a folder without weights is a random network
+            )
+            self._tokenizer = open_clip.get_tokenizer(self.name)
         return model
 
 
@@ -95,8 +103,43 @@ def check_clip(model: str, pretrained: str | None) -> None:
             raise ConfigError(f"model = {model!r} is a folder without open_clip_config.json; is it an open_clip model?")
     elif os.sep in model and ":" not in model:
         raise ConfigError(f"model = {model!r}: no such folder. For a model on the hub write hf-hub:{model}.")
-    elif pretrained is not None and os.sep in pretrained and not os.path.isfile(pretrained):
+    elif ":" not in model and model not in known_clips():
+        near = difflib.get_close_matches(model, known_clips(), n=3)
+        raise ConfigError(
+            f"model = {model!r} is no name that open_clip knows"
+            + (
+                f"; do you mean {' or '.join(near)}?"
+                if near
+                else f", as {', '.join(sorted(known_clips())[:3])} and others are."
+            )
+        )
+    if pretrained is None or os.path.isdir(model) or ":" in model:
+        return
+    if os.path.isfile(pretrained):
+        check_weight_file(pretrained)
+    elif os.sep in pretrained:
         raise ConfigError(f"pretrained = {pretrained!r}: no such file.")
+    else:
+        _check_tag(model, pretrained)
+
+
+def _check_tag(model: str, tag: str) -> None:
+    from open_clip import list_pretrained_tags_by_model
+    from open_clip.pretrained import is_pretrained_cfg
+
+    if not is_pretrained_cfg(model, tag):
+        known = list_pretrained_tags_by_model(model)
+        raise ConfigError(
+            f"pretrained = {tag!r} is no file, and open_clip knows no such weights of {model}; "
+            + (f"it knows {', '.join(known)}." if known else "it knows none: give a file.")
+        )
+
+
+def known_clips() -> set[str]:
+    """Names of the architectures that open_clip has a file for; found without importing it, which takes seconds."""
+    spec = importlib.util.find_spec("open_clip")
+    folder = Path(spec.origin if spec is not None and spec.origin else "").parent / "model_configs"
+    return {file.stem for file in folder.glob("*.json")}
 
 
 def tensor_transform(transform: Any, images: Tensor) -> Tensor:

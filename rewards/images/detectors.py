@@ -16,6 +16,8 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.weights import check_model
+from grpo_mm.weights.pretrained import load_model, load_other
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +149,8 @@ class TransformersDetector(Network):
         """Raises ConfigError if the name is a path where there is no folder."""
         if self.name.startswith((".", os.sep)) and not os.path.isdir(self.name):
             raise ConfigError(f"transformers detector: name = {self.name!r}: no such folder.")
+        if os.path.isdir(self.name):
+            check_model("transformers detector: name", self.name)
 
     @property
     def labels(self) -> list[str]:
@@ -161,11 +165,11 @@ class TransformersDetector(Network):
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
         from transformers import AutoModelForUniversalSegmentation as AutoModelForMasks
 
-        config = AutoConfig.from_pretrained(self.name, revision=self.revision)
+        config = load_other(AutoConfig, self.name, revision=self.revision)
         self._gives_masks = config.model_type == "mask2former"
         auto = AutoModelForMasks if self._gives_masks else AutoModelForObjectDetection
-        self._processor = AutoImageProcessor.from_pretrained(self.name, revision=self.revision)
-        return auto.from_pretrained(self.name, revision=self.revision)
+        self._processor = load_other(AutoImageProcessor, self.name, revision=self.revision)
+        return load_model(auto, self.name, revision=self.revision)
 
     @torch.no_grad()
     def _detect(self, images: Tensor) -> list[list[Detection]]:

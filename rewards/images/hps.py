@@ -14,6 +14,7 @@ from grpo_mm.rewards.images.clip_score import check_clip
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_file, load_strictly, read_tensors
 from grpo_mm.types import Prompt
+from grpo_mm.weights.weight_files import refusing
 
 
 @dataclass
@@ -63,9 +64,10 @@ class Hps(Network):
 
         name = f"local-dir:{self.model}" if os.path.isdir(self.model) else self.model
         precision = {"float32": "fp32", "bfloat16": "pure_bf16"}[self.dtype]
-        model = open_clip.create_model(name, load_weights=False, precision=precision)
+        with refusing(f"the CLIP model {name!r}"):
+            model = open_clip.create_model(name, load_weights=False, precision=precision)
+            self._tokenizer = open_clip.get_tokenizer(name)
         load_strictly(model, read_tensors(self.path), path=self.path)
-        self._tokenizer = open_clip.get_tokenizer(name)
         return model
 
 

@@ -14,6 +14,7 @@ from grpo_mm.rewards.images.clip_score import tensor_transform
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_file, check_model, check_packages, load_strictly, read_tensors
 from grpo_mm.types import Prompt
+from grpo_mm.weights.pretrained import check_vocabulary, load_other
 
 MAX_TOKENS = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -78,8 +79,9 @@ class ImageReward(Network):
     def _build(self) -> nn.Module:
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        self._tokenizer = load_other(AutoTokenizer, self.tokenizer)
         model = BlipWithHead(self.size)
+        check_vocabulary(self._tokenizer, model.text, where=f"{self.tokenizer} for {self.path}")
         load_strictly(model, transformers_names(read_tensors(self.path)), path=self.path)
         model.image.to(getattr(torch, self.dtype))
         model.text.to(getattr(torch, self.dtype))

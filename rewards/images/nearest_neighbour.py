@@ -13,6 +13,7 @@ from torch import Tensor
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
+from grpo_mm.weights.pretrained import load_model, load_other
 
 
 def nearest_neighbour_distance(features_MD: Tensor, group_M: Tensor) -> Tensor:
@@ -90,5 +91,5 @@ class NearestNeighbour(Network):
     def _build(self) -> torch.nn.Module:
         from transformers import AutoImageProcessor, AutoModel
 
-        self._processor = AutoImageProcessor.from_pretrained(self.model)
-        return AutoModel.from_pretrained(self.model, dtype=getattr(torch, self.dtype))
+        self._processor = load_other(AutoImageProcessor, self.model)
+        return load_model(AutoModel, self.model, dtype=getattr(torch, self.dtype))

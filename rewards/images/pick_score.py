@@ -13,6 +13,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
+from grpo_mm.weights.pretrained import check_vocabulary, load_model, load_processor
 
 
 @dataclass
@@ -73,5 +74,7 @@ class PickScore(Network):
     def _build(self) -> torch.nn.Module:
         from transformers import AutoModel, AutoProcessor
 
-        self._processor = AutoProcessor.from_pretrained(self.processor)
-        return AutoModel.from_pretrained(self.model, dtype=getattr(torch, self.dtype))
+        self._processor = load_processor(AutoProcessor, self.processor, parts=("tokenizer", "image_processor"))
+        model = load_model(AutoModel, self.model, dtype=getattr(torch, self.dtype))
+        check_vocabulary(self._processor.tokenizer, model.text_model, where=f"{self.processor} for {self.model}")
+        return model

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.weights import check_model
+from grpo_mm.weights.pretrained import check_chat, check_vocabulary, load_model, load_processor
 
 
 class Question(NamedTuple):
@@ -51,6 +53,8 @@ class TransformersVlm(Network):
         """Raises ConfigError if the name is a path where there is no folder."""
         if self.model.startswith((".", os.sep)) and not os.path.isdir(self.model):
             raise ConfigError(f"model = {self.model!r}: no such folder.")
+        if os.path.isdir(self.model):
+            check_model("model", self.model)
 
     def ask(self, questions: Sequence[Question]) -> list[str | None]:
         self._load()
@@ -81,12 +85,15 @@ class TransformersVlm(Network):
     def _build(self) -> torch.nn.Module:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self._processor = AutoProcessor.from_pretrained(self.model, revision=self.revision)
+        parts = ("tokenizer", "image_processor")
+        self._processor = load_processor(AutoProcessor, self.model, parts=parts, revision=self.revision)
+        check_chat(self._processor, where=self.model, media=["image"])
         tokenizer = self._processor.tokenizer
         tokenizer.padding_side = "left"  # generation goes on at the right end
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForImageTextToText.from_pretrained(self.model, revision=self.revision, dtype=self.dtype)
+        model = load_model(AutoModelForImageTextToText, self.model, revision=self.revision, dtype=self.dtype)
+        check_vocabulary(tokenizer, model, where=self.model)
         settings = model.generation_config
         settings.temperature = settings.top_p = settings.top_k = None  # for sampling only; else a warning a call
         settings.pad_token_id = tokenizer.pad_token_id

@@ -13,6 +13,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
+from grpo_mm.weights.pretrained import check_chat, check_vocabulary, load_model, load_processor
 
 
 @dataclass
@@ -73,10 +74,13 @@ class VlmYesNo(Network):
     def _build(self) -> torch.nn.Module:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self._processor = AutoProcessor.from_pretrained(self.model)
+        self._processor = load_processor(AutoProcessor, self.model, parts=("tokenizer", "image_processor"))
+        check_chat(self._processor, where=self.model, media=["image"])
         self._processor.tokenizer.padding_side = "left"
         self._yes, self._no = (single_tokens(self._processor.tokenizer, word) for word in ("yes", "no"))
-        return AutoModelForImageTextToText.from_pretrained(self.model, dtype=getattr(torch, self.dtype))
+        model = load_model(AutoModelForImageTextToText, self.model, dtype=getattr(torch, self.dtype))
+        check_vocabulary(self._processor.tokenizer, model, where=self.model)
+        return model
 
 
 def single_tokens(tokenizer: Any, word: str) -> list[int]:

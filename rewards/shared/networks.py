@@ -7,6 +7,8 @@ from typing import Any, Self
 import torch
 
 from grpo_mm.rewards.shared.weights import check_model
+from grpo_mm.weights.pretrained import load_other
+from grpo_mm.weights.weight_files import refusing
 
 
 class Network:
@@ -30,7 +32,8 @@ class Network:
 
     def _load(self) -> None:
         if self._model is None:
-            self._model = self._build().eval().requires_grad_(False)
+            with refusing(f"the network of {type(self).__name__}"):
+                self._model = self._build().eval().requires_grad_(False)
         self._model.to(self._device)
 
 
@@ -54,5 +57,5 @@ class Tokens:
             self.check()
             from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+            self._tokenizer = load_other(AutoTokenizer, self.tokenizer)
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]

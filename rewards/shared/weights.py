@@ -5,13 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from pickle import UnpicklingError
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import reason
+from grpo_mm.weights.weight_files import (
+    check_weight_file,
+    check_weight_folder,
+    read_settings,
+    read_weight_file,
+    refusing,
+)
 
 HUB = "hf-hub:"
 
@@ -26,21 +33,32 @@ def check_packages(*names: str) -> None:
 
 
 def check_model(key: str, name: str, *, file: str = "config.json") -> None:
-    """Raises ConfigError if `name` is neither a folder that holds `file` nor looks like a name on the hub."""
+    """Raises ConfigError if `name` is neither a folder that holds `file` nor looks like a name on the hub.
+
+    With `file` of a model, its weights are there too, and not plainly damaged; no tensor is read.
+    """
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, file)):
             raise ConfigError(f"{key} = {name!r} is a folder without {file}; is it a model in transformers' format?")
+        read_settings(os.path.join(name, file))
+        if file == "config.json":
+            check_weight_folder(name)
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ConfigError(f"{key} = {name!r}: no such folder, and no name on the hub (organisation/name) either.")
 
 
 def check_file(key: str, path: str) -> None:
-    """Raises ConfigError if a local file is missing or a place on the hub is not written in full; downloads nothing."""
+    """Raises ConfigError if a local file is missing or plainly damaged, or a place on the hub is not written in full.
+
+    Downloads nothing, and reads no tensor.
+    """
     if path.startswith(HUB):
         if len(_parts(path)) != 3:
             raise ConfigError(f"{key} = {path!r}: wanted {HUB}organisation/name/file.")
     elif not os.path.isfile(path):
         raise ConfigError(f"{key} = {path!r}: no such file. For a file on the hub write {HUB}organisation/name/file.")
+    else:
+        check_weight_file(path)
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
@@ -52,19 +70,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
         ConfigError: there is no such file, or it holds other things than tensors.
     """
     check_file("path", path)
-    local = _from_hub(path) if path.startswith(HUB) else path
-    if local.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(local)
-    try:
-        tensors = torch.load(local, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ConfigError(
-            f"{path!r} holds more than tensors, and reading it could run code. Convert it to safetensors where you "
-            f"trust it. ({str(error).splitlines()[0]})"
-        ) from error
-    return tensors.get("state_dict", tensors)
+    return read_weight_file(_from_hub(path) if path.startswith(HUB) else path)[0]
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], *, path: str) -> None:
@@ -75,15 +81,16 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], *, path: 
     """
     try:
         module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ConfigError(f"{path!r} does not hold the weights of this reward: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{path!r} does not hold the weights of this reward: {reason(error, 1000)}") from error
 
 
 def _from_hub(path: str) -> str:
     from huggingface_hub import hf_hub_download
 
     organisation, name, file = _parts(path)
-    return hf_hub_download(f"{organisation}/{name}", file)
+    with refusing(path):
+        return hf_hub_download(f"{organisation}/{name}", file)
 
 
 def _parts(path: str) -> list[str]:

@@ -323,16 +323,23 @@ def test_training_and_evaluation_may_differ_in_size(model):
 # ── where weights come from ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_revision_and_variant_reach_from_pretrained(model, tmp_path, monkeypatch):
+def test_revision_and_variant_reach_the_hub_and_the_files(model, tmp_path, monkeypatch):
+    import diffusers
+    import huggingface_hub
+
     pipe = model.pipeline().to(torch.float16)
-    pipe.save_pretrained(tmp_path / "half", variant="fp16")
-    family = replace(model.family, path=str(tmp_path / "half"), variant="fp16", revision="v2")
-    asked = {}
-    cls = type(pipe)
-    real = cls.from_pretrained.__func__
-    monkeypatch.setattr(cls, "from_pretrained", classmethod(lambda c, path, **k: asked.update(k) or real(c, path, **k)))
-    policy = model.load(model=family)
-    assert (asked["revision"], asked["variant"]) == ("v2", "fp16")
+    folder = tmp_path / "half"
+    pipe.save_pretrained(folder, variant="fp16")
+    asked = []
+
+    def fetched(*names, revision, **settings):
+        asked.append((revision, settings.get("variant")))
+        return str(folder / "model_index.json" if len(names) == 2 else folder)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetched)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", fetched)
+    policy = model.load(model=replace(model.family, path="owner/name", variant="fp16", revision="v2"))
+    assert asked == [("v2", None), ("v2", "fp16")]
     stored = {k: v.float() for k, v in pipe.transformer.state_dict().items()}
     weights = {k.replace(".base_layer", ""): v for k, v in policy.network.state_dict().items() if "lora_" not in k}
     assert all(torch.equal(weights[k], stored[k]) for k in stored)

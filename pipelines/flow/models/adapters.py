@@ -1,4 +1,4 @@
-"""LoRA adapters through peft, in and out of plain diffusers files."""
+"""LoRA adapters through peft: in from files of any tool, out to plain diffusers files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import reason
+from grpo_mm.pipelines.flow.models.adapter_parts import adapter_parts
+from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter
+from grpo_mm.weights.adapter_places import Pair, fill, lora_settings, merge_into, place
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 
@@ -25,74 +29,68 @@ class Lora:
     targets: tuple[str, ...] | None = None
     """Module name endings; None: the family's attention projections."""
     start_from: str | None = None
-    """An adapter folder (or .safetensors file) whose training is continued; its own rank and alpha are used."""
+    """An adapter folder, file or hub name whose training is continued; its own layers, ranks and alphas are used."""
 
     def check(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"policy.lora.rank = {self.rank}; wanted at least 1.")
         if self.start_from is not None:
-            check_folder(self.start_from)
-
-
-def check_folder(path: str) -> None:
-    """Raises ConfigError unless `path` is an adapter on disk; hub names pass."""
-    folder = Path(path).expanduser()
-    if folder.suffix == ".safetensors":
-        if not folder.is_file():
-            raise ConfigError(f"no adapter file {path}.")
-    elif folder.exists():
-        if not (folder / WEIGHT_NAME).is_file():
-            raise ConfigError(f"{path} is not an adapter: it has no {WEIGHT_NAME}.")
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ConfigError(f"adapter {path!r} is neither an existing folder nor a hub name of the form owner/name.")
+            check_adapter(self.start_from)
 
 
 def add(pipe: Any, lora: Lora, *, targets: tuple[str, ...], dtype: torch.dtype) -> None:
-    """Adds a trainable adapter to the transformer; its weights are `dtype` (float32) whatever the model runs in."""
-    from peft import LoraConfig, set_peft_model_state_dict
+    """Adds a trainable adapter to the transformer; its weights are `dtype` (float32) whatever the model runs in.
+
+    Raises:
+        ConfigError: `start_from` holds something that is not trained here, or `targets` match nothing.
+    """
+    from peft import LoraConfig
 
     network: nn.Module = pipe.transformer
-    stored: dict[str, Tensor] = {}
+    stored: dict[str, Pair] = {}
+    settings = {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "init_lora_weights": "gaussian" if lora.init == "gaussian" else True,
+        "target_modules": list(lora.targets or targets),
+    }
     if lora.start_from is not None:
-        stored = load_into(pipe, lora.start_from)
-    else:
-        network.add_adapter(
-            LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                init_lora_weights="gaussian" if lora.init == "gaussian" else True,
-                target_modules=list(lora.targets or targets),
-            )
-        )
+        file = read_adapter(lora.start_from)
+        stored = _continued(pipe, file, lora.start_from)
+        settings = lora_settings(stored, network, said=file.targets("transformer"))
+    try:
+        network.add_adapter(LoraConfig(**settings))
+    except ValueError as error:
+        raise ConfigError(
+            f"the adapter matches no module of {type(network).__name__}; targets: {lora.targets or targets}. "
+            f"({reason(error)})"
+        ) from error
     for name, parameter in network.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(True)
-    if stored:  # loading rounded them to the dtype of the network
-        set_peft_model_state_dict(network, stored)
-    if not any("lora_" in name for name, _ in network.named_parameters()):
+    if stored:
+        fill(network, stored)
+
+
+def _continued(pipe: Any, file: AdapterFile, path: str) -> dict[str, Pair]:
+    """The pairs of an adapter whose training goes on."""
+    found = place(file, adapter_parts(pipe))
+    others = sorted(set(found) - {"transformer"})
+    if others or file.dropout:
         raise ConfigError(
-            f"the adapter matches no module of {type(network).__name__}; targets: {lora.targets or targets}."
+            f"policy.lora.start_from = {path}: it "
+            + (f"has a part for {' and '.join(others)}" if others else "was trained with dropout")
+            + ", which this policy does not train. Merge it instead: policy.merge_adapter."
         )
-
-
-def load_into(pipe: Any, path: str) -> dict[str, Tensor]:
-    """Loads a diffusers LoRA file into the transformer; gives the transformer's part of it as it is stored."""
-    local = Path(path).expanduser()
-    if local.is_file():
-        where, name = str(local.parent), local.name
-    else:
-        where, name = str(local) if local.exists() else path, WEIGHT_NAME
-    weights, metadata = pipe.lora_state_dict(where, weight_name=name, return_lora_metadata=True)
-    pipe.transformer.load_lora_adapter(weights, metadata=metadata, prefix="transformer", adapter_name="default")
-    return {k.removeprefix("transformer."): v for k, v in weights.items() if k.startswith("transformer.")}
+    return found["transformer"]
 
 
 def merge(pipe: Any, path: str) -> None:
-    """Folds an adapter into the transformer's weights for good."""
-    load_into(pipe, path)
-    pipe.transformer.fuse_lora(safe_fusing=True)
-    pipe.transformer.unload_lora()
+    """Folds an adapter into the weights of the transformer, and of the text encoders that it has a part for."""
+    file = read_adapter(path)
+    for part, pairs in place(file, adapter_parts(pipe)).items():
+        merge_into(getattr(pipe, part), pairs, where=f"policy.merge_adapter = {path}")
 
 
 def save_adapter(pipe: Any, folder: Path) -> None:

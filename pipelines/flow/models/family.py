@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
 from grpo_mm.pipelines.zoo.random_weights import random_pipeline
+from grpo_mm.weights.pretrained import check_vocabulary, load_model, load_other
+from grpo_mm.weights.weight_files import read_settings, refusing
 
 Condition = Mapping[str, Tensor]
 """What the network sees of a prompt; every tensor is [n, ...], one entry per prompt or row."""
@@ -27,6 +30,8 @@ class Family(Protocol):
     lora_targets: tuple[str, ...]
     encoders: tuple[str, ...]
     """Names of the pipeline's text encoders."""
+    may_lack: tuple[str, ...]
+    """Parts that a checkpoint may be saved without."""
 
     def check(self) -> None: ...
 
@@ -86,13 +91,10 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
             f"{path} is not a diffusers checkpoint: it has no model_index.json. "
             + ("The folder does not exist." if not folder.exists() else "Give the folder that `save_pretrained` wrote.")
         )
-    try:
-        found = json.loads(index.read_text()).get("_class_name")
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{index} is not valid JSON: {error}") from error
+    found = read_index(folder).get("_class_name")
     if found != pipeline_class:
         raise ConfigError(
-            f"{path} holds a {found}, wanted a {pipeline_class}. Choose the policy's model kind to match."
+            f"{path} holds a {plain(str(found), 80)}, wanted a {pipeline_class}. Choose the policy's model kind to match."
         )
 
 
@@ -101,7 +103,10 @@ def pixels_per_token(path: str) -> int:
     file = Path(resolve(path)).expanduser() / "vae" / "config.json"
     if not file.is_file():
         return 16
-    return 2 ** len(json.loads(file.read_text())["block_out_channels"])
+    blocks = read_settings(file).get("block_out_channels")
+    if not isinstance(blocks, list):
+        raise ConfigError(f"{file}: block_out_channels is {shown(blocks)}; wanted a list.")
+    return 2 ** len(blocks)
 
 
 def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -> Any:
@@ -116,14 +121,82 @@ def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -
     wide = torch.promote_types(dtype, torch.float32)
     # Read in their own precision: loading in bfloat16 and widening afterwards would round what is stored as float32.
     dtypes = {"default": dtype, "vae": wide} | ({"transformer": wide} if full else {})
-    path = resolve(family.path)
-    try:
-        pipe = cls.from_pretrained(
-            path, revision=family.revision, variant=family.variant, dtype=dtypes, **_absent(path)
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{family.path} could not be loaded: {error}") from error
+    folder = _folder(resolve(family.path), family)
+    index = read_index(folder)
+    variant = family.variant
+    if variant is not None and not any(Path(folder).glob(f"*/*.{variant}[.-]*")):
+        raise ConfigError(f"policy.model.variant = {variant}: {family.path} has no file of weights of that variant.")
+    parts = {
+        name: _part(folder, name, value, dtypes.get(name, dtype), family.variant)
+        for name, value in index.items()
+        if not name.startswith("_") and isinstance(value, list)  # the others are settings of the pipeline itself
+    }
+    _check_parts(cls, parts, family)
+    with refusing(family.path):
+        pipe = cls.from_pretrained(folder, **parts)
     return _frozen(pipe, dtype, full=full)
+
+
+def _folder(path: str, family: Family) -> str:
+    """The local folder of a checkpoint; one on the hub is downloaded."""
+    if Path(path).is_dir():
+        return path
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download
+
+    with refusing(path):
+        index = read_index(Path(hf_hub_download(path, "model_index.json", revision=family.revision)).parent)
+        absent = {name: None for name, value in index.items() if value == [None, None]}
+        return str(
+            DiffusionPipeline.download(
+                path, revision=family.revision, variant=family.variant, trust_remote_code=False, **absent
+            )
+        )
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """model_index.json: part → [library, class], or [null, null]. Raises ConfigError if it is no such thing."""
+    file = Path(folder, "model_index.json")
+    if not file.is_file():
+        raise ConfigError(f"{folder} is not a diffusers checkpoint: it has no model_index.json.")
+    return read_settings(file)
+
+
+def _part(folder: str, name: str, value: Any, dtype: torch.dtype, variant: str | None) -> Any:
+    """One part of a pipeline, whole, in `dtype`; None if the checkpoint was saved without."""
+    if value == [None, None]:
+        return None
+    library, kind = value if isinstance(value, list) and len(value) == 2 else (None, None)
+    module = importlib.import_module(library) if library in ("diffusers", "transformers") else None
+    cls = getattr(module, kind, None) if isinstance(kind, str) else None
+    if not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
+        raise ConfigError(
+            f"{folder}: model_index.json says that {shown(name)} is {shown(value)}; wanted a class of diffusers or transformers "
+            "that can be loaded."
+        )
+    if not Path(folder, name).is_dir():
+        raise ConfigError(f"{folder}: the folder {name}, of the {kind}, is missing.")
+    if not issubclass(cls, nn.Module):
+        return load_other(cls, folder, subfolder=name)
+    chosen = variant if variant is not None and any(Path(folder, name).glob(f"*.{variant}[.-]*")) else None
+    return load_model(cls, folder, subfolder=name, dtype=dtype, variant=chosen)
+
+
+def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
+    """Raises ConfigError if a part is missing, or a tokenizer counts beyond the embedding of its text encoder."""
+    wanted, optional = cls._get_signature_keys(cls)
+    may_lack = {*optional, *cls._optional_components, *family.may_lack}
+    missing = sorted(name for name in wanted if parts.get(name) is None and name not in may_lack)
+    for name in family.encoders:
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        if (parts.get(name) is None) != (parts.get(tokenizer) is None):
+            missing.append(name if parts.get(name) is None else tokenizer)
+        elif parts.get(name) is not None:
+            check_vocabulary(parts[tokenizer], parts[name], where=f"{family.path}, {tokenizer}")
+    if missing:
+        raise ConfigError(
+            f"{family.path} was saved without {' and '.join(dict.fromkeys(missing))}, which is needed here."
+        )
 
 
 def _frozen(pipe: Any, dtype: torch.dtype, *, full: bool) -> Any:
@@ -136,14 +209,6 @@ def _frozen(pipe: Any, dtype: torch.dtype, *, full: bool) -> Any:
         if part.dtype != wide:
             part.to(wide)
     return pipe
-
-
-def _absent(path: str) -> dict[str, None]:
-    """Components that a local checkpoint was saved without; diffusers wants to be told of each."""
-    index = Path(path) / "model_index.json"
-    if not index.is_file():
-        return {}
-    return {name: None for name, value in json.loads(index.read_text()).items() if value == [None, None]}
 
 
 def encode_prompt(pipe: Any, text: str, names: Sequence[str], **settings: Any) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""LoRA adapters through peft, and the folders that a run leaves: they load with plain transformers and peft."""
+"""LoRA adapters through peft: in from files of any version, out as folders that load with plain transformers and peft."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.models.families import LINEAR, adapter_targets
+from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter
+from grpo_mm.weights.adapter_places import Pair, Part, Place, check_untied, fill, lora_settings, merge_into, place
 
-CONFIG_NAME = "adapter_config.json"
+LANGUAGE, VISUAL = "model.language_model.", "model.visual."
+"""Where a model keeps its language model, and its vision tower."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Lora:
     targets: tuple[str, ...] = LINEAR
     """Names of linear layers within a language layer."""
     start_from: str | None = None
-    """An adapter folder whose training is continued; its own rank, alpha and targets are used."""
+    """An adapter folder, file or hub name whose training is continued; its own layers, ranks and alphas are used."""
 
     def check(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
@@ -37,58 +40,73 @@ class Lora:
                 "language model."
             )
         if self.start_from is not None:
-            check_folder(self.start_from)
-
-
-def check_folder(path: str) -> None:
-    """Raises ConfigError unless `path` is an adapter on disk; hub names pass."""
-    folder = Path(path).expanduser()
-    if folder.exists():
-        if not (folder / CONFIG_NAME).is_file():
-            raise ConfigError(f"{path} is not an adapter: it has no {CONFIG_NAME}.")
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ConfigError(f"adapter {path!r} is neither an existing folder nor a hub name of the form owner/name.")
+            check_adapter(self.start_from)
 
 
 def add(model: Any, lora: Lora) -> Any:
     """The model with a trainable adapter in its layers, as a `PeftModel`; everything else is frozen.
 
     The adapter's weights are float32 whatever the model runs in.
-    """
-    from peft import LoraConfig, PeftModel, get_peft_model
 
+    Raises:
+        ConfigError: `start_from` holds something that is not trained here.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    stored: dict[str, Pair] = {}
+    settings = {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": adapter_targets(lora.targets),
+    }
     if lora.start_from is not None:
-        wrapped = PeftModel.from_pretrained(model, str(Path(lora.start_from).expanduser()), is_trainable=True)
-    else:
-        settings = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=adapter_targets(lora.targets),
-            task_type="CAUSAL_LM",
-        )  # fmt: skip
-        wrapped = get_peft_model(model, settings)
+        file = read_adapter(lora.start_from)
+        stored = _continued(model, file, lora.start_from)
+        settings = lora_settings(stored, model, said=file.targets("model"))
+    wrapped = get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    _check_adapter(wrapped, lora)
+    if stored:
+        fill(model, stored)
+    assert any(parameter.requires_grad for parameter in wrapped.parameters()), "the adapter matches no layer"
     return wrapped
 
 
-def _check_adapter(wrapped: Any, lora: Lora) -> None:
-    names = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
-    stray = [name for name in names if ".visual." in name]
-    if stray or wrapped.peft_config["default"].lora_dropout:
+def _continued(model: Any, file: AdapterFile, path: str) -> dict[str, Pair]:
+    """The pairs of an adapter whose training goes on."""
+    found = place(file, [_part(model)])["model"]
+    tower = [name for name in found if name.startswith(VISUAL)]
+    if tower or file.dropout:
         raise ConfigError(
-            f"policy.lora.start_from = {lora.start_from}: its adapter "
-            + (f"changes the vision tower ({stray[0]})" if stray else "was trained with dropout")
+            f"policy.lora.start_from = {path}: its adapter "
+            + (f"changes the vision tower ({tower[0]})" if tower else "was trained with dropout")
             + ", which this policy does not train. Merge it instead: policy.merge_adapter."
         )
-    assert names, "the adapter matches no layer"
+    check_untied(model, found, where=f"policy.lora.start_from = {path}")
+    return found
 
 
 def merge(model: Any, path: str) -> Any:
     """The model with an adapter folded into its weights for good."""
-    from peft import PeftModel
+    pairs = place(read_adapter(path), [_part(model)])["model"]
+    merge_into(model, pairs, where=f"policy.merge_adapter = {path}")
+    return model
 
-    return PeftModel.from_pretrained(model, str(Path(path).expanduser())).merge_and_unload(safe_merge=True)
+
+def _part(model: Any) -> Part:
+    """The model, its layers under the names of today's transformers, of older versions and of its language model alone."""
+    older: dict[str, Place] = {}
+    for name, _ in model.named_modules():
+        for today, then in (
+            (LANGUAGE, ("model.", "language_model.model.", "language_model.", "model.language_model.model.", "")),
+            (VISUAL, ("visual.",)),
+            ("lm_head", ("language_model.lm_head", "model.lm_head")),
+        ):
+            if name.startswith(today):
+                older |= {before + name.removeprefix(today): Place((name,)) for before in then}
+    return Part("model", model, ("", "model."), aliases=older)
 
 
 def save_merged(wrapped: Any, processor: Any, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import plain
 from grpo_mm.pipelines import zoo
+from grpo_mm.weights.weight_files import read_settings
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a language layer, under the same names in all families."""
@@ -97,11 +98,7 @@ def check_model(path: str) -> None:
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path} is no transformers checkpoint: it has no config.json.")
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file} is not valid JSON: {error}") from error
-    family_of(str(settings.get("model_type")), path=path)
+    family_of(plain(str(read_settings(file).get("model_type")), 80), path=path)
 
 
 def adapter_targets(names: Sequence[str] = LINEAR) -> str:

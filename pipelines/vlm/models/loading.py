@@ -10,6 +10,8 @@ import torch
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.models.families import Family, family_of, resolve
 from grpo_mm.pipelines.zoo.random_weights import random_vision_language
+from grpo_mm.weights.pretrained import check_vocabulary, load_model, load_processor
+from grpo_mm.weights.weight_files import refusing
 
 RANDOM = "random:"
 SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
@@ -76,11 +78,10 @@ def _read(path: str, *, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
         return random_vision_language(path.removeprefix(RANDOM), dtype, attention=attention)
     logging.disable_progress_bar()
     folder = resolve(path)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
-        return model, AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{path} could not be loaded: {error}") from error
+    model = load_model(AutoModelForImageTextToText, folder, dtype=dtype, attn_implementation=attention)
+    processor = load_processor(AutoProcessor, folder, parts=("tokenizer", "image_processor", "video_processor"))
+    check_vocabulary(processor.tokenizer, model, where=path)
+    return model, processor
 
 
 def _end_of_turn(processor: Any, path: str) -> int:
@@ -88,7 +89,8 @@ def _end_of_turn(processor: Any, path: str) -> int:
     asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     answer = "this is an answer"
     told = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-    _, _, after = processor.apply_chat_template(told).rpartition(answer)
+    with refusing(f"{path}: its chat template"):
+        _, _, after = processor.apply_chat_template(told).rpartition(answer)
     ids = processor.tokenizer(after, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ConfigError(f"the chat template of {path} puts nothing after an answer, so no answer would ever end.")
