@@ -56,6 +56,11 @@ class FrameSampling:
         if self.max_pixels_frame < self.min_pixels_frame:
             raise ConfigError(f"max_pixels_frame = {self.max_pixels_frame} is below min_pixels_frame.")
 
+    def holds_a_square(self) -> bool:
+        """Whether the budget has room for one square frame: if so, a video that does not fit is of an odd shape."""
+        height, width = frame_size(1000, 1000, self, self.min_pixels_frame)
+        return self.max_pixels_total is None or height * width <= self.max_pixels_total
+
 
 @dataclass(frozen=True)
 class FramePlan:

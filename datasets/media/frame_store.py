@@ -24,9 +24,12 @@ from grpo_mm.datasets.media.media_files import (
     read_video,
 )
 from grpo_mm.datasets.media.picture_sequence import PictureSequence, chosen_pictures, read_pictures
-from grpo_mm.errors import ConfigError
+from grpo_mm.datasets.media.pictures import as_shown, open_picture, picture_size
+from grpo_mm.datasets.media.regular_files import check_regular
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import reason
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the same settings give other frames."""
 MIB = 1 << 20
 log = logging.getLogger(__name__)
@@ -84,30 +87,28 @@ class FrameStore:
             return {error.path: error.reason for error in self._failed.values()}
 
     def load(self, item: Any) -> Any:
-        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames, `ImageFile` → a PIL picture in RGB;
-        others as is.
+        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, the bytes of a picture
+        file, a PIL picture of any mode → a PIL picture in RGB, see `open_picture`; others as is.
 
         Raises:
             VideoError: a video that cannot be read.
-            OSError: a picture that cannot be read.
+            PictureError: a picture that cannot be read.
         """
         if isinstance(item, VideoFile | PictureSequence):
             return self.get(item)
         if isinstance(item, ImageFile):
-            from PIL import Image
-
-            with Image.open(item.path) as picture:
-                return picture.convert("RGB")
-        return item
+            return open_picture(item.path)
+        if isinstance(item, bytes):
+            return open_picture(item)
+        return as_shown(item) if hasattr(item, "getexif") else item
 
     def picture_size(self, item: Any) -> tuple[int, int] | None:
-        """(width, height) of an `ImageFile`, from the head of the file; None for anything else."""
-        if not isinstance(item, ImageFile):
-            return None
-        from PIL import Image
+        """(width, height) of an `ImageFile` as it is shown, from the head of the file; None for anything else.
 
-        with Image.open(item.path) as picture:
-            return picture.size
+        Raises:
+            PictureError: a picture that cannot be read.
+        """
+        return picture_size(item.path) if isinstance(item, ImageFile) else None
 
     def get(self, video: VideoFile | PictureSequence, sampling: FrameSampling | None = None) -> Frames:
         """The frames of `video`; decodes only what was never decoded.
@@ -152,9 +153,12 @@ class FrameStore:
                 frames = read_pictures(video, sampling)
             else:
                 frames = read_video(video, sampling, decoder=self.decoder, verify=self.verify)
-        except VideoError as error:
-            self._remember(key, error)
+        except UserError:
             raise
+        except Exception as error:
+            known = error if isinstance(error, VideoError) else VideoError(video.path, reason(error))
+            self._remember(key, known)
+            raise known from error.__cause__
         if self._folder is not None:
             self._folder.put(key, frames)
         return frames
@@ -196,10 +200,11 @@ class FrameStore:
                 part: list[Any] = [video.fps]
             else:
                 content, part = self._content(video.path), [video.start, video.end]
-        except (OSError, VideoError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             # Not remembered by key: a file that appears later is read. The failure is counted once and named.
-            reason = getattr(error, "reason", "no such file" if isinstance(error, FileNotFoundError) else str(error))
-            failure = VideoError(video.path, reason)
+            failure = VideoError(video.path, getattr(error, "reason", None) or reason(error))
             self._remember(f"missing {video.path}", failure)
             raise failure from error
         with self._lock:
@@ -209,6 +214,7 @@ class FrameStore:
 
     def _content(self, path: str) -> str:
         """The hash of a file, computed once as long as it does not change."""
+        check_regular(path, VideoError)
         status = os.stat(path)
         where = (os.path.abspath(path), status.st_mtime_ns, status.st_size)
         content = self._hashes.get(where) or content_hash(path)
