@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from grpo_mm.datasets.media.frame_folder import FrameFolder
+from grpo_mm.datasets.media.frame_sampling import FrameGrid
 from grpo_mm.datasets.media.media_files import (
     Decoder,
     Frames,
@@ -78,6 +79,7 @@ class FrameStore:
         self._underway: dict[str, Future[Frames]] = {}
         self._failed: dict[str, VideoError] = {}
         self._hashes: dict[tuple[str, int, int], str] = {}
+        self._grid: FrameGrid | None = None
         self._made_by = "+".join(f"{name} {_version(name)}" for name in ("decord", "av", "torch"))
 
     @property
@@ -102,6 +104,26 @@ class FrameStore:
             return open_picture(item)
         return as_shown(item) if hasattr(item, "getexif") else item
 
+    def fit(
+        self,
+        multiple_of: int,
+        *,
+        frame_pixels: tuple[int, int] | None = None,
+        clip_pixels: tuple[int, int] | None = None,
+    ) -> None:
+        """From now on frames are made as a model takes them, see `FrameGrid`: what the store makes is what it is shown.
+
+        Raises:
+            ConfigError: the sampling asks for another multiple, or the store makes frames for another model already.
+        """
+        grid = FrameGrid(multiple_of, frame_pixels, clip_pixels)
+        self.sampling.fitted(grid)
+        if self._grid not in (None, grid):
+            raise ConfigError(
+                f"a frame store makes frames for one model: found {grid}, and {self._grid} before. Give each model a store."
+            )
+        self._grid = grid
+
     def picture_size(self, item: Any) -> tuple[int, int] | None:
         """(width, height) of an `ImageFile` as it is shown, from the head of the file; None for anything else.
 
@@ -118,6 +140,7 @@ class FrameStore:
             ConfigError: the sampling's budget does not hold one frame.
         """
         sampling = sampling or self.sampling
+        sampling = sampling if self._grid is None else sampling.fitted(self._grid)
         key = self._key(video, sampling)
         with self._lock:
             if key in self._failed:
