@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from grpo_mm.datasets.media.picture_checks import about_other_formats, check_jpeg, check_png
 from grpo_mm.datasets.media.picture_modes import to_rgb
-from grpo_mm.datasets.media.regular_files import check_regular
+from grpo_mm.datasets.media.regular_files import LONGEST_PATH, check_regular
 from grpo_mm.errors import UserError
 from grpo_mm.outside import plain, reason
 
@@ -34,7 +34,7 @@ class PictureError(ValueError, OSError):
     """A picture that cannot be read; the message names it and the reason."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{plain(path)}: {reason}")
+        super().__init__(f"{plain(path, LONGEST_PATH)}: {reason}")
         self.path, self.reason = path, reason
 
 

@@ -6,6 +6,8 @@ import os
 import stat
 from collections.abc import Callable
 
+LONGEST_PATH = 400
+"""Characters of a path in a message."""
 SCHEMES = ("http", "https", "ftp", "s3", "gs", "hf")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.datasets.media.pictures import MAX_PIXELS
-from grpo_mm.datasets.media.regular_files import check_regular
+from grpo_mm.datasets.media.regular_files import LONGEST_PATH, check_regular
 from grpo_mm.errors import UserError
 from grpo_mm.outside import plain, reason
 
@@ -36,7 +36,7 @@ class VideoError(ValueError):
     """A video that cannot be read; the message names the file and the reason."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{plain(path)}: {reason}")
+        super().__init__(f"{plain(path, LONGEST_PATH)}: {reason}")
         self.path, self.reason = path, reason
 
 

@@ -42,7 +42,9 @@ def _picture(opened: Any) -> Tensor:
         import numpy as np
 
         if opened.mode != "RGB":
-            raise ValueError(f"the media gave a picture of mode {opened.mode}; wanted RGB (transparency on white, upright).")
+            raise ValueError(
+                f"the media gave a picture of mode {opened.mode}; wanted RGB (transparency on white, upright)."
+            )
         return torch.from_numpy(np.array(opened)).permute(2, 0, 1).contiguous()
     picture = torch.as_tensor(opened)
     if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:

@@ -13,7 +13,7 @@ from grpo_mm.errors import UserError
 from grpo_mm.outside import reason
 from grpo_mm.pipelines.vlm.models.families import Family
 from grpo_mm.pipelines.vlm.prompting.chat import Chat, with_times
-from grpo_mm.pipelines.vlm.prompting.open_media import are_ready, is_video, open_media, whole_patch
+from grpo_mm.pipelines.vlm.prompting.open_media import are_ready, check_shape, is_video, open_media, whole_patch
 from grpo_mm.types import Prompt
 
 __all__ = ["Context", "Encoder", "PromptTooLong", "failed", "is_video", "open_media"]
@@ -104,6 +104,8 @@ class Encoder:
         given: dict[str, Any] = {"images": pictures} if pictures else {}
         if videos:
             given["videos"] = [whole_patch(torch.as_tensor(video.frames_FCHW), step) for video in videos]
+            for frames_FCHW in given["videos"]:
+                check_shape(frames_FCHW)
             metadata = [self.family.video_metadata(v.time_F, float(v.fps)) for v in videos]
             given["videos_kwargs"] = {
                 "video_metadata": metadata, "do_sample_frames": False, "input_data_format": "channels_first",

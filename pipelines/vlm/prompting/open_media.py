@@ -11,6 +11,8 @@ from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import reason, shown
 from grpo_mm.pipelines.vlm.models.families import Family
 
+LONGEST_SHAPE = 200
+
 
 def is_video(item: Any) -> bool:
     """Whether an item of `Prompt.media` has frames."""
@@ -58,6 +60,13 @@ def are_ready(media: Any, items: Any) -> bool:
     """Whether all videos among a prompt's items were made by media that `fit` the model: then nothing resizes them again."""
     videos = [item for item in map(_bare, items) if is_video(item)]
     return hasattr(media, "fit") and bool(videos) and not any(hasattr(item, "frames_FCHW") for item in videos)
+
+
+def check_shape(frames_FCHW: Tensor) -> None:
+    """Raises ValueError for frames that are too long and narrow: the limit that the families' own processors have."""
+    height, width = frames_FCHW.shape[-2:]
+    if max(height, width) > LONGEST_SHAPE * min(height, width):
+        raise ValueError(f"frames of {height} × {width} pixels; one side may be {LONGEST_SHAPE} times the other.")
 
 
 def whole_patch(frames_FCHW: Tensor, length: int) -> Tensor:
