@@ -145,6 +145,52 @@ class Rollout:
         )
 
 
+class Pictures(list):  # [U] uint8 tensors [3, H, W] of one size, or None
+    """Pictures of which some came to nothing (None), as those that hold NaN; where all are sound they are one tensor."""
+
+
+def is_pictures(items: Any) -> bool:
+    """Whether items are pictures: [U, 3, H, W], or `Pictures`; else they are texts."""
+    return isinstance(items, Tensor | Pictures)
+
+
+def pick_items(items: Any, index: Tensor) -> Any:
+    """The items named by an index tensor, in its order and of the same kind."""
+    if isinstance(items, Tensor):
+        return items[index]
+    return type(items)(items[i] for i in index.tolist())
+
+
+def join_items(parts: Sequence[Any]) -> Any:
+    """The items of all parts, which are of one kind."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(part, Tensor) for part in parts):
+        return torch.cat(list(parts))
+    kind = Pictures if any(is_pictures(part) for part in parts) else list
+    return kind(item for part in parts for item in part)
+
+
+def sound_items(pictures: Any) -> tuple[Tensor, Tensor]:
+    """(uint8 [V, 3, H, W], [V] int64): the pictures that are any, and which of the items they are."""
+    if isinstance(pictures, Tensor):
+        return pictures, torch.arange(len(pictures))
+    sound = [i for i, picture in enumerate(pictures) if picture is not None]
+    images = torch.stack([pictures[i] for i in sound]) if sound else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+    return images, torch.tensor(sound, dtype=torch.int64)
+
+
+def shown_items(pictures: Any, *, shade: int = 128) -> Tensor:
+    """uint8 [U, 3, H, W] for a person to look at: a grey plate stands for what is no picture."""
+    if isinstance(pictures, Tensor):
+        return pictures
+    images, sound = sound_items(pictures)
+    size = images.shape[1:] if len(images) else (3, 32, 32)
+    plates = torch.full((len(pictures), *size), shade, dtype=torch.uint8)
+    plates[sound] = images if len(images) else plates[sound]
+    return plates
+
+
 WHOLE_ROW = -1
 """The action of an output that credits every action of its row."""
 BASELINE = -2
@@ -160,7 +206,8 @@ class Outputs:
     """
 
     items: Any
-    """[U] what rewards see: uint8 images [U, 3, H, W], or a list of U texts. A row that came to nothing has no output."""
+    """[U] what rewards see: uint8 images [U, 3, H, W] (`Pictures` where some are none), or a list of U texts. A row that
+    came to nothing has no output."""
     row_M: Tensor
     """[M] int64, the row an output came from."""
     action_M: Tensor | None = None
@@ -201,12 +248,7 @@ class Outputs:
             return parts[0]
         starts = [sum(rows[:i]) for i in range(len(parts))]
         item_starts = [sum(len(part.items) for part in parts[:i]) for i in range(len(parts))]
-        first = parts[0]
-        items = (
-            torch.cat([part.items for part in parts])
-            if isinstance(first.items, Tensor)
-            else [item for part in parts for item in part.items]
-        )
+        items = join_items([part.items for part in parts])
 
         def joined(name: str) -> Tensor | None:
             values = [getattr(part, name) for part in parts]

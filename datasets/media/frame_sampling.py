@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grpo_mm.errors import ConfigError
+
+GRID = 28
+"""What sides are multiples of where no model says."""
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """What a model's own preparation makes of frames."""
+
+    multiple_of: int
+    frame_pixels: tuple[int, int] | None = None
+    """Least and most of a frame."""
+    clip_pixels: tuple[int, int] | None = None
+    """Least and most of all frames of a clip together."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +47,14 @@ class FrameSampling:
     max_frames: int | None = 768
     max_pixels_total: int | None = 3584 * 28 * 28
     """Budget of a clip; frames that share a temporal patch count once, as in the Qwen tools. None: no budget."""
+    min_pixels_total: int = 0
+    """Frames of a clip that would have fewer pixels together are enlarged; counted as in `max_pixels_total`."""
     min_pixels_frame: int = 16 * 28 * 28
     """Smaller frames are enlarged to this."""
     max_pixels_frame: int = 768 * 28 * 28
-    multiple_of: int = 28
-    """Height and width are multiples of this: patch size × merge size of the model (28; 32 for Qwen3-VL)."""
+    multiple_of: int | None = None
+    """Height and width are multiples of this: patch size × merge size of the model. None: of the model that sees the frames
+    (28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL), 28 where there is none. A model refuses what is no multiple of its own."""
     temporal_patch: int = 2
     """Frames that share a visual token; the number of frames is rounded down to a multiple, if there are that many."""
 
@@ -49,12 +66,44 @@ class FrameSampling:
         for name in ("frames", "min_frames", "max_frames", "max_pixels_total", "min_pixels_frame", "max_pixels_frame"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}, wanted at least 1.")
-        if self.multiple_of < 1 or self.temporal_patch < 1:
+        if (self.multiple_of or 1) < 1 or self.multiple_of == 0 or self.temporal_patch < 1:
             raise ConfigError(f"multiple_of = {self.multiple_of}, temporal_patch = {self.temporal_patch}: at least 1.")
         if self.max_frames is not None and self.max_frames < self.min_frames:
             raise ConfigError(f"max_frames = {self.max_frames} is below min_frames = {self.min_frames}.")
         if self.max_pixels_frame < self.min_pixels_frame:
             raise ConfigError(f"max_pixels_frame = {self.max_pixels_frame} is below min_pixels_frame.")
+
+    def fitted(self, model: FrameGrid) -> FrameSampling:
+        """With what a model takes: its multiple, and the pixels that it shrinks or enlarges frames to, so that it need not.
+
+        Where both have a bound the narrower one holds, and the model's if they exclude each other.
+
+        Raises:
+            ConfigError: `multiple_of` is given, and is no multiple of the model's.
+        """
+        side = self.multiple_of or model.multiple_of
+        if side % model.multiple_of:
+            raise ConfigError(
+                f"the sampling of frames has multiple_of = {side}, but the model's patches make frames multiples of "
+                f"{model.multiple_of} pixels: they would be resized twice. Leave it out, or set it to {model.multiple_of}."
+            )
+        found = replace(self, multiple_of=side)
+        if model.frame_pixels is not None:
+            least, most = model.frame_pixels
+            most = min(found.max_pixels_frame, most)
+            return replace(found, max_pixels_frame=most, min_pixels_frame=min(max(found.min_pixels_frame, least), most))
+        if model.clip_pixels is not None:
+            least, most = (pixels // self.temporal_patch for pixels in model.clip_pixels)
+            most = most if self.max_pixels_total is None else min(self.max_pixels_total, most)
+            least = min(max(self.min_pixels_total, least), most)
+            smallest = min(self.min_pixels_frame, most)
+            return replace(found, max_pixels_total=most, min_pixels_total=least, min_pixels_frame=smallest)
+        return found
+
+    def holds_a_square(self) -> bool:
+        """Whether the budget has room for one square frame: if so, a video that does not fit is of an odd shape."""
+        height, width = frame_size(1000, 1000, self, self.min_pixels_frame)
+        return self.max_pixels_total is None or height * width <= self.max_pixels_total
 
 
 @dataclass(frozen=True)
@@ -83,7 +132,8 @@ def plan_frames(sampling: FrameSampling, *, duration: float, available: int, hei
         largest = sampling.max_pixels_frame
         if sampling.max_pixels_total is not None:
             largest = min(largest, sampling.max_pixels_total // math.ceil(count / patch))
-        size = frame_size(height, width, sampling, largest)
+        smallest = max(sampling.min_pixels_frame, math.ceil(sampling.min_pixels_total / math.ceil(count / patch)))
+        size = frame_size(height, width, sampling, largest, smallest)
         if sampling.max_pixels_total is None:
             break
         affordable = sampling.max_pixels_total // (size[0] * size[1])  # patches of this size
@@ -101,13 +151,15 @@ def plan_frames(sampling: FrameSampling, *, duration: float, available: int, hei
     return FramePlan(count, fps, *size)
 
 
-def frame_size(height: int, width: int, sampling: FrameSampling, largest: int) -> tuple[int, int]:
+def frame_size(
+    height: int, width: int, sampling: FrameSampling, largest: int, smallest: int | None = None
+) -> tuple[int, int]:
     """Height and width in multiples of `multiple_of`, near the shape of the video, between smallest and largest area.
 
     The smallest area goes before the largest. A side is at least one multiple, which may exceed `largest` for very
     long and narrow pictures.
     """
-    m, smallest = sampling.multiple_of, sampling.min_pixels_frame
+    m, smallest = sampling.multiple_of or GRID, sampling.min_pixels_frame if smallest is None else smallest
     largest = max(largest, smallest)
     sides = tuple(max(m, round(side / m) * m) for side in (height, width))
     if sides[0] * sides[1] > largest:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from grpo_mm.datasets.media.frame_folder import FrameFolder
+from grpo_mm.datasets.media.frame_sampling import FrameGrid
 from grpo_mm.datasets.media.media_files import (
     Decoder,
     Frames,
@@ -24,9 +25,12 @@ from grpo_mm.datasets.media.media_files import (
     read_video,
 )
 from grpo_mm.datasets.media.picture_sequence import PictureSequence, chosen_pictures, read_pictures
-from grpo_mm.errors import ConfigError
+from grpo_mm.datasets.media.pictures import as_shown, open_picture, picture_size
+from grpo_mm.datasets.media.regular_files import check_regular
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import reason
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the same settings give other frames."""
 MIB = 1 << 20
 log = logging.getLogger(__name__)
@@ -75,6 +79,7 @@ class FrameStore:
         self._underway: dict[str, Future[Frames]] = {}
         self._failed: dict[str, VideoError] = {}
         self._hashes: dict[tuple[str, int, int], str] = {}
+        self._grid: FrameGrid | None = None
         self._made_by = "+".join(f"{name} {_version(name)}" for name in ("decord", "av", "torch"))
 
     @property
@@ -84,30 +89,48 @@ class FrameStore:
             return {error.path: error.reason for error in self._failed.values()}
 
     def load(self, item: Any) -> Any:
-        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames, `ImageFile` → a PIL picture in RGB;
-        others as is.
+        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, the bytes of a picture
+        file, a PIL picture of any mode → a PIL picture in RGB, see `open_picture`; others as is.
 
         Raises:
             VideoError: a video that cannot be read.
-            OSError: a picture that cannot be read.
+            PictureError: a picture that cannot be read.
         """
         if isinstance(item, VideoFile | PictureSequence):
             return self.get(item)
         if isinstance(item, ImageFile):
-            from PIL import Image
+            return open_picture(item.path)
+        if isinstance(item, bytes):
+            return open_picture(item)
+        return as_shown(item) if hasattr(item, "getexif") else item
 
-            with Image.open(item.path) as picture:
-                return picture.convert("RGB")
-        return item
+    def fit(
+        self,
+        multiple_of: int,
+        *,
+        frame_pixels: tuple[int, int] | None = None,
+        clip_pixels: tuple[int, int] | None = None,
+    ) -> None:
+        """From now on frames are made as a model takes them, see `FrameGrid`: what the store makes is what it is shown.
+
+        Raises:
+            ConfigError: the sampling asks for another multiple, or the store makes frames for another model already.
+        """
+        grid = FrameGrid(multiple_of, frame_pixels, clip_pixels)
+        self.sampling.fitted(grid)
+        if self._grid not in (None, grid):
+            raise ConfigError(
+                f"a frame store makes frames for one model: found {grid}, and {self._grid} before. Give each model a store."
+            )
+        self._grid = grid
 
     def picture_size(self, item: Any) -> tuple[int, int] | None:
-        """(width, height) of an `ImageFile`, from the head of the file; None for anything else."""
-        if not isinstance(item, ImageFile):
-            return None
-        from PIL import Image
+        """(width, height) of an `ImageFile` as it is shown, from the head of the file; None for anything else.
 
-        with Image.open(item.path) as picture:
-            return picture.size
+        Raises:
+            PictureError: a picture that cannot be read.
+        """
+        return picture_size(item.path) if isinstance(item, ImageFile) else None
 
     def get(self, video: VideoFile | PictureSequence, sampling: FrameSampling | None = None) -> Frames:
         """The frames of `video`; decodes only what was never decoded.
@@ -117,6 +140,7 @@ class FrameStore:
             ConfigError: the sampling's budget does not hold one frame.
         """
         sampling = sampling or self.sampling
+        sampling = sampling if self._grid is None else sampling.fitted(self._grid)
         key = self._key(video, sampling)
         with self._lock:
             if key in self._failed:
@@ -152,9 +176,12 @@ class FrameStore:
                 frames = read_pictures(video, sampling)
             else:
                 frames = read_video(video, sampling, decoder=self.decoder, verify=self.verify)
-        except VideoError as error:
-            self._remember(key, error)
+        except UserError:
             raise
+        except Exception as error:
+            known = error if isinstance(error, VideoError) else VideoError(video.path, reason(error))
+            self._remember(key, known)
+            raise known from error.__cause__
         if self._folder is not None:
             self._folder.put(key, frames)
         return frames
@@ -196,10 +223,11 @@ class FrameStore:
                 part: list[Any] = [video.fps]
             else:
                 content, part = self._content(video.path), [video.start, video.end]
-        except (OSError, VideoError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             # Not remembered by key: a file that appears later is read. The failure is counted once and named.
-            reason = getattr(error, "reason", "no such file" if isinstance(error, FileNotFoundError) else str(error))
-            failure = VideoError(video.path, reason)
+            failure = VideoError(video.path, getattr(error, "reason", None) or reason(error))
             self._remember(f"missing {video.path}", failure)
             raise failure from error
         with self._lock:
@@ -209,6 +237,7 @@ class FrameStore:
 
     def _content(self, path: str) -> str:
         """The hash of a file, computed once as long as it does not change."""
+        check_regular(path, VideoError)
         status = os.stat(path)
         where = (os.path.abspath(path), status.st_mtime_ns, status.st_size)
         content = self._hashes.get(where) or content_hash(path)

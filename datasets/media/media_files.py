@@ -17,6 +17,7 @@ from torch.nn import functional
 from grpo_mm.datasets.media.frame_sampling import FrameSampling, plan_frames
 from grpo_mm.datasets.media.video_decoders import decode_with_decord, decode_with_pyav
 from grpo_mm.datasets.media.video_index import VideoError, VideoIndex, scan_video
+from grpo_mm.errors import ConfigError
 
 __all__ = ["Decoder", "FrameSampling", "Frames", "ImageFile", "VideoError", "VideoFile", "read_video"]
 
@@ -98,11 +99,18 @@ def read_video(
     Raises:
         VideoError: missing, empty, damaged, cut off, without frames between start and end, or `decoder="decord"` and
             decord does not read it reliably.
-        ConfigError: the pixel budget does not hold one frame.
+        ConfigError: the pixel budget does not hold one frame, not even of a square video.
     """
     index = scan_video(video.path)
     first, last, start, duration = _clip(video, index)
-    plan = plan_frames(sampling, duration=duration, available=last - first + 1, height=index.height, width=index.width)
+    try:
+        plan = plan_frames(
+            sampling, duration=duration, available=last - first + 1, height=index.height, width=index.width
+        )
+    except ConfigError as error:
+        if not sampling.holds_a_square():
+            raise
+        raise VideoError(video.path, f"has too long and narrow a shape: {error}") from error
     moment_F = start + torch.arange(plan.count, dtype=torch.float64) / plan.fps
     shown_F = torch.searchsorted(index.time_F, moment_F + SAME_MOMENT, right=True) - 1
     index_F = shown_F.clamp(first, last)

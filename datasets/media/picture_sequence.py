@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -11,10 +12,11 @@ import torch
 
 from grpo_mm.datasets.media.frame_sampling import FrameSampling, plan_frames
 from grpo_mm.datasets.media.media_files import Frames, resize
+from grpo_mm.datasets.media.pictures import PictureError, open_picture, picture_size
 from grpo_mm.datasets.media.video_index import VideoError
 from grpo_mm.errors import ConfigError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ALMOST = 1e-9
 """Above the rounding of a place, so that 3/6 of six pictures' gaps is the third."""
 
@@ -22,6 +24,8 @@ ALMOST = 1e-9
 @dataclass(frozen=True)
 class PictureSequence:
     """Some pictures of a folder, in the order of their names, as the frames of a video.
+
+    Numbers in names count as numbers: frame_2 comes before frame_10. Hidden files are none of them.
 
     Example: PictureSequence("val/GOT-10k_Val_000010", at=(0.0, 0.5, 1.0)): the first, the middle and the last picture.
     """
@@ -44,32 +48,31 @@ def chosen_pictures(sequence: PictureSequence) -> list[tuple[int, Path]]:
     folder = Path(sequence.path)
     if not folder.is_dir():
         raise VideoError(sequence.path, "no such folder")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    found = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    files = sorted(found, key=lambda file: natural(file.name))
     if not files:
         raise VideoError(sequence.path, f"a folder without pictures ({', '.join(SUFFIXES)})")
     numbers = [int(place * (len(files) - 1) + ALMOST) for place in sequence.at]
     return [(number, files[number]) for number in numbers]
 
 
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names by the numbers in them; of names with equal ones (7, 007) the plain order decides."""
+    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)], name
+
+
 def read_pictures(sequence: PictureSequence, sampling: FrameSampling) -> Frames:
     """The frames, resized within the bounds of `sampling`, whose numbers of frames have no say: all are shown.
 
     Raises:
-        VideoError: as `chosen_pictures`, or a picture that cannot be read.
+        VideoError: as `chosen_pictures`, a picture that cannot be read, or one that has another size than the first.
         ConfigError: the pixel budget does not hold all frames, or a temporal patch would be left incomplete.
     """
-    from PIL import Image
-
     chosen, count = chosen_pictures(sequence), len(sequence.at)
-    opened: dict[int, torch.Tensor] = {}
-    for number, file in chosen:
-        if number not in opened:
-            try:
-                with Image.open(file) as picture:
-                    opened[number] = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-            except (OSError, SyntaxError, ValueError) as error:
-                raise VideoError(sequence.path, f"{file.name} cannot be read: {error}") from error
-    height, width = opened[chosen[0][0]].shape[1:]
+    try:
+        width, height = picture_size(str(chosen[0][1]))
+    except PictureError as error:
+        raise VideoError(sequence.path, f"{chosen[0][1].name} cannot be read: {error.reason}") from error
     duration = count / sequence.fps
     wanted = replace(sampling, frames=count, min_frames=1, max_frames=None)
     plan = plan_frames(wanted, duration=duration, available=count, height=height, width=width)
@@ -79,7 +82,10 @@ def read_pictures(sequence: PictureSequence, sampling: FrameSampling) -> Frames:
             f"{sampling.max_pixels_total}, frames in multiples of temporal_patch = {sampling.temporal_patch}. Raise the budget or "
             "lower min_pixels_frame; none is left out, as what is told of each would no longer fit."
         )
-    resized = {number: resize(picture, plan.height, plan.width) for number, picture in opened.items()}
+    resized: dict[int, torch.Tensor] = {}  # at full size there is one picture at a time
+    for number, file in chosen:
+        if number not in resized:
+            resized[number] = resize(_opened(sequence, file, (width, height)), plan.height, plan.width)
     return Frames(
         frames_FCHW=torch.stack([resized[number] for number, _ in chosen]),
         time_F=torch.arange(count, dtype=torch.float64) / sequence.fps,
@@ -89,3 +95,17 @@ def read_pictures(sequence: PictureSequence, sampling: FrameSampling) -> Frames:
         source_fps=sequence.fps,
         decoder="pictures",
     )
+
+
+def _opened(sequence: PictureSequence, file: Path, size: tuple[int, int]) -> torch.Tensor:
+    """[3, H, W] uint8."""
+    try:
+        picture = open_picture(str(file))
+    except PictureError as error:
+        raise VideoError(sequence.path, f"{file.name} cannot be read: {error.reason}") from error
+    if picture.size != size:
+        sizes = f"{picture.width} × {picture.height}", f"{size[0]} × {size[1]}"
+        raise VideoError(
+            sequence.path, f"{file.name} has {sizes[0]} pixels, the first picture {sizes[1]}; wanted one size"
+        )
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_mm.datasets.media.video_index import VideoError, VideoIndex, open_container
+from grpo_mm.datasets.media.video_index import VideoError, VideoIndex, has_alpha, open_container
+from grpo_mm.errors import UserError
+from grpo_mm.outside import reason
 
 CHUNK = 16
 """Frames that decord holds at full size at a time."""
@@ -48,13 +50,14 @@ def decode_with_decord(index: VideoIndex, wanted: Sequence[int], shrink: Shrink,
         kept: list[Tensor] = []
         for start in range(0, len(wanted), CHUNK):
             pictures = _as_numpy(reader.get_batch(list(wanted[start : start + CHUNK])))
-            if pictures.shape[1:] != (index.height, index.width, 3):
-                size = (index.height, index.width, 3)
+            if pictures.shape[1:] != (size := (*index.stored, 3)):
                 raise VideoError(index.path, f"decord gives pictures of {pictures.shape[1:]}, wanted {size}")
             kept += [shrink(picture) for picture in pictures]
         return kept
-    except (decord.DECORDError, RuntimeError, AssertionError) as error:
-        raise VideoError(index.path, f"decord cannot decode it ({str(error).splitlines()[0][:200]})") from error
+    except (VideoError, UserError):
+        raise
+    except Exception as error:  # its classes of exceptions have no common root
+        raise VideoError(index.path, f"decord cannot decode it ({reason(error, 200)})") from error
 
 
 def decode_with_pyav(index: VideoIndex, wanted: Sequence[int], shrink: Shrink, *, threads: int) -> list[Tensor]:
@@ -66,7 +69,7 @@ def decode_with_pyav(index: VideoIndex, wanted: Sequence[int], shrink: Shrink, *
     kept: list[Tensor] = []
 
     def take(frame: Any) -> None:
-        kept.append(shrink(_upright(frame, index.rotation)))
+        kept.append(shrink(_upright(frame, index)))
 
     if index.pts_F is not None and float(index.time_F[wanted[0]]) > SEEK_FROM_SECONDS:
         # A jump may land behind the wanted frame, or on a group that leans on the one before: then from the start.
@@ -104,11 +107,21 @@ def _walk(
     except av.FFmpegError as error:
         near = float(index.time_F[left[-1]])
         raise VideoError(index.path, f"is damaged before or at {near:.2f} s ({error.strerror})") from error
+    except (VideoError, UserError):
+        raise
+    except Exception as error:
+        raise VideoError(index.path, f"cannot be decoded ({reason(error)})") from error
     raise VideoError(index.path, f"its frame {left[-1]} at {float(index.time_F[left[-1]]):.2f} s cannot be decoded")
 
 
-def _upright(frame: Any, rotation: int) -> np.ndarray:
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=-rotation // 90)
+def _upright(frame: Any, index: VideoIndex) -> np.ndarray:
+    stored = _on_white(frame.to_ndarray(format="rgba")) if has_alpha(frame) else frame.to_ndarray(format="rgb24")
+    return np.rot90(stored[:, ::-1] if index.mirrored else stored, k=-index.rotation // 90)
+
+
+def _on_white(picture_HW4: np.ndarray) -> np.ndarray:
+    alpha = picture_HW4[..., 3:].astype(np.uint32)
+    return ((picture_HW4[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _as_numpy(batch: Any) -> np.ndarray:

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
 import os
+import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from grpo_mm.datasets.media.pictures import MAX_PIXELS
+from grpo_mm.datasets.media.regular_files import LONGEST_PATH, check_regular
+from grpo_mm.errors import UserError
+from grpo_mm.outside import plain, reason
+
+FORMATS = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "ogg", "asf", "gif",
+    "apng", "h264", "hevc", "ivf", "obu", "m4v", "mxf", "nut", "dv", "rm", "mjpeg",
+)  # fmt: skip
+"""FFmpeg's names of what may be opened. Its other formats include lists that name further files (concat, hls, dash, image2)."""
 STRICT = {"err_detect": "explode"}
 """FFmpeg conceals damage by default: it paints what is missing from neighbouring frames and says nothing."""
 SLACK_SECONDS = 0.5
 """How far a header may promise more than the file holds before the file counts as cut off."""
+LONGEST_PIXEL = 16.0
+"""Times that a pixel may be as wide as high, or as high as wide."""
+log = logging.getLogger(__name__)
 
 
 class VideoError(ValueError):
     """A video that cannot be read; the message names the file and the reason."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{plain(path, LONGEST_PATH)}: {reason}")
         self.path, self.reason = path, reason
 
 
@@ -40,8 +56,13 @@ class VideoIndex:
     pts_F: tuple[int, ...] | None
     """Time stamps in the unit of the stream; None: they cannot be trusted, frames are known by their order only."""
     height: int
-    """In pixels, as shown: after rotation."""
+    """In square pixels, as shown: after mirroring and rotation. Of pixels that are not square the longer side is kept whole
+    and the shorter one is stretched, as browsers do."""
     width: int
+    stored: tuple[int, int]
+    """Height and width of the pictures as they are decoded."""
+    mirrored: bool
+    """Left and right change places, before the rotation."""
     rotation: int
     """Degrees clockwise from the stored picture to the shown one: 0, 90, 180 or 270."""
     decord_refuses: str
@@ -65,33 +86,53 @@ def scan_video(path: str) -> VideoIndex:
     """
     import av
 
-    if not Path(path).is_file():
-        raise VideoError(path, "no such file")
-    if not (num_bytes := os.path.getsize(path)):
-        raise VideoError(path, "the file is empty (0 bytes)")
+    check_regular(path, VideoError)
     try:
         with open_container(path) as container:
-            number, height, width, rotation = _first_frame(path, container, _choose_stream(path, container))
+            number, look = _first_frame(path, container, _choose_stream(path, container))
         with open_container(path) as container:  # again, since decoding has moved on in it
-            found = _read_packets(path, container, container.streams[number], num_bytes)
+            found = _read_packets(path, container, container.streams[number], os.path.getsize(path))
+    except (VideoError, UserError):
+        raise
     except av.FFmpegError as error:
         raise VideoError(path, f"cannot be read as a video ({error.strerror})") from error
     except OSError as error:
         raise VideoError(path, f"cannot be opened ({error.strerror})") from error
+    except Exception as error:
+        raise VideoError(path, f"cannot be read as a video ({reason(error)})") from error
     time_F, end, pts_F, refusal = found
-    if rotation:
-        refusal = (
-            refusal or f"decord does not turn pictures reliably, and this one is to be turned by {rotation} degrees"
-        )
-    return VideoIndex(path, number, time_F, end, pts_F, height, width, rotation, refusal)
+    height, width = look.shown
+    return VideoIndex(
+        path,
+        number,
+        time_F,
+        end,
+        pts_F,
+        height,
+        width,
+        look.stored,
+        look.mirrored,
+        look.rotation,
+        refusal or look.refusal,
+    )
 
 
 def open_container(path: str) -> Any:
-    """An open PyAV container whose video decoders stop at damage."""
+    """An open PyAV container, of a format in `FORMATS`, whose video decoders stop at damage.
+
+    Raises:
+        VideoError: another format, or nothing that FFmpeg knows.
+    """
     import av
 
     # An absolute path: "clip:01.mp4" would be taken for a protocol. Tags in odd encodings are no reason to fail.
-    container = av.open(os.path.abspath(path), metadata_errors="ignore")
+    allowed = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+    try:
+        container = av.open(os.path.abspath(path), metadata_errors="ignore", container_options=allowed)
+    except av.error.ArgumentError as error:  # how FFmpeg says that a format is not in the list
+        raise VideoError(
+            path, "is no video of a known format, or a list of other files, which is not followed"
+        ) from error
     for stream in container.streams.video:
         if stream.codec_context is not None:
             stream.codec_context.options = STRICT
@@ -106,41 +147,118 @@ def _choose_stream(path: str, container: Any) -> Any:
     if not streams:
         others = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         raise VideoError(path, f"has no video stream; found {others}")
-    best = max(streams, key=lambda s: (s.width * s.height, bool(s.disposition & flags.default), -s.index))
-    if best.codec_context is None:
+    readable = [s for s in streams if s.codec_context is not None]  # of the others not even the size is known
+    if not readable:
         raise VideoError(path, "there is no decoder for its video stream")
+    best = max(readable, key=lambda s: (s.width * s.height, bool(s.disposition & flags.default), -s.index))
+    if best.width * best.height > MAX_PIXELS:
+        raise VideoError(path, f"has frames of {best.width} × {best.height} pixels; one may have {MAX_PIXELS:,}")
+    _warn_of(best.codec_context.name, path)
     return best
 
 
-def _first_frame(path: str, container: Any, stream: Any) -> tuple[int, int, int, int]:
-    """The stream's number, and height, width and rotation of its pictures as shown."""
+@functools.cache
+def _warn_of_vp8(path: str) -> None:
+    log.warning(
+        "%s is VP8, which has no check sums: frames with damage inside cannot be told from sound ones", plain(path)
+    )
+
+
+def _warn_of(codec: str, path: str) -> None:
+    """Says once, at the first such file."""
+    if codec == "vp8" and not _warn_of_vp8.cache_info().currsize:
+        _warn_of_vp8(path)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How the stored pictures of a stream become the shown ones."""
+
+    stored: tuple[int, int]
+    shown: tuple[int, int]
+    mirrored: bool
+    rotation: int
+    refusal: str
+
+
+def _first_frame(path: str, container: Any, stream: Any) -> tuple[int, _Look]:
+    """The stream's number, and how its pictures are shown."""
     frame = next(container.decode(stream), None)
     if frame is None:
         raise VideoError(path, "its video stream has no frames")
-    rotation = -frame.rotation % 360
-    if rotation % 90:
-        raise VideoError(path, f"is to be shown rotated by {rotation} degrees; only quarter turns are supported")
-    height, width = (frame.width, frame.height) if rotation % 180 else (frame.height, frame.width)
-    return stream.index, height, width, rotation
+    if frame.width * frame.height > MAX_PIXELS:
+        raise VideoError(path, f"has frames of {frame.width} × {frame.height} pixels; one may have {MAX_PIXELS:,}")
+    mirrored, rotation = _turn(path, frame)
+    pixel = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+    if not 1 / LONGEST_PIXEL <= pixel <= LONGEST_PIXEL:
+        raise VideoError(
+            path, f"says that its pixels are {pixel:.3g} times as wide as high; at most {LONGEST_PIXEL:g} is believed"
+        )
+    height, width = round(frame.height * max(1.0, 1 / pixel)), round(frame.width * max(1.0, pixel))
+    shown = (width, height) if rotation % 180 else (height, width)
+    refusal = ""
+    if mirrored or rotation:
+        how = "mirrored and turned" if mirrored else "turned"
+        refusal = f"decord does not turn pictures reliably, and this one is to be {how} by {rotation} degrees"
+    elif has_alpha(frame):
+        refusal = "decord knows no transparency, and this one has some"
+    return stream.index, _Look((frame.height, frame.width), shown, mirrored, rotation, refusal)
+
+
+def has_alpha(frame: Any) -> bool:
+    return any(component.is_alpha for component in frame.format.components)
+
+
+def _turn(path: str, frame: Any) -> tuple[bool, int]:
+    """Whether a frame is to be mirrored, and by how many degrees it is then to be turned clockwise.
+
+    By the display matrix: a point (x, y) of the stored picture is shown at (a x + c y, b x + d y), y downwards.
+    """
+    found = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), b"")
+    if len(found) < 36:
+        return False, 0
+    a, b, _, c, d, *_ = struct.unpack("=9i", found[:36])
+    across, down = math.hypot(a, b), math.hypot(c, d)
+    if not across or not down:  # a matrix of zeros, which players pass over
+        return False, 0
+    corner = [a / across, b / across, c / down, d / down]
+    if any(min(abs(value), abs(abs(value) - 1)) > 1e-3 for value in corner) or abs(corner[0]) + abs(corner[2]) < 0.5:
+        degrees = math.degrees(math.atan2(b, a)) % 360
+        raise VideoError(
+            path, f"is to be shown turned by {degrees:.0f} degrees; only quarter turns and mirrors are supported"
+        )
+    mirrored = a * d - b * c < 0
+    sign = -1 if mirrored else 1
+    return mirrored, round(math.degrees(math.atan2(sign * b, sign * a))) % 360
 
 
 def _read_packets(path: str, container: Any, stream: Any, num_bytes: int) -> tuple[Tensor, float, Any, str]:
-    packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-    broken = sum(p.is_corrupt for p in packets)
+    pts_D: list[int | None] = []  # in the order of decoding; packets themselves are the size of the file
+    dts_D: list[int | None] = []
+    broken, latest_pts, last_duration = 0, -math.inf, 0
+    for packet in container.demux(stream):
+        if not packet.size or packet.is_discard:
+            continue
+        broken += packet.is_corrupt
+        pts_D.append(packet.pts)
+        dts_D.append(packet.dts)
+        if (packet.pts or 0) > latest_pts:
+            latest_pts, last_duration = packet.pts or 0, packet.duration or 0
     if broken or _points_past_the_end(container, stream, num_bytes):
         raise VideoError(path, f"is cut off or damaged: {broken or 'some'} of its packets are incomplete")
-    if not packets:
+    if not pts_D:
         raise VideoError(path, "its video stream has no frames")
-    pts = sorted(p.pts for p in packets if p.pts is not None)
+    count = len(pts_D)
+    pts = sorted(stamp for stamp in pts_D if stamp is not None)
     # .avi stores the order of decoding only; FFmpeg makes time stamps up, and with B-frames they are wrong.
-    trusted = len(set(pts)) == len(packets) and container.format.name != "avi"
-    stamps = pts if trusted else sorted(p.dts for p in packets if p.dts is not None)
-    if len(stamps) == len(packets):
+    trusted = len(set(pts)) == count and container.format.name != "avi"
+    stamps = pts if trusted else sorted(stamp for stamp in dts_D if stamp is not None)
+    if len(stamps) == count:
         unit = float(stream.time_base)
         seconds = [(stamp - stamps[0]) * unit for stamp in stamps]
-        last = float(max(packets, key=lambda p: p.pts or 0).duration or 0) * unit
+        last = float(last_duration) * unit
     elif stream.average_rate:
-        seconds, last = [n / float(stream.average_rate) for n in range(len(packets))], 0.0
+        seconds, last = [n / float(stream.average_rate) for n in range(count)], 0.0
     else:
         raise VideoError(path, "its frames have no time stamps")
     if not last:
@@ -149,7 +267,7 @@ def _read_packets(path: str, container: Any, stream: Any, num_bytes: int) -> tup
     if end <= 0:
         raise VideoError(path, "lasts 0 seconds")
     promised = _promised_seconds(container, stream)
-    latest = max(end, stamps[-1] * unit + last if len(stamps) == len(packets) else 0.0)
+    latest = max(end, stamps[-1] * unit + last if len(stamps) == count else 0.0)
     if promised - latest > max(SLACK_SECONDS, 0.02 * promised):
         raise VideoError(path, f"is cut off: its header promises {promised:.2f} s, the frames end at {latest:.2f} s")
     return torch.tensor(seconds, dtype=torch.float64), end, tuple(pts) if trusted else None, _refusal(container, stream)

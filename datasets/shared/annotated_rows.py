@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.media.media_files import ImageFile
+from grpo_mm.datasets.media.pictures import PictureError, open_picture, picture_data, picture_format
+from grpo_mm.datasets.media.pictures import picture_size as upright_size
 from grpo_mm.datasets.shared.row_files import check_columns, check_file, read_rows
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import reason, shown
@@ -47,7 +48,8 @@ def picture(value: Any, folder: str, where: str, *, unpack: str | None = None) -
     """A name becomes an `ImageFile` below `folder`; an encoded picture is decoded, or written to the folder `unpack` once.
 
     Args:
-        value: a file name, bytes, or {"bytes": …, "path": …} as Hugging Face datasets store pictures.
+        value: a file name, a data URL (data:image/png;base64,…), bytes, or {"bytes": …, "path": …} as Hugging Face datasets
+            store pictures.
 
     Raises:
         ConfigError: something else, or bytes that are no picture.
@@ -58,39 +60,36 @@ def picture(value: Any, folder: str, where: str, *, unpack: str | None = None) -
                 f"{where}: a picture has its bytes as a text, {shown(value, 80)}; wanted bytes, or a path alone."
             )
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and value.strip() and not value.startswith("data:"):
         return ImageFile(str(Path(folder) / value.strip()))
-    if not isinstance(value, bytes):
-        raise ConfigError(f"{where}: a picture is {shown(value)}, wanted a file name or the bytes of a picture file.")
-    from PIL import Image, UnidentifiedImageError
-
+    if not isinstance(value, bytes | str) or not value.strip():
+        raise ConfigError(
+            f"{where}: a picture is {shown(value)}, wanted a file name, a data URL, or the bytes of a picture file."
+        )
     try:
-        with Image.open(BytesIO(value)) as opened:
-            if unpack is None:
-                return opened.convert("RGB")
-            suffix = (opened.format or "png").lower()
-            opened.verify()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"{where}: {len(value)} bytes that are no picture: {error}") from error
-    return ImageFile(_written(value, Path(unpack), suffix))
+        if unpack is None:
+            return open_picture(value)
+        suffix = picture_format(value).lower()
+        data = picture_data(value)
+    except PictureError as error:
+        what = f"{len(value)} bytes" if isinstance(value, bytes) else "a data URL"
+        raise ConfigError(f"{where}: {what} that are no picture: {error.reason}.") from error
+    return ImageFile(_written(data, Path(unpack), suffix))
 
 
 def picture_size(item: Any, where: str) -> tuple[int, int]:
-    """(width, height) in pixels from a picture, or from the head of its file.
+    """(width, height) in pixels from a picture, or from the head of its file, as it is shown.
 
     Raises:
         ConfigError: the file is not there or is no picture.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if not isinstance(item, ImageFile):
         return item.size
     try:
-        with Image.open(item.path) as opened:
-            return opened.size
-    except (OSError, UnidentifiedImageError) as error:
+        return upright_size(item.path)
+    except PictureError as error:
         raise ConfigError(
-            f"{where}: the row has no width and height, and its picture cannot tell them: {error}"
+            f"{where}: the row has no width and height, and its picture cannot tell them: {error}."
         ) from error
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from grpo_mm.datasets.media.media_files import ImageFile
+from grpo_mm.datasets.media.pictures import PictureError, as_shown, picture_size
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
 from grpo_mm.types import Prompt
@@ -40,10 +41,12 @@ class Blanked:
         from PIL import Image
 
         if isinstance(item, ImageFile):
-            with Image.open(item.path) as picture:
-                size = picture.size
+            try:
+                size = picture_size(item.path)
+            except PictureError:  # stays, so that its row fails by name
+                return item
         elif isinstance(item, Image.Image):
-            size = item.size
+            size = as_shown(item).size
         elif getattr(item, "ndim", 0) == 3:  # uint8 [3, H, W]
             size = tuple(item.shape[:0:-1])
         else:

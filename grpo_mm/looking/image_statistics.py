@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,8 +26,10 @@ def image_statistics(images: Tensor, *, edge_threshold: float = 0.1) -> dict[str
     edge_density: share of pixels whose luminance (0 to 1) rises by more than `edge_threshold` per pixel (Sobel / 8).
 
     Raises:
-        ValueError: pictures smaller than 3 × 3.
+        ValueError: pictures smaller than 3 × 3, or not of uint8.
     """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"pictures are {images.dtype}; wanted uint8: floats do not tell what is white.")
     if min(images.shape[2:]) < 3:
         raise ValueError(f"pictures of {tuple(images.shape[2:])} px have no 3 × 3 neighbourhood")
     rgb = images.float() / 255

@@ -18,8 +18,10 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import Role
 from grpo_mm.rollout.function_reward import call_function
 from grpo_mm.rollout.safe_call import score_safely
-from grpo_mm.types import Prompt, is_relative
+from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
 
+SHOWN = 5
+"""Prompts that a warning names."""
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,7 @@ class Scoring:
         `group_U`: [U] int64, the comparison sets, for rewards that compare items with each other; without it they are
         left out.
         """
+        self._tell_of_none(items, prompts)
         asked = {n: s for n, s in self.scorers.items() if group_U is not None or not is_relative(s.use)}
         return {name: self._one(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
 
@@ -69,8 +72,12 @@ class Scoring:
             return {"score": torch.full((len(prompts),), torch.nan)}
         if not isinstance(items, Tensor):
             applies = [i for i in applies if items[i] is not None]
+            if not applies:
+                return {"score": torch.full((len(prompts),), torch.nan)}
         index = torch.tensor(applies, dtype=torch.int64)
-        chosen = items[index] if isinstance(items, Tensor) else [items[i] for i in applies]
+        chosen = pick_items(items, index)
+        if isinstance(chosen, Pictures):
+            chosen, _ = sound_items(chosen)
         with phase("reward"):
             self._move(scorer.use, self.device)
             relative = is_relative(scorer.use)
@@ -94,6 +101,19 @@ class Scoring:
         if name not in self._warned:
             self._warned.add(name)
             log.warning("reward %r failed (its rows are left out): %s", name, error)
+
+    def _tell_of_none(self, items: Any, prompts: Sequence[Prompt]) -> None:
+        """Pictures that are none are failed rows: counted, and named."""
+        lost = (
+            [prompt.id for item, prompt in zip(items, prompts) if item is None] if isinstance(items, Pictures) else []
+        )
+        if lost and self.scorers:
+            count("failed_pictures", len(lost))
+            named = ", ".join(map(shown, list(dict.fromkeys(lost))[:SHOWN])) + (", …" if len(set(lost)) > SHOWN else "")
+            text = f"{len(lost)} of {len(items)} pictures hold NaN or infinities and are not scored; prompts {named}"
+            log.warning("%s", text)
+            for name in self.scorers:
+                self.first_error.setdefault(name, text)
 
     @staticmethod
     def _move(reward: Any, device: torch.device) -> None:

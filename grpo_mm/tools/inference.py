@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from grpo_mm.rollout.scoring import Scoring
 from grpo_mm.training.evaluate import evaluate as score_held_out
 from grpo_mm.training.run_folder import RunFolder, find_checkpoint, read_config
 from grpo_mm.training.trainer import held_out_prompts
-from grpo_mm.types import Prompt, Rows
+from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
 from grpo_mm.weights import checkpoint as checkpoints
+
+log = logging.getLogger(__name__)
 
 
 class Loaded:
@@ -122,7 +125,7 @@ def sample(
     rows = Rows(asked, torch.arange(size).repeat_interleave(count), torch.arange(count).repeat(size), count)
     with loaded.weights():
         items = loaded.config.engine.render(loaded.policy, rows, seed=seed)
-    if isinstance(items, Tensor):
+    if is_pictures(items):
         return Sampled(_write_pictures(loaded, rows, items, out, seed=seed), [])
     answers = [list(items[p * count : (p + 1) * count]) for p in range(size)]
     path = out / "answers.json"
@@ -131,17 +134,27 @@ def sample(
     return Sampled([path], answers)
 
 
-def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor, out: Path, *, seed: int) -> list[Path]:
+def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: Path, *, seed: int) -> list[Path]:
     from PIL import Image
     from safetensors.torch import save_file
 
+    _, sound = sound_items(images)
+    if not len(sound):
+        raise ConfigError(
+            f"none of {len(images)} pictures is one: all hold NaN or infinities. Are the weights, or an adapter, damaged?"
+        )
     noise = loaded.config.engine.evaluation_noise(loaded.policy, rows, seed=seed)
     save_file({"latents": noise.cpu().contiguous()}, out / "latents.safetensors")
     names = zip(rows.prompt_N.tolist(), rows.sample_N.tolist())
     paths = [out / f"{p:03d}_{s}.png" for p, s in names]
-    for path, image in zip(paths, images, strict=True):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    return paths
+    lost = [path for path, image in zip(paths, images, strict=True) if image is None]
+    for path in lost:
+        path.unlink(missing_ok=True)
+        log.warning("%s is not written: the picture holds NaN or infinities", path)
+    written = [paths[i] for i in sound.tolist()]
+    for path, i in zip(written, sound.tolist(), strict=True):
+        Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(path)
+    return written
 
 
 def evaluate(run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None = None) -> dict[str, float]:

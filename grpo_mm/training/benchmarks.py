@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from grpo_mm.errors import ConfigError
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.types import Prompt, Rows
+from grpo_mm.types import Prompt, Rows, is_pictures
 
 
 class Benchmark(Protocol):
@@ -37,7 +35,7 @@ def benchmark_scores(
     """
     if not benchmarks:
         return {}
-    pictures = isinstance(items, Tensor)
+    pictures = is_pictures(items)
     own = [] if pictures else list(zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), items, strict=True))
     ranks = processes.gather((pictures, own))
     if any(made_pictures for made_pictures, _ in ranks):

@@ -20,7 +20,7 @@ from grpo_mm.rollout.rows import evaluation_rows, seen_by
 from grpo_mm.rollout.scoring import Scoring, mean_scores
 from grpo_mm.training.benchmarks import benchmark_scores
 from grpo_mm.training.onlooker import mean_statistics
-from grpo_mm.types import Prompt, is_relative
+from grpo_mm.types import Pictures, Prompt, is_pictures, is_relative, pick_items, shown_items, sound_items
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def evaluate(
         scores, processes, prefix="eval", names={"score": "mean"}, applied=rewards.applied(row_prompts)
     )
     metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
-    images = items if isinstance(items, Tensor) else torch.zeros(0, 3, 1, 1).byte()
+    images, sound = sound_items(items if is_pictures(items) else Pictures())
     metrics |= mean_statistics(images, processes, prefix="eval/image")
     metrics |= benchmark_scores(config.evaluation.benchmarks, items, rows, processes)
     metrics |= _by_source(scores, row_prompts, list(config.eval_prompts), processes, rewards)
@@ -66,7 +66,7 @@ def evaluate(
         metrics["eval/score"] = sum(
             entries[n].weight * metrics[f"eval/{n}/score"] for n in watched if entries[n].weight
         )
-    diversity = pairwise_distance(images, rows.prompt_N) if len(images) else torch.zeros(0)
+    diversity = pairwise_distance(images, rows.prompt_N[sound]) if len(images) else torch.zeros(0)
     ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))
     if sum(n for _, n in ranks):
         metrics["eval/diversity"] = sum(s for s, _ in ranks) / sum(n for _, n in ranks)
@@ -74,7 +74,7 @@ def evaluate(
     first = first[torch.linspace(0, len(first) - 1, min(settings.show, len(first))).long()] if len(first) else first
     return EvalResult(
         metrics=dict(sorted(metrics.items())),
-        shown=items[first] if isinstance(items, Tensor) else [items[i] for i in first.tolist()],
+        shown=shown_items(pick_items(items, first)) if is_pictures(items) else pick_items(items, first),
         shown_prompts=[row_prompts[i] for i in first.tolist()],
         shown_rewards={name: parts["score"][first] for name, parts in scores.items()},
     )

@@ -18,7 +18,18 @@ from grpo_mm.looking.image_statistics import image_statistics
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring, mean_scores
-from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, prompts_of
+from grpo_mm.types import (
+    Batch,
+    Credit,
+    Outputs,
+    Prompt,
+    Rollout,
+    is_pictures,
+    pick_items,
+    prompts_of,
+    shown_items,
+    sound_items,
+)
 
 SHOWN_GROUPS = 6
 MEASURED_PICTURES = 128
@@ -49,12 +60,12 @@ class Onlooker:
                 self.watch.leave_device()
         due = bool(config.samples_every) and (step == 0 or (step + 1) % config.samples_every == 0)
         with clock.phase("look"):
-            if isinstance(outputs.items, Tensor):
-                images = _items(outputs, shown)
+            if is_pictures(outputs.items):
+                images, sound = sound_items(_items(outputs, shown))
                 found |= mean_statistics(images, self.processes, prefix="image")
-                found["diversity/mean"] = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown]])
+                found["diversity/mean"] = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown[sound]]])
                 if due:
-                    self._write_sheet(batch, earned, images, shown, step)
+                    self._write_sheet(batch, earned, shown_items(_items(outputs, shown)), shown, step)
             else:
                 own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
                 prompt_m = batch.rollout.prompt_N[outputs.row_M[own]].tolist()
@@ -66,10 +77,14 @@ class Onlooker:
         return {name: value for name, value in found.items() if value == value or name != "diversity/mean"}
 
     def _diversity(self, images: Tensor, prompt_M: Tensor) -> float:
-        small = torch.nn.functional.adaptive_avg_pool2d(images.float(), 32).round().to(torch.uint8)
+        shrink = torch.nn.functional.adaptive_avg_pool2d
+        parts = [shrink(part.float(), 32).round().to(torch.uint8) for part in images.split(64)]
+        small = torch.cat(parts) if len(images) else torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
         ranks = self.processes.gather((small, prompt_M))
-        distance = pairwise_distance(torch.cat([s for s, _ in ranks]), torch.cat([p for _, p in ranks]))
-        return float(distance.nanmean())
+        everywhere = torch.cat([s for s, _ in ranks])
+        if not len(everywhere):
+            return float("nan")
+        return float(pairwise_distance(everywhere, torch.cat([p for _, p in ranks])).nanmean())
 
     def _write_sheet(self, batch: Batch, earned: Credit, images: Tensor, shown: Tensor, step: int) -> None:
         row_M = batch.outputs.row_M[shown]
@@ -129,8 +144,7 @@ def is_demo(rollout: Rollout) -> Tensor:
 
 def _items(outputs: Outputs, which: Tensor) -> Any:
     """What was scored of these outputs [m]."""
-    index = outputs.item_index()[which]
-    return outputs.items[index] if isinstance(outputs.items, Tensor) else [outputs.items[i] for i in index.tolist()]
+    return pick_items(outputs.items, outputs.item_index()[which])
 
 
 def _mean_advantage(earned: Credit) -> Tensor:

@@ -19,7 +19,7 @@ from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.registry import Role
-from grpo_mm.types import Couples, Prompt, Rollout
+from grpo_mm.types import Couples, Pictures, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
 from grpo_mm.weights.snapshots import Snapshots
 
@@ -172,16 +172,27 @@ class FlowPolicy:
         return velocity.to(self.math_dtype)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Latents [n, ...] to uint8 images [n, 3, H, W] on the CPU."""
+    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor | Pictures:
+        """Latents [n, ...] to uint8 images [n, 3, H, W] on the CPU; `Pictures` if some hold NaN or infinities, None for these.
+
+        Beside the pictures themselves, memory holds one batch of `decode_batch`.
+        """
+        images, sound_n = None, torch.ones(len(latents), dtype=torch.bool)
         with phase("decode"):
             self._move(["vae"], self.device, "decoder")
-            images = [
-                self.family.decode(self.pipe, part, size=size) for part in latents.split(self.config.decode_batch)
-            ]
+            start = 0
+            for part in latents.split(self.config.decode_batch):
+                decoded = self.family.decode(self.pipe, part, size=size).float()
+                here = slice(start, start := start + len(part))
+                sound_n[here] = decoded.isfinite().flatten(1).all(1).cpu()
+                unit = (decoded / 2 + 0.5).clamp(0, 1)
+                if images is None:
+                    images = torch.empty(len(latents), *unit.shape[1:], dtype=torch.uint8)
+                images[here] = (unit * 255).round().nan_to_num().to(torch.uint8).cpu()
             self._move(["vae"], "cpu", "decoder")
-            unit = (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
-            return (unit * 255).round().to(torch.uint8).cpu()
+        if sound_n.all():
+            return images
+        return Pictures(image if sound else None for image, sound in zip(images, sound_n.tolist(), strict=True))
 
     def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
         """Flat positions of the masked actions in forwards of at most `micro_batch` latents, in the order of sampling.

@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.rng import stream
-from grpo_mm.types import Prompt, Rows
+from grpo_mm.types import Pictures, Prompt, Rows
 
 
 def encode_rows(policy: FlowPolicy, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
@@ -67,6 +67,6 @@ class OdeSampler:
         keys = [(rows.prompts[p], s) for p, s in zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), strict=True)]
         return initial_noise(policy, keys, seed=seed, step="eval", size=policy.size(evaluation=True))
 
-    def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
-        """Pictures of the rows for evaluation, uint8 [N, 3, H, W]."""
+    def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor | Pictures:
+        """Pictures of the rows for evaluation, uint8 [N, 3, H, W]; `Pictures` where some came to nothing."""
         return policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from grpo_mm.pipelines.vlm.prompting.contexts import is_video, open_media
+from grpo_mm.errors import UserError
+from grpo_mm.outside import reason
+from grpo_mm.pipelines.vlm.prompting.open_media import is_video, open_media
 from grpo_mm.types import Prompt
 
 SIZES = ("width", "height", "resized_width", "resized_height")
@@ -22,11 +24,15 @@ def with_picture_size(prompt: Prompt, media: Any, image_processor: Any) -> Promp
         return prompt
     try:
         size = _size(media, prompt.media[0])
-    except (ValueError, OSError):  # the engine meets it again and names it
+        seen = None if size is None else (*size, *resized(*size, image_processor))
+    except (
+        ValueError,
+        OSError,
+    ):  # the engine meets it again and names it: no picture, or of a shape that no model takes
         return prompt
-    if size is None:
+    if seen is None:
         return prompt
-    found = dict(zip(SIZES, (*size, *resized(*size, image_processor)), strict=True))
+    found = dict(zip(SIZES, seen, strict=True))
     return replace(prompt, target=found | dict(prompt.target))
 
 
@@ -49,5 +55,10 @@ def _size(media: Any, item: Any) -> tuple[int, int] | None:
     """(width, height) of a picture; None for a video. Media that know it from the file's head need not decode."""
     if is_video(item):
         return None
-    known = media.picture_size(item) if hasattr(media, "picture_size") else None
+    try:
+        known = media.picture_size(item) if hasattr(media, "picture_size") else None
+    except (UserError, ValueError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(reason(error)) from error
     return known or open_media(media, item).size

@@ -74,8 +74,9 @@ def _pixels(picture: Any) -> Tensor:
     """uint8 [3, H, W] of a PIL picture or an array."""
     import numpy as np
 
-    array = np.asarray(picture.convert("RGB")) if hasattr(picture, "convert") else np.asarray(picture)
-    return torch.as_tensor(array if array.shape[0] == 3 else array.transpose(2, 0, 1).copy())
+    if hasattr(picture, "convert"):
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    return torch.as_tensor(picture)
 
 
 def altered(prompt: Prompt, change: Callable[[Any], Any], *, name: str, text: str | None = None) -> Prompt:

@@ -23,6 +23,7 @@ from grpo_mm.pipelines.vlm.models.loading import load
 from grpo_mm.pipelines.vlm.prompt_sharing.replay import Replay, Sharing
 from grpo_mm.pipelines.vlm.prompting.chat import Chat
 from grpo_mm.pipelines.vlm.prompting.contexts import Encoder
+from grpo_mm.pipelines.vlm.prompting.open_media import fit_media
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
 from grpo_mm.processes.clock import count
 from grpo_mm.registry import Role
@@ -164,6 +165,7 @@ class VlmPolicy:
             raise ConfigError(
                 f"policy.chat.frame_times: a {loaded.family.model_type} processor puts times before frames by itself; leave it out."
             )
+        fit_media(config.media, loaded.processor.video_processor, loaded.family)
         self.encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
         self.snapshots = Snapshots(self.trainable)
 

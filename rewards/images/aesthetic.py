@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from grpo_mm.rewards.images.clip_score import Clip, check_clip
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import check_file, load_strictly, read_tensors
 from grpo_mm.types import Prompt
 
@@ -42,6 +43,7 @@ class Aesthetic(Network):
         self._clip.to(device)
         return super().to(device)
 
+    @takes_pictures
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] -> score [M]; prompts are not read."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 from grpo_mm.weights.weight_files import check_weight_file, refusing
 
@@ -50,6 +51,7 @@ class ClipScore:
         self._clip.to(device)
         return self
 
+    @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M]."""
         texts = sorted({prompt.text for prompt in prompts})  # a group shares its prompt

@@ -14,6 +14,7 @@ from torch import Tensor
 from grpo_mm.registry import Role
 from grpo_mm.rewards.images.colors import PaletteColors
 from grpo_mm.rewards.images.detectors import Detection
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,7 @@ class GenEvalReward:
                 part.to(device)
         return self
 
+    @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score, graded, strict, count, color, position, each [M]."""
         detections = self.detector(items)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo_mm.rewards.images.clip_score import check_clip
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_file, load_strictly, read_tensors
 from grpo_mm.types import Prompt
 from grpo_mm.weights.weight_files import refusing
@@ -39,6 +40,7 @@ class Hps(Network):
         check_clip(self.model, None)
         check_file("path", self.path)
 
+    @takes_pictures
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M]."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.looking.image_statistics import image_statistics
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
 
@@ -22,6 +23,7 @@ class ImageQuality:
     edge_threshold: float = 0.1
     batch_size: int = 32
 
+    @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] -> score and parts, [M] each; prompts are not read."""
         chunks = [image_statistics(c, edge_threshold=self.edge_threshold) for c in items.split(self.batch_size)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from grpo_mm.rewards.images.aesthetic import LinearHead
 from grpo_mm.rewards.images.clip_score import tensor_transform
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_file, check_model, check_packages, load_strictly, read_tensors
 from grpo_mm.types import Prompt
 from grpo_mm.weights.pretrained import check_vocabulary, load_other
@@ -60,6 +61,7 @@ class ImageReward(Network):
         check_file("path", self.path)
         check_model("tokenizer", self.tokenizer, file="tokenizer_config.json")
 
+    @takes_pictures
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M], raw [M] (before the division by std)."""

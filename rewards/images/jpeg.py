@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
 
@@ -37,6 +38,7 @@ class JpegSize:
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality = {self.quality}, wanted 1 to 100.")
 
+    @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] -> score [M], size_kb [M]; prompts are not read."""
         size_kb = torch.tensor([jpeg_size_kb(image, quality=self.quality) for image in items], dtype=torch.float32)

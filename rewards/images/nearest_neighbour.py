@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
 from grpo_mm.weights.pretrained import load_model, load_other
@@ -62,6 +63,7 @@ class NearestNeighbour(Network):
             check_packages("transformers")
             check_model("model", self.model)
 
+    @takes_pictures
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt], group_M: Tensor) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and the group of each -> score [M]; prompts are not read."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.edit_distance import edit_distance
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
 
@@ -61,6 +62,7 @@ class OcrReward:
         if missing:
             raise ConfigError(f"ocr reward: {' and '.join(missing)} not installed; pip install 'grpo_mm[ocr]'.")
 
+    @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M], and found [M]: 1 if the text is there letter by letter."""
         targets = [target_text(prompt) for prompt in prompts]

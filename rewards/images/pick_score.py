@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
 from grpo_mm.weights.pretrained import check_vocabulary, load_model, load_processor
@@ -44,6 +45,7 @@ class PickScore(Network):
         check_model("model", self.model)
         check_model("processor", self.processor, file="tokenizer_config.json")
 
+    @takes_pictures
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M], raw [M]."""

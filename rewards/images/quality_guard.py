@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.looking.image_statistics import image_statistics
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
 Band = tuple[float, float, float, float]
@@ -48,6 +49,7 @@ class QualityGuard:
             if not none_below < all_from <= all_to < none_above:
                 raise ConfigError(f"{key} = {list(band)}, wanted four numbers a < b <= c < d.")
 
+    @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] -> score, sharpness and contrast, [M] each; prompts are not read."""
         chunks = [image_statistics(chunk) for chunk in items.split(self.batch_size)]

@@ -15,6 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
 PALETTE = {
@@ -93,10 +94,9 @@ class ShapeWorldReward:
 
     scope = "output"
 
+    @takes_pictures
     def __call__(self, images_MCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> {"score", "all_correct", "extras"}, each float32 [M]."""
-        if images_MCHW.dtype != torch.uint8:
-            raise ValueError(f"pictures are {images_MCHW.dtype}, wanted uint8")
         images_MHWC = images_MCHW.permute(0, 2, 3, 1).cpu().numpy()
         rows = [score(image, prompt.target) for image, prompt in zip(images_MHWC, prompts, strict=True)]
         return {name: torch.tensor([row[name] for row in rows]) for name in ("score", "all_correct", "extras")}

@@ -41,7 +41,11 @@ def _picture(opened: Any) -> Tensor:
     if hasattr(opened, "convert"):
         import numpy as np
 
-        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).contiguous()
+        if opened.mode != "RGB":
+            raise ValueError(
+                f"the media gave a picture of mode {opened.mode}; wanted RGB (transparency on white, upright)."
+            )
+        return torch.from_numpy(np.array(opened)).permute(2, 0, 1).contiguous()
     picture = torch.as_tensor(opened)
     if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
         raise ValueError(f"a picture of shape {tuple(picture.shape)} and type {picture.dtype}; wanted uint8 [3, H, W].")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from grpo_mm.registry import Role
 from grpo_mm.rewards.judges.vlm import Question
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
 FLEX_CATEGORIES = ("alignment", "quality", "aesthetics")
@@ -46,6 +47,7 @@ class UnifiedReward:
             self.vlm.to(device)
         return self
 
+    @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M]."""
         questions = [Question(point_question(prompt.text), (image,)) for image, prompt in zip(items, prompts)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.rewards.shared.networks import Network
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
 from grpo_mm.types import Prompt
 from grpo_mm.weights.pretrained import check_chat, check_vocabulary, load_model, load_processor
@@ -39,6 +40,7 @@ class VlmYesNo(Network):
         check_packages("transformers")
         check_model("model", self.model)
 
+    @takes_pictures
     @torch.no_grad()
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M], p_yes [M], p_no [M]."""

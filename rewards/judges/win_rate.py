@@ -16,6 +16,7 @@ from grpo_mm.processes.clock import count
 from grpo_mm.registry import Role
 from grpo_mm.rewards.judges.comparing import Pair, Verdict
 from grpo_mm.rewards.judges.pairing import all_pairs, bradley_terry, expected_win_rates, next_pairs, opening_pairs
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
 OVERALL = "overall"
@@ -133,6 +134,7 @@ class WinRate:
             )
         return min(total, self.max_pairs or total) * (2 if self.both_orders else 1)
 
+    @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt], group_M: Tensor) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W], M prompts and [M] comparison sets -> score and parts, each [M].
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from grpo_mm.advantages.masks.drop_degenerate import useful_groups
 from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.rollout.collectors.more import More, Sample, Score, all_scores, dealt, join, scored
-from grpo_mm.types import Batch, Outputs, Prompt, Rows
+from grpo_mm.types import Batch, Outputs, Prompt, Rows, pick_items
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def pick_groups(batch: Batch, prompts: Tensor, *, start: int) -> Batch:
         mask_NA=picked.mask_NA & (not alone),
     )
     chosen = Outputs(
-        items=outputs.items[items] if isinstance(outputs.items, Tensor) else [outputs.items[i] for i in items.tolist()],
+        items=pick_items(outputs.items, items),
         row_M=place_N[outputs.row_M[kept_M]],
         action_M=None if outputs.action_M is None else outputs.action_M[kept_M],
         tag_M=None if outputs.tag_M is None else outputs.tag_M[kept_M],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from grpo_mm.pipelines.flow.record import Logprob, logprob_of, transition
 from grpo_mm.pipelines.flow.solver import Solver
 from grpo_mm.pipelines.flow.trees.tree import Tree
+from grpo_mm.types import join_items
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(latents [n, ...], σ [n], place of the prompt [n]) -> velocity [n, ...]."""
@@ -39,7 +41,7 @@ class Grown:
     """[Q] of the step that leads to a node; 0 where it is deterministic."""
     velocity_K: Tensor | None
     """[K, ...] where the network ran, else 0."""
-    items: Tensor
+    items: Any
     """[U, ...] what `finish` made of the finished latents."""
     node_U: Tensor
     """[U] int64 in Q."""
@@ -65,7 +67,7 @@ def grow(
     moves: Moves,
     network: Network,
     normal: Callable[[list[tuple[int, int]], Tensor], Tensor],
-    finish: Callable[[Tensor], Tensor],
+    finish: Callable[[Tensor], Any],
     batch: int,
     keep_velocity: bool,
 ) -> Grown:
@@ -86,7 +88,7 @@ def grow(
     last = moves.sigma_S1.numel() - 1
     device = roots.device
 
-    found: dict[str, list[Tensor]] = {"latent": [], "node": [], "velocity": [], "items": [], "node_U": []}
+    found: dict[str, list[Any]] = {"latent": [], "node": [], "velocity": [], "items": [], "node_U": []}
     logprob_Q = torch.zeros(needed.numel(), dtype=roots.dtype, device=device)
     place_Q = torch.full((needed.numel(),), -1)
     is_root = tree.depth_V == 0
@@ -114,7 +116,7 @@ def grow(
         node_K=torch.cat(found["node"]),
         logprob_Q=logprob_Q,
         velocity_K=torch.cat(found["velocity"]) if keep_velocity else None,
-        items=torch.cat(found["items"]),
+        items=join_items(found["items"]),
         node_U=torch.cat(found["node_U"]),
     )
 

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.outside import is_text, shown
+from grpo_mm.errors import UserError
+from grpo_mm.outside import is_text, reason, shown
 from grpo_mm.pipelines.vlm.models.families import Family
 from grpo_mm.pipelines.vlm.prompting.chat import Chat, with_times
+from grpo_mm.pipelines.vlm.prompting.open_media import are_ready, check_shape, is_video, open_media, whole_patch
 from grpo_mm.pipelines.vlm.prompting.plain_text import spelled_out
 from grpo_mm.types import Prompt
+
+__all__ = ["Context", "Encoder", "PromptTooLong", "failed", "is_video", "open_media"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ class Encoder:
         except UserError:
             raise
         except (ValueError, OSError) as error:
-            return failed(prompt, f"{type(error).__name__}: {error}")
+            return failed(prompt, reason(error, 1000))
 
     def _context(self, prompt: Prompt, loaded: list[Any]) -> Context:
         inputs = self._process(prompt, loaded)
@@ -89,12 +92,13 @@ class Encoder:
         return Context(prompt.id, inputs["input_ids"][0], position_3L, rest)
 
     def _process(self, prompt: Prompt, loaded: list[Any]) -> dict[str, Tensor]:
+        step = self.model.config.vision_config.temporal_patch_size
         videos = [item for item in loaded if hasattr(item, "frames_FCHW")]
         pictures = [item for item in loaded if not hasattr(item, "frames_FCHW")]
         kinds = ["video" if hasattr(item, "frames_FCHW") else "image" for item in loaded]
         turns, spelling = spelled_out(self.chat.messages(prompt, kinds), self.processor)
         if self.chat.frame_times is not None:
-            cut = [_steps(video, self.model.config.vision_config.temporal_patch_size) for video in videos]
+            cut = [_steps(video, step) for video in videos]
             turns = with_times(turns, [[float(s.time_F[0]) for s in steps] for steps in cut], self.chat.frame_times)
             videos = [step for steps in cut for step in steps]
         text, meant = self.processor.apply_chat_template(turns, add_generation_prompt=True), []
@@ -102,11 +106,13 @@ class Encoder:
             text, meant = spelling.carried(text)
         given: dict[str, Any] = {"images": pictures} if pictures else {}
         if videos:
-            given["videos"] = [video.frames_FCHW for video in videos]
+            given["videos"] = [whole_patch(torch.as_tensor(video.frames_FCHW), step) for video in videos]
+            for frames_FCHW in given["videos"]:
+                check_shape(frames_FCHW)
             metadata = [self.family.video_metadata(v.time_F, float(v.fps)) for v in videos]
             given["videos_kwargs"] = {
                 "video_metadata": metadata, "do_sample_frames": False, "input_data_format": "channels_first",
-                "return_metadata": True,
+                "return_metadata": True, **({"do_resize": False} if are_ready(self.media, prompt.media) else {}),
             }  # fmt: skip
         inputs = dict(self.processor(text=[text], return_tensors="pt", **given))
         inputs.pop("video_metadata", None)
@@ -187,38 +193,3 @@ def _thin(item: Any, share: float, *, step: int) -> Any:
     span = float(time_F[-1] - time_F[0])
     fps = (kept - 1) / span if span > 0 else float(item.fps)
     return _Sampled(torch.as_tensor(item.frames_FCHW)[index], time_F, fps)
-
-
-def is_video(item: Any) -> bool:
-    """Whether an item of `Prompt.media` has frames."""
-    return bool(getattr(item, "is_video", hasattr(item, "frames_FCHW")))
-
-
-def open_media(media: Any, item: Any) -> Any:
-    """What stands in `Prompt.media` as `VideoFrames` or a PIL picture in RGB; an `Altered` item is opened, then changed.
-
-    Raises:
-        ConfigError: `media` does not open such things.
-        ValueError, OSError: this one cannot be read.
-    """
-    found = item.alter(open_media(media, item.item)) if hasattr(item, "alter") else media.load(item)
-    if hasattr(found, "frames_FCHW"):
-        return found
-    if not hasattr(found, "convert") and not hasattr(found, "ndim"):
-        raise ConfigError(
-            f"the media of a prompt hold {type(item).__name__} {item!r}, which policy.media does not open. Give a picture, "
-            "frames, or what it opens: for the frame store, VideoFile or ImageFile."
-        )
-    return _picture(found)
-
-
-def _picture(found: Any) -> Any:
-    """A PIL picture in RGB; ValueError for anything else than that or uint8 [3, H, W]."""
-    from PIL import Image
-
-    if isinstance(found, Image.Image):
-        return found.convert("RGB")
-    array = torch.as_tensor(found)
-    if array.dtype != torch.uint8 or array.ndim != 3 or array.shape[0] != 3:
-        raise ValueError(f"a picture of shape {tuple(array.shape)} and type {array.dtype}; wanted uint8 [3, H, W].")
-    return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy())

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from grpo_mm.errors import UserError
-from grpo_mm.pipelines.vlm.prompting.contexts import open_media
+from grpo_mm.pipelines.vlm.prompting.open_media import open_media
 from grpo_mm.types import Prompt
 
 FRAMES, HEIGHT = 6, 96
