@@ -75,7 +75,7 @@ def shown(value: Any, limit: int = LONGEST_SHOWN) -> str:
     """`repr` of a foreign value for a message: bounded, nothing in it that a terminal obeys, and never an exception."""
     try:
         text = repr(value[: limit + 1] if isinstance(value, str) else value)
-    except Exception:
+    except BaseException:
         text = f"<{type(value).__name__} that cannot be shown>"
     return plain(text, limit)
 
@@ -94,7 +94,7 @@ def reason(error: BaseException, limit: int = 2 * LONGEST_SHOWN) -> str:
     """ "ValueError: what it says", bounded, on one line, whatever `str` of a foreign exception does."""
     try:
         text = " ".join(str(error).split())
-    except Exception:
+    except BaseException:
         text = "without a text that can be shown"
     return plain(f"{type(error).__name__}: {text}" if text else type(error).__name__, limit)
 

@@ -14,6 +14,7 @@ from grpo_mm.advantages.baselines.agents import AgentNorm, SubAgentReward, copie
 from grpo_mm.advantages.baselines.fleet_norm import FleetNorm, fairness
 from grpo_mm.advantages.baselines.group_norm import GroupNorm, group_norm
 from grpo_mm.advantages.baselines.median_norm import MedianNorm, median_norm, pivots
+from grpo_mm.advantages.baselines.pass_at_k import PassAtK, pass_at_k
 from grpo_mm.advantages.baselines.quantile_norm import QuantileNorm, group_quantile, quantile_norm
 from grpo_mm.advantages.baselines.shrinkage import Shrinkage, data_weight, draw_another, shrunk_baseline
 from grpo_mm.advantages.baselines.stratified import StratifiedNorm, stratified_norm
@@ -48,6 +49,7 @@ from grpo_mm.advantages.scales.beta_norm import BetaNorm, beta_norm, beta_parame
 from grpo_mm.advantages.scales.gardo import DiversityScale, GardoGate, batch_win_rate, diversity_scaled, uncertainty
 from grpo_mm.advantages.scales.negative_weight import NegativeWeight, negative_weighted, paired_prompts, signed_outcome
 from grpo_mm.advantages.scales.rank_factor import RankFactor, group_ranks, rank_factor
+from grpo_mm.advantages.scales.valid_groups import ValidGroups, valid_groups_factor
 from grpo_mm.advantages.state.lagrangian import Constraint, Lagrangian, dual_step
 from grpo_mm.advantages.state.value_tracker import TrackedPrior, ValueTracker, initial_counts, tracked, tracker_memory
 
@@ -56,16 +58,16 @@ __all__ = [
     "ConditionalTruncationMask", "ConsistencyBonus", "Constraint", "DiversityScale", "DropDegenerate",
     "ExemptDemonstrations", "FleetNorm", "Gains", "GardoGate", "Gate", "GroupNorm", "KeepExtremes", "KlInReward",
     "Lagrangian", "LeaveOut", "LengthBonus", "LengthSwitch", "ListShape", "MarkPositive", "MedianNorm",
-    "NegativeWeight", "Novelty", "OverlongMask", "OverlongPenalty", "PassRateLadder", "PrefixTree", "QuantileNorm",
+    "NegativeWeight", "Novelty", "OverlongMask", "OverlongPenalty", "PassAtK", "PassRateLadder", "PrefixTree", "QuantileNorm",
     "RankFactor", "RewardToGo", "SerialDecay", "ShapeReward", "Shortness", "Shrinkage", "Shuffle", "StratifiedNorm",
-    "SubAgentReward", "SumTags", "TemporalBonus", "TrackedPrior", "TreeBackup", "ValueTracker", "VirtualNorm",
+    "SubAgentReward", "SumTags", "TemporalBonus", "TrackedPrior", "TreeBackup", "ValidGroups", "ValueTracker", "VirtualNorm",
     "WeightedSum", "anchor_advantage", "anchored_norm", "batch_win_rate", "beta_norm", "beta_parameters",
     "beta_weight", "choice_advantage", "choice_value", "consistent", "copies_norm", "credit", "data_weight",
     "dcg_discount", "diversity_scaled", "draw_another", "dual_step", "episode_advantage", "fairness", "first_useful",
     "gains", "gate", "group_norm", "group_quantile", "group_ranks", "initial_counts", "keep_extremes",
     "length_switch", "list_bonus", "median_norm", "negative_weighted", "novelty_bonus", "order_matters",
-    "overlong_penalty", "paired_prompts", "pass_rate_ladder", "pivots", "prefix_tree_td", "quantile_norm",
+    "overlong_penalty", "paired_prompts", "pass_at_k", "pass_rate_ladder", "pivots", "prefix_tree_td", "quantile_norm",
     "rank_factor", "repeats", "reward_to_go", "serial_decay", "shaped", "shortness", "shrunk_baseline",
     "signed_outcome", "silenced", "stratified_norm", "sub_agent_reward", "sum_within", "tracked", "tracker_memory",
-    "tree_backup", "uncertainty", "useful_groups", "virtual_norm", "weighted_sum",
+    "tree_backup", "uncertainty", "useful_groups", "valid_groups_factor", "virtual_norm", "weighted_sum",
 ]  # fmt: skip

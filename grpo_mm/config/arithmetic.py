@@ -40,5 +40,6 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
     noun = getattr(config.engine, "output_noun", "pictures")
     report.append(f"{noun} per step: {config.prompts_per_step * pictures}, {pictures} for each prompt")
     budget = "" if config.max_reward_calls is None else f" of at most {config.max_reward_calls}"
-    names = ", ".join(config.rewards)
+    apart = " in a process of its own"
+    names = ", ".join(name + apart * scorer.isolate for name, scorer in config.rewards.items())
     return [*report, f"reward calls per step: {config.planned_reward_calls()}{budget} ({names})"]

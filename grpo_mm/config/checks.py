@@ -14,8 +14,10 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.looking.watch import check_metric, metric_of
 from grpo_mm.registry import kind_of
 from grpo_mm.rollout.prompt_stream import phases
+from grpo_mm.rollout.scoring import check_isolated
 from grpo_mm.rollout.table import KEYS, PER_ACTION, Table
 from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
+from grpo_mm.weights.stateful import stateful_parts
 
 _OF_THE_TABLE = {*KEYS, "prompt_id", "local_row", "failed", "rank"}
 """Columns that every table has, and no objective sees."""
@@ -49,6 +51,7 @@ def check_settings(config: Settings, world: int) -> None:
     _check_sources(config)
     _check_watch(config)
     _check_relative(config, world)
+    _check_isolated(config)
 
 
 def check_benchmarks(config: Settings) -> None:
@@ -64,6 +67,18 @@ def check_benchmarks(config: Settings) -> None:
         unknown = sorted(set(getattr(benchmark, "sources", None) or ()) - set(sources))
         if unknown:
             raise ConfigError(f"{where}: no source {unknown[0]!r} in eval_prompts; there are: {', '.join(sources)}.")
+
+
+def _check_isolated(config: Settings) -> None:
+    scorers = config.rewards | config.watched_rewards
+    check_isolated(scorers)
+    for name, scorer in scorers.items():
+        learning = [path for path, _ in stateful_parts(scorer.use)] if scorer.isolate else []
+        if learning:
+            raise ConfigError(
+                f"{name}: isolate: true, but the reward learns with the run{f' ({learning[0]})' if learning[0] else ''}, and a process "
+                "of its own would learn apart. Leave out isolate."
+            )
 
 
 def _check_metric(config: Settings) -> None:

@@ -92,6 +92,9 @@ METHODS: tuple[Method, ...] = (
     Method("disco", "2505.12366", "Discriminative constrained optimisation", "A", "correct against wrong rows of a prompt; hinge KL", "tests/methods/test_methods_objectives.py"),
     Method("drpo", "2510.04474", "Decoupled reward policy optimisation", "A", "DisCO; short correct rows weigh more", "tests/methods/test_methods_objectives.py"),
     Method("grao", "2508.07750", "Group relative alignment optimisation", "B", "log-likelihoods of samples and a demonstration", "tests/methods/test_methods_objectives.py"),
+    Method("passk", "2508.10751", "Pass@k training", "C", "worth by the best of k: what a sample adds to sets of k", "tests/advantages/test_pass_at_k.py"),
+    Method("gpg", "2504.02546", "Group policy gradient", "C", "no ratio, no KL; groups that teach make up for those that do not", "tests/advantages/test_pass_at_k.py"),
+    Method("high_entropy", "2506.01939", "Beyond the 80/20 rule", "C", "only the fifth of the tokens with the most entropy", "tests/objectives/test_objectives.py"),
     Method("qae", "2509.22611", "Quantile advantage estimation", "D", "a quantile of the group as the baseline", "tests/advantages/test_quantile_norm.py"),
 )  # fmt: skip
 

@@ -31,6 +31,9 @@ class Watched:
     """In the held-out score, where all rewards compare samples with each other; else without effect."""
     sources: tuple[str, ...] | None = None
     timeout_seconds: float | None = None
+    isolate: bool = False
+    device: str | None = None
+    """These as for an entry of `rewards`."""
     metric: str | None = None
     """A name of metrics.jsonl; None: the score of `use`, watch/NAME/score."""
     low: float | None = None
@@ -51,8 +54,11 @@ class Watched:
     def __post_init__(self) -> None:
         if self.use is None and self.metric is None:
             raise ValueError("neither `use` (a reward) nor `metric` (a name in metrics.jsonl) is given; wanted one.")
-        if self.use is None and (self.sources is not None or self.timeout_seconds is not None):
-            raise ValueError("sources and timeout_seconds belong to a reward, but there is no `use`.")
+        settings = (self.sources, self.timeout_seconds, self.device)
+        if self.use is None and (self.isolate or any(value is not None for value in settings)):
+            raise ValueError(
+                "sources and timeout_seconds belong to a reward, but there is no `use`; so do isolate and device."
+            )
         if not self.has_band:
             idle = [
                 key for key, given in (

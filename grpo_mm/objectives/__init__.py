@@ -12,21 +12,23 @@ from grpo_mm.objectives.divergence_mask import DivergenceMask, divergence_mask
 from grpo_mm.objectives.gmpo import Gmpo, gmpo
 from grpo_mm.objectives.grao import Grao, grao, grao_coefficients
 from grpo_mm.objectives.hinge_kl import HingeKl, hinge_kl
-from grpo_mm.objectives.kl import Kl, gaussian_kl, k1, k2, k3, straight_through
+from grpo_mm.objectives.kl import Kl, abs_k1, gaussian_kl, k1, k2, k3, straight_through, weighted_k3
 from grpo_mm.objectives.kl_cov import KlCov, high_covariance, kl_cov
 from grpo_mm.objectives.nft import Nft, nft_loss, optimality
 from grpo_mm.objectives.ratio import log_ratio, row_mean
 from grpo_mm.objectives.ratio_norm import RatioNorm, ratio_norm
 from grpo_mm.objectives.regression import Regression, predicted_advantage
 from grpo_mm.objectives.sapo import Sapo, sapo
+from grpo_mm.objectives.top_entropy import TopEntropy, top_entropy
 from grpo_mm.objectives.truncated import Truncated, truncated_weight
 
 __all__ = [
     "Awm", "Cispo", "ClippedRatio", "Disco", "DivergenceMask", "Gmpo", "Grao", "HingeKl", "Kl", "KlCov", "Nft",
-    "RatioNorm", "Regression", "Sapo", "Truncated", "aggregate_weight", "awm_logprob", "cispo", "clipped_ratio",
+    "RatioNorm", "Regression", "Sapo", "TopEntropy", "Truncated", "abs_k1", "aggregate_weight", "awm_logprob", "cispo", "clipped_ratio",
     "divergence_mask", "gaussian_kl", "gmpo", "grao", "grao_coefficients", "group_contrast", "high_covariance",
     "hinge_kl", "k1", "k2", "k3", "kl_cov", "log_ratio", "nft_loss", "optimality", "predicted_advantage",
-    "ratio_norm", "row_mean", "row_score", "sapo", "straight_through", "truncated_weight",
+    "ratio_norm", "row_mean", "row_score", "sapo", "straight_through", "top_entropy", "truncated_weight",
+    "weighted_k3",
 ]  # fmt: skip
 
 from grpo_mm.registry import Entry
@@ -45,6 +47,7 @@ KINDS = (
     Entry("objective", "gmpo", "grpo_mm.objectives.gmpo:Gmpo", "arXiv:2507.20673"),
     Entry("objective", "kl_cov", "grpo_mm.objectives.kl_cov:KlCov", "arXiv:2505.22617"),
     Entry("objective", "truncated", "grpo_mm.objectives.truncated:Truncated", "arXiv:1802.01561"),
+    Entry("objective", "top_entropy", "grpo_mm.objectives.top_entropy:TopEntropy", "arXiv:2506.01939"),
     Entry("objective", "disco", "grpo_mm.objectives.disco:Disco", "arXiv:2505.12366"),
     Entry("objective", "hinge_kl", "grpo_mm.objectives.hinge_kl:HingeKl", "arXiv:2505.12366"),
     Entry("objective", "grao", "grpo_mm.objectives.grao:Grao", "arXiv:2508.07750"),

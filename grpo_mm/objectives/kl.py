@@ -10,14 +10,17 @@ from torch import Tensor
 
 from grpo_mm.objectives.aggregate import Aggregate, aggregate_weight
 from grpo_mm.objectives.clipped_ratio import MAX_LOG_RATIO
+from grpo_mm.objectives.ratio import log_ratio
 from grpo_mm.types import Couples, Term, View
 
-KlForm = Literal["k1", "k2", "k3", "gaussian", "gaussian_no_dt", "mean_shift", "velocity"]
+KlForm = Literal["k1", "k2", "k3", "abs", "weighted_k3", "gaussian", "gaussian_no_dt", "mean_shift", "velocity"]
 
 _NEEDS: dict[str, set[str]] = {
     "k1": {"logprobs", "ref_logprobs"},
     "k2": {"logprobs", "ref_logprobs"},
     "k3": {"logprobs", "ref_logprobs"},
+    "abs": {"logprobs", "ref_logprobs"},
+    "weighted_k3": {"logprobs", "ref_logprobs"},
     "gaussian": {"mean_shift_ref", "std"},
     "gaussian_no_dt": {"mean_shift_ref", "std", "dt"},
     "mean_shift": {"mean_shift_ref"},
@@ -41,8 +44,27 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     An action that the reference finds more than e^20 times likelier counts as that, and has no gradient: the exponential of the
     gap would overflow and cost the whole update.
     """
-    log_ratio = (ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
-    return log_ratio.expm1() - log_ratio
+    gap = (ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
+    return gap.expm1() - gap
+
+
+def abs_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """|log π - log π_ref|: biased in value; its gradient pulls each action towards the reference with the same force.
+
+    What libraries call the KL penalty "abs"; no paper. Grade C. Where the two agree the gradient is 0.
+    """
+    return (logprobs - ref_logprobs).abs()
+
+
+def weighted_k3(logprobs: Tensor, ref_logprobs: Tensor, log_ratio: Tensor) -> Tensor:
+    """π/π_old · k3, with the gradient of both factors: unbiased in value and in gradient for samples of π_old.
+
+    On-policy the value is that of `k3`; the gradient gains (log-probability's gradient) · k3, which makes it that of the true KL.
+
+    Source: arXiv:2512.02556 (DeepSeek-V3.2), section 3.1, "unbiased KL estimate". Grade C: written down from its text. Deviates: the
+    log-ratio is bounded as in the surrogate.
+    """
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp() * k3(logprobs, ref_logprobs)
 
 
 def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
@@ -62,7 +84,7 @@ class Kl:
     gaussian: mean(Δμ²)/(2 g²δ), the exact KL of one step (arXiv:2505.05470; β .004).
     gaussian_no_dt: mean(Δμ²)/(2 g²), as the released SD3 trainer has it (β .04); g² = std²/δ.
     mean_shift: mean(Δμ²) (the CPS fork).   velocity: mean((v - v_ref)²) (AWM, NFT).
-    k1, k2, k3: estimates from log-probabilities. Values of β are not comparable between forms.
+    k1, k2, k3, abs (|k1|), weighted_k3 (k3 times the ratio to the policy that sampled): estimates from log-probabilities. Values of β are not comparable between forms.
     """
 
     form: KlForm = "k3"
@@ -96,13 +118,18 @@ class Kl:
         return "action"
 
     def __call__(self, values: Mapping[str, Tensor], view: View) -> Term:
-        kl = self._kl(values)
+        kl = self._kl(values, view)
         weight, denominator = aggregate_weight(view, self.aggregate)
         gate = 1.0 if self.gate is None else view.columns[self.gate].to(kl.dtype)
         name = f"{self.to}_kl"
         return Term(name, self.weight * gate * kl, weight, denominator, stats={name: kl.detach()})
 
-    def _kl(self, values: Mapping[str, Tensor]) -> Tensor:
+    def _kl(self, values: Mapping[str, Tensor], view: View) -> Tensor:
+        if self.form == "weighted_k3":
+            now = values["logprobs"]
+            return weighted_k3(now, values["ref_logprobs"], log_ratio(now, view.old_logprobs, view.mask))
+        if self.form == "abs":
+            return abs_k1(values["logprobs"], values["ref_logprobs"])
         if self.form in ("k1", "k2", "k3"):
             pair = values["logprobs"], values["ref_logprobs"]
             kl = {"k1": k1, "k2": k2, "k3": k3}[self.form](*pair)

@@ -3,111 +3,139 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grpo_mm.errors import UserError
+from grpo_mm.outside import finite_number, plain, reason, shown
+from grpo_mm.processes.rng import stream_seed
+from grpo_mm.rollout.own_copies import own_items, own_prompts
+from grpo_mm.rollout.returned_scores import WrongLength, as_scores
+from grpo_mm.rollout.surroundings import kept, seed_all
 from grpo_mm.types import Prompt, Reward
 
+log = logging.getLogger(__name__)
+
 NAN = float("nan")
-
-
-class WrongLength(UserError):
-    """A reward gave another number of scores than it got outputs: which score is whose cannot be known."""
+SLOW_SECONDS = 60.0
+"""After so long a line says who is still at it; again each time that the wait has doubled, at least once an hour."""
+MOST_ERRORS = 20
+LONGEST_TRACEBACK = 4000
 
 
 def score_safely(
-    reward: Reward, items: Any, prompts: Sequence[Prompt], *, timeout_seconds: float | None = None, by_row: bool = True
+    reward: Reward,
+    items: Any,
+    prompts: Sequence[Prompt],
+    *,
+    timeout_seconds: float | None = None,
+    by_row: bool = True,
+    name: str = "reward",
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The scores of M outputs, NaN where the reward failed, and what went wrong.
 
     A reward that raises on the batch is asked again row by row, so that only the rows that fail become NaN. One that
     exceeds its time limit, or gives a wrong number of scores, makes all its rows NaN. Infinities become NaN. A NaN that
-    the reward gives itself is a row that could not be scored, without a message.
+    the reward gives itself is a row that could not be scored, without a message. Whatever is raised is a failure, SystemExit and
+    the like included; only a KeyboardInterrupt of the main thread goes through.
+
+    Every call gets copies of items and prompts; what it changes of the process is put back (`surroundings.kept`), and what it
+    draws from global generators follows from what it is asked.
 
     The time limit holds for the batch and once more for the row by row round, of which finished rows are kept. It works
     by leaving a daemon thread behind: Python cannot kill a thread, so a call that hangs keeps its memory and its core
-    until it returns or the process ends (which it does not delay), and the next call may run beside it.
+    until it returns or the process ends (which it does not delay), and the next call may run beside it. A reward in a process of
+    its own (`isolate: true`) is killed instead.
 
     Args:
         items: uint8 images [M, 3, H, W], or a list of M.
         timeout_seconds: None takes the reward's own `timeout_seconds`, if it has one.
         by_row: False for a reward over sets, which means nothing on single rows: a failed batch is NaN.
+        name: for messages.
 
     Returns:
         scores: "score" and any parts, float32 [M] on the CPU.
-        errors: a text per failure, empty if all went well; the first one that was raised comes with its traceback.
+        errors: a bounded text per failure, empty if all went well; the first one that was raised comes with its traceback.
     """
     rows = len(prompts)
-    if timeout_seconds is None:
-        timeout_seconds = getattr(reward, "timeout_seconds", None)
-    errors: list[str] = []
     if rows == 0:
-        return {"score": torch.zeros(0)}, errors
+        return {"score": torch.zeros(0)}, []
+    try:
+        limit = own_limit(reward) if timeout_seconds is None else timeout_seconds
+    except Exception as error:  # an attribute of a foreign class
+        return all_nan(rows), [reason(error)]
+    with kept(name), told_when_slow(name, rows):
+        return _scored(reward, items, prompts, limit, by_row)
+
+
+def _scored(
+    reward: Reward, items: Any, prompts: Sequence[Prompt], limit: float | None, by_row: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    rows = len(prompts)
+    errors: list[str] = []
     result: dict[int, Any] = {}
-    if not _within(timeout_seconds, lambda: _ask(reward, items, prompts, slice(0, rows), result)):
-        errors.append(f"no answer for {rows} outputs within {timeout_seconds:g} seconds")
-        return _all_nan(rows), errors
-    batch = result[0]
+    if not _within(limit, lambda: _ask(reward, items, prompts, slice(0, rows), result)):
+        return all_nan(rows), [f"no answer for {rows} outputs within {limit:g} seconds"]
+    batch = result.get(0, _Died())
     if not isinstance(batch, BaseException):
         return _finite(batch, errors), errors
-    errors.append(_describe(batch))
-    if rows == 1 or not by_row or isinstance(batch, WrongLength):
-        return _all_nan(rows), errors
-    result.clear()
+    errors.append(described(batch))
+    if rows == 1 or not by_row or isinstance(batch, (WrongLength, _Died)):
+        return all_nan(rows), errors
+    done: dict[int, Any] = {}
     singles = [slice(row, row + 1) for row in range(rows)]
-    if not _within(timeout_seconds, lambda: [_ask(reward, items, prompts, one, result) for one in singles]):
-        errors.append(f"one by one, {len(result)} of {rows} outputs were done within {timeout_seconds:g} seconds")
-    done = dict(result)  # a thread left behind may still write into the other one
-    for row, answer in sorted(done.items()):
+    if not _within(limit, lambda: [_ask(reward, items, prompts, one, done) for one in singles]):
+        errors.append(f"one by one, {len(done)} of {rows} outputs were done within {limit:g} seconds")
+    answers = dict(done)  # a thread left behind may still write into the other one
+    for row, answer in sorted(answers.items()):
         if isinstance(answer, BaseException):
-            errors.append(f"{prompts[row].id!r}, row {row}: {type(answer).__name__}: {answer}")
-    return _finite(_join(done, rows), errors), errors
+            errors.append(f"{shown(prompts[row].id)}, row {row}: {reason(answer)}")
+    return _finite(_join(answers, rows), errors), bounded(errors)
 
 
-def as_scores(output: Any, rows: int) -> dict[str, Tensor]:
-    """What a reward returned (a tensor, a list of numbers, or a dict of these with "score") as float32 [rows], CPU.
-
-    Raises:
-        WrongLength: not `rows` entries.
-        UserError: no "score", or something that is no number.
-    """
-    parts = output if isinstance(output, Mapping) else {"score": output}
-    if "score" not in parts:
-        raise UserError(f'the reward returned a dict with {", ".join(map(repr, parts))}; wanted "score" among them.')
-    return {str(name): _numbers(name, values, rows) for name, values in parts.items()}
+def own_limit(reward: Any) -> float | None:
+    """The reward's own `timeout_seconds`; raises ValueError if that is no number above 0."""
+    limit = getattr(reward, "timeout_seconds", None)
+    if limit is not None and not (finite_number(limit) or 0) > 0:
+        raise ValueError(f"the reward's timeout_seconds is {shown(limit)}; wanted a number above 0, or None.")
+    return limit
 
 
-def _numbers(name: str, values: Any, rows: int) -> Tensor:
-    if not hasattr(values, "__len__") or isinstance(values, (str, bytes)) or getattr(values, "ndim", 1) == 0:
-        raise UserError(f"the reward returned {values!r} for {name!r}; wanted {rows} numbers, one per output.")
-    if len(values) != rows:
-        raise WrongLength(f"the reward returned {len(values)} values for {name!r}; wanted {rows}, one per output.")
-    if isinstance(values, Tensor) and values.ndim == 1:
-        return values.detach().to("cpu", torch.float32)
-    numbers = []
-    for row, value in enumerate(values):
-        if isinstance(value, (str, bytes)) or value is None:
-            raise UserError(f'{name}[{row}] = {value!r} is no number; give float("nan") for what cannot be scored.')
-        try:
-            numbers.append(float(value))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{name}[{row}] = {value!r} is no number ({error}).") from error
-    return torch.tensor(numbers, dtype=torch.float32)
+def bounded(errors: list[str]) -> list[str]:
+    """The first 20, and how many more there were."""
+    more = len(errors) - MOST_ERRORS
+    return [*errors[:MOST_ERRORS], f"and {more} more failures"] if more > 0 else errors
+
+
+class _Died(RuntimeError):
+    def __str__(self) -> str:
+        return "the reward's thread ended without a result"
 
 
 def _ask(reward: Reward, items: Any, prompts: Sequence[Prompt], rows: slice, result: dict[int, Any]) -> None:
     """Puts scores, or the exception, at result[first row]."""
     try:
-        output = reward(items[rows], prompts[rows])
-        result[rows.start] = as_scores(output, rows.stop - rows.start)
-    except (Exception, SystemExit) as error:  # whatever a reward raises is a failed row
+        own = own_items(items[rows]), own_prompts(prompts[rows])
+        seed_all(_seed(*own))
+        result[rows.start] = as_scores(reward(*own), rows.stop - rows.start)
+    except BaseException as error:  # whatever a reward raises is a failed row
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
         result[rows.start] = error
+
+
+def _seed(items: Any, prompts: Sequence[Prompt]) -> int:
+    """Different outputs of a prompt differ in a sample of their bytes, or in length or beginning."""
+    if isinstance(items, Tensor):
+        sample = [int(items.flatten()[::101].sum())]
+    else:
+        sample = [f"{len(item)} {item[:100]!a}" for item in items if isinstance(item, str)]
+    return stream_seed(0, "reward", *sample, *(ascii(prompt.id) for prompt in prompts)) % 2**32
 
 
 def _within(timeout_seconds: float | None, work: Callable[[], Any]) -> bool:
@@ -118,7 +146,7 @@ def _within(timeout_seconds: float | None, work: Callable[[], Any]) -> bool:
         return True
     thread = threading.Thread(target=_like_here(work), name="grpo_mm-reward", daemon=True)
     thread.start()
-    thread.join(timeout_seconds)
+    thread.join(min(timeout_seconds, threading.TIMEOUT_MAX))
     return not thread.is_alive()
 
 
@@ -133,8 +161,30 @@ def _like_here(work: Callable[[], Any]) -> Callable[[], None]:
     return run
 
 
+@contextlib.contextmanager
+def told_when_slow(name: str, rows: int) -> Iterator[None]:
+    """A line in the log after a minute, and sparsely from then on."""
+    done = threading.Event()
+
+    def tell() -> None:
+        waited, pause = 0.0, SLOW_SECONDS
+        while not done.wait(pause):
+            waited += pause
+            pause = min(waited, 3600.0)
+            log.warning(
+                "reward %r has been at it for %g s (%d outputs); a limit for it is `timeout_seconds` beside its `use`",
+                name, waited, rows,
+            )  # fmt: skip
+
+    threading.Thread(target=tell, name="grpo_mm-slow-reward", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
 def _join(answers: Mapping[int, Any], rows: int) -> dict[str, Tensor]:
-    scores = _all_nan(rows)
+    scores = all_nan(rows)
     for row, answer in answers.items():
         for name, value in answer.items() if isinstance(answer, Mapping) else ():
             scores.setdefault(name, torch.full((rows,), NAN))[row] = value[0]
@@ -144,13 +194,24 @@ def _join(answers: Mapping[int, Any], rows: int) -> dict[str, Tensor]:
 def _finite(scores: Mapping[str, Tensor], errors: list[str]) -> dict[str, Tensor]:
     infinite, rows = scores["score"].isinf(), len(scores["score"])
     if infinite.any():
-        errors.append(f"{int(infinite.sum())} of {rows} scores are infinite, rows {infinite.nonzero()[:, 0].tolist()}")
+        which = infinite.nonzero()[:, 0].tolist()
+        named = str(which) if len(which) <= MOST_ERRORS else f"{which[:MOST_ERRORS]} …"
+        errors.append(f"{len(which)} of {rows} scores are infinite, rows {named}")
     return {name: torch.where(value.isfinite(), value, NAN) for name, value in scores.items()}
 
 
-def _all_nan(rows: int) -> dict[str, Tensor]:
+def all_nan(rows: int) -> dict[str, Tensor]:
+    """The scores of a call that failed."""
     return {"score": torch.full((rows,), NAN)}
 
 
-def _describe(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error)).rstrip()
+def described(error: BaseException) -> str:
+    """With its traceback, of which a long one loses its middle."""
+    try:
+        text = "".join(traceback.format_exception(error)).rstrip()
+    except BaseException:  # a foreign exception may do anything when it is asked
+        text = reason(error)
+    if len(text) > LONGEST_TRACEBACK:
+        half = LONGEST_TRACEBACK // 2
+        text = f"{text[:half]}\n… ({len(text) - 2 * half} more characters) …\n{text[-half:]}"
+    return plain(text, 2 * LONGEST_TRACEBACK)

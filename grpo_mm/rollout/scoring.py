@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from grpo_mm.outside import reason, shown
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import Role
-from grpo_mm.rollout.function_reward import call_function
-from grpo_mm.rollout.safe_call import score_safely
-from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
+from grpo_mm.rollout.isolated import IsolatedReward, sendable
+from grpo_mm.rollout.own_copies import own_prompt
+from grpo_mm.rollout.returned_scores import MOST_PARTS
+from grpo_mm.rollout.reward_use import as_reward, in_sets, move
+from grpo_mm.rollout.safe_call import all_nan, own_limit, score_safely
+from grpo_mm.types import Prompt, is_relative
 
 SHOWN = 5
 """Prompts that a warning names."""
@@ -27,22 +29,56 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scorer:
-    """A named reward: its weight, the prompt sources it applies to (None: all), and its time limit."""
+    """A named reward: its weight, the prompt sources it applies to (None: all), its time limit, and where it runs."""
 
     use: Annotated[Any, Role("reward")]
     weight: float = 1.0
     sources: tuple[str, ...] | None = None
     timeout_seconds: float | None = None
+    """For all outputs of a step on one rank; None: the reward's own, which judges have."""
+    isolate: bool = False
+    """In a process of its own: it may crash, be killed or hang (with a time limit) without ending the run."""
+    device: str | None = None
+    """Of an isolated reward, e.g. cpu or cuda:1; None: the run's."""
+
+
+def check_isolated(scorers: Mapping[str, Any]) -> None:
+    """Of entries of `rewards` and `watch`.
+
+    Raises:
+        ConfigError: an isolated reward that a process of its own cannot make, a device that torch does not know, or one that is
+            set for a reward in our own process.
+    """
+    for name, scorer in scorers.items():
+        if scorer.device is not None and not scorer.isolate:
+            raise ConfigError(
+                f"{name}: device: {scorer.device} is for a reward with isolate: true; others are on the run's device."
+            )
+        if scorer.device is not None:
+            try:
+                torch.device(scorer.device)
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"{name}: device: {reason(error, 80)}; wanted the like of cpu, cuda or cuda:1."
+                ) from error
+        if scorer.isolate:
+            sendable(name, scorer.use)
 
 
 class Scoring:
     """Named scorers on a device. `errors` keeps the first failure of each, for the message if nothing can be scored."""
 
     def __init__(self, scorers: Mapping[str, Scorer], device: torch.device, *, counter: str = "rewards") -> None:
-        self.scorers = {name: replace(scorer, use=_as_reward(scorer.use)) for name, scorer in scorers.items()}
+        self.scorers = {name: replace(scorer, use=as_reward(scorer.use)) for name, scorer in scorers.items()}
         self.device, self.counter = device, counter
         self.first_error: dict[str, str] = {}
         self._warned: set[str] = set()
+        self._parts: dict[str, set[str]] = {name: set() for name in scorers}
+        self._isolated = {
+            name: IsolatedReward(scorer.use, name=name, timeout_seconds=scorer.timeout_seconds)
+            for name, scorer in scorers.items()
+            if scorer.isolate
+        }
 
     def __call__(
         self, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None = None
@@ -54,111 +90,116 @@ class Scoring:
         left out.
         """
         self._tell_of_none(items, prompts)
+        self._tell_of_none(items, prompts)
         asked = {n: s for n, s in self.scorers.items() if group_U is not None or not is_relative(s.use)}
         return {name: self._one(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
 
     def applied(self, prompts: Sequence[Prompt]) -> dict[str, int]:
         """Scorer name → how many of the prompts it applies to, or cannot say whether it does: those are failures."""
-        return {name: sum(map(len, _applies(scorer, prompts))) for name, scorer in self.scorers.items()}
+        return {name: sum(applies_to(scorer, prompt) for prompt in prompts) for name, scorer in self.scorers.items()}
 
     def _one(
         self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None
     ) -> dict[str, Tensor]:
-        applies, broken = _applies(scorer, prompts)
-        if broken:
-            count(self.counter, len(broken))
-            self._tell(name, next(iter(broken.values())))
-        if not applies:
-            return {"score": torch.full((len(prompts),), torch.nan)}
+        ruled = [_ruling(scorer, prompt) for prompt in prompts]
+        errors = list(dict.fromkeys(rule for rule in ruled if isinstance(rule, str)))
+        applies = [i for i, rule in enumerate(ruled) if rule is True]
         if not isinstance(items, Tensor):
             applies = [i for i in applies if items[i] is not None]
-            if not applies:
-                return {"score": torch.full((len(prompts),), torch.nan)}
+        scores: dict[str, Tensor] = {"score": torch.zeros(0)}
         index = torch.tensor(applies, dtype=torch.int64)
-        chosen = pick_items(items, index)
-        if isinstance(chosen, Pictures):
-            chosen, _ = sound_items(chosen)
-        with phase("reward"):
-            self._move(scorer.use, self.device)
-            relative = is_relative(scorer.use)
-            use = partial(_with_groups, scorer.use, group_U[index]) if relative else scorer.use
-            scores, errors = score_safely(
-                use,
-                chosen,
-                [prompts[i] for i in applies],
-                timeout_seconds=scorer.timeout_seconds,
-                by_row=not relative,
-            )
-        count(self.counter, len(applies))
-        if errors:
-            self._tell(name, errors[0])
+        if applies:
+            chosen = pick_items(items, index)
+            if isinstance(chosen, Pictures):
+                chosen, _ = sound_items(chosen)
+            group = group_U[index] if group_U is not None and is_relative(scorer.use) else None
+            with phase("reward"):
+                scores, failures = self._scored(name, scorer, chosen, [prompts[i] for i in applies], group)
+            errors += failures
+            count(self.counter, len(applies))
+        self._tell(name, errors)
         return {
-            part: torch.full((len(prompts),), torch.nan).index_put_((index,), value) for part, value in scores.items()
+            part: torch.full((len(prompts),), torch.nan).index_put_((index,), value)
+            for part, value in self._known_parts(name, scores).items()
         }
 
-    def _tell(self, name: str, error: str) -> None:
-        self.first_error.setdefault(name, error)
-        if name not in self._warned:
-            self._warned.add(name)
-            log.warning("reward %r failed (its rows are left out): %s", name, error)
+    def _scored(
+        self, name: str, scorer: Scorer, items: Any, prompts: list[Prompt], group_U: Tensor | None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        if name in self._isolated:
+            device = self.device if scorer.device is None else torch.device(scorer.device)
+            return self._isolated[name].score(items, prompts, device=device, group_U=group_U)
+        try:
+            move(scorer.use, self.device)
+            limit = own_limit(scorer.use) if scorer.timeout_seconds is None else scorer.timeout_seconds
+        except (UserError, KeyboardInterrupt):  # weights that are not what they should be: no row will ever be scored
+            raise
+        except BaseException as error:  # whatever a reward raises is a failed row
+            return all_nan(len(prompts)), [f"it could not be moved to {self.device}: {reason(error)}"]
+        use = scorer.use if group_U is None else in_sets(scorer.use, group_U)
+        return score_safely(use, items, prompts, timeout_seconds=limit, by_row=group_U is None, name=name)
+
+    def _tell(self, name: str, errors: Sequence[str]) -> None:
+        if errors:
+            self.first_error.setdefault(name, errors[0])
+            if name not in self._warned:
+                self._warned.add(name)
+                log.warning("reward %r failed (its rows are left out): %s", name, errors[0])
 
     def _tell_of_none(self, items: Any, prompts: Sequence[Prompt]) -> None:
         """Pictures that are none are failed rows: counted, and named."""
-        lost = (
-            [prompt.id for item, prompt in zip(items, prompts) if item is None] if isinstance(items, Pictures) else []
-        )
-        if lost and self.scorers:
+        if not isinstance(items, Pictures) or not self.scorers:
+            return
+        lost = [prompt.id for item, prompt in zip(items, prompts) if item is None]
+        if lost:
             count("failed_pictures", len(lost))
-            named = ", ".join(map(shown, list(dict.fromkeys(lost))[:SHOWN])) + (", …" if len(set(lost)) > SHOWN else "")
+            different = list(dict.fromkeys(lost))
+            named = ", ".join(map(shown, different[:SHOWN])) + (", …" if len(different) > SHOWN else "")
             text = f"{len(lost)} of {len(items)} pictures hold NaN or infinities and are not scored; prompts {named}"
             log.warning("%s", text)
             for name in self.scorers:
                 self.first_error.setdefault(name, text)
 
-    @staticmethod
-    def _move(reward: Any, device: torch.device) -> None:
-        if hasattr(reward, "to"):
-            reward.to(device)
+    def _known_parts(self, name: str, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The first 100 names of parts that came: a metric that is new in each step would fill the record."""
+        known = self._parts[name]
+        known.update([part for part in scores if part not in known][: MOST_PARTS - len(known)])
+        left_out = [part for part in scores if part not in known and part != "score"]
+        if left_out and f"{name}/parts" not in self._warned:
+            self._warned.add(f"{name}/parts")
+            log.warning("reward %r keeps naming new parts; from %s on they are left out", name, plain(left_out[0], 100))
+        return {part: value for part, value in scores.items() if part in known or part == "score"}
 
     def leave_device(self) -> None:
         """Network rewards go to main memory until they are asked again."""
-        for scorer in self.scorers.values():
-            self._move(scorer.use, torch.device("cpu"))
-
-
-def _with_groups(reward: Any, group_U: Tensor, items: Any, prompts: Sequence[Prompt]) -> Any:
-    return reward(items, prompts, group_U)
+        for name, scorer in self.scorers.items():
+            if name in self._isolated:
+                self._isolated[name].leave_device()
+            else:
+                move(scorer.use, torch.device("cpu"))
 
 
 def applies_to(scorer: Scorer, prompt: Prompt) -> bool:
-    """Whether a scorer is asked about a prompt: by the prompt's source, and by what the reward itself says. One that cannot say
-    so is asked, and the row fails."""
-    try:
-        return _rule(scorer, prompt)
-    except Exception:
-        return True
+    """Whether a scorer is asked about a prompt: by the prompt's source, and by what the reward itself says.
+
+    Where the reward fails to say, it applies: the row is a failed one.
+    """
+    return _ruling(scorer, prompt) is not False
 
 
-def _rule(scorer: Scorer, prompt: Prompt) -> bool:
+def _ruling(scorer: Scorer, prompt: Prompt) -> bool | str:
+    """True, False, or why the reward could not say."""
+    if scorer.sources is not None and prompt.source not in scorer.sources:
+        return False
     ruled = getattr(scorer.use, "applies_to", None)
-    return (scorer.sources is None or prompt.source in scorer.sources) and (ruled is None or bool(ruled(prompt)))
-
-
-def _applies(scorer: Scorer, prompts: Sequence[Prompt]) -> tuple[list[int], dict[int, str]]:
-    """The prompts that a scorer is asked about, and why it cannot say so of others."""
-    applies: list[int] = []
-    broken: dict[int, str] = {}
-    for i, prompt in enumerate(prompts):
-        try:
-            applies += [i] * _rule(scorer, prompt)
-        except Exception as error:
-            broken[i] = f"it cannot say whether it applies to {shown(prompt.id)}: {reason(error)}"
-    return applies, broken
-
-
-def _as_reward(use: Any) -> Any:
-    """A user's plain function `(images, prompts, metadata)` behind the signature of a reward."""
-    return partial(call_function, use) if inspect.isroutine(use) else use
+    if ruled is None:
+        return True
+    try:
+        return bool(ruled(own_prompt(prompt)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a reward raises is a failed row
+        return f"it cannot say whether it applies to {shown(prompt.id)}: {reason(error)}"
 
 
 def mean_scores(

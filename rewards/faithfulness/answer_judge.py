@@ -13,6 +13,7 @@ from torch import Tensor
 from grpo_mm.registry import Role
 from grpo_mm.rewards.faithfulness.consistency import question_text
 from grpo_mm.rewards.judges.verdicts import Query, quoted, verdict_request
+from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS
 from grpo_mm.rewards.text.spans import last_element
 from grpo_mm.rewards.text.typed_answer import same_choice
 from grpo_mm.types import Prompt
@@ -59,6 +60,10 @@ class AnswerJudge:
     """Reads texts only. None: rules."""
     tag: str | None = "answer"
     """None: the entire text is the answer."""
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        return None if self.judge is None else JUDGE_SECONDS
 
     def check(self) -> None:
         """Raises ConfigError if the judge cannot be asked."""

@@ -16,6 +16,7 @@ from grpo_mm.registry import Role
 from grpo_mm.rewards.faithfulness.conclusions import concludes
 from grpo_mm.rewards.faithfulness.sentences import reasoning_and_answer
 from grpo_mm.rewards.judges.verdicts import Query, quoted, verdict_request
+from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS
 from grpo_mm.types import Prompt
 
 WORDS = ("yes", "no", "uncertain")
@@ -82,6 +83,10 @@ class Consistency:
             raise ConfigError(
                 f"consistency: sentences = {self.sentences}, max_chars = {self.max_chars}; wanted 1 or more, 100 or more."
             )
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        return None if self.judge is None else JUDGE_SECONDS
 
     def check(self) -> None:
         """Raises ConfigError if the judge cannot be asked."""

@@ -19,6 +19,7 @@ from grpo_mm.rewards.faithfulness.scene_claims import can_check, check_claims
 from grpo_mm.rewards.faithfulness.sentences import content_words, reasoning_and_answer, sentences, speaks_of_the_visible
 from grpo_mm.rewards.judges.prompt_pictures import pictures_of
 from grpo_mm.rewards.judges.verdicts import Query, quoted, verdict_request
+from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS
 from grpo_mm.rewards.shared.prompt_target import target_of
 from grpo_mm.rewards.spatial.box_coordinates import Coordinates
 from grpo_mm.types import Prompt
@@ -101,6 +102,10 @@ class SemanticGrounding:
         if self.coordinates not in get_args(Coordinates):
             raise ConfigError(f"coordinates = {self.coordinates!r}; wanted one of {', '.join(get_args(Coordinates))}.")
         self._warned = False
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        return None if self.judge is None else JUDGE_SECONDS
 
     def check(self) -> None:
         """Raises ConfigError if the judge cannot be asked."""

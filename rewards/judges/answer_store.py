@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import reason
 
 logger = logging.getLogger(__name__)
 
 BUSY_SECONDS = 30.0
+LONGEST = 2**20
+"""Characters of an answer that are kept."""
 _AT_ONCE = 500
 """Keys of one look-up; SQLite bounds the number of its variables."""
 
@@ -49,6 +52,7 @@ class AnswerStore:
             raise ConfigError(f"cache = {path!r}: its folder does not exist; make it first.")
         try:
             self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, check_same_thread=False)
+            self._db.text_factory = lambda found: found.decode("utf-8", "replace")  # one damaged answer is not all
             with self._db:
                 if not read_only:
                     self._db.execute(
@@ -67,17 +71,22 @@ class AnswerStore:
                 for i in range(0, len(keys), _AT_ONCE):
                     some = list(keys[i : i + _AT_ONCE])
                     marks = ",".join("?" * len(some))
-                    found |= self._db.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", some)
+                    rows = self._db.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", some)
+                    found |= {key: answer for key, answer in rows if isinstance(answer, str)}
             except sqlite3.Error as error:
                 self._warn(error)
         return found
 
     def put(self, answers: Mapping[bytes, str], *, calls: int) -> None:
-        """Adds answers, and to the number of calls that were made for them. An answer that is there stays."""
+        """Adds answers, and to the number of calls that were made for them. An answer that is there stays.
+
+        Halves of characters become question marks, and of an answer the first 2²⁰ characters are kept.
+        """
+        kept = [(key, text[:LONGEST].encode("utf-8", "replace").decode()) for key, text in answers.items()]
         with self._lock:
             try:
                 with self._db:
-                    self._db.executemany("INSERT OR IGNORE INTO answers (key, answer) VALUES (?, ?)", answers.items())
+                    self._db.executemany("INSERT OR IGNORE INTO answers (key, answer) VALUES (?, ?)", kept)
                     self._db.execute("DELETE FROM answers WHERE id <= (SELECT max(id) FROM answers) - ?", (self.size,))
                     self._db.execute("INSERT INTO asked (calls) SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM asked)")
                     self._db.execute("UPDATE asked SET calls = calls + ?", (calls,))
@@ -89,7 +98,7 @@ class AnswerStore:
         with self._lock:
             try:
                 return int((self._db.execute("SELECT sum(calls) FROM asked").fetchone() or [0])[0] or 0)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, ValueError, TypeError) as error:  # a foreign or damaged file may hold anything
                 self._warn(error)
                 return 0
 
@@ -97,7 +106,7 @@ class AnswerStore:
         with self._lock:
             return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 
-    def _warn(self, error: sqlite3.Error) -> None:
+    def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("cache of answers in %s: %s; what it cannot keep is asked again", self._where, error)
+            logger.warning("cache of answers in %s: %s; what it cannot keep is asked again", self._where, reason(error))

@@ -21,7 +21,7 @@ from grpo_mm.rewards.judges.unified_reward import (
     parse_think,
     think_question,
 )
-from grpo_mm.rewards.judges.vlm import Question, TransformersVlm, Vlm
+from grpo_mm.rewards.judges.vlm import Question, TransformersVlm, Vlm, answers_of
 from grpo_mm.rewards.judges.vlm_server import ServerVlm
 from grpo_mm.rollout.function_reward import call_function
 from grpo_mm.rollout.safe_call import score_safely
@@ -149,7 +149,7 @@ class ServerJudge(ReadsPairs, ServerVlm):
 def judge_with(vlm: Vlm, pairs: Sequence[Pair], *, form: Form) -> list[Verdict | None]:
     """Verdicts by a model's answers; None where it gave none, or one that decides nothing."""
     question, parse = (flex_question, parse_flex) if form == "flex" else (think_question, parse_think)
-    answers = vlm.ask([Question(question(pair.prompt.text), (pair.first, pair.second)) for pair in pairs])
+    answers = answers_of(vlm, [Question(question(pair.prompt.text), (pair.first, pair.second)) for pair in pairs])
     verdicts = [parse(answer) for answer in answers]
     unread = [answer for answer, verdict in zip(answers, verdicts) if answer is not None and verdict is None]
     if unread:

@@ -13,13 +13,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from grpo_mm.registry import Role
-from grpo_mm.rewards.judges.vlm import Question
+from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS, Question, answers_of
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
@@ -33,6 +33,8 @@ class UnifiedReward:
 
     Deviates: Flow-GRPO shrinks pictures to 512 pixels before it asks; here they go as they are.
     """
+
+    timeout_seconds: ClassVar[float] = JUDGE_SECONDS
 
     vlm: Annotated[Any, Role("vlm")]
     """Who is asked: kind transformers (a local model) or server."""
@@ -51,7 +53,7 @@ class UnifiedReward:
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M]."""
         questions = [Question(point_question(prompt.text), (image,)) for image, prompt in zip(items, prompts)]
-        scores = [parse_point(answer) for answer in self.vlm.ask(questions)]
+        scores = [parse_point(answer) for answer in answers_of(self.vlm, questions)]
         return {"score": torch.tensor([torch.nan if s is None else s / 5 for s in scores], dtype=torch.float32)}
 
 

@@ -17,12 +17,12 @@ from typing import Annotated, Any, Protocol
 import torch
 from torch import Tensor
 
-from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.errors import ConfigError
 from grpo_mm.processes.clock import count
 from grpo_mm.registry import Role
 from grpo_mm.rewards.judges.answer_store import AnswerStore, content_key
 from grpo_mm.rewards.judges.unified_reward import after_thinking
-from grpo_mm.rewards.judges.vlm import Question
+from grpo_mm.rewards.judges.vlm import Question, answers_of
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +181,7 @@ class ModelJudge:
         items = list(queries.items())
         for i in range(0, len(items), KEPT_EVERY):
             some = items[i : i + KEPT_EVERY]
-            answers = self.vlm.ask([Question(query.text, query.pictures) for _, query in some])
-            if len(answers) != len(some):
-                raise UserError(f"the judge gave {len(answers)} answers to {len(some)} questions; wanted one for each.")
+            answers = answers_of(self.vlm, [Question(query.text, query.pictures) for _, query in some])
             given = {key: answer for (key, _), answer in zip(some, answers) if answer is not None}
             store.put(given, calls=len(some))
             found |= given

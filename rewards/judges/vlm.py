@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import shown
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import check_model
 from grpo_mm.weights.pretrained import check_chat, check_vocabulary, load_model, load_processor
@@ -30,6 +31,24 @@ class Vlm(Protocol):
     def ask(self, questions: Sequence[Question]) -> list[str | None]:
         """An answer to each question on its own; None where there is none."""
         ...
+
+
+JUDGE_SECONDS = 3600.0
+"""The time limit, of a call on one rank, of rewards that ask a judge; `timeout_seconds` beside their `use` sets another."""
+
+
+def answers_of(vlm: Any, questions: Sequence[Question]) -> list[str | None]:
+    """What a model said to each question; None for what is no text.
+
+    Raises:
+        UserError: another number of answers than of questions: which is whose cannot be known.
+    """
+    answers = vlm.ask(questions)
+    if not isinstance(answers, (list, tuple)):
+        raise UserError(f"the judge's model gave {shown(answers, 80)}; wanted a list of {len(questions)} answers.")
+    if len(answers) != len(questions):
+        raise UserError(f"the judge gave {len(answers)} answers to {len(questions)} questions; wanted one for each.")
+    return [answer if isinstance(answer, str) else None for answer in answers]
 
 
 @dataclass

@@ -7,6 +7,7 @@ import base64
 import io
 import logging
 import os
+import re
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
@@ -17,7 +18,9 @@ from urllib.parse import urlsplit
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import reason, shown
 from grpo_mm.processes.clock import count
+from grpo_mm.rewards.judges.chat_completion import NoAnswer, hidden, read_completion, read_text, status_failure
 from grpo_mm.rewards.judges.vlm import Question, at_least_one, picture
 
 logger = logging.getLogger(__name__)
@@ -28,9 +31,11 @@ class ServerVlm:
     """A server with the chat completions of the OpenAI API (vLLM, SGLang, llama.cpp, a hosted model).
 
     Many questions are under way at once. A time-out, a lost connection, a status 408, 429 or 5xx and an answer that is
-    no chat completion are tried again after a pause that doubles up to 10 s; other statuses are final. What fails for
-    good is None, counted as `calls/vlm_failures`, and the first one is logged. Tokens that the server reports are counted as
-    `calls/vlm_prompt_tokens` and `calls/vlm_completion_tokens`.
+    no chat completion are tried again after a pause that doubles up to 10 s, or that the server asks for, up to 60 s; other
+    statuses are final, redirects among them, and so is an answer of more than 1 MiB. What fails for good is None, counted as
+    `calls/vlm_failures`, and the first one is logged. Tokens that the server reports are counted as `calls/vlm_prompt_tokens`
+    and `calls/vlm_completion_tokens`, answers that were cut off at `max_new_tokens` as `calls/vlm_cut_off`. Whatever a server
+    sends back, the key is in no message, answer or file.
     """
 
     base_url: str
@@ -65,13 +70,20 @@ class ServerVlm:
     def check(self) -> None:
         """Raises ConfigError for a malformed address or a key that is not set; does not call the server."""
         check_address(self.base_url)
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
+        if self.api_key_env is None:
+            return
+        key = os.environ.get(self.api_key_env)
+        if not key:
             raise ConfigError(f"api_key_env = {self.api_key_env!r}: no such environment variable, or it is empty.")
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(
+                f"api_key_env = {self.api_key_env!r}: the variable holds a blank, a line end or what is not ASCII, which no key has."
+            )
 
     def ask(self, questions: Sequence[Question]) -> list[str | None]:
         self.check()
         answers = _run(self._ask_all(questions))
-        failures = [answer for answer in answers if isinstance(answer, _Failure)]
+        failures = [answer for answer in answers if isinstance(answer, NoAnswer)]
         count("vlm_failures", len(failures))
         if failures and not self._warned:
             self._warned = True
@@ -82,9 +94,9 @@ class ServerVlm:
                 len(questions),
                 failures[0],
             )
-        return [None if isinstance(answer, _Failure) else answer for answer in answers]
+        return [None if isinstance(answer, NoAnswer) else answer for answer in answers]
 
-    async def _ask_all(self, questions: Sequence[Question]) -> list[str | _Failure]:
+    async def _ask_all(self, questions: Sequence[Question]) -> list[str | NoAnswer]:
         import httpx2
 
         key = os.environ[self.api_key_env] if self.api_key_env else None
@@ -92,49 +104,54 @@ class ServerVlm:
         under_way = asyncio.Semaphore(self.concurrency)
         async with httpx2.AsyncClient(
             base_url=self.base_url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=None,  # asyncio.timeout limits the whole try, not each read
             limits=httpx2.Limits(max_connections=self.concurrency),
+            follow_redirects=False,  # another host would get pictures and key
         ) as client:
-            tasks = (self._ask_one(client, under_way, question, jpeg_urls) for question in questions)
+            tasks = (self._ask_one(client, under_way, question, jpeg_urls, key) for question in questions)
             return await asyncio.gather(*tasks)
 
     async def _ask_one(
-        self, client: Any, under_way: asyncio.Semaphore, question: Question, jpeg_urls: dict[int, str]
-    ) -> str | _Failure:
-        failure = _Failure("not asked")
+        self,
+        client: Any,
+        under_way: asyncio.Semaphore,
+        question: Question,
+        jpeg_urls: dict[int, str],
+        key: str | None,
+    ) -> str | NoAnswer:
+        failure = NoAnswer("not asked")
         for attempt in range(self.retries + 1):
             if attempt:
-                await asyncio.sleep(min(self.backoff_seconds * 2 ** (attempt - 1), 10.0))
+                await asyncio.sleep(max(min(self.backoff_seconds * 2 ** (attempt - 1), 10.0), failure.pause))
             try:
                 async with under_way, asyncio.timeout(self.timeout_seconds):
-                    return await self._try(client, self._body(question, jpeg_urls))
+                    return await self._try(client, self._body(question, jpeg_urls), key)
             except TimeoutError:
-                failure = _Failure(f"no answer within {self.timeout_seconds:g} seconds")
-            except _Failure as error:
+                failure = NoAnswer(f"no answer within {self.timeout_seconds:g} seconds")
+            except NoAnswer as error:
                 failure = error
+            except Exception as error:  # one bad answer must not cost the others theirs
+                failure = NoAnswer(hidden(reason(error), key), may_pass=False)
             if not failure.may_pass:
                 break
         return failure
 
-    async def _try(self, client: Any, body: dict[str, Any]) -> str:
+    async def _try(self, client: Any, body: dict[str, Any], key: str | None) -> str:
         import httpx2
 
         try:
-            response = await client.post("chat/completions", json=body)
+            async with client.stream("POST", "chat/completions", json=body) as response:
+                text = await read_text(response, key)
         except httpx2.HTTPError as error:
-            raise _Failure(f"{type(error).__name__}: {error}") from error
+            raise NoAnswer(hidden(reason(error), key)) from error
         if response.status_code != 200:
-            may_pass = response.status_code in (408, 429) or response.status_code >= 500
-            raise _Failure(f"status {response.status_code}: {response.text[:200]}", may_pass=may_pass)
-        try:
-            completion = response.json()
-            answer = completion["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            answer = None
-        if not isinstance(answer, str):
-            raise _Failure(f"no chat completion: {response.text[:200]}")
-        _count_tokens(completion.get("usage"))
+            raise status_failure(response.status_code, response.headers, text)
+        answer, tokens, cut_off = read_completion(text)
+        for name, number in tokens.items():
+            count(f"vlm_{name}", number)
+        if cut_off:
+            count("vlm_cut_off", 1)
         return answer
 
     def _body(self, question: Question, jpeg_urls: dict[int, str]) -> dict[str, Any]:
@@ -171,33 +188,22 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     return done.result()
 
 
-def _count_tokens(usage: Any) -> None:
-    """What an answer cost, where the server tells."""
-    for name in ("prompt_tokens", "completion_tokens"):
-        tokens = usage.get(name) if isinstance(usage, dict) else None
-        if isinstance(tokens, int):
-            count(f"vlm_{name}", tokens)
-
-
-class _Failure(Exception):
-    def __init__(self, reason: str, *, may_pass: bool = True) -> None:
-        super().__init__(reason)
-        self.may_pass = may_pass
-        """Another try may go better."""
-
-
 def check_address(base_url: str) -> None:
-    """Raises ConfigError if it is no http address that chat/completions can be joined to."""
+    """Raises ConfigError if it is no http address that chat/completions can be joined to.
+
+    What may hold a secret (a name and password, what follows '?' or '#') is not repeated.
+    """
+    told = re.sub(r"//[^/]*@", "//***@", re.sub(r"[?#].*", "?***", base_url, flags=re.DOTALL))
     try:
         parts = urlsplit(base_url)
         _ = parts.port  # raises ValueError for a port that is no number
-    except ValueError as error:
-        raise ConfigError(f"base_url = {base_url!r} is no address: {error}.") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or set(base_url) & set(" \t\n"):
-        raise ConfigError(f"base_url = {base_url!r}, wanted http://host:port/v1 or https://host/v1.")
-    if parts.query or parts.fragment:
-        raise ConfigError(f"base_url = {base_url!r}: leave out what follows the path, '?' or '#'.")
+    except ValueError:
+        raise ConfigError(f"base_url = {shown(told)} is no address: its host or port cannot be read.") from None
     if parts.username or parts.password:
         raise ConfigError("base_url holds a user name or a password, which a run folder would show; use api_key_env.")
+    if parts.scheme not in ("http", "https") or not parts.hostname or set(base_url) & set(" \t\n"):
+        raise ConfigError(f"base_url = {shown(told)}, wanted http://host:port/v1 or https://host/v1.")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"base_url = {shown(told)}: leave out what follows the path, '?' or '#'.")
     if parts.path.rstrip("/").endswith("/completions"):
-        raise ConfigError(f"base_url = {base_url!r}: leave out /chat/completions, it is added.")
+        raise ConfigError(f"base_url = {shown(told)}: leave out /chat/completions, it is added.")

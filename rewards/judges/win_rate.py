@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -11,13 +12,17 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import finite_number, shown
 from grpo_mm.processes import rng
 from grpo_mm.processes.clock import count
 from grpo_mm.registry import Role
 from grpo_mm.rewards.judges.comparing import Pair, Verdict
 from grpo_mm.rewards.judges.pairing import all_pairs, bradley_terry, expected_win_rates, next_pairs, opening_pairs
+from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 OVERALL = "overall"
 PARTS = ("score", "failed", "ties", "comparisons", "swapped_disagree")
@@ -66,6 +71,8 @@ class WinRate:
     Source: Pref-GRPO, arXiv:2508.20751; fastvideo/rewards/unifiedreward_{think,flex}.py of CodeGoat24/Pref-GRPO.
     """
 
+    timeout_seconds: ClassVar[float] = JUDGE_SECONDS
+
     scope: ClassVar[str] = "set"
     """Scores a set as a whole: called with group_M, once per final set, never on single rows."""
 
@@ -112,6 +119,7 @@ class WinRate:
                 + (f"it decides {', '.join(known)}." if known else "does it have to be asked with form: flex?")
             )
         self._verdicts: dict[bytes, Verdict] = {}
+        self._warned = False
 
     def check(self) -> None:
         """Raises ConfigError if the judge lacks a file, a package or an address."""
@@ -201,15 +209,28 @@ class WinRate:
         if ask:
             judge: Any = self.judge
             answers = judge(list(ask.values()))
+            if not isinstance(answers, (list, tuple)):
+                raise UserError(f"the judge gave {shown(answers, 80)}; wanted a list of {len(ask)} verdicts.")
             if len(answers) != len(ask):
                 raise UserError(f"the judge gave {len(answers)} verdicts on {len(ask)} pairs; wanted one for each.")
             count("judge_calls", len(ask))
-            for key, answer in zip(ask, answers):
-                if answer:
-                    known[key] = self._verdicts[key] = _checked(answer)
+            given = {key: answer for key, answer in zip(ask, answers) if answer}
+            bad = {key: why for key, answer in given.items() if (why := _what_is_wrong(answer))}
+            if bad:
+                self._tell_or_raise(next(iter(bad.values())), all_are=len(bad) == len(given))
+            for key in (key for key in given if key not in bad):
+                known[key] = self._verdicts[key] = {str(name): float(v) for name, v in given[key].items()}
             while len(self._verdicts) > self.cache_size:
                 self._verdicts.pop(next(iter(self._verdicts)), None)
         return [_SAME if key is None else known.get(key) for key in keys]
+
+    def _tell_or_raise(self, why: str, *, all_are: bool) -> None:
+        """One bad verdict is a failed comparison and must not cost the others theirs; a judge that gives no good one is no judge."""
+        if all_are:
+            raise UserError(why)
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s; such comparisons fail", why)
 
     def _scores(self, one: _Set) -> dict[str, Tensor]:
         rates = {name: self._rates(one, name) for name in (OVERALL, *self.categories)}
@@ -286,11 +307,13 @@ class _Set:
         return found
 
 
-def _checked(verdict: Verdict) -> Verdict:
+def _what_is_wrong(verdict: Any) -> str:
+    if not isinstance(verdict, Mapping):
+        return f"the judge's verdict is {shown(verdict, 80)}; wanted a dict such as {{'overall': 1.0}}."
     for name, value in verdict.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"the judge's verdict has {name} = {value}; wanted 1 (first), 0 (second) or 0.5 (tie).")
-    return dict(verdict)
+        if not 0 <= (-1 if (number := finite_number(value)) is None else number) <= 1 and type(value) is not bool:
+            return f"the judge's verdict has {name} = {shown(value, 80)}; wanted 1 (first), 0 (second) or 0.5 (tie)."
+    return ""
 
 
 def _digest(image: Tensor) -> bytes:

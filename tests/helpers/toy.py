@@ -73,7 +73,7 @@ class ToyRecord:
         return ToyRecord(torch.cat([p.prompt_N for p in parts]), torch.cat([p.token_NA for p in parts]))
 
 
-PROVIDES = frozenset({"logprobs", "token_logprobs", "ref_logprobs", "behaviour_logprobs"})
+PROVIDES = frozenset({"logprobs", "token_logprobs", "ref_logprobs", "behaviour_logprobs", "entropy"})
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,9 @@ class ToyPolicy:
                 logprob = self._logprob(rollout)[index]
             values = {"logprobs": logprob, "token_logprobs": logprob}
             values["behaviour_logprobs"] = rollout.behaviour_NA.flatten()[index]
+            if "entropy" in needs:
+                table = self.logits.log_softmax(-1)[rollout.record.prompt_N]
+                values["entropy"] = -(table.exp() * table).sum(-1).flatten()[index].detach()
             if "ref" in rollout.columns:
                 values["ref_logprobs"] = rollout.columns["ref"].flatten()[index]
             yield index, values

@@ -334,12 +334,14 @@ def flow_config(method):
 @every_method
 def test_a_flow_engine_takes_a_method_or_says_what_is_missing(method):
     config = flow_config(method)
-    if method.name not in (*FLOW_REFUSES, "rank_grpo"):
+    if method.name not in (*FLOW_REFUSES, "rank_grpo", "high_entropy"):
         config.check_settings(1)
         return
     said = "compares the positions of a row, but the rollout scores rows as a whole"
     if method.name in FLOW_REFUSES:
         said = f"(needs|reads) the column '{FLOW_REFUSES[method.name]}'.* which .*the rollout does not declare"
+    if method.name == "high_entropy":
+        said = "the objective needs entropy, which the policy does not provide"
     with pytest.raises(ConfigError, match=said):
         config.check_settings(1)
 

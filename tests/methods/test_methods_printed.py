@@ -97,10 +97,14 @@ PRINTED = {
     "sapo": {"objective.0.temperature_up": 1, "objective.0.temperature_down": 1.05},
     "gmpo": {"objective.0.clip_low": 0.4, "objective.0.clip_high": 0.4},
     "kl_cov": {"objective.0.share": 2e-4, "objective.0.kl": 1},
+    "high_entropy": {
+        "objective.0.share": 0.2, "objective.0.of.clip_low": 0.2, "objective.0.of.clip_high": 0.28,
+        "objective.0.of.aggregate": "token",
+    },
     "tis": {"objective.0.cap": 2, "old_logprobs": "recompute"},
 }  # fmt: skip
 
-NOTHING_PRINTED = ("multi_label_grpo", "info_consistency_grpo", "weighted_grpo", "qae")
+NOTHING_PRINTED = ("multi_label_grpo", "info_consistency_grpo", "weighted_grpo", "qae", "passk", "gpg")
 """Of these the source gives a formula at most."""
 
 

@@ -9,6 +9,7 @@ from grpo_mm.objectives import (
     ClippedRatio,
     Kl,
     RatioNorm,
+    TopEntropy,
     aggregate_weight,
     clipped_ratio,
     gaussian_kl,
@@ -16,6 +17,8 @@ from grpo_mm.objectives import (
     k2,
     k3,
     ratio_norm,
+    top_entropy,
+    weighted_k3,
 )  # fmt: skip
 from grpo_mm.objectives.clipped_ratio import ratio_stats
 from grpo_mm.types import Counts, View
@@ -196,6 +199,8 @@ def test_kl_estimates_average_to_the_kl_of_two_gaussians():
         ("k1", 0.1),
         ("k2", 0.005),
         ("k3", math.exp(-0.1) - 1 + 0.1),
+        ("abs", 0.1),
+        ("weighted_k3", math.exp(0.4) * (math.exp(-0.1) - 1 + 0.1)),  # the policy that sampled gave 0
     ],
 )
 def test_every_form_of_kl_reads_what_it_declares(form, wanted):
@@ -281,3 +286,77 @@ def test_needs_follow_the_settings():
     assert ClippedRatio(step_weight="inverse_dt").needs == {"logprobs", "dt"}
     assert RatioNorm().needs == {"logprobs", "gaussian_logprobs", "mean_shift_old", "std", "dt"}
     assert RatioNorm(step_weight="none").needs == {"logprobs", "gaussian_logprobs", "mean_shift_old", "std"}
+
+
+# ── |k1|, importance-weighted k3 ──
+
+
+def test_the_absolute_log_ratio_pulls_with_the_same_force_from_either_side():
+    logprobs = array([-1.0, -2.0]).requires_grad_()
+    term = Kl(form="abs", weight=1.0)(
+        {"logprobs": logprobs, "ref_logprobs": array([-1.5, -1.0])}, view(advantage=array([0, 0]))
+    )
+    assert term.loss.tolist() == [[0.5, 1.0]]
+    (slope,) = torch.autograd.grad(term.loss.sum(), logprobs)
+    assert slope.tolist() == [[1.0, -1.0]]
+
+
+def test_weighted_k3_by_hand():
+    """Ratio 2, reference half as likely: 2 · (½ - 1 + ln 2); the slope is ratio · k3 + ratio · (1 - ½)."""
+    now = array([0.0]).requires_grad_()
+    values = {"logprobs": now, "ref_logprobs": array([math.log(0.5)])}
+    term = Kl(form="weighted_k3", weight=1.0)(values, view(advantage=array([0]), old=array([math.log(0.5)])))
+    k3_value = 0.5 - 1 + math.log(2)
+    assert term.loss.item() == pytest.approx(2 * k3_value)
+    (slope,) = torch.autograd.grad(term.loss.sum(), now)
+    assert slope.item() == pytest.approx(2 * k3_value + 2 * (1 - 0.5))
+
+
+def test_weighted_k3_has_the_value_and_the_gradient_of_the_true_kl_and_k3_has_not():
+    """Over all three outcomes of a categorical, weighed by the policy that sampled: no luck in it."""
+    logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([0.1, 0.5, 0.4], dtype=torch.float64)
+    ref = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
+    now = logits.log_softmax(0)
+    exact = (now.exp() * (now - ref)).sum()
+    weighted = (old * weighted_k3(now, ref, now - old.log())).sum()
+    assert weighted.item() == pytest.approx(exact.item())
+    wanted, found = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (exact, weighted))
+    assert torch.allclose(wanted, found)
+    plain = torch.autograd.grad((now.exp().detach() * k3(now, ref)).sum(), logits)[0]
+    assert not torch.allclose(wanted, plain)
+
+
+# ── the actions with the most entropy: the preset high_entropy ──
+
+
+@pytest.mark.parametrize(
+    ("share", "kept"), [(0.2, [4]), (0.4, [1, 4]), (0.41, [1, 3, 4]), (1.0, [0, 1, 2, 3, 4]), (0.01, [4])]
+)
+def test_the_share_with_the_most_entropy_is_kept(share, kept):
+    entropy = array([0.1, 0.8, 0.0, 0.5, 2.0, 9.0])
+    mask = array([1, 1, 1, 1, 1, 0])  # the largest of all is not trained
+    assert torch.nonzero(top_entropy(entropy, mask, share=share)[0]).flatten().tolist() == kept
+
+
+def test_equal_entropies_are_kept_together_and_an_empty_update_keeps_nothing():
+    assert top_entropy(array([1, 1, 1, 0]), array([1, 1, 1, 1]), share=0.25).tolist() == [[True, True, True, False]]
+    assert not top_entropy(array([1, 2]), array([0, 0])).any()
+
+
+def test_what_is_left_out_has_no_loss_and_the_average_stays_that_over_all():
+    now = array([-1.0, -1.0, -1.0, -1.0]).requires_grad_()
+    inner = ClippedRatio(clip_low=0.2, clip_high=0.2)
+    term = TopEntropy(of=inner, share=0.25)
+    seen = view(advantage=array([1, 2, 3, 4]), old=array([-1.0, -1.0, -1.0, -1.0]))
+    found = term({"logprobs": now, "entropy": array([0.0, 0.0, 5.0, 0.0])}, seen)
+    assert found.value().item() == pytest.approx(-3 / 4) and found.stats["kept_by_entropy"].tolist() == [[0, 0, 1, 0]]
+    (slope,) = torch.autograd.grad(found.value(), now)
+    assert slope.tolist() == [[0, 0, pytest.approx(-3 / 4), 0]]
+    assert term.needs == inner.needs | {"entropy"} and term.couples == "update"
+
+
+def test_terms_that_no_entropy_can_choose_from_are_refused():
+    for settings in (dict(of=Kl()), dict(of=ClippedRatio(), share=0), dict(of=ClippedRatio(), share=1.5)):
+        with pytest.raises(ValueError):
+            TopEntropy(**settings)

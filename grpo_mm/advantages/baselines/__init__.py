@@ -1,5 +1,5 @@
-"""What a sample is compared with: the mean, median or quantile of its group, of a stratum, of a fleet, or a shrunk or
-imagined one.
+"""What a sample is compared with: the mean, median or quantile of its group, of a stratum, of a fleet, a shrunk or
+imagined one, or the best of k.
 
 Stages that remember something between steps live in `state`.
 """
@@ -18,5 +18,6 @@ KINDS = (
     Entry("advantage", "agent_norm", "grpo_mm.advantages.baselines.agents:AgentNorm", "arXiv:2511.13288"),
     Entry("advantage", "fleet_norm", "grpo_mm.advantages.baselines.fleet_norm:FleetNorm", "arXiv:2507.15351"),
     Entry("advantage", "quantile_norm", "grpo_mm.advantages.baselines.quantile_norm:QuantileNorm", "arXiv:2509.22611"),
+    Entry("advantage", "pass_at_k", "grpo_mm.advantages.baselines.pass_at_k:PassAtK", "arXiv:2508.10751"),
 )  # fmt: skip
 """What a config can name of this room."""

@@ -1,0 +1,136 @@
+"""What a reward finds around it belongs to the run: what it changes of that is put back, and told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from grpo_mm.outside import reason
+
+log = logging.getLogger(__name__)
+
+_told: set[tuple[str, str]] = set()
+
+
+@contextmanager
+def kept(name: str) -> Iterator[None]:
+    """Puts back what reward `name` changes of the process, and tells it once for each setting.
+
+    Put back: the settings below, random states (python, numpy, torch, the current CUDA device), the filters of warnings, and
+    an alarm that was left ticking. Not put back, since programs rely on it after a first import: the environment, signal
+    handlers, `sys.path`, patched modules; nor is what is printed held back. A reward in a process of its own
+    (`isolate: true`) keeps all of that to itself.
+    """
+    before = [(what, get(), put) for what, get, put in _settings()]
+    drawn, filters = _random_states(), list(warnings.filters)
+    ticking = _ticking()
+    try:
+        yield
+    finally:
+        changed = [what for (what, value, put), (_, get, _) in zip(before, _settings()) if _put_back(value, get, put)]
+        if warnings.filters != filters:
+            _set_filters(filters)
+            changed.append("the filters of warnings")
+        if not ticking and _ticking():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            changed.append("the alarm clock")
+        for put, state in drawn:
+            put(state)
+        new = [what for what in changed if (name, what) not in _told]
+        if new:
+            _told.update((name, what) for what in new)
+            log.warning("reward %r changed %s of the process: put back after each call", name, ", ".join(new))
+
+
+def seed_all(seed: int) -> None:
+    """Global generators start from `seed`: what a reward draws follows from what it is asked, in a resumed run too."""
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+Setting = tuple[str, Callable[[], Any], Callable[[Any], Any]]
+
+
+def _settings() -> list[Setting]:
+    """(what it is, how to read it, how to set it); each costs about a microsecond to read."""
+    return [
+        ("the working folder", _working_folder, lambda folder: folder and os.chdir(folder)),
+        ("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        ("torch's default device", _default_device, lambda device: torch.set_default_device(device)),
+        ("torch's gradient mode", torch.is_grad_enabled, lambda on: torch.set_grad_enabled(on)),
+        ("torch's threads", torch.get_num_threads, torch.set_num_threads),
+        ("torch's deterministic mode", torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        ("torch's matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        ("torch's anomaly mode", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+        ("the current CUDA device", _cuda_device, lambda index: index is not None and torch.cuda.set_device(index)),
+        ("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+        ("sys.stdout", lambda: sys.stdout, lambda stream: setattr(sys, "stdout", stream)),
+        ("sys.stderr", lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
+        ("the level below which nothing is logged", lambda: logging.root.manager.disable, logging.disable),
+        ("the time limit of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout),
+    ]
+
+
+def _put_back(value: Any, get: Callable[[], Any], put: Callable[[Any], Any]) -> bool:
+    try:
+        if get() == value:
+            return False
+        put(value)
+    except Exception as error:
+        log.warning("what a reward changed of the process cannot be put back: %s", reason(error))
+    return True
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
+
+
+def _default_device() -> torch.device | None:
+    """None where none was set: setting "cpu" would cost every call of torch something."""
+    device = torch.get_default_device()
+    return None if device.type == "cpu" else device
+
+
+def _cuda_device() -> int | None:
+    return torch.cuda.current_device() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _random_states() -> list[tuple[Callable[[Any], Any], Any]]:
+    states: list[tuple[Callable[[Any], Any], Any]] = [
+        (random.setstate, random.getstate()),
+        (torch.set_rng_state, torch.get_rng_state()),
+    ]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.append((torch.cuda.set_rng_state, torch.cuda.get_rng_state()))
+    if "numpy" in sys.modules:
+        numpy_random = sys.modules["numpy"].random
+        states.append((numpy_random.set_state, numpy_random.get_state()))
+    return states
+
+
+def _ticking() -> bool:
+    """Whether SIGALRM will come; only the main thread can say and stop it."""
+    return threading.current_thread() is threading.main_thread() and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def _set_filters(filters: list[Any]) -> None:
+    warnings.simplefilter("default")  # tells the module that its filters changed
+    warnings.filters[:] = filters
