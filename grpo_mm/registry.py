@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import typing
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.moved import present_target, tell
@@ -21,6 +22,13 @@ class Role:
     """Marks a field whose value is a component of the table, e.g. Annotated[Any, Role("reward")]."""
 
     name: str
+
+
+def role_of(annotation: Any) -> Role | None:
+    """The role that a field's annotation carries."""
+    if typing.get_origin(annotation) is Annotated:
+        return next((m for m in annotation.__metadata__ if isinstance(m, Role)), None)
+    return None
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class RunConfig(Settings):
 def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a file and its overrides describe; `check` it before use."""
     try:
-        config = build(RunConfig, read_yaml(path, overrides))
+        config = build(RunConfig, read_yaml(path, overrides, RunConfig))
         _tell_what_stands_above(config)
         return config
     except ConfigError as error:
