@@ -24,8 +24,8 @@ from grpo_mm import registry
 from grpo_mm.config.methods import preset
 from grpo_mm.config.overrides import merge, override
 from grpo_mm.config.yaml_text import read_yaml_file
-from grpo_mm.errors import ConfigError
-from grpo_mm.outside import expanded, place, plain, shown
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import expanded, place, plain, reason, shown
 from grpo_mm.registry import Role, role_of
 
 
@@ -257,11 +257,28 @@ def component(role: Role, value: Any, *, path: str) -> Any:
         target = registry.lookup(role.name, value["kind"])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if inspect.isclass(target) and dataclasses.is_dataclass(target):
-        return build(target, settings, path=path)
-    if settings:
-        raise ConfigError(f"{path}: {value['kind']} takes no settings, found {', '.join(settings)}.")
-    return target() if inspect.isclass(target) else target
+    made = _made(target, value["kind"], settings, path=path)
+    try:
+        registry.check_role(role.name, value["kind"], made)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return made
+
+
+def _made(target: Any, kind: str, settings: Mapping[str, Any], *, path: str) -> Any:
+    """The component; whatever code that is not ours does while it is made is a ConfigError."""
+    try:
+        if inspect.isclass(target) and dataclasses.is_dataclass(target):
+            return build(target, settings, path=path)
+        if settings:
+            raise ConfigError(f"{path}: {kind} takes no settings, found {shown(', '.join(settings))}.")
+        return target() if inspect.isclass(target) else target
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if str(getattr(target, "__module__", "")).partition(".")[0] == "grpo_mm":
+            raise
+        raise ConfigError(f"{path}: {shown(kind)} cannot be made from these settings: {reason(error)}.") from error
 
 
 def dump(value: Any, *, role: str | None = None) -> Any:

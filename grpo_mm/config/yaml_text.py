@@ -74,7 +74,7 @@ def compose(text: str) -> yaml.Node | None:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise BadYaml(plain(" ".join(str(error).split()), 600)) from error
+        raise BadYaml(_told(error)) from error
     except RecursionError:
         raise BadYaml("nested too deeply") from None
 
@@ -87,9 +87,13 @@ def value_of(node: yaml.Node | None) -> Any:
     try:
         return _tree(loader.construct_document(node))
     except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a number after `!!int` that is none
-        raise BadYaml(plain(" ".join(str(error).split()), 600)) from error
+        raise BadYaml(_told(error)) from error
     finally:
         loader.dispose()
+
+
+def _told(error: Exception) -> str:
+    return plain(" ".join(str(error).replace('in "<unicode string>", ', "in ").split()), 600)
 
 
 class _Bounded(yaml.SafeLoader):
