@@ -37,6 +37,7 @@ def train(
     fresh: bool = False,
     checkpoint: str | None = None,
     on_step: OnStep | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Runs a config to its end, or goes on with it where it was interrupted.
 
@@ -47,6 +48,7 @@ def train(
         fresh: start over, deleting the run folder.
         checkpoint: go on from this one ("step_000020") instead of the newest.
         on_step: called after each step with its number and metrics.
+        trust: import what a config.yaml that lies in a run folder names, see `grpo_mm.config.run_config.read`.
 
     Returns:
         The summary that also lies in `summary.json`.
@@ -57,7 +59,9 @@ def train(
     """
     check_links()
     if not isinstance(config, RunConfig):
-        config = read(config, overrides)
+        if Path(config).is_dir():
+            raise ConfigError(f"{config} is a folder; train takes the config's file, such as {config}/config.yaml.")
+        config = read(config, overrides, trust=trust)
     elif overrides:
         raise ConfigError(
             "overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace."

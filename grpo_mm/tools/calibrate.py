@@ -14,6 +14,7 @@ from grpo_mm.advantages import Clamp, Gains, GroupNorm, WeightedSum
 from grpo_mm.config.run_config import Evaluation, RunConfig, read
 from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.objectives import ClippedRatio
+from grpo_mm.outside import place
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, write_noise
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
@@ -29,6 +30,7 @@ def calibrate(
     out: Path,
     settings: Calibrated | None = None,
     on_round: Callable[[int, torch.Tensor], None] | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Calibrates the noise of a config's policy, prompts and rewards, and writes `out`.
 
@@ -38,7 +40,8 @@ def calibrate(
     Returns:
         {"levels", "sigmas", "rounds", "frozen"}; frozen is False if the rounds ran out first.
     """
-    config = read(path, overrides)
+    config = read(path, overrides, trust=trust)
+    out = place(out, what="--out")
     if not isinstance(config.engine, FlowEngine):
         raise ConfigError("calibrate works on an engine of kind flow.")
     try:  # now, and not after the rounds

@@ -94,7 +94,7 @@ def owner(folder: Path) -> Mark | None:
             f"{folder} has no {NAME}, and its checkpoints are of {len(named)} runs. Leave those of one, or use another name."
         )
     if named:
-        return Mark(named.pop(), adopted=None in ids)
+        return Mark(named.pop(), adopted="" in ids)
     return replace(new_mark(), adopted=True)
 
 

@@ -277,7 +277,7 @@ def failing_disk_stops(folder: RunFolder) -> Iterator[None]:
             raise
         why = "there is no space left on the device" if full else getattr(error, "strerror", None) or reason(error)
         raise TrainingStopped(
-            f"{what or 'a file of the run'} could not be written or read: {why}. {checkpoint.last_intact(folder.checkpoints)} "
+            f"{what or 'a file of the run'} could not be {'written' if full else 'written or read'}: {why}. {checkpoint.last_intact(folder.checkpoints)} "
             f"{'Free some space' if full else 'Mend that'} and give the same command again to go on."
         ) from error
 
@@ -306,9 +306,10 @@ def cut_back(folder: RunFolder, *, step: int, without_eval: bool, events: int = 
         replace_text(folder.events, "".join(lines[:events]))
     else:
         folder.events.unlink(missing_ok=True)
-    checkpoint.prune(
-        folder.checkpoints, keep={s for s in checkpoint.steps(folder.checkpoints) if s <= step}, run=folder.run
+    later = {s for s in checkpoint.steps(folder.checkpoints) if s > step} - checkpoint.of_others(
+        folder.checkpoints, folder.run
     )
+    checkpoint.prune(folder.checkpoints, keep=set(checkpoint.steps(folder.checkpoints)) - later)
 
 
 def versions() -> dict[str, str]:

@@ -255,7 +255,9 @@ class Trainer:
         )
         keep = {*there[-policy.keep_last :], *({best} if policy.keep_best else ())}
         keep |= {self._healthy_checkpoint()} if self.rules.watched else set()
-        checkpoint.prune(self.folder.checkpoints, keep=keep, run=self.folder.run)
+        checkpoint.prune(
+            self.folder.checkpoints, keep=keep | checkpoint.of_others(self.folder.checkpoints, self.folder.run)
+        )
         rows = [{"step": s, "name": checkpoint.name_of(s), "best": s == best} for s in there if s in keep]
         replace_text(self.folder.path / "checkpoints.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -169,11 +169,11 @@ def _check_run(path: Path, found: Any, run: RunId | None) -> None:
     )
 
 
-def run_of(path: Path) -> Any:
-    """What the manifest of a checkpoint says of its run; None if it says nothing, or cannot be read."""
+def run_of(path: Path) -> str | None:
+    """The run that the manifest of a checkpoint names, "" if it names none; None if it is no manifest that can be read."""
     try:
         found = _json(path / "manifest.json")
-        return found.get("run") if found.get("format") == FORMAT else None
+        return str(found.get("run") or "") if found.get("format") == FORMAT else None
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -191,14 +191,19 @@ def _advice(path: Path) -> str:
     return f" To go on from another one say so: --checkpoint {others[-1]}."
 
 
-def prune(folder: Path, *, keep: set[int], run: RunId | None = None) -> None:
-    """Deletes finished checkpoints of `run` that are not to be kept, and what an interrupted write left."""
+def prune(folder: Path, *, keep: set[int]) -> None:
+    """Deletes finished checkpoints that are not to be kept, and what an interrupted write left."""
     for step in steps(folder):
-        path = folder / name_of(step)
-        if step not in keep and (run is None or run_of(path) == run.id or run.adopted):
-            _delete(path)
+        if step not in keep:
+            _delete(folder / name_of(step))
     for path in folder.glob(".writing_step_*"):
         _delete(path)
+
+
+def of_others(folder: Path, run: RunId | None) -> set[int]:
+    """The steps of checkpoints that are not of `run`, and so not to be deleted."""
+    own = {None} if run is None else {run.id, None, *([""] if run.adopted else [])}
+    return {step for step in steps(folder) if run_of(folder / name_of(step)) not in own}
 
 
 def _delete(path: Path) -> None:
