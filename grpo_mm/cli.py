@@ -13,12 +13,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from grpo_mm.errors import TrainingStopped, UserError
 from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
+from grpo_mm.outside import expanded, plain
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -28,16 +28,11 @@ zoo_app = typer.Typer(no_args_is_help=True, help="The tiny checkpoints that ship
 app.add_typer(zoo_app, name="zoo")
 
 
-class AtHome(click.ParamType):
+def at_home(text: str | Path) -> Path:
     """A path, with `~` expanded where the shell has not done it (`--out=~/x`)."""
-
-    name = "path"
-
-    def convert(self, value, param, ctx) -> Path:  # noqa: ANN001
-        return place(value, what=param.human_readable_name if param is not None else "the path")
+    return Path(expanded(str(text)))
 
 
-PATH = AtHome()
 Trust = Annotated[bool, typer.Option("--trust", help="import code that a run folder's config names")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
 
@@ -86,7 +81,7 @@ def _is_in_a_run(arguments: list[str]) -> bool:
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(click_type=PATH, help="a YAML file")],
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option(help="start over, deleting the run folder")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="go on from this checkpoint instead of the newest")] = None,
@@ -120,13 +115,13 @@ def is_main() -> bool:
 
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(click_type=PATH, help="a run folder, or a config for the untrained model")],
+    run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder, or a config for the untrained model")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="may be given several times")],
     media: Annotated[
         list[Path] | None,
-        typer.Option("--media", click_type=PATH, help="a picture or video that every prompt is about; may be repeated"),
+        typer.Option("--media", parser=at_home, help="a picture or video that every prompt is about; may be repeated"),
     ] = None,
-    out: Annotated[Path, typer.Option(click_type=PATH, help="folder for the pictures, or for answers.json")] = Path(
+    out: Annotated[Path, typer.Option(parser=at_home, help="folder for the pictures, or for answers.json")] = Path(
         "samples"
     ),
     count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
@@ -172,18 +167,18 @@ def evaluate(
     run: Annotated[
         Path | None,
         typer.Argument(
-            click_type=PATH, help="a run folder, or a config for the untrained model; not with --predictions"
+            parser=at_home, help="a run folder, or a config for the untrained model; not with --predictions"
         ),
     ] = None,
     overrides: Overrides = None,
     checkpoint: Annotated[str | None, typer.Option(help="a checkpoint of the run; default: the newest")] = None,
     predictions: Annotated[
         list[Path] | None,
-        typer.Option("--predictions", click_type=PATH, help="a file of predictions to score; may be repeated"),
+        typer.Option("--predictions", parser=at_home, help="a file of predictions to score; may be repeated"),
     ] = None,
     annotations: Annotated[
         list[Path] | None,
-        typer.Option("--annotations", click_type=PATH, help="the file that tells what is right; may be repeated"),
+        typer.Option("--annotations", parser=at_home, help="the file that tells what is right; may be repeated"),
     ] = None,
     form: Annotated[
         str | None,
@@ -224,7 +219,7 @@ def evaluate(
 
 @app.command()
 def show(
-    config: Annotated[Path, typer.Argument(click_type=PATH, help="a YAML file, or a run folder")],
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file, or a run folder")],
     overrides: Overrides = None,
     trust: Trust = False,
 ) -> None:
@@ -247,9 +242,9 @@ def show(
 
 @app.command()
 def calibrate(
-    config: Annotated[Path, typer.Argument(click_type=PATH, help="a YAML file")],
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(click_type=PATH, help="the noise file to write")] = Path("noise.json"),
+    out: Annotated[Path, typer.Option(parser=at_home, help="the noise file to write")] = Path("noise.json"),
     rounds: Annotated[int, typer.Option(help="rollouts at most")] = 100,
     start: Annotated[float, typer.Option(help="start from Flow-SDE's curve with this noise level")] = 0.7,
     trust: Trust = False,
@@ -301,7 +296,7 @@ def methods(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(click_type=PATH, help="a run folder")]) -> None:
+def report(run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder")]) -> None:
     """Writes the run as one HTML page."""
     from grpo_mm.looking.report.page import write_report
 
@@ -312,7 +307,7 @@ def report(run: Annotated[Path, typer.Argument(click_type=PATH, help="a run fold
 
 @app.command()
 def bench(
-    config: Annotated[Path, typer.Argument(click_type=PATH, help="a YAML file")],
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="timed steps after one warm-up step")] = 5,
     vs: Annotated[list[str] | None, typer.Option(help="key.sub=value of a second variant; the two take turns")] = None,
@@ -330,7 +325,7 @@ def bench(
 @zoo_app.command("build")
 def zoo_build(
     name: Annotated[str, typer.Argument(help="text_to_image or vision_language")],
-    out: Annotated[Path, typer.Option(click_type=PATH, help="folder for the checkpoint")],
+    out: Annotated[Path, typer.Option(parser=at_home, help="folder for the checkpoint")],
     seed: int = 0,
 ) -> None:
     """Makes a shipped checkpoint again from scratch."""
