@@ -118,7 +118,7 @@ def lookup(role: str, kind: str) -> Any:
     )
 
 
-TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d][\w.]*")
 
 
 def load(target: str) -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import ConfigError
 from grpo_mm.moved import present_target
-from grpo_mm.outside import expanded
+from grpo_mm.outside import expanded, parse_json
 
 BESIDE = ("run.json", "versions.json")
 """Files of which one lies beside the config.yaml of a run."""
@@ -45,3 +49,51 @@ def as_of_today(value: Any) -> Any:
     if isinstance(value, list):
         return [as_of_today(part) for part in value]
     return expanded(present_target(value)) if isinstance(value, str) else value
+
+
+def signature(folder: Path, *, make_key: bool = False) -> str:
+    """What only this user can write of the config in that place: a run that was moved, copied or edited has another one.
+
+    The key lies in the user's own settings (`~/.config/grpo_mm/key`, or below XDG_CONFIG_HOME) and is made with the first run.
+    Empty where there is none.
+    """
+    try:
+        key = _key(make=make_key)
+        content = (folder / "config.yaml").read_bytes()
+    except (OSError, ValueError):  # no home that can be written: such a user says --trust
+        return ""
+    said = os.fsencode(os.path.realpath(folder)) + b"\0" + hashlib.sha256(content).digest()
+    return hmac.new(key, said, "sha256").hexdigest()
+
+
+def is_own(folder: Path) -> bool:
+    """Whether this user's own training wrote the config that lies there now, in that place."""
+    try:
+        found = parse_json((folder / "run.json").read_text(encoding="utf-8"))
+        signed = found.get("signed")
+    except (OSError, ValueError, AttributeError):
+        return False
+    wanted = signature(folder)
+    return bool(wanted) and isinstance(signed, str) and hmac.compare_digest(signed.encode(), wanted.encode())
+
+
+def _key(*, make: bool) -> bytes:
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    if not os.path.isabs(base):
+        raise ValueError("no home")
+    file = Path(base) / "grpo_mm" / "key"
+    if make and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".writing_key_{os.getpid()}")
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(secrets.token_bytes(32))
+        try:
+            os.link(aside, file)  # of two runs that begin at once one key stays
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+    key = file.read_bytes()
+    if len(key) != 32:
+        raise ValueError("no key")
+    return key

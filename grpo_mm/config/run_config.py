@@ -14,7 +14,7 @@ import torch
 from grpo_mm.config.checks import check_settings
 from grpo_mm.config.methods import preset
 from grpo_mm.config.overrides import override
-from grpo_mm.config.recorded import is_recorded, read_recorded
+from grpo_mm.config.recorded import is_own, is_recorded, read_recorded
 from grpo_mm.config.settings import Checkpoints, Evaluation, Settings, Updates
 from grpo_mm.config.typed_yaml import build, convert, dump, read_yaml
 from grpo_mm.errors import ConfigError
@@ -53,7 +53,8 @@ def read(path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
     """The run that a file and its overrides describe; `check` it before use.
 
     `path` may be a run folder. Its config, and a config.yaml that lies in one, are data: code that no room of this package
-    lists is imported for them only if an override names it, or with `trust`.
+    lists is imported for them only if an override names it, with `trust`, or if this user's own training wrote that config
+    in that place.
     """
     path = place(path, what="the config")
     try:
@@ -77,7 +78,7 @@ def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 def build_config(mapping: Mapping[str, Any], path: Path, overrides: Sequence[str], *, trust: bool) -> RunConfig:
     """The run that a plain mapping describes; `path` is where it was read."""
-    if trust or not is_recorded(path):
+    if trust or not is_recorded(path) or is_own(path if path.is_dir() else path.parent):
         return build(RunConfig, mapping)
     _refuse_secrets(mapping, path, overrides)
     with only_known(str(path), named=overrides):

@@ -271,7 +271,7 @@ def _made(target: Any, kind: str, settings: Mapping[str, Any], *, path: str) -> 
         if inspect.isclass(target) and dataclasses.is_dataclass(target):
             return build(target, settings, path=path)
         if settings:
-            raise ConfigError(f"{path}: {kind} takes no settings, found {shown(', '.join(settings))}.")
+            raise ConfigError(f"{path}: {kind} takes no settings, found {plain(', '.join(settings), 200)}.")
         return target() if inspect.isclass(target) else target
     except (UserError, KeyboardInterrupt):
         raise

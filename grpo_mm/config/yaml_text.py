@@ -51,7 +51,7 @@ def read_yaml_file(path: Path) -> Any:
     try:
         return parse_yaml(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid YAML: byte {error.start} is not UTF-8. Save it as UTF-8.") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}. Save it as UTF-8.") from error
     except BadYaml as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
 

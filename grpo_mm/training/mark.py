@@ -33,6 +33,8 @@ class Mark:
     """The folder is of a version without marks, and so are its first checkpoints."""
     clearing: bool = False
     """The run is being started over: what lies there is deleted before anything else."""
+    signed: str = ""
+    """See `recorded.signature`; empty in a run folder whose config.yaml is not written yet."""
 
     @property
     def run(self) -> RunId:
@@ -58,7 +60,9 @@ def read_mark(folder: Path) -> Mark | None:
         found = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise BadJson("another format")
-        mark = Mark(found["id"], found.get("adopted", False), found.get("clearing", False))
+        mark = Mark(
+            found["id"], found.get("adopted", False), found.get("clearing", False), str(found.get("signed", ""))
+        )
         if not isinstance(mark.id, str) or not re.fullmatch(r"[0-9a-f]{32}", mark.id):
             raise BadJson("no id")
         if not isinstance(mark.adopted, bool) or not isinstance(mark.clearing, bool):

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from grpo_mm.config.recorded import as_of_today
+from grpo_mm.config.recorded import as_of_today, signature
 from grpo_mm.config.recorded import read_recorded as read_config
 from grpo_mm.config.run_config import RunConfig, differences, plain
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
@@ -150,9 +150,7 @@ def _check_owned(path: Path, *, fresh: bool) -> bool:
         if all(name == f".writing_{mark.NAME}" and not (path / name).is_symlink() for name in names):
             return False
         has = "its config.yaml is not that of a run" if "config.yaml" in names else "it has no config.yaml"
-        raise ConfigError(
-            f"{path} exists and is no run folder ({has}, and no mark). Nothing in it is touched. Use another name."
-        )
+        raise ConfigError(f"{path} exists and is no run folder ({has}). Nothing in it is touched. Use another name.")
     links = [
         name for name in names if (path / name).is_symlink() and (name in LINKED_TO or name.startswith(".writing_"))
     ]
@@ -182,11 +180,14 @@ def open_folder(config: RunConfig, *, fresh: bool) -> RunFolder:
             left = clear(folder.path, name=config.name)
             if left:
                 log.warning("%s: not of a run, so it stays: %s", folder.path, ", ".join(left[:10]))
-            mark.write_mark(folder.path, replace(found, clearing=False))
+            found = replace(found, clearing=False)
+            mark.write_mark(folder.path, found)
         elif mark.read_mark(folder.path) is None:
             mark.write_mark(folder.path, found)
         replace_text(folder.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         replace_text(folder.path / "versions.json", json.dumps(versions(), indent=1))
+        signed = replace(found, signed=signature(folder.path, make_key=True))
+        mark.write_mark(folder.path, signed) if signed != found else None
         folder.samples.mkdir(exist_ok=True)
         folder.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
