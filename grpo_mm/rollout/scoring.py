@@ -17,6 +17,7 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import Role
 from grpo_mm.rollout.function_reward import call_function
 from grpo_mm.rollout.safe_call import score_safely
+from grpo_mm.rollout.surroundings import put_back_after
 from grpo_mm.types import Prompt, is_relative
 
 log = logging.getLogger(__name__)
@@ -62,12 +63,12 @@ class Scoring:
     ) -> dict[str, Tensor]:
         applies = _applies(scorer, prompts)
         if not applies:
-            return {"score": torch.full((len(prompts),), torch.nan)}
+            return {"score": torch.full((len(prompts),), torch.nan, dtype=torch.float32)}
         if not isinstance(items, Tensor):
             applies = [i for i in applies if items[i] is not None]
         index = torch.tensor(applies, dtype=torch.int64)
         chosen = items[index] if isinstance(items, Tensor) else [items[i] for i in applies]
-        with phase("reward"):
+        with phase("reward"), put_back_after(f"reward {name!r}"):
             self._move(scorer.use, self.device)
             relative = is_relative(scorer.use)
             use = partial(_with_groups, scorer.use, group_U[index]) if relative else scorer.use

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grpo_mm import registry
 from grpo_mm.config.run_config import RunConfig, build_config, recorded_mapping
+from grpo_mm.config.sizes import check_sizes
 from grpo_mm.config.typed_yaml import read_yaml
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import place
@@ -48,6 +49,7 @@ class Loaded:
         if scores:
             config.check()
         else:
+            check_sizes(config)
             config.policy.check()
             config.engine.check(config.policy, group_size=config.group_size)
         path = _checkpoint(run, checkpoint)
