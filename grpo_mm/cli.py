@@ -298,10 +298,14 @@ def methods(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder")]) -> None:
     """Writes the run as one HTML page."""
+    from grpo_mm.config.recorded import is_recorded_run
     from grpo_mm.looking.report.page import write_report
 
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml.")
+    page = run / "report.html"
+    if page.is_symlink() or (page.exists() and not is_recorded_run(run)):
+        raise UserError(f"{page} is there, in a folder that no run has written, so it is not overwritten.")
     typer.echo(write_report(run))
 
 

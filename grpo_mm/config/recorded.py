@@ -24,6 +24,11 @@ def is_recorded(path: Path) -> bool:
     return (folder / "config.yaml").is_file() and (path.is_dir() or any((folder / name).is_file() for name in BESIDE))
 
 
+def is_recorded_run(folder: Path) -> bool:
+    """Whether a folder holds config.yaml and the files that a run writes beside it, or its record."""
+    return is_recorded(folder) and any((folder / name).is_file() for name in (*BESIDE, "metrics.jsonl"))
+
+
 def read_recorded(folder: Path) -> dict[str, Any]:
     """The resolved config that a run was started with.
 

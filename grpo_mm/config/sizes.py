@@ -20,10 +20,11 @@ MOST_ROWS = 10**6
 MOST_OF_A_PART = {
     "max_new_tokens": 10**6, "eval_max_new_tokens": 10**6, "steps": 10**5, "eval_steps": 10**5, "height": 16384, "width": 16384,
     "eval_height": 16384, "eval_width": 16384, "text_length": 10**6, "rank": 10**5, "rollout_batch": 10**6, "micro_batch": 10**6,
-    "decode_batch": 10**6, "frames": 10**6, "max_frames": 10**6, "seeds": 10**6, "most": 10**6, "first": 10**6, "branches": 10**5,
-    "samples": 10**6, "prefix": 10**6, "depth": 10**5, "width_px": 10**5,
+    "decode_batch": 10**6, "max_frames": 10**6, "seeds": 10**6, "most": 10**6, "first": 10**6, "samples": 10**6,
 }  # fmt: skip
 """Of policy, engine and collector, and of what they are made of, by the name of the field."""
+LARGEST_FLOAT = 3.4028234663852886e38
+"""What float32 holds: the optimiser takes nothing larger."""
 LONGEST_NAME = 200
 """Bytes of `name`: the lock beside the folder, and files that are being written, have a few more; file systems take 255."""
 
@@ -35,6 +36,8 @@ def check_sizes(config: Settings) -> None:
         for part in key.split("."):
             value = getattr(value, part)
         _check(key, value, most)
+    for key, _, value in _settings(config.optim, "optim"):
+        _check(key, value, LARGEST_FLOAT)
     rows = config.prompts_per_step * config.group_size
     if rows > MOST_ROWS:
         raise ConfigError(f"prompts_per_step × group_size = {rows:,} rows of a step; wanted at most {MOST_ROWS:,}.")
@@ -53,7 +56,9 @@ def check_sizes(config: Settings) -> None:
 
 def _check(key: str, value: Any, most: int) -> None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value > most:
-        raise ConfigError(f"{key} = {shown(value, 60)}; wanted at most {most:,}.")
+        raise ConfigError(
+            f"{key} = {shown(value, 60)}; wanted at most {most if isinstance(most, float) else format(most, ',')}."
+        )
 
 
 def _settings(part: Any, path: str, depth: int = 0) -> Iterator[tuple[str, str, Any]]:

@@ -199,11 +199,11 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
 
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 """Words that YAML 1.1 takes for true and false; here a field of that type does."""
-LARGEST_INT, LARGEST_FLOAT = 2**63 - 1, 3.4028234663852886e38
+LARGEST_INT = 2**63 - 1
 
 
 def _check_numbers(found: Any, value: Any, *, path: str) -> None:
-    """No NaN, no infinity and nothing that torch's int64 and float32 do not hold, anywhere in a plain value; no number of a
+    """No NaN, no infinity and no whole number that int64 does not hold, anywhere in a plain value; no number of a
     text that different readers take for different numbers."""
     if isinstance(found, Mapping):
         for key, part in found.items():
@@ -215,7 +215,7 @@ def _check_numbers(found: Any, value: Any, *, path: str) -> None:
     elif isinstance(found, float) and not math.isfinite(found):
         raise ConfigError(f"{path}: found {shown(value)}; input should be a finite number.")
     elif isinstance(found, (int, float)) and not isinstance(found, bool):
-        if abs(found) > (LARGEST_INT if isinstance(found, int) else LARGEST_FLOAT):
+        if isinstance(found, int) and abs(found) > LARGEST_INT:
             raise ConfigError(f"{path}: found {shown(value)}; no number of the run may be as large.")
         if isinstance(value, str) and AMBIGUOUS.match(value.strip()):
             raise ConfigError(

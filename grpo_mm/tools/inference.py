@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ def sample(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the samples cannot be written to {out}: {error}.") from error
+    _check_overwritten(out)
     loaded = Loaded(run, overrides=overrides, checkpoint=None, scores=False, media=bool(media), trust=trust)
     asked = tuple(Prompt(id=f"sample/{i}", text=text, media=tuple(media)) for i, text in enumerate(prompts))
     size = len(asked)
@@ -138,6 +140,40 @@ def sample(
     said = [{"prompt": prompt, "answers": texts} for prompt, texts in zip(prompts, answers)]
     path.write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8", errors="replace")
     return Sampled([path], answers)
+
+
+def _check_overwritten(out: Path) -> None:
+    """Raises ConfigError if the folder holds files of the names that are written here and `sample` has not written them."""
+    answers, latents = out / "answers.json", out / "latents.safetensors"
+    pictures = [path for path in out.glob("[0-9][0-9][0-9]_*.png") if re.fullmatch(r"[0-9]{3}_[0-9]+\.png", path.name)]
+    links = [path for path in (answers, latents, *pictures) if path.is_symlink()]
+    foreign = links[0] if links else None
+    if foreign is None and answers.exists() and not _are_answers(answers):
+        foreign = answers
+    if foreign is None and (latents.exists() or pictures) and not _are_latents(latents):
+        foreign = latents if latents.exists() else pictures[0]
+    if foreign is not None:
+        raise ConfigError(f"{foreign} is there, and not from `sample`, so it is not overwritten. Give another --out.")
+
+
+def _are_answers(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(found, list) and all(
+            isinstance(one, dict) and {"prompt", "answers"} == set(one) for one in found
+        )
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _are_latents(path: Path) -> bool:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return list(stored.keys()) == ["latents"]
+    except Exception:  # safetensors has an error of its own
+        return False
 
 
 def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor, out: Path, *, seed: int) -> list[Path]:
