@@ -140,7 +140,7 @@ def load(target: str) -> Any:
     except BaseException as error:  # a module may end in anything, `sys.exit` included
         if isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name):
             raise ConfigError(
-                f"{shown(target)}: no module named {error.name!r}. Is it installed, or in the folder you start from?"
+                f"{shown(target)}: no module named {shown(error.name)}. Is it installed, or in the folder you start from?"
             ) from error
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(

@@ -46,7 +46,7 @@ def check_sizes(config: Settings) -> None:
             if name in MOST_OF_A_PART:
                 _check(key, value, MOST_OF_A_PART[name])
     name = os.fsencode(config.name) if config.name.isprintable() else b""
-    if len(name) > LONGEST_NAME:
+    if len(config.name) <= 100 and len(name) > LONGEST_NAME:
         raise ConfigError(
             f"name is {shown(config.name, 40)}, {len(name)} bytes; wanted a folder name of at most {LONGEST_NAME}."
         )
