@@ -109,6 +109,7 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
         _check_place(folder.path)
         is_run = _check_owned(folder.path, fresh=fresh)
         if fresh or not is_run:
+            _check_no_others(folder) if is_run else None
             return
         if metrics.read(folder.metrics) or checkpoint.steps(folder.checkpoints):
             different = differences(read_config(folder.path), as_of_today(plain(config)))
@@ -119,10 +120,20 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
                 )
         path = find_checkpoint(folder, checkpoint_name)
         checkpoint.verify(path, folder.run) if path is not None else None
+        _check_no_others(folder)
     except OSError as error:
         raise ConfigError(
             f"{folder.path} cannot be read: {reason(error)}. Choose another `runs_dir` or `name`."
         ) from error
+
+
+def _check_no_others(folder: RunFolder) -> None:
+    others = sorted(checkpoint.of_others(folder.checkpoints, folder.run))
+    if others:
+        raise CheckpointError(
+            f"{folder.checkpoints / checkpoint.name_of(others[0])} is a checkpoint of another run, which is neither overwritten nor "
+            "deleted. Move it away."
+        )
 
 
 def _check_place(path: Path) -> None:
