@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from grpo_mm import outside
 from grpo_mm.config.checks import check_settings
 from grpo_mm.config.methods import preset
 from grpo_mm.config.overrides import override
@@ -63,9 +64,8 @@ def read(path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
         _tell_what_stands_above(config)
         return config
     except ConfigError as error:
-        raise ConfigError(
-            str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}"
-        ) from error
+        said = str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}"
+        raise ConfigError(outside.plain(said, 4000)) from error
 
 
 def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:

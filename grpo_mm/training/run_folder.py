@@ -128,7 +128,7 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
 
 
 def _check_no_others(folder: RunFolder) -> None:
-    others = sorted(checkpoint.of_others(folder.checkpoints, folder.run))
+    others = [] if starts_over(folder) else sorted(checkpoint.of_others(folder.checkpoints, folder.run))
     if others:
         raise CheckpointError(
             f"{folder.checkpoints / checkpoint.name_of(others[0])} is a checkpoint of another run, which is neither overwritten nor "
