@@ -18,6 +18,7 @@ import typer
 from grpo_mm.errors import TrainingStopped, UserError
 from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
+from grpo_mm.outside import expanded, plain
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -26,6 +27,13 @@ app = typer.Typer(
 zoo_app = typer.Typer(no_args_is_help=True, help="The tiny checkpoints that ship with the package.")
 app.add_typer(zoo_app, name="zoo")
 
+
+def at_home(text: str | Path) -> Path:
+    """A path, with `~` expanded where the shell has not done it (`--out=~/x`)."""
+    return Path(expanded(str(text)))
+
+
+Trust = Annotated[bool, typer.Option("--trust", help="import code that a run folder's config names")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
 
 
@@ -41,7 +49,8 @@ def main() -> None:
     if is_main() and not sys.warnoptions:
         # Python shows deprecations of scripts only; a config that names an old path is to be seen too.
         warnings.filterwarnings("default", category=MovedModule)
-    sys.path.append(os.getcwd())  # a user's own rewards lie where the command is started
+    if not _is_in_a_run(sys.argv[1:]):
+        sys.path.append(os.getcwd())  # a user's own rewards lie where the command is started
     try:
         check_links()
         app()
@@ -52,18 +61,31 @@ def main() -> None:
         )
         sys.exit(2 if isinstance(error, UserError) else 3)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and error.filename is None:
             raise
-        print(f"there is no space left on the device ({error.filename or 'report or pictures'}).", file=sys.stderr)
+        what = "there is no space left on the device" if full else f"a file cannot be read or written: {error.strerror}"
+        print(f"{what} ({plain(os.fsdecode(error.filename or 'report or pictures'))}).", file=sys.stderr)
         sys.exit(3)
+
+
+def _is_in_a_run(arguments: list[str]) -> bool:
+    """Whether the command is started in a run folder, or in one that it names, without --trust: a module that lies there came
+    with that folder."""
+    here = os.getcwd()
+    named = [a for a in arguments if os.path.isfile(os.path.join(a, "config.yaml"))]
+    inside = any(f"{here}{os.sep}".startswith(f"{os.path.realpath(folder)}{os.sep}") for folder in named)
+    is_run = os.path.isfile("config.yaml") and any(map(os.path.isfile, ("run.json", "versions.json")))
+    return "--trust" not in arguments and (is_run or inside)
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="a YAML file")],
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option(help="start over, deleting the run folder")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="go on from this checkpoint instead of the newest")] = None,
+    trust: Trust = False,
 ) -> None:
     """Trains a config, or goes on where the run was interrupted."""
     from grpo_mm.config.run_config import read
@@ -71,7 +93,10 @@ def train(
     from grpo_mm.looking.report.page import write_report
     from grpo_mm.tools.console import before_after, progress
 
-    settings = read(config, overrides or [])
+    if config.is_dir():
+        raise UserError(f"{config} is a folder; train takes the config's file, such as {config}/config.yaml.")
+    settings = read(config, overrides or [], trust=trust)
+    folder = settings.folder.absolute()  # a reward may change the working folder
     try:
         with progress(settings) if is_main() else nullcontext() as on_step:
             summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
@@ -79,8 +104,8 @@ def train(
         typer.echo("interrupted; the same command goes on from the newest checkpoint", err=True)
         raise typer.Exit(130) from None
     if is_main():
-        report = write_report(settings.folder)
-        before_after(summary, settings.folder, report)
+        report = write_report(folder)
+        before_after(summary, folder, report)
 
 
 def is_main() -> bool:
@@ -90,16 +115,19 @@ def is_main() -> bool:
 
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(help="a run folder, or a config for the untrained model")],
+    run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder, or a config for the untrained model")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="may be given several times")],
     media: Annotated[
         list[Path] | None,
-        typer.Option("--media", help="a picture or video that every prompt is about; may be repeated"),
+        typer.Option("--media", parser=at_home, help="a picture or video that every prompt is about; may be repeated"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the pictures, or for answers.json")] = Path("samples"),
+    out: Annotated[Path, typer.Option(parser=at_home, help="folder for the pictures, or for answers.json")] = Path(
+        "samples"
+    ),
     count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="of the initial noise, or of the tokens")] = 0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
+    trust: Trust = False,
 ) -> None:
     """Draws pictures, or prints answers, with the sampler of the evaluation.
 
@@ -109,7 +137,9 @@ def sample(
     from grpo_mm.tools.inference import sample as draw
 
     opened = [_media_file(path) for path in media or []]
-    made = draw(run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [])
+    made = draw(
+        run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust
+    )
     for text, answers in zip(prompt, made.answers):
         typer.echo(text)
         for answer in answers:
@@ -135,15 +165,20 @@ def _media_file(path: Path) -> object:
 @app.command("eval")
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(help="a run folder, or a config for the untrained model; not with --predictions")
+        Path | None,
+        typer.Argument(
+            parser=at_home, help="a run folder, or a config for the untrained model; not with --predictions"
+        ),
     ] = None,
     overrides: Overrides = None,
     checkpoint: Annotated[str | None, typer.Option(help="a checkpoint of the run; default: the newest")] = None,
     predictions: Annotated[
-        list[Path] | None, typer.Option("--predictions", help="a file of predictions to score; may be repeated")
+        list[Path] | None,
+        typer.Option("--predictions", parser=at_home, help="a file of predictions to score; may be repeated"),
     ] = None,
     annotations: Annotated[
-        list[Path] | None, typer.Option("--annotations", help="the file that tells what is right; may be repeated")
+        list[Path] | None,
+        typer.Option("--annotations", parser=at_home, help="the file that tells what is right; may be repeated"),
     ] = None,
     form: Annotated[
         str | None,
@@ -153,6 +188,7 @@ def evaluate(
         bool, typer.Option("--answered-only", help="leave out queries without a prediction; else they count as 0")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    trust: Trust = False,
 ) -> None:
     """Scores the held-out prompts with the deterministic sampler, or predictions that lie in files (in per cent).
 
@@ -171,10 +207,10 @@ def evaluate(
     else:
         from grpo_mm.tools.inference import evaluate as score
 
-        found = score(run, overrides=overrides or [], checkpoint=checkpoint)
+        found = score(run, overrides=overrides or [], checkpoint=checkpoint, trust=trust)
     if as_json:
-        plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
-        typer.echo(json.dumps(plain, indent=1))
+        numbers = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        typer.echo(json.dumps(numbers, indent=1))
         return
     for name, value in found.items():
         digits = 0 if name.endswith("queries") else 2 if predictions else 4
@@ -182,19 +218,23 @@ def evaluate(
 
 
 @app.command()
-def show(config: Annotated[Path, typer.Argument(help="a YAML file")], overrides: Overrides = None) -> None:
+def show(
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file, or a run folder")],
+    overrides: Overrides = None,
+    trust: Trust = False,
+) -> None:
     """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model.
 
     What still keeps it from training (files that are not there) comes last, with exit code 2.
     """
     import yaml
 
+    from grpo_mm.config import run_config
     from grpo_mm.config.arithmetic import lines
-    from grpo_mm.config.run_config import plain, read
 
-    settings = read(config, overrides or [])
+    settings = run_config.read(config, overrides or [], trust=trust)
     settings.check_settings()
-    typer.echo(yaml.safe_dump(plain(settings), sort_keys=False))
+    typer.echo(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
     for line in lines(settings):
         typer.echo(line)
     settings.check()
@@ -202,11 +242,12 @@ def show(config: Annotated[Path, typer.Argument(help="a YAML file")], overrides:
 
 @app.command()
 def calibrate(
-    config: Annotated[Path, typer.Argument(help="a YAML file")],
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="the noise file to write")] = Path("noise.json"),
+    out: Annotated[Path, typer.Option(parser=at_home, help="the noise file to write")] = Path("noise.json"),
     rounds: Annotated[int, typer.Option(help="rollouts at most")] = 100,
     start: Annotated[float, typer.Option(help="start from Flow-SDE's curve with this noise level")] = 0.7,
+    trust: Trust = False,
 ) -> None:
     """Finds a noise level for every denoising step (DenseGRPO); use the file with noise={kind: noise_file, path: …}."""
     from grpo_mm.pipelines.flow.calibrated import Calibrated
@@ -215,7 +256,9 @@ def calibrate(
     def show(number: int, level_S) -> None:
         typer.echo(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
 
-    found = run(config, overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show)
+    found = run(
+        config, overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show, trust=trust
+    )
     how = "every level has turned often enough" if found["frozen"] else "the rounds ran out while levels still moved"
     typer.echo(f"{out}: {found['rounds']} rounds, {how}")
 
@@ -253,35 +296,40 @@ def methods(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
+def report(run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder")]) -> None:
     """Writes the run as one HTML page."""
+    from grpo_mm.config.recorded import is_recorded_run
     from grpo_mm.looking.report.page import write_report
 
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml.")
+    page = run / "report.html"
+    if page.is_symlink() or (page.exists() and not is_recorded_run(run)):
+        raise UserError(f"{page} is there, in a folder that no run has written, so it is not overwritten.")
     typer.echo(write_report(run))
 
 
 @app.command()
 def bench(
-    config: Annotated[Path, typer.Argument(help="a YAML file")],
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="timed steps after one warm-up step")] = 5,
     vs: Annotated[list[str] | None, typer.Option(help="key.sub=value of a second variant; the two take turns")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    trust: Trust = False,
 ) -> None:
     """Seconds and memory by phase of whole training steps, without evaluation or logging."""
     from grpo_mm.tools.bench import bench as measure
     from grpo_mm.tools.bench import table
 
-    result = measure(config, overrides or [], steps=steps, vs=vs or [])
+    result = measure(config, overrides or [], steps=steps, vs=vs or [], trust=trust)
     typer.echo(json.dumps(result, indent=1) if as_json else table(result))
 
 
 @zoo_app.command("build")
 def zoo_build(
     name: Annotated[str, typer.Argument(help="text_to_image or vision_language")],
-    out: Annotated[Path, typer.Option(help="folder for the checkpoint")],
+    out: Annotated[Path, typer.Option(parser=at_home, help="folder for the checkpoint")],
     seed: int = 0,
 ) -> None:
     """Makes a shipped checkpoint again from scratch."""

@@ -16,7 +16,15 @@ from grpo_mm.config.run_config import RunConfig, Scorer, read
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.training.run_folder import RunFolder, check_folder, exclusive, find_checkpoint, finished, open_folder
+from grpo_mm.training.run_folder import (
+    check_folder,
+    exclusive,
+    find_checkpoint,
+    finished,
+    folder_of,
+    open_folder,
+    starts_over,
+)
 from grpo_mm.training.trainer import OnStep, Trainer
 from grpo_mm.weights.stateful import stateful_parts
 
@@ -29,6 +37,7 @@ def train(
     fresh: bool = False,
     checkpoint: str | None = None,
     on_step: OnStep | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Runs a config to its end, or goes on with it where it was interrupted.
 
@@ -39,6 +48,7 @@ def train(
         fresh: start over, deleting the run folder.
         checkpoint: go on from this one ("step_000020") instead of the newest.
         on_step: called after each step with its number and metrics.
+        trust: import what a config.yaml that lies in a run folder names, see `grpo_mm.config.run_config.read`.
 
     Returns:
         The summary that also lies in `summary.json`.
@@ -49,7 +59,9 @@ def train(
     """
     check_links()
     if not isinstance(config, RunConfig):
-        config = read(config, overrides)
+        if Path(config).is_dir():
+            raise ConfigError(f"{config} is a folder; train takes the config's file, such as {config}/config.yaml.")
+        config = read(config, overrides, trust=trust)
     elif overrides:
         raise ConfigError(
             "overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace."
@@ -60,7 +72,8 @@ def train(
             config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()}
         )
     config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
-    folder = RunFolder(config.folder)
+    folder = folder_of(config)
+    fresh = fresh or starts_over(folder)
     check_folder(config, fresh=fresh, checkpoint_name=checkpoint)
     if fresh or find_checkpoint(folder, checkpoint) is None:
         for _, part in stateful_parts(config):
@@ -70,7 +83,7 @@ def train(
         return summary
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(config.folder))
+    processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(folder.path))
     with exclusive(folder) if processes.is_main else nullcontext():
         trainer = Trainer(config, folder, processes)
         if processes.is_main:

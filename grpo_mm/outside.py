@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+from pathlib import Path
 from typing import Any
+
+from grpo_mm.errors import ConfigError
 
 LONGEST_SHOWN = 200
 """Characters of a foreign value in a message."""
@@ -97,6 +101,34 @@ def reason(error: BaseException, limit: int = 2 * LONGEST_SHOWN) -> str:
     except BaseException:
         text = "without a text that can be shown"
     return plain(f"{type(error).__name__}: {text}" if text else type(error).__name__, limit)
+
+
+HOME = re.compile(r"~[\w.-]*(?=/|$)")
+
+
+def expanded(text: str) -> str:
+    """A text that begins with `~` or `~user` (alone, or before a `/`) with the home folder in its place; else as it is.
+
+    So is one whose user nobody knows, and `./~x`, which names a folder of that name.
+    """
+    return os.path.expanduser(text) if HOME.match(text) else text
+
+
+def place(text: str | Path, *, what: str) -> Path:
+    """The path that a user's text names, `~` expanded; `what` is the setting or argument that it comes from.
+
+    Raises:
+        ConfigError: no path (NUL, half of a character), or `~name` of nobody where there is no such folder either.
+    """
+    text = expanded(str(text))
+    if "\0" in text or not is_text(text):
+        raise ConfigError(f"{what} is {shown(text)}, which can be no path.")
+    first = text.partition("/")[0]
+    if HOME.match(text) and not os.path.lexists(first):
+        raise ConfigError(
+            f"{what} is {shown(text)}: there is no user {shown(first[1:])}. Write ./{plain(first)} for a folder of that name."
+        )
+    return Path(text)
 
 
 def _no_constant(name: str) -> Any:

@@ -33,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(Path(item.path).stem, len(rank)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory) -> None:
+    """The key that signs run folders is made here and not in the home of whoever runs the tests."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("settings"))
+
+
 @pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory) -> str:
     """A random checkpoint in SD3.5 format."""

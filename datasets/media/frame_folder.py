@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -74,21 +76,41 @@ def read_frames(file: Path) -> Frames:
 
 
 def make_room(folder: Path, limit_bytes: int) -> None:
-    """Removes the least recently used frames until the rest fits, and what dead processes left half-written."""
+    """Removes the least recently used frames until the rest fits, and what dead processes left half-written.
+
+    Only what `put` has written: of other files in the folder nothing is removed, and they do not count.
+    """
     files = []
     for entry in os.scandir(folder):
-        if entry.name.endswith((".safetensors", ".part")):
+        if entry.name.endswith((".safetensors", ".part")) and entry.is_file(follow_symlinks=False):
             try:
-                status = entry.stat()
+                status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
             if entry.name.endswith(".safetensors"):
                 files.append((status.st_mtime_ns, status.st_size, entry.path))
-            elif status.st_mtime < time.time() - STALE_SECONDS:
+            elif PART.fullmatch(entry.name) and status.st_mtime < time.time() - STALE_SECONDS:
                 Path(entry.path).unlink(missing_ok=True)
+    if sum(size for _, size, _ in files) <= limit_bytes:
+        return
+    files = [(time_ns, size, path) for time_ns, size, path in files if _holds_frames(path)]
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= limit_bytes:
             break
         Path(path).unlink(missing_ok=True)
         total -= size
+
+
+PART = re.compile(r".+\.[0-9]+\.[0-9]+\.part")
+
+
+def _holds_frames(path: str) -> bool:
+    """By the head of the file, which `write_frames` has written."""
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            head = json.loads(file.read(size)) if size < 10_000 else {}
+        return {"frames", "time", "index"} <= set(head) and "decoder" in head["__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

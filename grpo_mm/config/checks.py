@@ -10,8 +10,10 @@ import torch
 
 from grpo_mm.advantages.credit import check_stages
 from grpo_mm.config.settings import Settings
+from grpo_mm.config.sizes import check_sizes
 from grpo_mm.errors import ConfigError
 from grpo_mm.looking.watch import check_metric, metric_of
+from grpo_mm.outside import shown
 from grpo_mm.registry import kind_of
 from grpo_mm.rollout.prompt_stream import phases
 from grpo_mm.rollout.scoring import check_isolated
@@ -26,6 +28,7 @@ _OF_THE_TABLE = {*KEYS, "prompt_id", "local_row", "failed", "rank"}
 def check_settings(config: Settings, world: int) -> None:
     """Raises ConfigError for settings that contradict each other; looks at no file and no machine."""
     _check_numbers(config)
+    check_sizes(config)
     config.engine.check(config.policy, group_size=config.group_size, training_steps=config.steps)
     _check_sizes(config, world)
     if not config.rewards or not config.prompts or not config.objective:
@@ -128,7 +131,7 @@ def _check_sizes(config: Settings, world: int) -> None:
         or not config.name.isprintable()
         or len(config.name) > 100
     ):
-        raise ConfigError(f"name is {config.name!r}; wanted a plain folder name of at most 100 characters.")
+        raise ConfigError(f"name is {shown(config.name)}; wanted a plain folder name of at most 100 characters.")
     parts = config.updates.count if config.updates.by == "group" else 1
     if config.prompts_per_step % parts:
         raise ConfigError(

@@ -11,11 +11,16 @@ from typing import Any
 
 import torch
 
+from grpo_mm import outside
 from grpo_mm.config.checks import check_settings
 from grpo_mm.config.methods import preset
+from grpo_mm.config.overrides import override
+from grpo_mm.config.recorded import is_own, is_recorded, read_recorded
 from grpo_mm.config.settings import Checkpoints, Evaluation, Settings, Updates
 from grpo_mm.config.typed_yaml import build, convert, dump, read_yaml
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import place, shown
+from grpo_mm.registry import only_known
 from grpo_mm.rollout.prompt_stream import Source
 from grpo_mm.rollout.scoring import Scorer
 
@@ -45,16 +50,51 @@ class RunConfig(Settings):
         check_settings(self, world)
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run that a file and its overrides describe; `check` it before use."""
+def read(path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False) -> RunConfig:
+    """The run that a file and its overrides describe; `check` it before use.
+
+    `path` may be a run folder. Its config, and a config.yaml that lies in one, are data: code that no room of this package
+    lists is imported for them only if an override names it, with `trust`, or if this user's own training wrote that config
+    in that place.
+    """
+    path = place(path, what="the config")
     try:
-        config = build(RunConfig, read_yaml(path, overrides))
+        mapping = recorded_mapping(path, overrides) if path.is_dir() else read_yaml(path, overrides, RunConfig)
+        config = build_config(mapping, path, overrides, trust=trust)
         _tell_what_stands_above(config)
         return config
     except ConfigError as error:
-        raise ConfigError(
-            str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}"
-        ) from error
+        said = str(error) if str(error).startswith((str(path), "no config file")) else f"{path}: {error}"
+        raise ConfigError(outside.plain(said, 4000)) from error
+
+
+def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The plain config of a run folder, with overrides on top."""
+    mapping = read_recorded(folder)
+    for text in overrides:
+        mapping = override(mapping, text, RunConfig)
+    return mapping
+
+
+def build_config(mapping: Mapping[str, Any], path: Path, overrides: Sequence[str], *, trust: bool) -> RunConfig:
+    """The run that a plain mapping describes; `path` is where it was read."""
+    if trust or not is_recorded(path) or is_own(path if path.is_dir() else path.parent):
+        return build(RunConfig, mapping)
+    _refuse_secrets(mapping, path, overrides)
+    with only_known(str(path), named=overrides):
+        return build(RunConfig, mapping)
+
+
+def _refuse_secrets(value: Any, path: Path, overrides: Sequence[str]) -> None:
+    """A run folder also says which secret of the environment goes to which server."""
+    for key, part in (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        if key == "api_key_env" and part is not None and not any(str(part) in text for text in overrides):
+            raise ConfigError(
+                f"{path} would send the environment variable {shown(part)} to a server that it names. If you trust it, add --trust."
+            )
+        _refuse_secrets(part, path, overrides)
 
 
 def _tell_what_stands_above(config: RunConfig) -> None:
@@ -82,10 +122,10 @@ def plain(config: RunConfig) -> dict[str, Any]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys at which two plain configs differ."""
     found = []
-    for key in sorted(set(a) | set(b)):
+    for key in sorted(set(a) | set(b), key=str):
         left, right = a.get(key), b.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             found += differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            found.append(f"{prefix}{key}: {left!r} there, {right!r} here")
+            found.append(f"{prefix}{key}: {shown(left)} there, {shown(right)} here")
     return found

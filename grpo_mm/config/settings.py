@@ -11,6 +11,7 @@ import torch
 from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
 from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio
+from grpo_mm.outside import place
 from grpo_mm.registry import Role
 from grpo_mm.rollout.collectors.sample_and_score import SampleAndScore
 from grpo_mm.rollout.groups import group_ids
@@ -121,7 +122,7 @@ class Settings:
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs_dir) / self.name
+        return place(self.runs_dir, what="runs_dir") / self.name
 
     @property
     def watched_rewards(self) -> dict[str, Watched]:

@@ -14,36 +14,42 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from grpo_mm import registry
 from grpo_mm.config.methods import preset
-from grpo_mm.errors import ConfigError
-from grpo_mm.registry import Role
+from grpo_mm.config.overrides import merge, override
+from grpo_mm.config.yaml_text import read_yaml_file
+from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.outside import expanded, place, plain, reason, shown
+from grpo_mm.registry import Role, role_of
 
 
-def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain mapping of a config file: its one `inherit`ed parent below it, `key.sub=value` overrides on top."""
-    path = Path(path)
+def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None = None) -> dict[str, Any]:
+    """The plain mapping of a config file: its one `inherit`ed parent below it, `key.sub=value` overrides on top.
+
+    `of`: the dataclass that the file describes; its fields say what the text of an override means.
+    """
+    path = place(path, what="the config")
     mapping = _load(path)
     parent_name = mapping.pop("inherit", None)
     if parent_name is not None:
         if not isinstance(parent_name, str):
-            raise ConfigError(f"{path}: inherit is {parent_name!r}, wanted the name of one file.")
-        parent = _load(path.parent / parent_name)
+            raise ConfigError(f"{path}: inherit is {shown(parent_name)}, wanted the name of one file.")
+        parent = _load(path.parent / place(parent_name, what=f"{path}: inherit"))
         if "inherit" in parent:
             raise ConfigError(
-                f"{path}: inherits {parent_name}, which itself inherits {parent['inherit']!r}. One level is allowed, "
+                f"{path}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
                 "so that a config can be read back: copy what you need into one of them."
             )
         mapping = merge(parent, mapping)
     for text in overrides:
         if text.startswith("method="):
-            mapping = override(mapping, text)
+            mapping = override(mapping, text, of)
     if isinstance(mapping.get("method"), str):
         filled = preset(mapping["method"])
         emptied = [key for key in filled if f"{key}=null" in overrides]
@@ -53,8 +59,15 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
             _named_rewards(filled, mapping), mapping
         )  # what the file says stands above what its method says
     for text in overrides:
-        mapping = override(mapping, text)
-    return _filled(mapping, mapping.get("data") or {}, where=str(path))
+        mapping = override(mapping, text, of)
+    return _filled(mapping, _data_of(mapping, path), where=str(path))
+
+
+def _data_of(mapping: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    data = mapping.get("data") or {}
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path}: data is {shown(data)}, wanted a mapping of names.")
+    return data
 
 
 def _named_rewards(filled: dict[str, Any], mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,86 +92,36 @@ def _filled(value: Any, data: Mapping[str, Any], *, where: str) -> Any:
     for name in PLACE.findall(value):
         if data.get(name) is None:
             there = ", ".join(sorted(data)) or "no `data` at all"
-            raise ConfigError(f"{where}: {value!r} asks for data.{name}; set data.{name}=… (there are: {there}).")
+            raise ConfigError(f"{where}: {shown(value)} asks for data.{name}; set data.{name}=… (there are: {there}).")
     whole = PLACE.fullmatch(value)
-    return data[whole.group(1)] if whole else PLACE.sub(lambda found: str(data[found.group(1)]), value)
+    return deepcopy(data[whole.group(1)]) if whole else PLACE.sub(lambda found: str(data[found.group(1)]), value)
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"no config file {path}." + (f" In that folder: {', '.join(sorted(near))}." if near else ""))
-    try:
-        mapping = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoRepeats)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no date or number after all
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not _is_file(path):
+        near = [str(p) for p in path.parent.glob("*.yaml")] if _is_folder(path.parent) else []
+        raise ConfigError(
+            f"no config file {plain(str(path))}."
+            + (f" In that folder: {', '.join(sorted(near)[:20])}." if near else "")
+        )
+    mapping = read_yaml_file(path)
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} holds {type(mapping).__name__}, wanted a mapping of settings.")
     return mapping
 
 
-class _NoRepeats(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error; otherwise the first one would be ignored silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key; lists and scalars replace; a mapping of another `kind` replaces the whole."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        if (
-            isinstance(value, Mapping)
-            and isinstance(old, Mapping)
-            and value.get("kind", old.get("kind")) == old.get("kind")
-        ):
-            result[key] = merge(old, value)
-        else:
-            result[key] = value
-    return result
-
-
-def override(mapping: dict[str, Any], text: str) -> dict[str, Any]:
-    """Sets one `key.sub=value` in a plain mapping, which is changed and returned; list entries go by index.
-
-    A mapping is merged into the one that is there; `key={}` empties it.
-    """
-    key, sign, value_text = text.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"override {text!r} is not of the form key.sub=value, e.g. optim.lr=1e-5.")
+def _is_file(path: Path) -> bool:
     try:
-        value = yaml.safe_load(value_text) if value_text else ""
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}") from error
-    node: Any = mapping
-    steps = key.split(".")
-    for step in steps[:-1]:
-        node = node[_list_index(node, step, text)] if isinstance(node, list) else node.setdefault(step, {})
-        if isinstance(node, str):
-            raise ConfigError(f"override {text!r}: {step} is {node!r}, a plain value; set {step} itself.")
-        if node is None or not isinstance(node, (dict, list)):
-            raise ConfigError(
-                f"override {text!r}: {step} is {node!r} and has no keys; set {step} itself, {step}={{…}}."
-            )
-    if isinstance(node, list):
-        node[_list_index(node, steps[-1], text)] = value
-    elif value:
-        node.update(merge(node, {steps[-1]: value}))  # of another kind it replaces what is there
-    else:
-        node[steps[-1]] = value
-    return mapping
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or none
+        return False
 
 
-def _list_index(node: list[Any], step: str, override: str) -> int:
-    if not step.isdigit() or int(step) >= len(node):
-        raise ConfigError(f"override {override!r}: {step!r} is no index of a list with {len(node)} entries.")
-    return int(step)
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def build(cls: type, mapping: Any, *, path: str = "") -> Any:
@@ -170,7 +133,7 @@ def build(cls: type, mapping: Any, *, path: str = "") -> Any:
         if key not in _names(cls):
             near = difflib.get_close_matches(str(key), _names(cls), n=1)
             raise ConfigError(
-                f"{where}: unknown key {key!r}."
+                f"{where}: unknown key {shown(key)}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
                 + f" Known keys: {', '.join(_names(cls))}."
             )
@@ -198,7 +161,7 @@ def _names(cls: type) -> list[str]:
 
 def convert(annotation: Any, value: Any, *, path: str) -> Any:
     """A plain value to what a field's annotation asks for."""
-    role = _role(annotation)
+    role = role_of(annotation)
     if role is not None:
         return component(role, value, path=path)
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
@@ -215,39 +178,65 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
         return items if origin is list else tuple(items)
     if origin is dict and _is_ours(args[1]):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{path}: found {value!r}, wanted a mapping of names.")
+            raise ConfigError(f"{path}: found {shown(value)}, wanted a mapping of names.")
         return {str(k): convert(args[1], item, path=f"{path}.{k}") for k, item in value.items()}
     if dataclasses.is_dataclass(annotation):
         return value if isinstance(value, annotation) else build(annotation, value, path=path)
     if isinstance(value, bool) and annotation in (int, float):
-        raise ConfigError(f"{path}: found {value!r}; input should be a number.")
+        raise ConfigError(f"{path}: found {shown(value)}; input should be a number.")
+    if isinstance(value, str) and (annotation is bool or bool in args):
+        value = SWITCHES.get(value.lower(), value)
     try:
         found = TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise ConfigError(f"{path}: found {value!r}; {problem['msg'].lower()}.") from error
-    if not _finite(found):
-        raise ConfigError(f"{path}: found {value!r}; input should be a finite number.")
-    return found
+        raise ConfigError(f"{path}: found {shown(value)}; {problem['msg'].lower()}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: found a value that is nested too deeply.") from error
+    _check_numbers(found, value, path=path)
+    return _with_homes(found)
 
 
-def _finite(value: Any) -> bool:
-    """No NaN and no infinity anywhere in a plain value."""
-    if isinstance(value, Mapping):
-        return all(_finite(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_finite(v) for v in value)
-    return not isinstance(value, float) or math.isfinite(value)
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
+"""Words that YAML 1.1 takes for true and false; here a field of that type does."""
+LARGEST_INT = 2**63 - 1
 
 
-def _role(annotation: Any) -> Role | None:
-    if typing.get_origin(annotation) is Annotated:
-        return next((m for m in annotation.__metadata__ if isinstance(m, Role)), None)
-    return None
+def _check_numbers(found: Any, value: Any, *, path: str) -> None:
+    """No NaN, no infinity and no whole number that int64 does not hold, anywhere in a plain value; no number of a
+    text that different readers take for different numbers."""
+    if isinstance(found, Mapping):
+        for key, part in found.items():
+            _check_numbers(part, value.get(key) if isinstance(value, Mapping) else None, path=path)
+    elif isinstance(found, (list, tuple)):
+        same = isinstance(value, (list, tuple)) and len(value) == len(found)
+        for part, was in zip(found, value if same else [None] * len(found), strict=True):
+            _check_numbers(part, was, path=path)
+    elif isinstance(found, float) and not math.isfinite(found):
+        raise ConfigError(f"{path}: found {shown(value)}; input should be a finite number.")
+    elif isinstance(found, (int, float)) and not isinstance(found, bool):
+        if isinstance(found, int) and abs(found) > LARGEST_INT:
+            raise ConfigError(f"{path}: found {shown(value)}; no number of the run may be as large.")
+        if isinstance(value, str) and AMBIGUOUS.match(value.strip()):
+            raise ConfigError(
+                f"{path}: found {shown(value)}; with a 0 before it a number is octal to some. Leave it out."
+            )
+
+
+AMBIGUOUS = re.compile(r"[-+]?0[0-9_]")
+
+
+def _with_homes(value: Any) -> Any:
+    """Texts of a field, and of a list of texts, with `~` expanded: the one place where a config's paths get their home."""
+    if isinstance(value, str):
+        return expanded(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+        return type(value)(expanded(part) for part in value)
+    return value
 
 
 def _is_ours(annotation: Any) -> bool:
-    return _role(annotation) is not None or dataclasses.is_dataclass(annotation)
+    return role_of(annotation) is not None or dataclasses.is_dataclass(annotation)
 
 
 def component(role: Role, value: Any, *, path: str) -> Any:
@@ -256,23 +245,40 @@ def component(role: Role, value: Any, *, path: str) -> Any:
         value = {"kind": value}
     if not isinstance(value, Mapping):
         if isinstance(value, (int, float, list)) or value is None:
-            raise ConfigError(f"{path}: found {value!r}, wanted a mapping with `kind` ({role.name}).")
+            raise ConfigError(f"{path}: found {shown(value)}, wanted a mapping with `kind` ({role.name}).")
         return value
     if "kind" not in value:
         kinds = ", ".join(entry.kind for entry in registry.entries(role.name))
         raise ConfigError(f"{path}: the key 'kind' is missing; there are: {kinds}.")
     settings = {k: v for k, v in value.items() if k != "kind"}
     if not isinstance(value["kind"], str):
-        raise ConfigError(f"{path}: kind is {value['kind']!r}, wanted a name ({role.name}).")
+        raise ConfigError(f"{path}: kind is {shown(value['kind'])}, wanted a name ({role.name}).")
     try:
         target = registry.lookup(role.name, value["kind"])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if inspect.isclass(target) and dataclasses.is_dataclass(target):
-        return build(target, settings, path=path)
-    if settings:
-        raise ConfigError(f"{path}: {value['kind']} takes no settings, found {', '.join(settings)}.")
-    return target() if inspect.isclass(target) else target
+    made = _made(target, value["kind"], settings, path=path)
+    try:
+        registry.check_role(role.name, value["kind"], made)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return made
+
+
+def _made(target: Any, kind: str, settings: Mapping[str, Any], *, path: str) -> Any:
+    """The component; whatever code that is not ours does while it is made is a ConfigError."""
+    try:
+        if inspect.isclass(target) and dataclasses.is_dataclass(target):
+            return build(target, settings, path=path)
+        if settings:
+            raise ConfigError(f"{path}: {kind} takes no settings, found {plain(', '.join(settings), 200)}.")
+        return target() if inspect.isclass(target) else target
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if str(getattr(target, "__module__", "")).partition(".")[0] == "grpo_mm":
+            raise
+        raise ConfigError(f"{path}: {shown(kind)} cannot be made from these settings: {reason(error)}.") from error
 
 
 def dump(value: Any, *, role: str | None = None) -> Any:
@@ -295,7 +301,7 @@ def dump(value: Any, *, role: str | None = None) -> Any:
 
 
 def _dump_field(annotation: Any, value: Any) -> Any:
-    role = _role(annotation)
+    role = role_of(annotation)
     for inner in typing.get_args(annotation) if role is None else ():
-        role = role or _role(inner)
+        role = role or role_of(inner)
     return dump(value, role=role.name if role else None)

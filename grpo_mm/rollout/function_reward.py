@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.registry import load
+from grpo_mm.registry import check_trusted, load
 from grpo_mm.rollout.safe_call import as_scores
 from grpo_mm.types import Prompt
 
@@ -34,6 +34,8 @@ class FunctionReward:
             raise ConfigError(f"function reward: path = {self.path!r}, wanted package.module:function.")
         if self.timeout_seconds is not None and self.timeout_seconds <= 0:
             raise ConfigError(f"function reward: timeout_seconds = {self.timeout_seconds}, wanted above 0, or null.")
+
+        check_trusted(self.path)
 
     def check(self) -> None:
         """Raises ConfigError if the function is not there."""

@@ -20,7 +20,7 @@ from grpo_mm.rollout.own_copies import own_prompt
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.reward_use import as_reward, in_sets, move
 from grpo_mm.rollout.safe_call import all_nan, own_limit, score_safely
-from grpo_mm.types import Prompt, is_relative
+from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
 
 SHOWN = 5
 """Prompts that a warning names."""

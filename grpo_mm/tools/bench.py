@@ -28,7 +28,7 @@ WORK = (*NETWORK, "encode", "decode", "reward")
 
 
 def bench(
-    config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5, vs: Sequence[str] = ()
+    config: str | Path, overrides: Sequence[str] = (), *, steps: int = 5, vs: Sequence[str] = (), trust: bool = False
 ) -> dict[str, Any]:
     """Medians over `steps` training steps after one warm-up step.
 
@@ -40,9 +40,9 @@ def bench(
     """
     if steps < 1:
         raise ConfigError(f"steps = {steps}; wanted at least 1.")
-    variants = [_Variant(config, overrides)]
+    variants = [_Variant(config, overrides, trust)]
     if vs:
-        variants.append(_Variant(config, [*overrides, *vs]))
+        variants.append(_Variant(config, [*overrides, *vs], trust))
     for step in range(steps + 1):
         for variant in variants:
             variant.step(step)
@@ -59,9 +59,9 @@ def bench(
 class _Variant:
     """One config under measurement. The first step warms up and does not count."""
 
-    def __init__(self, config: str | Path, overrides: Sequence[str]) -> None:
+    def __init__(self, config: str | Path, overrides: Sequence[str], trust: bool) -> None:
         settings = replace(
-            read(config, overrides), samples_every=0, eval_prompts={}, evaluation=Evaluation(), trackers=()
+            read(config, overrides, trust=trust), samples_every=0, eval_prompts={}, evaluation=Evaluation(), trackers=()
         )
         settings.check()
         if settings.threads is not None:

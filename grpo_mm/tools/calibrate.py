@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from grpo_mm.advantages import Clamp, Gains, GroupNorm, WeightedSum
 from grpo_mm.config.run_config import Evaluation, RunConfig, read
 from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.objectives import ClippedRatio
+from grpo_mm.outside import parse_json, place
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, write_noise
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
@@ -29,6 +31,7 @@ def calibrate(
     out: Path,
     settings: Calibrated | None = None,
     on_round: Callable[[int, torch.Tensor], None] | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Calibrates the noise of a config's policy, prompts and rewards, and writes `out`.
 
@@ -38,9 +41,12 @@ def calibrate(
     Returns:
         {"levels", "sigmas", "rounds", "frozen"}; frozen is False if the rounds ran out first.
     """
-    config = read(path, overrides)
+    config = read(path, overrides, trust=trust)
+    out = place(out, what="--out")
     if not isinstance(config.engine, FlowEngine):
         raise ConfigError("calibrate works on an engine of kind flow.")
+    if os.path.lexists(out) and not _is_noise_file(out):
+        raise ConfigError(f"{out} is there and is no noise file, so it is not overwritten. Give another --out.")
     try:  # now, and not after the rounds
         was_there = out.exists()
         out.open("a").close()
@@ -86,6 +92,15 @@ def calibrate(
     if processes.is_main:
         write_noise(out, sigma_S1=sigma_S1, level_S=level_S, about=about)
     return {"levels": level_S.tolist(), "sigmas": sigma_S1.tolist(), "rounds": rounds, "frozen": stopped == "turned"}
+
+
+def _is_noise_file(path: Path) -> bool:
+    """One that may be overwritten: what this command has written, or an empty file."""
+    try:
+        text = "" if path.is_dir() else path.read_text(encoding="utf-8")
+        return path.is_dir() or not text or {"kernel", "sigmas", "levels"} <= set(parse_json(text))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _untrained(config: RunConfig, noise: Calibrated) -> RunConfig:

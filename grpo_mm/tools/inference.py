@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor
 
 from grpo_mm import registry
-from grpo_mm.config.run_config import RunConfig
-from grpo_mm.config.typed_yaml import build, override, read_yaml
+from grpo_mm.config.run_config import RunConfig, build_config, recorded_mapping
+from grpo_mm.config.sizes import check_sizes
+from grpo_mm.config.typed_yaml import read_yaml
 from grpo_mm.errors import ConfigError
-from grpo_mm.outside import is_text, shown
+from grpo_mm.outside import is_text, place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring
 from grpo_mm.training.evaluate import evaluate as score_held_out
-from grpo_mm.training.run_folder import RunFolder, find_checkpoint, read_config
+from grpo_mm.training.run_folder import RunFolder, find_checkpoint
 from grpo_mm.training.trainer import held_out_prompts
 from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
 from grpo_mm.weights import checkpoint as checkpoints
@@ -33,9 +35,17 @@ class Loaded:
     """A policy on its device with the weights of a run's checkpoint, or as it was before training."""
 
     def __init__(
-        self, run: Path, *, overrides: Sequence[str], checkpoint: str | None, scores: bool, media: bool = False
+        self,
+        run: Path,
+        *,
+        overrides: Sequence[str],
+        checkpoint: str | None,
+        scores: bool,
+        media: bool = False,
+        trust: bool = False,
     ) -> None:
-        self.config = config = _config(run, overrides, scores=scores)
+        run = place(run, what="the run")
+        self.config = config = _config(run, overrides, scores=scores, trust=trust)
         if media and not hasattr(config.engine, "illustrate"):
             raise ConfigError(
                 f"the engine {registry.kind_of('engine', type(config.engine))} looks at no media; leave them out."
@@ -43,6 +53,7 @@ class Loaded:
         if scores:
             config.check()
         else:
+            check_sizes(config)
             config.policy.check()
             config.engine.check(config.policy, group_size=config.group_size)
         path = _checkpoint(run, checkpoint)
@@ -51,7 +62,7 @@ class Loaded:
         self.processes = Processes(device=config.device)
         self.policy = config.policy.load(self.processes.device)
         if path is not None:
-            loaded = checkpoints.read(path)
+            loaded = checkpoints.read(path, RunFolder(run).run)
             checkpoints.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=str(path))
             self.policy.snapshots.load(loaded.tensors["snapshots"])
 
@@ -65,21 +76,20 @@ def _checkpoint(run: Path, name: str | None) -> Path | None:
         if name is not None:
             raise ConfigError(f"--checkpoint {name} needs a run folder; {run} is a config, which has no checkpoints.")
         return None
-    path = find_checkpoint(RunFolder(run), name)
+    folder = RunFolder(run)
+    path = find_checkpoint(folder, name)
     if path is None:
         raise ConfigError(f"{run} has no checkpoint yet. Give its config file to use the untrained model.")
-    checkpoints.verify(path)
+    checkpoints.verify(path, folder.run)
     return path
 
 
-def _config(run: Path, overrides: Sequence[str], *, scores: bool) -> RunConfig:
+def _config(run: Path, overrides: Sequence[str], *, scores: bool, trust: bool) -> RunConfig:
     """The config of a run folder or of a file. Sampling needs neither prompt files nor the user's own rewards."""
-    mapping = read_config(run) if run.is_dir() else read_yaml(run)
-    for text in overrides:
-        mapping = override(mapping, text)
+    mapping = recorded_mapping(run, overrides) if run.is_dir() else read_yaml(run, overrides, RunConfig)
     if not scores:
         mapping |= {"prompts": {}, "eval_prompts": {}, "rewards": {}, "watch": {}}
-    return build(RunConfig, mapping)
+    return build_config(mapping, run, overrides, trust=trust)
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ def sample(
     count: int = 1,
     seed: int = 0,
     overrides: Sequence[str] = (),
+    trust: bool = False,
 ) -> Sampled:
     """`count` samples of each prompt by the evaluation sampler, written into `out`.
 
@@ -109,17 +120,20 @@ def sample(
 
     Args:
         media: what goes with every prompt, as the run's media component opens it.
+        trust: import code that a run folder names.
     """
     if count < 1 or not prompts:
         raise ConfigError(f"{len(prompts)} prompts × count = {count} samples; wanted at least one of each.")
     for text in prompts:
         if not is_text(text):
             raise ConfigError(f"--prompt {shown(text)} holds bytes that are not UTF-8; give it in UTF-8.")
+    out = place(out, what="--out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the samples cannot be written to {out}: {error}.") from error
-    loaded = Loaded(run, overrides=overrides, checkpoint=None, scores=False, media=bool(media))
+    _check_overwritten(out)
+    loaded = Loaded(run, overrides=overrides, checkpoint=None, scores=False, media=bool(media), trust=trust)
     asked = tuple(Prompt(id=f"sample/{i}", text=text, media=tuple(media)) for i, text in enumerate(prompts))
     size = len(asked)
     rows = Rows(asked, torch.arange(size).repeat_interleave(count), torch.arange(count).repeat(size), count)
@@ -132,6 +146,40 @@ def sample(
     said = [{"prompt": prompt, "answers": texts} for prompt, texts in zip(prompts, answers)]
     path.write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8", errors="replace")
     return Sampled([path], answers)
+
+
+def _check_overwritten(out: Path) -> None:
+    """Raises ConfigError if the folder holds files of the names that are written here and `sample` has not written them."""
+    answers, latents = out / "answers.json", out / "latents.safetensors"
+    pictures = [path for path in out.glob("[0-9][0-9][0-9]_*.png") if re.fullmatch(r"[0-9]{3}_[0-9]+\.png", path.name)]
+    links = [path for path in (answers, latents, *pictures) if path.is_symlink()]
+    foreign = links[0] if links else None
+    if foreign is None and answers.exists() and not _are_answers(answers):
+        foreign = answers
+    if foreign is None and (latents.exists() or pictures) and not _are_latents(latents):
+        foreign = latents if latents.exists() else pictures[0]
+    if foreign is not None:
+        raise ConfigError(f"{foreign} is there, and not from `sample`, so it is not overwritten. Give another --out.")
+
+
+def _are_answers(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(found, list) and all(
+            isinstance(one, dict) and {"prompt", "answers"} == set(one) for one in found
+        )
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _are_latents(path: Path) -> bool:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return list(stored.keys()) == ["latents"]
+    except Exception:  # safetensors has an error of its own
+        return False
 
 
 def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: Path, *, seed: int) -> list[Path]:
@@ -157,9 +205,11 @@ def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: 
     return written
 
 
-def evaluate(run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None = None) -> dict[str, float]:
-    """Held-out metrics of a run's checkpoint or of an untrained model."""
-    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True)
+def evaluate(
+    run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None = None, trust: bool = False
+) -> dict[str, float]:
+    """Held-out metrics of a run's checkpoint or of an untrained model; `trust`: import code that a run folder names."""
+    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)
     config, device = loaded.config, loaded.processes.device
     prompts = held_out_prompts(config)
     if not prompts:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo_mm.errors import UserError
+from grpo_mm.outside import place
 
 
 def build(name: str, out: Path, *, seed: int = 0) -> None:
@@ -18,7 +20,17 @@ def build(name: str, out: Path, *, seed: int = 0) -> None:
     }
     if name not in recipes:
         raise UserError(f"no recipe {name!r} in the zoo; there is: {', '.join(recipes)}.")
+    out = place(out, what="--out")
+    if os.path.lexists(out) and not _may_be_written(out):
+        raise UserError(f"{out} exists and was not built by this command (it has no curve.jsonl). Use another --out.")
     recipes[name](out, seed)
+
+
+def _may_be_written(out: Path) -> bool:
+    """An empty folder, or one that an earlier build has filled."""
+    return out.is_dir() and (
+        not any(out.iterdir()) or ((out / "curve.jsonl").is_file() and len(list(out.glob("*.json"))) > 0)
+    )
 
 
 def _text_to_image(out: Path, seed: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
-import shutil
+import re
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,24 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
+from grpo_mm.config.recorded import as_of_today, signature
+from grpo_mm.config.recorded import read_recorded as read_config
 from grpo_mm.config.run_config import RunConfig, differences, plain
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.looking import metrics
-from grpo_mm.moved import present_target
+from grpo_mm.outside import BadJson, parse_json, reason, shown
+from grpo_mm.training import mark
+from grpo_mm.training.clearing import clear
+from grpo_mm.training.mark import replace_text
 from grpo_mm.weights import checkpoint
+from grpo_mm.weights.checkpoint import RunId
+
+__all__ = [
+    "RunFolder", "check_folder", "cut_back", "exclusive", "failing_disk_stops", "find_checkpoint", "finished", "open_folder",
+    "read_config", "replace_text", "versions",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("grpo_mm", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
 
@@ -53,73 +68,137 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The resolved config that a run was started with."""
-    file = path / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"{path} is not a run folder: it has no config.yaml.")
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is damaged: {error}. Restore it, or start over with --fresh.") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file} is damaged: it holds no settings. Restore it, or start over with --fresh.")
-    return _with_present_paths(found)
+    @property
+    def run(self) -> RunId | None:
+        """Which run it is; None where nothing says so, as in a folder that holds a part of one."""
+        found = mark.owner(self.path)
+        return None if found is None else found.run
 
 
-def _with_present_paths(value: Any) -> Any:
-    """Settings in which `package.module:Name` of before there were rooms reads as it does now."""
-    if isinstance(value, dict):
-        return {key: _with_present_paths(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_with_present_paths(part) for part in value]
-    return present_target(value) if isinstance(value, str) else value
+def folder_of(config: RunConfig) -> RunFolder:
+    """By its whole path: the working folder may be another one before the run ends."""
+    return RunFolder(config.folder.absolute())
+
+
+LINKED_TO = (
+    "checkpoints",
+    "samples",
+    "adapter",
+    "model",
+    "metrics.jsonl",
+    "events.jsonl",
+    "summary.json",
+    "checkpoints.jsonl",
+)
+"""What is never written or deleted through a link."""
 
 
 def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None = None) -> None:
     """Raises UserError if the run cannot live in its folder: another config's run, another thing, no right to write.
 
-    A run that has written neither a metric nor a checkpoint gives way to another config.
+    A folder is a run's if it carries its mark, or is the run of a version without marks (`mark.owner`); only then anything in
+    it is overwritten or, with `fresh`, deleted. A run that has written neither a metric nor a checkpoint gives way to another
+    config.
     """
-    folder = RunFolder(config.folder)
+    folder = folder_of(config)
     if fresh and checkpoint_name is not None:
         raise ConfigError(
-            f"--fresh starts over without any checkpoint, so --checkpoint {checkpoint_name} contradicts it."
+            f"--fresh starts over without any checkpoint, so --checkpoint {shown(checkpoint_name)} contradicts it."
         )
-    there = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
+    try:
+        _check_place(folder.path)
+        is_run = _check_owned(folder.path, fresh=fresh)
+        if fresh or not is_run:
+            _check_no_others(folder) if is_run else None
+            return
+        if metrics.read(folder.metrics) or checkpoint.steps(folder.checkpoints):
+            different = differences(read_config(folder.path), as_of_today(plain(config)))
+            if different:
+                raise ConfigError(
+                    f"{folder.path} holds a run with another config ({'; '.join(different[:4])}"
+                    f"{'; …' if len(different) > 4 else ''}). Use another name, or start over with --fresh."
+                )
+        path = find_checkpoint(folder, checkpoint_name)
+        checkpoint.verify(path, folder.run) if path is not None else None
+        _check_no_others(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder.path} cannot be read: {reason(error)}. Choose another `runs_dir` or `name`."
+        ) from error
+
+
+def _check_no_others(folder: RunFolder) -> None:
+    others = [] if starts_over(folder) else sorted(checkpoint.of_others(folder.checkpoints, folder.run))
+    if others:
+        raise CheckpointError(
+            f"{folder.checkpoints / checkpoint.name_of(others[0])} is a checkpoint of another run, which is neither overwritten nor "
+            "deleted. Move it away."
+        )
+
+
+def _check_place(path: Path) -> None:
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if there.is_symlink() and not there.exists():
+        raise ConfigError(f"{path} cannot be made: {there} is a link to {os.readlink(there)}, which is not there.")
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"{folder.path} cannot be made or written: {there} is {'read-only' if there.is_dir() else 'a file'}."
+            f"{path} cannot be made or written: {there} is {'read-only' if there.is_dir() else 'a file'}."
         )
-    is_run = (folder.path / "config.yaml").is_file()
-    if folder.path.exists() and not is_run and any(not p.name.startswith(".writing_") for p in folder.path.iterdir()):
-        raise ConfigError(f"{folder.path} exists and is no run folder (it has no config.yaml). Use another name.")
-    if fresh:
-        return
-    if is_run and (metrics.read(folder.metrics) or checkpoint.steps(folder.checkpoints)):
-        different = differences(read_config(folder.path), _with_present_paths(plain(config)))
-        if different:
-            raise ConfigError(
-                f"{folder.path} holds a run with another config ({'; '.join(different[:4])}"
-                f"{'; …' if len(different) > 4 else ''}). Use another name, or start over with --fresh."
-            )
-    path = find_checkpoint(folder, checkpoint_name)
-    checkpoint.verify(path) if path is not None else None
+
+
+def _check_owned(path: Path, *, fresh: bool) -> bool:
+    """Whether a run of ours lies there, which may go on or be started over; False: nothing does."""
+    if path.is_symlink() and (fresh or mark.owner(path) is None):
+        raise ConfigError(
+            f"{path} is a link to {os.path.realpath(path)}, which is not followed {'to delete' if fresh else 'to start a run'}. Give "
+            "`runs_dir` and `name` of that folder itself, or use another name."
+        )
+    if not path.exists():
+        return False
+    names = sorted(os.listdir(path))
+    found = mark.owner(path)
+    if found is None:
+        if all(name == f".writing_{mark.NAME}" and not (path / name).is_symlink() for name in names):
+            return False
+        has = "its config.yaml is not that of a run" if "config.yaml" in names else "it has no config.yaml"
+        raise ConfigError(f"{path} exists and is no run folder ({has}). Nothing in it is touched. Use another name.")
+    links = [
+        name for name in names if (path / name).is_symlink() and (name in LINKED_TO or name.startswith(".writing_"))
+    ]
+    if (path / "checkpoints").is_dir() and not links:
+        links = [f"checkpoints/{p.name}" for p in (path / "checkpoints").iterdir() if p.is_symlink()]
+    if links:
+        raise ConfigError(
+            f"{path / links[0]} is a link to {os.readlink(path / links[0])}. A run writes and deletes nothing through a link: put what "
+            "it leads to in its place, or use another name."
+        )
+    return True
 
 
 def open_folder(config: RunConfig, *, fresh: bool) -> RunFolder:
     """Makes the folder, or finds the one of an interrupted run; `check_folder` comes first. Main process only."""
-    folder = RunFolder(config.folder)
-    if fresh and folder.path.exists():
-        gone = folder.path.with_name(f".deleting_{folder.path.name}")
-        shutil.rmtree(gone, ignore_errors=True)
-        os.replace(folder.path, gone)  # at once: a kill while files are deleted leaves no half a run behind
-        shutil.rmtree(gone)
+    folder = folder_of(config)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
+        found = mark.owner(folder.path)
+        if found is None:
+            found = mark.new_mark()
+            mark.write_mark(folder.path, found)
+        elif fresh or found.clearing:
+            # At once, and until it is done: a kill while files are deleted leaves no half a run that goes on.
+            found = replace(mark.new_mark(), clearing=True)
+            mark.write_mark(folder.path, found)
+            left = clear(folder.path, name=config.name)
+            if left:
+                log.warning("%s: not of a run, so it stays: %s", folder.path, ", ".join(left[:10]))
+            found = replace(found, clearing=False)
+            mark.write_mark(folder.path, found)
+        elif mark.read_mark(folder.path) is None:
+            mark.write_mark(folder.path, found)
         replace_text(folder.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         replace_text(folder.path / "versions.json", json.dumps(versions(), indent=1))
+        signed = replace(found, signed=signature(folder.path, make_key=True))
+        mark.write_mark(folder.path, signed) if signed != found else None
         folder.samples.mkdir(exist_ok=True)
         folder.checkpoints.mkdir(exist_ok=True)
     except OSError as error:
@@ -129,9 +208,31 @@ def open_folder(config: RunConfig, *, fresh: bool) -> RunFolder:
     return folder
 
 
+def starts_over(folder: RunFolder) -> bool:
+    """Whether starting over was begun there and not ended."""
+    found = mark.read_mark(folder.path) if folder.path.is_dir() else None
+    return found is not None and found.clearing
+
+
 def finished(folder: RunFolder) -> dict[str, Any] | None:
-    """The summary of a run that came to its end: it is written last, and deleted when training goes on."""
-    return json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else None
+    """The summary of a run that came to its end: it is written last, and deleted when training goes on.
+
+    One that is damaged counts as none: the run goes on from its last checkpoint and writes it again.
+    """
+    if not folder.summary.is_file():
+        return None
+    try:
+        found = parse_json(folder.summary.read_text(encoding="utf-8"))
+        absent = SUMMARY - set(found) if isinstance(found, dict) else SUMMARY
+        if absent:
+            raise BadJson(f"it has no {sorted(absent)[0]}")
+    except (OSError, ValueError) as error:
+        log.warning("%s is damaged (%s); it is written again", folder.summary, reason(error))
+        return None
+    return found
+
+
+SUMMARY = frozenset({"name", "steps", "eval_before", "eval_after", "seconds", "product"})
 
 
 @contextmanager
@@ -144,9 +245,12 @@ def exclusive(folder: RunFolder) -> Iterator[None]:
     path = folder.path.with_name(f".lock_{folder.path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "r+")
     except OSError as error:
         raise ConfigError(f"{path.parent} cannot be made or written: {error}. Choose another `runs_dir`.") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not re.fullmatch(r"[0-9]{0,20}", _start_of(file)):
+        file.close()
+        raise ConfigError(f"{path} is no lock of this program. Move it away, or choose another `runs_dir` or `name`.")
     with file:
         try:
             import fcntl
@@ -159,31 +263,34 @@ def exclusive(folder: RunFolder) -> Iterator[None]:
             ) from None
         except (ImportError, OSError):  # a system or a file system without locks
             pass
+        file.seek(0)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    aside = path.with_name(f".writing_{path.name}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def _start_of(file: Any) -> str:
+    try:
+        return file.read(64)
+    except (OSError, ValueError):
+        return "?"
 
 
 @contextmanager
-def full_disk_stops(folder: RunFolder) -> Iterator[None]:
-    """Whatever could not be written for lack of space stops the run with a sentence; checkpoints are untouched."""
+def failing_disk_stops(folder: RunFolder) -> Iterator[None]:
+    """Whatever of the run could not be read or written stops it with a sentence; checkpoints are untouched."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not checkpoint.is_no_space(error):
+        full, what = checkpoint.is_no_space(error), getattr(error, "filename", None)
+        ours = what is None or os.path.abspath(os.fsdecode(what)).startswith(f"{folder.path.absolute()}{os.sep}")
+        if not full and not ours and str(what) != str(folder.path):
             raise
-        what = getattr(error, "filename", None) or "a file of the run"
+        why = "there is no space left on the device" if full else getattr(error, "strerror", None) or reason(error)
         raise TrainingStopped(
-            f"{what} could not be written: there is no space left on the device. {checkpoint.last_intact(folder.checkpoints)} "
-            "Free some space and give the same command again to go on."
+            f"{what or 'a file of the run'} could not be {'written' if full else 'written or read'}: {why}. {checkpoint.last_intact(folder.checkpoints)} "
+            f"{'Free some space' if full else 'Mend that'} and give the same command again to go on."
         ) from error
 
 
@@ -194,7 +301,7 @@ def find_checkpoint(folder: RunFolder, named: str | None) -> Path | None:
     if named is not None:
         if named not in [checkpoint.name_of(s) for s in steps]:
             there = ", ".join(checkpoint.name_of(s) for s in steps) or "none"
-            raise CheckpointError(f"{folder.path} has no checkpoint {named!r}; there are: {there}.")
+            raise CheckpointError(f"{folder.path} has no checkpoint {shown(named)}; there are: {there}.")
         return folder.checkpoints / named
     return folder.checkpoints / checkpoint.name_of(steps[-1]) if steps else None
 
@@ -211,7 +318,10 @@ def cut_back(folder: RunFolder, *, step: int, without_eval: bool, events: int = 
         replace_text(folder.events, "".join(lines[:events]))
     else:
         folder.events.unlink(missing_ok=True)
-    checkpoint.prune(folder.checkpoints, keep={s for s in checkpoint.steps(folder.checkpoints) if s <= step})
+    later = {s for s in checkpoint.steps(folder.checkpoints) if s > step} - checkpoint.of_others(
+        folder.checkpoints, folder.run
+    )
+    checkpoint.prune(folder.checkpoints, keep=set(checkpoint.steps(folder.checkpoints)) - later)
 
 
 def versions() -> dict[str, str]:

@@ -18,16 +18,19 @@ from typing import Any
 from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig
+from grpo_mm.errors import CheckpointError, UserError
 from grpo_mm.looking import metrics, samples, transcripts
 from grpo_mm.looking.model_card import write_model_card
 from grpo_mm.looking.watch import Alarm, Rules, describe
+from grpo_mm.outside import reason
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator
-from grpo_mm.training.run_folder import RunFolder, cut_back, find_checkpoint, full_disk_stops, replace_text
+from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
+from grpo_mm.training.state import check_state
 from grpo_mm.types import Prompt
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
@@ -57,7 +60,7 @@ class Trainer:
         Raises:
             SystemExit, KeyboardInterrupt: after SIGTERM or Ctrl-C, when the step is done and a checkpoint is written.
         """
-        with full_disk_stops(self.folder):
+        with failing_disk_stops(self.folder):
             return self._run(from_checkpoint, on_step)
 
     def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
@@ -220,7 +223,7 @@ class Trainer:
         step = self._healthy_checkpoint()
         step = checkpoint.steps(self.folder.checkpoints)[0] if step is None else step
         path = self.folder.checkpoints / checkpoint.name_of(step)
-        self.learner.put_back(checkpoint.read(path), name=str(path))
+        self.learner.put_back(checkpoint.read(path, self.folder.run), name=str(path))
         return step
 
     def _healthy_checkpoint(self) -> int | None:
@@ -240,7 +243,7 @@ class Trainer:
         tensors, learner_state = self.learner.checkpoint()
         if self.processes.is_main:
             state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
-            checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step)
+            checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step, run=self.folder.run)
             self._prune()
         self.processes.barrier()
 
@@ -253,17 +256,26 @@ class Trainer:
         )
         keep = {*there[-policy.keep_last :], *({best} if policy.keep_best else ())}
         keep |= {self._healthy_checkpoint()} if self.rules.watched else set()
-        checkpoint.prune(self.folder.checkpoints, keep=keep)
+        checkpoint.prune(
+            self.folder.checkpoints, keep=keep | checkpoint.of_others(self.folder.checkpoints, self.folder.run)
+        )
         rows = [{"step": s, "name": checkpoint.name_of(s), "best": s == best} for s in there if s in keep]
         replace_text(self.folder.path / "checkpoints.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def load(self, path: Path) -> None:
         """Takes everything from a checkpoint."""
-        loaded = checkpoint.read(path)
-        self.learner.load(loaded, name=str(path))
-        self.state = {key: value for key, value in loaded.state.items() if key not in ("learner", "rules")}
-        if "rules" in loaded.state:
-            self.rules.load_state_dict(loaded.state["rules"])
+        loaded = checkpoint.read(path, self.folder.run)
+        state = dict(loaded.state)
+        check_state(state, self.state, name=str(path))
+        try:
+            self.learner.load(loaded, name=str(path))
+            self.state = {key: value for key, value in state.items() if key not in ("learner", "rules")}
+            if "rules" in state:
+                self.rules.load_state_dict(state["rules"])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise CheckpointError(f"{path} holds a state that no run has written: {reason(error)}.") from error
         self.learner.lr_scale = self.rules.lr_scale
 
     def _finish(self) -> dict[str, Any]:

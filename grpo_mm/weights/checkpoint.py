@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
-import shutil
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grpo_mm.errors import CheckpointError, TrainingStopped
+from grpo_mm.outside import BadJson, parse_json, reason, shown
 
 FORMAT = "grpo_mm checkpoint 1"
+FILE = re.compile(r"[A-Za-z0-9_]+\.safetensors|(state|manifest)\.json")
+"""Names that a checkpoint may hold."""
+LARGEST_JSON = 256 * 2**20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunId:
+    """Which run a checkpoint is of. The id is made when a run starts; copies of its folder keep it."""
+
+    id: str
+    adopted: bool = False
+    """The run was started by a version that gave no ids: checkpoints without one are its own."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +52,27 @@ def name_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def write(folder: Path, checkpoint: Checkpoint, *, step: int) -> Path:
-    """Writes `folder/step_000010`; on any failure the earlier checkpoints are untouched."""
+def write(folder: Path, checkpoint: Checkpoint, *, step: int, run: RunId | None = None) -> Path:
+    """Writes `folder/step_000010` with the id of its run; on any failure the earlier checkpoints are untouched."""
     final, aside = folder / name_of(step), folder / f".writing_{name_of(step)}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        _delete(aside)
         aside.mkdir(parents=True)
         for name, tensors in checkpoint.tensors.items():
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, aside / f"{name}.safetensors")
         (aside / "state.json").write_text(json.dumps(checkpoint.state, indent=1, sort_keys=True))
         manifest = {"format": FORMAT, "step": step, "sha256": {p.name: _sha256(p) for p in sorted(aside.iterdir())}}
+        manifest |= {"run": run.id} if run is not None else {}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in (*aside.iterdir(), aside):
             _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
+        if os.path.lexists(final):
+            _delete(final)
         os.replace(aside, final)
         _sync(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            _delete(aside)
         raise _write_error(error, final, folder) from error
     return final
 
@@ -80,43 +98,90 @@ def last_intact(folder: Path) -> str:
 def steps(folder: Path) -> list[int]:
     """The steps of all finished checkpoints, ascending."""
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(n[5:]) for n in names if n.startswith("step_") and n[5:].isdigit())
+    found = [int(n[5:]) for n in names if re.fullmatch(r"step_[0-9]{6,18}", n)]
+    return sorted(step for step in found if name_of(step) in names)
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, run: RunId | None = None) -> Checkpoint:
     """Verifies and reads one checkpoint."""
-    names = [n for n in verify(path) if n.endswith(".safetensors")]
-    tensors = {n.removesuffix(".safetensors"): load_file(path / n) for n in names}
-    return Checkpoint(tensors=tensors, state=json.loads((path / "state.json").read_text()))
+    names = [n for n in verify(path, run) if n.endswith(".safetensors")]
+    try:
+        tensors = {n.removesuffix(".safetensors"): load_file(path / n) for n in names}
+        state = json.loads((path / "state.json").read_text())  # ours, where NaN is a measure that was not taken
+    except Exception as error:  # right hashes of wrong content: forged
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}.{_advice(path)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / 'state.json'} holds {shown(state)}, wanted named values.{_advice(path)}")
+    return Checkpoint(tensors=tensors, state=state)
 
 
-def verify(path: Path) -> list[str]:
-    """The names of the files of a checkpoint; raises CheckpointError that tells what is wrong with it."""
+def verify(path: Path, run: RunId | None = None) -> list[str]:
+    """The names of the files of a checkpoint.
+
+    Raises:
+        CheckpointError: it tells what is wrong: damaged, of another step than its name says, of another run than `run`, a link.
+    """
     manifest_path = path / "manifest.json"
+    if path.is_symlink():
+        raise CheckpointError(
+            f"{path} is a link, which is not followed. Copy the run's whole folder instead.{_advice(path)}"
+        )
     if not manifest_path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint of this program: it has no manifest.json.{_advice(path)}")
     try:
-        manifest = json.loads(manifest_path.read_text())
-        found_format = manifest["format"]
+        manifest = _json(manifest_path)
+        found_format, step = manifest["format"], manifest["step"]
         hashes = dict(manifest["sha256"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{manifest_path} is damaged ({error}).{_advice(path)}") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{manifest_path} is damaged ({reason(error)}).{_advice(path)}") from error
     if found_format != FORMAT:
-        raise CheckpointError(f"{path} has the format {found_format!r}, wanted {FORMAT!r}.{_advice(path)}")
+        raise CheckpointError(f"{path} has the format {shown(found_format)}, wanted {FORMAT!r}.{_advice(path)}")
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0 or name_of(step) != path.name:
+        raise CheckpointError(
+            f"{path} is a checkpoint of step {shown(step)} by its manifest: it has been given another name.{_advice(path)}"
+        )
+    _check_run(path, manifest.get("run"), run)
     surplus = {p.name for p in path.iterdir()} - set(hashes) - {"manifest.json"}
     if surplus:
         raise CheckpointError(
             f"{path} holds files that its manifest does not list: {', '.join(sorted(surplus))}. Remove them."
             + _advice(path)
         )
-    if "state.json" not in hashes:
-        raise CheckpointError(f"{manifest_path} is damaged (it does not list state.json).{_advice(path)}")
+    if "state.json" not in hashes or not all(FILE.fullmatch(name) for name in hashes):
+        raise CheckpointError(
+            f"{manifest_path} is damaged (it does not list state.json, or other files).{_advice(path)}"
+        )
     for name, expected in hashes.items():
-        if not (path / name).is_file() or _sha256(path / name) != expected:
+        if (path / name).is_symlink() or not (path / name).is_file() or _sha256(path / name) != expected:
             raise CheckpointError(
                 f"{path / name} is missing, truncated or altered: its SHA-256 differs.{_advice(path)}"
             )
     return sorted(hashes)
+
+
+def _check_run(path: Path, found: Any, run: RunId | None) -> None:
+    if run is None or found == run.id or (found is None and run.adopted):
+        return
+    raise CheckpointError(
+        f"{path} is a checkpoint of another run ({'of none that is named' if found is None else shown(found, 40)}; this one is "
+        f"{run.id!r}). A run goes on from its own: to copy a run copy its whole folder, and to start from what another run "
+        f"learned name its product in the config (policy.lora.start_from, policy.merge_adapter or the model's path).{_advice(path)}"
+    )
+
+
+def run_of(path: Path) -> str | None:
+    """The run that the manifest of a checkpoint names, "" if it names none; None if it is no manifest that can be read."""
+    try:
+        found = _json(path / "manifest.json")
+        return str(found.get("run") or "") if found.get("format") == FORMAT else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _json(path: Path) -> Any:
+    if path.stat().st_size > LARGEST_JSON:
+        raise BadJson(f"it has more than {LARGEST_JSON:,} bytes")
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def _advice(path: Path) -> str:
@@ -130,9 +195,32 @@ def prune(folder: Path, *, keep: set[int]) -> None:
     """Deletes finished checkpoints that are not to be kept, and what an interrupted write left."""
     for step in steps(folder):
         if step not in keep:
-            shutil.rmtree(folder / name_of(step))
-    for path in folder.glob(".writing_*"):
-        shutil.rmtree(path)
+            _delete(folder / name_of(step))
+    for path in folder.glob(".writing_step_*"):
+        _delete(path)
+
+
+def of_others(folder: Path, run: RunId | None) -> set[int]:
+    """The steps of checkpoints that are not of `run`, and so not to be deleted."""
+    own = {None} if run is None else {run.id, None, *([""] if run.adopted else [])}
+    return {step for step in steps(folder) if run_of(folder / name_of(step)) not in own}
+
+
+def _delete(path: Path) -> None:
+    """Deletes the files of a checkpoint by their names; a link is not followed, and what is not ours stays."""
+    if path.is_symlink() or not path.is_dir():
+        if os.path.lexists(path):
+            log.warning("%s is no folder of this program and stays", path)
+        return
+    for file in sorted(path.iterdir(), key=lambda p: p.name != "manifest.json"):
+        if FILE.fullmatch(file.name) and not file.is_dir():
+            file.unlink()
+    try:
+        path.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        log.warning("%s holds files that are not of this program; they stay", path)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

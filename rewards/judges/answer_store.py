@@ -54,6 +54,11 @@ class AnswerStore:
             self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, check_same_thread=False)
             self._db.text_factory = lambda found: found.decode("utf-8", "replace")  # one damaged answer is not all
             with self._db:
+                others = self._db.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT IN ('answers', 'asked')"
+                ).fetchall()
+                if others:
+                    raise sqlite3.DatabaseError(f"it is a database with the table {others[0][0]!r}")
                 if not read_only:
                     self._db.execute(
                         "CREATE TABLE IF NOT EXISTS answers (id INTEGER PRIMARY KEY, key BLOB UNIQUE, answer TEXT)"

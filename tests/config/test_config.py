@@ -239,8 +239,8 @@ def test_what_does_not_fit_is_refused_with_its_place_and_what_would_fit(mapping,
 
 def test_own_code_is_named_by_its_module(tmp_path, monkeypatch):
     (tmp_path / "own_stages.py").write_text(
-        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Halve:\n    times: int = 1\n\n\n"
-        "class Plain:\n    pass\n\n\ndef judge(items, prompts):\n    return [0.0]\n"
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Halve:\n    times: int = 1\n\n    def __call__(self, table):\n        return table\n\n\n"
+        "class Plain:\n    def __call__(self, items, prompts):\n        return [0.0]\n\n\ndef judge(items, prompts):\n    return [0.0]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     (stage,) = build(Settings, {"steps": 1, "stages": [{"kind": "own_stages:Halve", "times": 3}]}).stages
@@ -257,8 +257,8 @@ def test_own_code_is_named_by_its_module(tmp_path, monkeypatch):
 def test_an_import_that_fails_inside_own_code_shows_itself(tmp_path, monkeypatch):
     (tmp_path / "own_broken.py").write_text("import not_installed_anywhere\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
-        registry.load("own_broken:Thing")
+    message = refusal(registry.load, "own_broken:Thing")
+    assert "No module named 'not_installed_anywhere'" in message and "own_broken.py, line 1" in message
 
 
 def test_writing_out_and_reading_in_is_a_fixed_point():

@@ -39,7 +39,7 @@ REFUSED = {
     "noise on the last step only": ("dense", ["engine.noise={kind: levels, levels: [0, 0, 0, 0, 0, 0, 0, 1]}"], "no noisy step"),
     "too many steps": ("flow", ["engine.steps=100000"], "at most 1000"),
     "granularities beyond the schedule": ("g2rpo", ["engine.tree.granularity=[1, 9]"], "coarser completions are all the same"),
-    "no tree": ("flow", ["engine.tree={kind: 'os:path'}"], "engine.tree is .* it is no tree"),
+    "no tree": ("flow", ["engine.tree={kind: 'os:path'}"], "engine.tree: 'os:path' cannot be a component of the role 'tree'"),
     "pruned branches": ("g2rpo", ["engine.train_within={kind: window, size: 1, within: [0, 1]}"], "sample and score branches"),
     "empty updates": (
         "flow_grpo", ["engine.train_within={kind: window, size: 2, within: [0, 2]}", "updates={by: action, count: 4}"],
