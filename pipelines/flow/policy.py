@@ -110,6 +110,7 @@ class FlowPolicy:
             self.network.compile()
         self.snapshots = Snapshots(self.trainable)
         self._embeddings: dict[str, dict[str, Tensor]] = {}
+        self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 
     def _place(self) -> None:
         for name, part in self.pipe.components.items():

@@ -27,6 +27,8 @@ class Family(Protocol):
     lora_targets: tuple[str, ...]
     encoders: tuple[str, ...]
     """Names of the pipeline's text encoders."""
+    even_sigmas: bool
+    """Whether the pipeline hands its scheduler linspace(1, 1/S, S) instead of leaving the spacing to it."""
 
     def check(self) -> None: ...
 

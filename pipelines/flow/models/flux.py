@@ -24,6 +24,7 @@ class Flux:
         "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
     )  # fmt: skip
     encoders = ("text_encoder", "text_encoder_2")
+    even_sigmas = True
 
     def check(self) -> None:
         check_pipeline(self.path, "FluxPipeline")

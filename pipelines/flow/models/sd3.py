@@ -24,6 +24,7 @@ class Sd3:
         "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
     )  # fmt: skip
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    even_sigmas = False
 
     def check(self) -> None:
         check_pipeline(self.path, "StableDiffusion3Pipeline")
