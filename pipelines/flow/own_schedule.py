@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ class OfCheckpoint:
     """A diffusers scheduler; it is never changed."""
     evenly: bool
     """Whether the pipeline hands its scheduler linspace(1, 1/S, S), as FLUX does, instead of leaving the spacing to it."""
+
+    def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
+        """As of `Shifted`: no settings, for the pipeline's own scheduler makes this grid."""
+        return {}, 1 / steps if self.evenly else float(self.scheduler.sigma_min)
 
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
         """Raises ConfigError for a grid that does not fall from 1 to 0."""
@@ -86,8 +91,9 @@ def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_scheduler_files(path: str) -> None:
-    """The same before anything is loaded, as far as a local folder tells."""
+def check_scheduler_files(model: Any) -> None:
+    """The same before anything is loaded, as far as the local folder of a family's `path` tells."""
+    path = getattr(model, "path", None) or "random:"
     file = Path(resolve(path)) / "scheduler" / "scheduler_config.json"
     if path.startswith("random:") or not file.parent.parent.is_dir():
         return
@@ -118,6 +124,41 @@ def tell_of_another_grid(schedule: Schedule, pipe: Any, *, evenly: bool, steps: 
             "there %.4f. Leave engine.schedule out to sample as the checkpoint does.",
             steps, at, float(here[at]), float(own[at]),
         )  # fmt: skip
+
+
+def in_plain_diffusers(
+    schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int
+) -> tuple[dict[str, Any] | None, str]:
+    """(settings of the Euler scheduler to put in, or None where the pipeline's own will do; Python text of `sigmas`).
+
+    The pipeline called with these `sigmas` samples on the grid of `schedule`.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    wanted = schedule(steps, image_tokens=image_tokens)
+    tried: list[Any] = []
+    with suppress(ConfigError):  # it has none, or one of another kind
+        tried.append(own_schedule(pipe, evenly=evenly))
+    tried += [schedule] if hasattr(schedule, "in_diffusers") else []
+    for one in tried:
+        settings, last = one.in_diffusers(steps)
+        scheduler = pipe.scheduler if isinstance(one, OfCheckpoint) else FlowMatchEulerDiscreteScheduler(**settings)
+        made = _from_even(scheduler, steps, last, image_tokens=image_tokens)
+        if made is not None and float((made - wanted).abs().max()) < SAME:
+            return settings or None, f"numpy.linspace(1, {last:.7g}, {steps})"
+    return {"shift": 1.0}, f"[{', '.join(f'{float(s):.7g}' for s in wanted[:-1])}]"
+
+
+def _from_even(scheduler: Any, steps: int, last: float, *, image_tokens: int) -> Tensor | None:
+    """What a scheduler makes of linspace(1, last, S); None where it cannot."""
+    scheduler = copy.deepcopy(scheduler)
+    mu = {"mu": _mu(scheduler.config, image_tokens)} if scheduler.config.use_dynamic_shifting else {}
+    try:
+        scheduler.set_timesteps(sigmas=torch.linspace(1, last, steps, dtype=torch.float64).numpy(), **mu)
+    except Exception:  # whatever a scheduler makes of settings that it was not meant for
+        return None
+    sigma_S1 = scheduler.sigmas.float().cpu()
+    return sigma_S1 if len(sigma_S1) == steps + 1 else None
 
 
 def _mu(config: Mapping[str, Any], image_tokens: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.own_schedule import own_schedule, tell_of_another_grid
+from grpo_mm.pipelines.flow.own_schedule import in_plain_diffusers, own_schedule, tell_of_another_grid
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Schedule
 from grpo_mm.processes.clock import count, phase
@@ -91,6 +91,15 @@ class OdeSampler:
         """The initial latents that `latents` starts from, [N, ...], keyed by prompt and sample."""
         keys = [(rows.prompts[p], s) for p, s in zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), strict=True)]
         return initial_noise(policy, keys, seed=seed, step="eval", size=policy.size(evaluation=True))
+
+    def usage(self, policy: FlowPolicy) -> dict[str, str]:
+        """For the model card: what loads the product into plain diffusers and draws as evaluation does."""
+        schedule, size = self.on_grid_of(policy).schedule, policy.size(evaluation=True)
+        settings, sigmas = in_plain_diffusers(
+            schedule, policy.pipe, evenly=getattr(policy.family, "even_sigmas", False), steps=self.eval_steps,
+            image_tokens=policy.family.image_tokens(policy.pipe, *size),
+        )  # fmt: skip
+        return policy.usage(sigmas=sigmas, scheduler=settings)
 
     def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
         """Pictures of the rows for evaluation, uint8 [N, 3, H, W]."""

@@ -85,7 +85,7 @@ class FlowEngine(OdeSampler):
                     f"engine.{name} is {getattr(self, name)!r}, which has no `{wanted}`: it is no {name}."
                 )
         if self.schedule is None:
-            check_scheduler_files(policy.model.path)
+            check_scheduler_files(policy.model)
         self.noise.check(self.steps)
         if self.noise.trained_steps(self.steps) < 1:
             raise ConfigError("engine.noise leaves no noisy step that can be trained: the last step never is.")

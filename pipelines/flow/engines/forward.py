@@ -104,7 +104,7 @@ class ForwardProcess(OdeSampler):
                 f"{self.actions()} draws, beta = {self.beta}; wanted at least 1 each, and beta above 0."
             )
         if self.schedule is None:
-            check_scheduler_files(policy.model.path)
+            check_scheduler_files(policy.model)
         fraction = getattr(self.draws, "fraction", 1.0)
         if not 0 < fraction <= 1:
             raise ConfigError(f"engine.draws.fraction = {fraction}; wanted a share in (0, 1].")
