@@ -71,7 +71,7 @@ def train(
     from grpo_mm.looking.report.page import write_report
     from grpo_mm.tools.console import before_after, progress
 
-    settings = read(config, overrides or [])
+    settings = read(beside(config), overrides or [])
     try:
         with progress(settings) if is_main() else nullcontext() as on_step:
             summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
@@ -81,6 +81,13 @@ def train(
     if is_main():
         report = write_report(settings.folder)
         before_after(summary, settings.folder, report)
+
+
+def beside(path: Path) -> Path:
+    """The same path; a user's own rewards may also lie beside a config file. Beside that of a run folder nothing is sought."""
+    if path.is_file() and not (path.parent / "versions.json").exists():
+        sys.path.append(str(path.resolve().parent))
+    return path
 
 
 def is_main() -> bool:
@@ -109,7 +116,7 @@ def sample(
     from grpo_mm.tools.inference import sample as draw
 
     opened = [_media_file(path) for path in media or []]
-    made = draw(run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [])
+    made = draw(beside(run), prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [])
     for text, answers in zip(prompt, made.answers):
         typer.echo(text)
         for answer in answers:
@@ -171,7 +178,7 @@ def evaluate(
     else:
         from grpo_mm.tools.inference import evaluate as score
 
-        found = score(run, overrides=overrides or [], checkpoint=checkpoint)
+        found = score(beside(run), overrides=overrides or [], checkpoint=checkpoint)
     if as_json:
         plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
         typer.echo(json.dumps(plain, indent=1))
@@ -192,7 +199,7 @@ def show(config: Annotated[Path, typer.Argument(help="a YAML file")], overrides:
     from grpo_mm.config.arithmetic import lines
     from grpo_mm.config.run_config import plain, read
 
-    settings = read(config, overrides or [])
+    settings = read(beside(config), overrides or [])
     settings.check_settings()
     typer.echo(yaml.safe_dump(plain(settings), sort_keys=False))
     for line in lines(settings):
@@ -215,7 +222,7 @@ def calibrate(
     def show(number: int, level_S) -> None:
         typer.echo(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
 
-    found = run(config, overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show)
+    found = run(beside(config), overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show)
     how = "every level has turned often enough" if found["frozen"] else "the rounds ran out while levels still moved"
     typer.echo(f"{out}: {found['rounds']} rounds, {how}")
 
@@ -274,7 +281,7 @@ def bench(
     from grpo_mm.tools.bench import bench as measure
     from grpo_mm.tools.bench import table
 
-    result = measure(config, overrides or [], steps=steps, vs=vs or [])
+    result = measure(beside(config), overrides or [], steps=steps, vs=vs or [])
     typer.echo(json.dumps(result, indent=1) if as_json else table(result))
 
 

@@ -30,6 +30,9 @@ class Family(Protocol):
     even_sigmas: bool
     """Whether the pipeline hands its scheduler linspace(1, 1/S, S) instead of leaving the spacing to it."""
 
+    tables: tuple[str, ...]
+    """Tensors in the transformer's files that are computed and not learnt."""
+
     def check(self) -> None: ...
 
     def load(self, dtype: torch.dtype, *, full: bool) -> Any:

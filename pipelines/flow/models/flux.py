@@ -25,6 +25,7 @@ class Flux:
     )  # fmt: skip
     encoders = ("text_encoder", "text_encoder_2")
     even_sigmas = True
+    tables = ()
 
     def check(self) -> None:
         check_pipeline(self.path, "FluxPipeline")
