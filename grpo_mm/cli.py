@@ -222,7 +222,9 @@ def calibrate(
     def show(number: int, level_S) -> None:
         typer.echo(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
 
-    found = run(beside(config), overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show)
+    found = run(
+        beside(config), overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show
+    )
     how = "every level has turned often enough" if found["frozen"] else "the rounds ran out while levels still moved"
     typer.echo(f"{out}: {found['rounds']} rounds, {how}")
 

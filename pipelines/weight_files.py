@@ -111,7 +111,9 @@ def _of_torch(file: Path) -> Shapes:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return {name: tuple(tensor.shape) for name, tensor in _distinct(tensors)}
     except Exception as error:  # whatever a foreign file makes of the reader
-        raise Uncounted(f"{shown(str(file))} is damaged, or of a form from before torch 1.6 ({reason(error, 80)})") from error
+        raise Uncounted(
+            f"{shown(str(file))} is damaged, or of a form from before torch 1.6 ({reason(error, 80)})"
+        ) from error
 
 
 def _distinct(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
