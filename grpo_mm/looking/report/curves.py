@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import accumulate
 from typing import Any
 
-from grpo_mm.looking.own_files import MAX_NAME
+from grpo_mm.looking.own_files import LARGEST_NUMBER, MAX_NAME
 from grpo_mm.looking.report.words import finite, number, superscript
 from grpo_mm.looking.watch import Band
 from grpo_mm.outside import plain
@@ -43,20 +44,19 @@ class Rule:
 
 def columns_of(rows: Sequence[Mapping[str, Any]], damage: list[str] | None = None) -> Columns:
     """The curves of a record, by metric in the order of the record; entries that are no numbers are counted in `damage`."""
-    columns: Columns = {}
+    columns: defaultdict[str, Points] = defaultdict(list)
     odd = 0
     for row in rows:
         step = row["step"]
         for key, value in row.items():
-            if finite(value):
-                column = columns.get(key)
-                if column is None:
-                    column = columns[key] = []
-                column.append((step, float(value)))
-            elif value is not None:
-                odd += 1
-            elif key not in columns:
-                columns[key] = []
+            # The first test is the second one for what nearly all entries are: a record may have millions.
+            if type(value) is float and -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+                columns[key].append((step, value))
+            elif finite(value):
+                columns[key].append((step, float(value)))
+            else:
+                odd += value is not None
+                columns.setdefault(key, [])  # its place in the order, though it may never be drawn
     said = [f"metrics.jsonl: {odd} entries are no numbers that can be drawn"] if odd else []
     if len(columns) > MAX_COLUMNS:
         said.append(f"metrics.jsonl: of {len(columns)} metrics the first {MAX_COLUMNS} are drawn")
@@ -158,7 +158,7 @@ def _draw_lines(
         dots = "".join(f"M{x.place(step):.1f} {1000 - y.place(v):.1f}h0" for step, v in points[:31])
         is_long = len(points) > LONG
         mean = _smooth(points) if len(points) > SMOOTH_FROM and not exact else []
-        smooth = _path(_some(mean, MAX_READ_OUT) if is_long else mean, x, y) if mean else ""
+        smooth = _path(mean, x, y) if mean else ""
         line = {
             "path": _path(thinned(points) if is_long else points, x, y),
             "smooth": smooth,
@@ -201,7 +201,6 @@ def _draw_stack(series: dict[str, Points], x: Axis) -> dict[str, Any]:
         shown["other"] = _sum(rest)
     drawn = {name: _smooth(part) if len(part) > SMOOTH_FROM else part for name, part in shown.items()}
     if len(steps) > LONG:
-        drawn = {name: _some(part, MAX_READ_OUT) for name, part in drawn.items()}
         steps = _some(steps, MAX_READ_OUT)
     y = value_axis([0.0, *(v for _, v in _sum(list(drawn.values())))])
     below, areas = [(step, 0.0) for step in steps], []
@@ -247,11 +246,12 @@ def _path(points: Points, x: Axis, y: Axis) -> str:
 
 
 def _smooth(points: Points) -> Points:
-    """The mean over a fortieth of the run, centred."""
-    half = max(2, len(points) // 80)
+    """The mean over a fortieth of the run, centred; of a long curve at MAX_READ_OUT places."""
+    half, count = max(2, len(points) // 80), len(points)
     total = [0.0, *accumulate(v for _, v in points)]
-    ends = [(max(0, i - half), min(len(points), i + half + 1)) for i in range(len(points))]
-    return [(step, (total[stop] - total[start]) / (stop - start)) for (step, _), (start, stop) in zip(points, ends)]
+    at = _some(range(count), MAX_READ_OUT) if count > LONG else range(count)
+    ends = [(i, max(0, i - half), min(count, i + half + 1)) for i in at]
+    return [(points[i][0], (total[stop] - total[start]) / (stop - start)) for i, start, stop in ends]
 
 
 @dataclass(frozen=True)
