@@ -18,6 +18,7 @@ import typer
 from grpo_mm.errors import TrainingStopped, UserError
 from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
+from grpo_mm.tools.plain_output import PlainFormatter, say, say_error
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -29,14 +30,14 @@ app.add_typer(zoo_app, name="zoo")
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
 
 
-MAX_ERROR = 4000
-"""Characters of an error that are printed: a setting that it quotes may be a whole file."""
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def main() -> None:
     """Runs a command; what a user can fix is one paragraph and exit code 2, a stopped run exit code 3."""
-    logging.basicConfig(level=logging.WARNING if is_main() else logging.ERROR, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING if is_main() else logging.ERROR)
+    for handler in logging.root.handlers:
+        handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
     logging.getLogger("grpo_mm").setLevel(logging.INFO if is_main() else logging.ERROR)
     if is_main() and not sys.warnoptions:
         # Python shows deprecations of scripts only; a config that names an old path is to be seen too.
@@ -46,15 +47,12 @@ def main() -> None:
         check_links()
         app()
     except (UserError, TrainingStopped) as error:
-        text = f"{type(error).__name__}: {error}"
-        print(
-            text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR // 2]} … {text[-MAX_ERROR // 2 :]}", file=sys.stderr
-        )
+        say_error(f"{type(error).__name__}: {error}")
         sys.exit(2 if isinstance(error, UserError) else 3)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"there is no space left on the device ({error.filename or 'report or pictures'}).", file=sys.stderr)
+        say_error(f"there is no space left on the device ({error.filename or 'report or pictures'}).")
         sys.exit(3)
 
 
@@ -71,23 +69,16 @@ def train(
     from grpo_mm.looking.report.page import write_report
     from grpo_mm.tools.console import before_after, progress
 
-    settings = read(beside(config), overrides or [])
+    settings = read(config, overrides or [])
     try:
         with progress(settings) if is_main() else nullcontext() as on_step:
             summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the newest checkpoint", err=True)
+        say("interrupted; the same command goes on from the newest checkpoint", err=True)
         raise typer.Exit(130) from None
     if is_main():
         report = write_report(settings.folder)
         before_after(summary, settings.folder, report)
-
-
-def beside(path: Path) -> Path:
-    """The same path; a user's own rewards may also lie beside a config file. Beside that of a run folder nothing is sought."""
-    if path.is_file() and not (path.parent / "versions.json").exists():
-        sys.path.append(str(path.resolve().parent))
-    return path
 
 
 def is_main() -> bool:
@@ -116,18 +107,13 @@ def sample(
     from grpo_mm.tools.inference import sample as draw
 
     opened = [_media_file(path) for path in media or []]
-    made = draw(beside(run), prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [])
+    made = draw(run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [])
     for text, answers in zip(prompt, made.answers):
-        typer.echo(text)
+        say(text)
         for answer in answers:
-            typer.echo(f"  {'(not asked; see above)' if answer is None else _printable(answer)}")
+            say(f"  {'(not asked; see above)' if answer is None else answer}")
     for path in made.files:
-        typer.echo(path)
-
-
-def _printable(text: str) -> str:
-    """What a model writes may hold characters that steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+        say(path)
 
 
 def _media_file(path: Path) -> object:
@@ -178,14 +164,14 @@ def evaluate(
     else:
         from grpo_mm.tools.inference import evaluate as score
 
-        found = score(beside(run), overrides=overrides or [], checkpoint=checkpoint)
+        found = score(run, overrides=overrides or [], checkpoint=checkpoint)
     if as_json:
         plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
-        typer.echo(json.dumps(plain, indent=1))
+        say(json.dumps(plain, indent=1))
         return
     for name, value in found.items():
         digits = 0 if name.endswith("queries") else 2 if predictions else 4
-        typer.echo(f"{name:40s} {value:.{digits}f}")
+        say(f"{name:40s} {value:.{digits}f}")
 
 
 @app.command()
@@ -199,11 +185,11 @@ def show(config: Annotated[Path, typer.Argument(help="a YAML file")], overrides:
     from grpo_mm.config.arithmetic import lines
     from grpo_mm.config.run_config import plain, read
 
-    settings = read(beside(config), overrides or [])
+    settings = read(config, overrides or [])
     settings.check_settings()
-    typer.echo(yaml.safe_dump(plain(settings), sort_keys=False))
+    say(yaml.safe_dump(plain(settings), sort_keys=False))
     for line in lines(settings):
-        typer.echo(line)
+        say(line)
     settings.check()
 
 
@@ -220,13 +206,11 @@ def calibrate(
     from grpo_mm.tools.calibrate import calibrate as run
 
     def show(number: int, level_S) -> None:
-        typer.echo(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
+        say(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
 
-    found = run(
-        beside(config), overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show
-    )
+    found = run(config, overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show)
     how = "every level has turned often enough" if found["frozen"] else "the rounds ran out while levels still moved"
-    typer.echo(f"{out}: {found['rounds']} rounds, {how}")
+    say(f"{out}: {found['rounds']} rounds, {how}")
 
 
 @app.command()
@@ -255,10 +239,10 @@ def methods(
         for method in METHODS if kind in (None, "method")
     ]  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        say(json.dumps(rows, indent=1))
         return
     for row in rows:
-        typer.echo(f"{row['kind']:12s} {row['name']:20s} {row['paper']:18s} {row['module'] or row['config']}")
+        say(f"{row['kind']:12s} {row['name']:20s} {row['paper']:18s} {row['module'] or row['config']}")
 
 
 @app.command()
@@ -268,7 +252,7 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml.")
-    typer.echo(write_report(run))
+    say(write_report(run))
 
 
 @app.command()
@@ -283,8 +267,8 @@ def bench(
     from grpo_mm.tools.bench import bench as measure
     from grpo_mm.tools.bench import table
 
-    result = measure(beside(config), overrides or [], steps=steps, vs=vs or [])
-    typer.echo(json.dumps(result, indent=1) if as_json else table(result))
+    result = measure(config, overrides or [], steps=steps, vs=vs or [])
+    say(json.dumps(result, indent=1) if as_json else table(result))
 
 
 @zoo_app.command("build")
@@ -304,7 +288,7 @@ def zoo_path(name: Annotated[str, typer.Argument(help="text_to_image or vision_l
     """Prints where a shipped checkpoint lies."""
     from grpo_mm.pipelines.zoo import path
 
-    typer.echo(path(name))
+    say(path(name))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def check_scheduler_files(model: Any) -> None:
     """The same before anything is loaded, as far as the local folder of a family's `path` tells."""
     path = getattr(model, "path", None) or "random:"
     file = Path(resolve(path)) / "scheduler" / "scheduler_config.json"
-    if path.startswith("random:") or not file.parent.parent.is_dir():
+    if path.startswith("random:") or not (file.parent.parent / "model_index.json").is_file():
         return
     if not file.is_file():
         raise ConfigError(f"{shown(path)} has no scheduler/{file.name}, so it has no grid of its own. {NAME_ONE}")
