@@ -18,7 +18,8 @@ import typer
 from grpo_mm.errors import TrainingStopped, UserError
 from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
-from grpo_mm.outside import expanded, plain
+from grpo_mm.outside import expanded
+from grpo_mm.tools.plain_output import PlainFormatter, say, say_error
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -37,14 +38,14 @@ Trust = Annotated[bool, typer.Option("--trust", help="import code that a run fol
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
 
 
-MAX_ERROR = 4000
-"""Characters of an error that are printed: a setting that it quotes may be a whole file."""
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def main() -> None:
     """Runs a command; what a user can fix is one paragraph and exit code 2, a stopped run exit code 3."""
-    logging.basicConfig(level=logging.WARNING if is_main() else logging.ERROR, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING if is_main() else logging.ERROR)
+    for handler in logging.root.handlers:
+        handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
     logging.getLogger("grpo_mm").setLevel(logging.INFO if is_main() else logging.ERROR)
     if is_main() and not sys.warnoptions:
         # Python shows deprecations of scripts only; a config that names an old path is to be seen too.
@@ -55,17 +56,14 @@ def main() -> None:
         check_links()
         app()
     except (UserError, TrainingStopped) as error:
-        text = f"{type(error).__name__}: {error}"
-        print(
-            text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR // 2]} … {text[-MAX_ERROR // 2 :]}", file=sys.stderr
-        )
+        say_error(f"{type(error).__name__}: {error}")
         sys.exit(2 if isinstance(error, UserError) else 3)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and error.filename is None:
             raise
         what = "there is no space left on the device" if full else f"a file cannot be read or written: {error.strerror}"
-        print(f"{what} ({plain(os.fsdecode(error.filename or 'report or pictures'))}).", file=sys.stderr)
+        say_error(f"{what} ({os.fsdecode(error.filename or 'report or pictures')}).")
         sys.exit(3)
 
 
@@ -101,7 +99,7 @@ def train(
         with progress(settings) if is_main() else nullcontext() as on_step:
             summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the newest checkpoint", err=True)
+        say("interrupted; the same command goes on from the newest checkpoint", err=True)
         raise typer.Exit(130) from None
     if is_main():
         report = write_report(folder)
@@ -141,16 +139,11 @@ def sample(
         run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust
     )
     for text, answers in zip(prompt, made.answers):
-        typer.echo(text)
+        say(text)
         for answer in answers:
-            typer.echo(f"  {'(not asked; see above)' if answer is None else _printable(answer)}")
+            say(f"  {'(not asked; see above)' if answer is None else answer}")
     for path in made.files:
-        typer.echo(path)
-
-
-def _printable(text: str) -> str:
-    """What a model writes may hold characters that steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+        say(path)
 
 
 def _media_file(path: Path) -> object:
@@ -210,11 +203,11 @@ def evaluate(
         found = score(run, overrides=overrides or [], checkpoint=checkpoint, trust=trust)
     if as_json:
         numbers = {name: value if math.isfinite(value) else None for name, value in found.items()}
-        typer.echo(json.dumps(numbers, indent=1))
+        say(json.dumps(numbers, indent=1))
         return
     for name, value in found.items():
         digits = 0 if name.endswith("queries") else 2 if predictions else 4
-        typer.echo(f"{name:40s} {value:.{digits}f}")
+        say(f"{name:40s} {value:.{digits}f}")
 
 
 @app.command()
@@ -234,9 +227,9 @@ def show(
 
     settings = run_config.read(config, overrides or [], trust=trust)
     settings.check_settings()
-    typer.echo(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
+    say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
     for line in lines(settings):
-        typer.echo(line)
+        say(line)
     settings.check()
 
 
@@ -254,13 +247,13 @@ def calibrate(
     from grpo_mm.tools.calibrate import calibrate as run
 
     def show(number: int, level_S) -> None:
-        typer.echo(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
+        say(f"round {number}: {' '.join(f'{level:.3f}' for level in level_S.tolist())}")
 
     found = run(
         config, overrides or [], out=out, settings=Calibrated(rounds=rounds, start=start), on_round=show, trust=trust
     )
     how = "every level has turned often enough" if found["frozen"] else "the rounds ran out while levels still moved"
-    typer.echo(f"{out}: {found['rounds']} rounds, {how}")
+    say(f"{out}: {found['rounds']} rounds, {how}")
 
 
 @app.command()
@@ -289,10 +282,10 @@ def methods(
         for method in METHODS if kind in (None, "method")
     ]  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        say(json.dumps(rows, indent=1))
         return
     for row in rows:
-        typer.echo(f"{row['kind']:12s} {row['name']:20s} {row['paper']:18s} {row['module'] or row['config']}")
+        say(f"{row['kind']:12s} {row['name']:20s} {row['paper']:18s} {row['module'] or row['config']}")
 
 
 @app.command()
@@ -306,7 +299,7 @@ def report(run: Annotated[Path, typer.Argument(parser=at_home, help="a run folde
     page = run / "report.html"
     if page.is_symlink() or (page.exists() and not is_recorded_run(run)):
         raise UserError(f"{page} is there, in a folder that no run has written, so it is not overwritten.")
-    typer.echo(write_report(run))
+    say(write_report(run))
 
 
 @app.command()
@@ -323,7 +316,7 @@ def bench(
     from grpo_mm.tools.bench import table
 
     result = measure(config, overrides or [], steps=steps, vs=vs or [], trust=trust)
-    typer.echo(json.dumps(result, indent=1) if as_json else table(result))
+    say(json.dumps(result, indent=1) if as_json else table(result))
 
 
 @zoo_app.command("build")
@@ -343,7 +336,7 @@ def zoo_path(name: Annotated[str, typer.Argument(help="text_to_image or vision_l
     """Prints where a shipped checkpoint lies."""
     from grpo_mm.pipelines.zoo import path
 
-    typer.echo(path(name))
+    say(path(name))
 
 
 if __name__ == "__main__":

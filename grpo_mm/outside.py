@@ -94,6 +94,11 @@ def plain(text: str, limit: int = 10 * LONGEST_SHOWN) -> str:
     return f"{text}… ({more} more characters)" if more > 0 else text
 
 
+def as_python(value: Any) -> str:
+    """`repr` of plain values for code in a Markdown block: on one line, and no backtick in it ends the block."""
+    return repr(value).replace("`", "\\x60")
+
+
 def reason(error: BaseException, limit: int = 2 * LONGEST_SHOWN) -> str:
     """ "ValueError: what it says", bounded, on one line, whatever `str` of a foreign exception does."""
     try:

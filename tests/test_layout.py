@@ -150,7 +150,7 @@ MAY_IMPORT = {
     "pipelines": "",
     "pipelines.zoo": "processes",
     "pipelines.flow.models": "pipelines.zoo weights",
-    "pipelines.flow": "advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
+    "pipelines.flow": "pipelines advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
     "pipelines.flow.trees": "pipelines.flow processes",
     "pipelines.flow.engines": "pipelines.flow pipelines.flow.trees processes",
     "pipelines.vlm.models": "pipelines.zoo weights",
@@ -160,7 +160,7 @@ MAY_IMPORT = {
     "pipelines.vlm.sampling": "pipelines.vlm.forwards pipelines.vlm.prompt_sharing pipelines.vlm.prompting processes",
     "pipelines.spatial": "pipelines.vlm.prompting",
     "pipelines.video_grounding": "pipelines.vlm.models pipelines.vlm.prompting processes rollout rollout.collectors",
-    "pipelines.vlm": "pipelines.spatial pipelines.vlm.forwards pipelines.vlm.models pipelines.vlm.prompt_sharing "
+    "pipelines.vlm": "pipelines pipelines.spatial pipelines.vlm.forwards pipelines.vlm.models pipelines.vlm.prompt_sharing "
     "pipelines.vlm.prompting pipelines.vlm.sampling processes weights",
     "rewards": "",
     "rewards.shared": "weights",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from grpo_mm.looking.own_files import json_rows
+
+log = logging.getLogger(__name__)
 
 
 def to_json(metrics: Mapping[str, Any]) -> str:
@@ -25,15 +30,11 @@ def append(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """All whole rows; a torn last line (the run was killed while it wrote) is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """All whole rows; a torn last line (the run was killed while it wrote) is left out, and damaged ones are logged."""
+    damage: list[str] = []
+    rows = json_rows(path, damage)
+    for said in damage:
+        log.warning("%s: %s", path.parent, said)
     return rows
 
 

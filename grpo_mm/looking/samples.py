@@ -18,10 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from grpo_mm.looking.own_files import MAX_NAME, is_own_file, is_step, json_object, numbers
+from grpo_mm.outside import plain, reason, shown
+
 MAX_TILE_PX = 256
 MAX_COLUMNS = 24
 """A wider group keeps its best and its worst dozen."""
 GAP_PX = 2
+MAX_CELLS, MAX_PIXELS, MAX_PROMPT = 4096, 300 * 10**6, 4000
+"""Of a sheet that is read: more is none of ours."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +120,16 @@ def write_eval_sheet(
     return _write(folder, name, images_MCHW, grid, {"step": step, "kind": "eval"}, words)
 
 
-def read_sheets(folder: Path) -> list[Sheet]:
-    """All whole sheets in a folder, by step; one whose PNG is missing or whose JSON is damaged is left out."""
+def read_sheets(folder: Path, damage: list[str] | None = None) -> list[Sheet]:
+    """All whole sheets in a folder, by step; one whose PNG is missing or whose JSON is damaged is left out, and named in
+    `damage`."""
     sheets = []
     for path in sorted(folder.glob("*.json")):
         try:
             sheets.append(_read(path))
-        except (ValueError, KeyError, TypeError, FileNotFoundError):
-            continue
+        except Exception as error:  # whatever a damaged sheet makes of its reader
+            if damage is not None:
+                damage.append(f"samples/{plain(path.name, MAX_NAME)} is left out ({reason(error)})")
     return sorted(sheets, key=lambda sheet: sheet.step)
 
 
@@ -184,10 +191,13 @@ def _box(layout: Mapping[str, Any], row: int, column: int) -> tuple[int, int, in
 
 
 def _read(path: Path) -> Sheet:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    said: list[str] = []
+    found = json_object(path, path.parent, said)
+    if said:
+        raise ValueError(said[0])
+    if found["kind"] not in ("rollout", "eval") or not is_step(found["step"]):
+        raise ValueError(f"it is a {shown(found['kind'], 40)} of step {shown(found['step'], 40)}")
     png = path.with_suffix(".png")
-    if not png.is_file():
-        raise FileNotFoundError(png)
     if found["kind"] == "rollout":
         rows = [[cell | {"prompt": group["prompt"]} for cell in group["cells"]] for group in found["groups"]]
         sizes = [group["size"] for group in found["groups"]]
@@ -195,8 +205,33 @@ def _read(path: Path) -> Sheet:
         step = max(1, found["columns"])
         rows = [found["cells"][start : start + step] for start in range(0, len(found["cells"]), step)]
         sizes = [len(row) for row in rows]
-    cells = tuple(
-        tuple(Cell(w["prompt"], w["rewards"], w.get("advantage"), _box(found, r, c)) for c, w in enumerate(row))
-        for r, row in enumerate(rows)
-    )
+    if sum(map(len, rows)) > MAX_CELLS:
+        raise ValueError(f"it has {sum(map(len, rows))} tiles, more than {MAX_CELLS}")
+    width, height = _png_size(png)
+    cells = tuple(tuple(_cell(w, _box(found, r, c)) for c, w in enumerate(row)) for r, row in enumerate(rows))
+    for cell in (cell for row in cells for cell in row):
+        left, top, right, bottom = cell.box_px
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise ValueError(f"a tile lies at {list(cell.box_px)}, outside of its {width} × {height} pixels")
+    if not all(is_step(size) for size in sizes) or not all(rows):
+        raise ValueError("a row has no tile, or no size")
     return Sheet(path.stem, found["kind"], found["step"], png, cells, tuple(sizes))
+
+
+def _cell(words: Mapping[str, Any], box_px: tuple[int, int, int, int]) -> Cell:
+    """Raises ValueError, KeyError or TypeError for what is no tile."""
+    advantage = words.get("advantage")
+    if not isinstance(words["prompt"], str) or numbers({"advantage": advantage}) is None:
+        raise ValueError(f"the prompt is {shown(words['prompt'], 40)}")
+    return Cell(words["prompt"][:MAX_PROMPT], numbers(words["rewards"]), advantage, box_px)
+
+
+def _png_size(png: Path) -> tuple[int, int]:
+    """From its header alone. Raises ValueError or OSError for what is no PNG of this folder, or a huge one."""
+    if not is_own_file(png, png.parent):
+        raise ValueError(f"{shown(png.name)} is missing, or leads out of the folder")
+    with Image.open(png, formats=("PNG",)) as opened:
+        size = opened.size
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{shown(png.name)} has {size[0]} × {size[1]} pixels")
+    return size

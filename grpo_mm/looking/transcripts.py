@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from grpo_mm.looking.own_files import MAX_NAME, is_own_file, is_step, json_rows, numbers
+from grpo_mm.outside import plain, reason, shown
 from grpo_mm.types import Prompt
 
 MAX_ANSWERS = 16
@@ -33,6 +35,8 @@ MAX_PICTURE_PX, MAX_FRAME_PX = 384, 160
 """Longer side of a single picture, and of each of several frames."""
 EXACT_PX = 96
 """Pictures up to this size are kept exactly (PNG), larger ones as photographs (JPEG)."""
+MAX_READ, LARGEST_PICTURE = 1000, 16 * 2**20
+"""Answers to a question, and bytes, that are read: more is none of ours."""
 log = logging.getLogger(__name__)
 
 
@@ -166,16 +170,22 @@ def write_transcript(
     return path
 
 
-def read_transcripts(folder: Path) -> list[Transcript]:
-    """All whole transcripts in a folder, by step; a damaged one, or one without a question, is left out."""
-    found = []
+def read_transcripts(folder: Path, damage: list[str] | None = None) -> list[Transcript]:
+    """All whole transcripts in a folder, by step; a damaged one, or one without a question, is left out, and named in `damage`."""
+    found, said = [], [] if damage is None else damage
     for path in sorted(folder.glob("*.jsonl")):
+        lost: list[str] = []
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-            exchanges = tuple(_exchange(row) for row in rows)
-            found.append(Transcript(path.stem, rows[0]["kind"], rows[0]["step"], folder, exchanges))
-        except (ValueError, KeyError, TypeError, IndexError):
-            continue
+            rows = json_rows(path, lost, folder=folder)
+            if lost or not rows:
+                raise ValueError(lost[0] if lost else "it has no question")
+            kind, step = rows[0]["kind"], rows[0]["step"]
+            if kind not in ("rollout", "eval"):
+                raise ValueError(f"it is a {shown(kind, 40)}")
+            exchanges = tuple(_exchange(row, folder, said) for row in rows)
+            found.append(Transcript(path.stem, kind, step, folder, exchanges))
+        except Exception as error:  # whatever a damaged transcript makes of its reader
+            said.append(f"samples/{plain(path.name, MAX_NAME)} is left out ({reason(error)})")
     return sorted(found, key=lambda transcript: transcript.step)
 
 
@@ -255,8 +265,49 @@ def _write_whole(path: Path, data: bytes) -> None:
     os.replace(aside, path)
 
 
-def _exchange(row: Mapping[str, Any]) -> Exchange:
-    row = {f.name: row[f.name] for f in fields(Exchange)}
-    picture = row["picture"] and Picture(**(row["picture"] | {"size_px": tuple(row["picture"]["size_px"])}))
-    answers = tuple(Answer(**(answer | {"marks": Marks(**answer["marks"])})) for answer in row["answers"])
-    return Exchange(**(row | {"truth": Marks(**row["truth"]), "picture": picture, "answers": answers}))
+def _exchange(row: Mapping[str, Any], folder: Path, damage: list[str]) -> Exchange:
+    """Raises ValueError, KeyError or TypeError for what is no line of a transcript."""
+    answers = tuple(_answer(answer) for answer in row["answers"])
+    if not isinstance(row["id"], str) or not is_step(row["group_size"]) or len(answers) > MAX_READ:
+        raise ValueError(
+            f"a question {shown(row['id'], 40)} with {len(answers)} of {shown(row['group_size'], 40)} answers"
+        )
+    picture = _picture(row["picture"], folder, damage) if row["picture"] else None
+    return Exchange(row["id"], _words(row["question"]), Marks.of(row["truth"]), picture, row["group_size"], answers)
+
+
+def _answer(found: Mapping[str, Any]) -> Answer:
+    answer = Answer(**found)
+    if not is_step(answer.left_out) or not isinstance(answer.is_demo, bool):
+        raise ValueError(f"an answer with {shown(answer.left_out, 40)} characters left out")
+    numbers({"advantage": answer.advantage})
+    text = None if answer.text is None else _words(answer.text)
+    return replace(answer, text=text, rewards=numbers(answer.rewards), marks=Marks.of(found["marks"]))
+
+
+def _words(text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"{shown(text, 40)} is no text")
+    return text[: 2 * MAX_TEXT]
+
+
+def _picture(found: Mapping[str, Any], folder: Path, damage: list[str]) -> Picture | None:
+    """None, and named in `damage`, for a file that is no picture of this folder; one that is missing is no damage."""
+    picture = Picture(**(found | {"size_px": tuple(found["size_px"])}))
+    if not (is_step(picture.frames) and picture.frames and all(is_step(side) and side for side in picture.size_px)):
+        raise ValueError(f"a picture of {shown(picture.frames, 40)} frames of {shown(picture.size_px, 40)} pixels")
+    path = folder / picture.file
+    if len(picture.size_px) != 2 or Path(picture.file).parts[:-1] != ("media",):
+        raise ValueError(f"the picture is {shown(picture.file, 80)}")
+    if not path.is_symlink() and not path.exists():
+        return picture
+    try:
+        if not is_own_file(path, folder) or path.stat().st_size > LARGEST_PICTURE:
+            raise ValueError("it leads out of the folder, or is too large")
+        with Image.open(path, formats=("PNG", "JPEG")) as opened:
+            opened.verify()
+    except Exception as error:  # Pillow raises whatever it likes
+        said = f"samples/{plain(picture.file, MAX_NAME)} is no picture of this run ({reason(error)})"
+        damage += [] if said in damage else [said]
+        return None
+    return picture

@@ -66,7 +66,7 @@ def calibrate(
         learner = Learner(config, processes, samples=Path(folder))
     policy = learner.policy
     tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=False))
-    sigma_S1 = config.engine.schedule(config.engine.steps, image_tokens=tokens)
+    sigma_S1 = config.engine.on_grid_of(policy).schedule(config.engine.steps, image_tokens=tokens)
     rounds = 0
     while not noise.frozen:
         for batch in learner.rollout(rounds)[0]:

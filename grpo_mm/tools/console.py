@@ -10,8 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table as Sheet
+from rich.text import Text
 
 from grpo_mm.config.run_config import RunConfig
+from grpo_mm.outside import finite_number, plain
 from grpo_mm.training.trainer import OnStep
 
 
@@ -19,25 +21,23 @@ from grpo_mm.training.trainer import OnStep
 def progress(config: RunConfig) -> Iterator[OnStep]:
     """A bar with the reward; on a pipe, a line every tenth of the run."""
     console = Console(stderr=True)
-    names = [f"reward/{name}/mean" for name in config.rewards]
+    names = {name: f"reward/{name}/mean" for name in config.rewards}
 
     def words(row: Mapping[str, float]) -> str:
-        return "  ".join(f"{name.split('/')[1]} {row.get(name, float('nan')):.3f}" for name in names)
+        return "  ".join(f"{plain(name, 60)} {row.get(key, float('nan')):.3f}" for name, key in names.items())
 
     if not console.is_terminal:
         every = max(1, config.steps // 10)
 
         def line(step: int, row: dict[str, float]) -> None:
             if step % every == 0 or step == config.steps:
-                console.print(
-                    f"step {step}/{config.steps}  {words(row)}  {row['time/step_seconds']:.2f} s", highlight=False
-                )
+                _print(console, f"step {step}/{config.steps}  {words(row)}  {row['time/step_seconds']:.2f} s")
 
         yield line
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -53,23 +53,31 @@ def progress(config: RunConfig) -> Iterator[OnStep]:
 
 
 def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None:
-    """The held-out table and where to look."""
+    """The held-out table and where to look; what a summary does not tell is left out."""
     console = Console()
-    before, after = summary["eval_before"], summary["eval_after"]
+    before, after = summary.get("eval_before") or {}, summary.get("eval_after") or {}
     if after:
-        sheet = Sheet(title=f"held-out, {summary['steps']} steps")
+        sheet = Sheet(title=f"held-out, {summary.get('steps', '?')} steps")
         for column in ("", "before", "after", "difference"):
             sheet.add_column(column, justify="left" if not column else "right")
         for name in sorted(after, key=lambda n: (n != "score", n)):
-            was, now = before.get(name), after[name]
+            was, now = finite_number(before.get(name)), finite_number(after[name])
             gain = None if was is None or now is None else f"{now - was:+.4f}"
-            sheet.add_row(name, *("–" if cell is None else cell for cell in (_number(was), _number(now), gain)))
+            sheet.add_row(
+                Text(plain(name, 120)), *("–" if cell is None else cell for cell in (_number(was), _number(now), gain))
+            )
         console.print(sheet)
-    seconds = summary["seconds"]
-    console.print(f"{seconds['train']:.0f} s of training, {seconds['eval']:.0f} s of evaluation", highlight=False)
-    console.print(
-        f"run folder  {folder}\nproduct     {folder / summary['product']}\nreport      {report}", highlight=False
+    train, evaluation = (finite_number((summary.get("seconds") or {}).get(part)) for part in ("train", "eval"))
+    if train is not None and evaluation is not None:
+        _print(console, f"{train:.0f} s of training, {evaluation:.0f} s of evaluation")
+    _print(
+        console, f"run folder  {folder}\nproduct     {folder / str(summary.get('product', '?'))}\nreport      {report}"
     )
+
+
+def _print(console: Console, text: str) -> None:
+    """Names and paths are no markup: [red] and :smile: stand in them as they are."""
+    console.print(Text(plain(text, 4000)), soft_wrap=True)
 
 
 def _number(value: float | None) -> str | None:

@@ -61,14 +61,25 @@ class Loaded:
             torch.set_num_threads(config.threads)
         self.processes = Processes(device=config.device)
         self.policy = config.policy.load(self.processes.device)
+        self.trained = path is not None
         if path is not None:
             loaded = checkpoints.read(path, RunFolder(run).run)
             checkpoints.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=str(path))
             self.policy.snapshots.load(loaded.tensors["snapshots"])
 
     def weights(self):
-        """The averaged weights where the run kept them."""
-        return self.policy.snapshots.use("ema") if "ema" in self.policy.snapshots else nullcontext()
+        """Those that the run itself evaluates and leaves as its product: the averaged ones where `ema.evaluate` says so.
+
+        Raises:
+            ConfigError: they are asked for, and the checkpoint has none.
+        """
+        if self.config.ema is None or not self.config.ema.evaluate:
+            return nullcontext()
+        if self.trained and "ema" not in self.policy.snapshots:
+            raise ConfigError(
+                "`ema` asks for averaged weights, but the run kept none. Leave it out, or ema.evaluate=false."
+            )
+        return self.policy.snapshots.use("ema") if self.trained else nullcontext()
 
 
 def _checkpoint(run: Path, name: str | None) -> Path | None:

@@ -280,7 +280,7 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """The last evaluation, the product and the summary, which is written last: it says that the run is done."""
-        state, step, policy = self.state, self.state["step"], self.learner.policy
+        config, state, step, policy = self.config, self.state, self.state["step"], self.learner.policy
         last = state["eval_last"]
         after = last["metrics"] if last and last["step"] == step else self.evaluate(step, name="eval_after")
         self._prune() if self.processes.is_main else None
@@ -300,10 +300,12 @@ class Trainer:
             "product": policy.product,
         }
         if self.processes.is_main:
+            # An engine knows how evaluation drew; the card's lines draw so too.
+            usage = config.engine.usage(policy) if hasattr(config.engine, "usage") else policy.usage()
             summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
             with self.learner.evaluation_weights():
                 policy.save(self.folder.path / policy.product)
-            write_model_card(self.folder.path / policy.product, summary, usage=policy.usage())
+            write_model_card(self.folder.path / policy.product, summary, usage=usage)
             replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))
         self.processes.barrier()
         return summary

@@ -3,58 +3,43 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.outside import shown
+from grpo_mm.pipelines.flow.models.adapters import WEIGHT_NAME
 from grpo_mm.pipelines.flow.models.family import resolve
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
+from grpo_mm.pipelines.weight_files import Shapes, Uncounted, count, on_this_disk, weight_shapes
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 GIB = 2**30
 
 
-def parameter_counts(folder: Path) -> dict[str, int]:
-    """Component → number of weights, read from the safetensors headers of a diffusers folder."""
-    counts: dict[str, int] = {}
-    for file in sorted(folder.glob("*/*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        tensors = {k: v["shape"] for k, v in header.items() if k != "__metadata__"}
-        counts[file.parent.name] = counts.get(file.parent.name, 0) + sum(math.prod(shape) for shape in tensors.values())
-    return counts
-
-
-def lora_count(folder: Path, targets: tuple[str, ...], rank: int) -> int:
-    """Weights of an adapter on the transformer: rank · (in + out) for each target module."""
-    total = 0
-    for file in (folder / "transformer").glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, entry in header.items():
-            if name.endswith(".weight") and name.removesuffix(".weight").endswith(targets) and len(entry["shape"]) == 2:
-                total += rank * sum(entry["shape"])
-    return total
-
-
 def memory_lines(policy: FlowPolicyConfig, engine: Any, *, rows: int, needs_reference: bool) -> list[str]:
     """The estimate in words; a model that is not on this disk cannot be measured."""
-    folder = Path(resolve(policy.model.path)).expanduser()
-    counts = parameter_counts(folder) if folder.is_dir() else {}
-    if "transformer" not in counts:
-        return [f"memory: {policy.model.path} is not a local folder, so its size is unknown here"]
-    network, wide = counts["transformer"], max(4, BYTES[policy.dtype])
+    model = policy.model
+    folder = on_this_disk(resolve(model.path), revision=getattr(model, "revision", None), file="model_index.json")
+    if folder is None:
+        return [
+            f"memory: {shown(model.path)} is neither a local folder nor in the hub's cache, so its size is unknown here"
+        ]
+    try:
+        network_shapes, others = _parameters(folder, policy)
+    except Uncounted as error:
+        return [f"memory: the size is unknown here: {error}"]
+    network, wide = count(network_shapes), max(4, BYTES[policy.dtype])
     if policy.lora is None:
         trained, resident = network, network * wide
     else:
-        trained = lora_count(folder, policy.lora.targets or policy.model.lora_targets, policy.lora.rank)
+        trained = _adapter_count(network_shapes, policy)
         resident = network * BYTES[policy.dtype] + trained * wide
     parts = {
         "transformer": resident,
         "gradients and Adam": trained * 3 * wide,
         "snapshots": trained * wide * int(needs_reference),
-        "encoders": 0 if "encoders" in policy.offload else _encoders(counts) * BYTES[policy.dtype],
-        "decoder": 0 if "decoder" in policy.offload else counts.get("vae", 0) * 4,
+        "encoders": 0 if "encoders" in policy.offload else _encoders(others) * BYTES[policy.dtype],
+        "decoder": 0 if "decoder" in policy.offload else others.get("vae", 0) * 4,
         "stored transitions": rows * engine.actions() * _latent_size(folder, policy) * 2 * wide,
     }
     words = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
@@ -63,6 +48,34 @@ def memory_lines(policy: FlowPolicyConfig, engine: Any, *, rows: int, needs_refe
         f"memory per process, GiB: {words}; sum {sum(parts.values()) / GIB:.2f}, activations of "
         f"{policy.micro_batch} transitions come on top (`grpo-mm bench` measures them)",
     ]
+
+
+def _parameters(folder: Path, policy: FlowPolicyConfig) -> tuple[Shapes, dict[str, int]]:
+    """(the transformer's parameters by name, the number of weights of every other part)."""
+    variant = getattr(policy.model, "variant", None)
+    tables = getattr(policy.model, "tables", ())
+    network = weight_shapes(folder / "transformer", variant=variant)
+    names = [f"text_encoder{number}" for number in ("", "_2", "_3")] + ["vae"]
+    there = [name for name in names if (folder / name).is_dir()]
+    others = {name: count(weight_shapes(folder / name, variant=variant)) for name in there}
+    return {name: shape for name, shape in network.items() if name not in tables}, others
+
+
+def _adapter_count(network: Shapes, policy: FlowPolicyConfig) -> int:
+    """Weights of the adapter that is trained: rank · (in + out) for each target, or what `start_from` holds."""
+    lora = policy.lora
+    if lora.start_from is not None:
+        local = Path(lora.start_from).expanduser()
+        stored = weight_shapes(
+            local if local.is_dir() else local.parent, file=local.name if local.is_file() else WEIGHT_NAME
+        )
+        return count(
+            {n: s for n, s in stored.items() if "text_encoder" not in n and not n.endswith("alpha")}, tied=False
+        )
+    targets = tuple(lora.targets or policy.model.lora_targets)
+    layers = {name.removesuffix(".weight"): shape for name, shape in network.items() if name.endswith(".weight")}
+    chosen = [shape for name, shape in layers.items() if f".{name}".endswith(tuple(f".{t}" for t in targets))]
+    return sum(lora.rank * sum(shape) for shape in chosen if len(shape) == 2)
 
 
 def _encoders(counts: dict[str, int]) -> int:

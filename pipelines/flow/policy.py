@@ -25,6 +25,7 @@ from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """No float16: gradients of mean log-probabilities underflow in it, and every GPU of today has bfloat16."""
+MAX_TEXT_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class FlowPolicyConfig:
         for name, least in (("micro_batch", 1), ("decode_batch", 1), ("text_length", 0), ("guidance", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"policy.{name} = {getattr(self, name)}; wanted at least {least}.")
+        if self.text_length > MAX_TEXT_LENGTH:
+            raise ConfigError(
+                f"policy.text_length = {self.text_length}; wanted at most {MAX_TEXT_LENGTH}: plain pipelines take no longer texts, "
+                "so what a run leaves could not be used as it was trained."
+            )
         if self.merge_adapter is not None:
             check_adapter(self.merge_adapter)
 
@@ -116,6 +122,7 @@ class FlowPolicy:
             self.network.compile()
         self.snapshots = Snapshots(self.trainable)
         self._embeddings: dict[str, dict[str, Tensor]] = {}
+        self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 
     def _place(self) -> None:
         for name, part in self.pipe.components.items():
@@ -252,12 +259,15 @@ class FlowPolicy:
         """What a run leaves: "adapter" or "model"."""
         return "model" if self.config.lora is None else "adapter"
 
-    def usage(self) -> dict[str, str]:
-        """For the model card: the base model and the lines that load the product into plain diffusers."""
+    def usage(self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """For the model card: the base model and the lines that load the product into plain diffusers.
+
+        sigmas, scheduler: what an engine's grid is in plain diffusers, as `in_plain_diffusers` gives it.
+        """
         return {
             "base_model": resolve(self.family.path),
             "library": "diffusers",
-            "code": loading_code(self.config, self.pipe),
+            "code": loading_code(self.config, self.pipe, sigmas=sigmas, scheduler=scheduler),
         }
 
     def save(self, folder: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from grpo_mm.pipelines.flow.own_schedule import in_plain_diffusers, own_schedule, tell_of_another_grid
 from grpo_mm.pipelines.flow.policy import FlowPolicy
+from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Schedule
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.rng import stream
 from grpo_mm.types import Pictures, Prompt, Rows
@@ -43,14 +46,36 @@ class OdeSampler:
     """The deterministic sampler of evaluation: Euler from fixed noise, for engines with a schedule and `eval_steps`."""
 
     schedule: Any
+    """None: the checkpoint's own, which is known once its policy is loaded."""
     eval_steps: int
     rollout_batch: int
+
+    @property
+    def nominal_schedule(self) -> Schedule:
+        """What counts are rehearsed on before a model is loaded: σ may still change, the number of steps does not."""
+        return DiffusersSd3() if self.schedule is None else self.schedule
+
+    def on_grid_of(self, policy: FlowPolicy) -> Self:
+        """This engine with a schedule: the checkpoint's where the config names none. Says once if the two differ.
+
+        Raises:
+            ConfigError: the config names none, and the checkpoint's scheduler cannot be followed.
+        """
+        evenly = getattr(policy.family, "even_sigmas", False)
+        if self.schedule is None:
+            return replace(self, schedule=own_schedule(policy.pipe, evenly=evenly))  # type: ignore[type-var]
+        if not policy.grid_is_told:
+            policy.grid_is_told = True
+            tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=True))
+            tell_of_another_grid(self.schedule, policy.pipe, evenly=evenly, steps=self.eval_steps, image_tokens=tokens)
+        return self
 
     @torch.no_grad()
     def latents(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
         """Samples of the rows at the evaluation size, [N, ...]."""
         size = policy.size(evaluation=True)
-        sigma_S1 = self.schedule(self.eval_steps, image_tokens=policy.family.image_tokens(policy.pipe, *size))
+        schedule = self.on_grid_of(policy).schedule
+        sigma_S1 = schedule(self.eval_steps, image_tokens=policy.family.image_tokens(policy.pipe, *size))
         condition, condition_N = encode_rows(policy, rows)
         finished = []
         for chunk in torch.arange(len(rows)).split(self.rollout_batch):
@@ -66,6 +91,15 @@ class OdeSampler:
         """The initial latents that `latents` starts from, [N, ...], keyed by prompt and sample."""
         keys = [(rows.prompts[p], s) for p, s in zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), strict=True)]
         return initial_noise(policy, keys, seed=seed, step="eval", size=policy.size(evaluation=True))
+
+    def usage(self, policy: FlowPolicy) -> dict[str, str]:
+        """For the model card: what loads the product into plain diffusers and draws as evaluation does."""
+        schedule, size = self.on_grid_of(policy).schedule, policy.size(evaluation=True)
+        settings, sigmas = in_plain_diffusers(
+            schedule, policy.pipe, evenly=getattr(policy.family, "even_sigmas", False), steps=self.eval_steps,
+            image_tokens=policy.family.image_tokens(policy.pipe, *size),
+        )  # fmt: skip
+        return policy.usage(sigmas=sigmas, scheduler=settings)
 
     def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor | Pictures:
         """Pictures of the rows for evaluation, uint8 [N, 3, H, W]; `Pictures` where some came to nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class Shifted:
 
     shift: float = 3.0
 
+    def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
+        """(settings of a FlowMatchEulerDiscreteScheduler, last u): it makes this grid of linspace(1, last, S)."""
+        return {"shift": self.shift}, 1 / steps
+
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
         return shift_sigmas(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift).float()
 
@@ -45,6 +49,12 @@ class FluxShift:
     max_tokens: int = 4096
     base_shift: float = 0.5
     max_shift: float = 1.15
+
+    def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
+        """As of `Shifted`."""
+        lengths = {"base_image_seq_len": self.base_tokens, "max_image_seq_len": self.max_tokens}
+        shifts = {"base_shift": self.base_shift, "max_shift": self.max_shift}
+        return {"use_dynamic_shifting": True, **shifts, **lengths}, 1 / steps
 
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
@@ -65,7 +75,12 @@ class DiffusersSd3:
     shift: float = 3.0
     train_timesteps: int = 1000
 
-    def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
+    def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
+        """As of `Shifted`."""
         smallest = shift_sigmas(torch.tensor(1 / self.train_timesteps, dtype=torch.float64), self.shift)
-        u = torch.linspace(1, float(smallest), steps, dtype=torch.float64)
+        return {"shift": self.shift}, float(smallest)
+
+    def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
+        _, smallest = self.in_diffusers(steps)
+        u = torch.linspace(1, smallest, steps, dtype=torch.float64)
         return torch.cat([shift_sigmas(u, self.shift), u.new_zeros(1)]).float()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
+from grpo_mm.pipelines.vlm.memory import memory_lines
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.prompting.illustration import thumbnails
@@ -108,7 +109,8 @@ class VlmEngine:
     def describe(self, policy: VlmPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
         """What `show` says of the rollout."""
         shown = "no limit" if policy.chat.max_prompt_tokens is None else f"at most {policy.chat.max_prompt_tokens}"
-        return [f"a row: {shown} prompt tokens, at most {self.max_new_tokens} answer tokens (each is an action)"]
+        row = f"a row: {shown} prompt tokens, at most {self.max_new_tokens} answer tokens (each is an action)"
+        return [row, *memory_lines(policy, needs_reference=any("ref" in name.split("_") for name in needs))]
 
     def table_columns(self, group_size: int) -> dict[str, Tensor]:
         """The columns of one group's table, so that a config can be rehearsed without sampling."""
@@ -178,6 +180,12 @@ class VlmEngine:
         """The prompt's first picture, uint8 [1, 3, H, W], or a few frames of its first video [K, 3, H, W], frame k from the
         moment (k + 1/2) / K of its length; small. None where there is nothing to see."""
         return thumbnails(policy.media, prompt)
+
+    def usage(self, policy: VlmPolicy) -> dict[str, str]:
+        """For the model card: what loads the product into plain transformers and answers as evaluation does."""
+        chance = self.eval_temperature > 0
+        drawn = {"temperature": self.eval_temperature, "top_p": self.top_p, "top_k": 0} if chance else {}
+        return policy.usage(do_sample=chance, **drawn, max_new_tokens=self.eval_max_new_tokens or self.max_new_tokens)
 
     @torch.no_grad()
     def render(self, policy: VlmPolicy, rows: Rows, *, seed: int) -> list[str | None]:

@@ -238,12 +238,15 @@ class VlmPolicy:
         """What a run leaves: "adapter" or "model"."""
         return "model" if self.config.lora is None or self.config.save_merged else "adapter"
 
-    def usage(self) -> dict[str, str]:
-        """For the model card: the base model and the lines that load the product into plain transformers and peft."""
+    def usage(self, **drawn: Any) -> dict[str, str]:
+        """For the model card: the base model and the lines that load the product into plain transformers and peft.
+
+        `drawn`: how answers are drawn, as transformers' GenerationConfig names it; greedy and 512 tokens if nothing is said.
+        """
         return {
             "base_model": resolve(self.config.path),
             "library": "peft" if self.product == "adapter" else "transformers",
-            "code": loading_code(self.config),
+            "code": loading_code(self.config, self.loaded, drawn=drawn or {"do_sample": False, "max_new_tokens": 512}),
             "tags": "image-text-to-text",
         }
 

@@ -6,10 +6,12 @@ import re
 import sys
 
 import pytest
+import yaml
 from children import in_child
 from tiny_runs import write_config
 
 from grpo_mm.entry import train
+from grpo_mm.looking.model_card import write_model_card
 
 
 def code_of(product) -> str:
@@ -55,3 +57,42 @@ def test_the_product_loads_in_a_process_that_has_no_grpo_mm(tmp_path, tiny_sd3):
         exec(code, {})
 
     assert in_child(without_the_package, tmp_path / "said.txt") == 0, (tmp_path / "said.txt").read_text()
+
+
+ODD = {
+    "a|b/mean": "a&#124;b/mean", "<script>x</script>": "&#60;script&#62;x&#60;/script&#62;", "[x](http://y)": "&#91;x&#93;",
+    "`c`": "&#96;c&#96;", "two\nlines": "two lines", "_em_": "&#95;em&#95;", "shape/all_correct": "shape/all_correct",
+    "\x1b[31m": "&#92;x1b&#91;31m",
+}  # fmt: skip
+
+
+def test_names_in_the_card_are_words(tmp_path):
+    summary = {
+        "name": "# <b>run</b>", "steps": 1, "eval_before": {}, "versions": {"grpo_mm": "0.2"},
+        "eval_after": {name: 1e308 if i else None for i, name in enumerate(ODD)} | {"n" * 9000: 0.5},
+    }  # fmt: skip
+    usage = {"base_model": "/home/someone/secret place/my *model*", "library": "diffusers", "code": "pass"}
+    text = write_model_card(tmp_path, summary, usage=usage).read_text()
+    head, _, table = text.partition("| --- | --- | --- |\n")
+    rows = table.strip().splitlines()
+    assert [
+        row.split(" | ")[0].removeprefix("| ") == wanted or wanted in row for row, wanted in zip(rows, ODD.values())
+    ]
+    assert all(row.count("|") == 4 and len(row) < 600 for row in rows) and len(rows) == len(ODD) + 1
+    for row, wanted in zip(rows, ODD.values()):
+        assert wanted in row
+    assert "<" not in text and "someone" not in text and "my &#42;model&#42;" in head and "\x1b" not in text
+    assert yaml.safe_load(head.split("---")[1]) == {
+        "library_name": "diffusers",
+        "tags": ["text-to-image", "grpo", "grpo_mm"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "named"), [("owner/name", True), ("owner/na me", False), ("o/n: [x", False), ("a/b\nx: y", False)]
+)
+def test_only_names_of_the_hub_stand_in_the_front_matter(base, named, tmp_path):
+    summary = {"name": "x", "steps": 1, "eval_before": {}, "eval_after": {}}
+    usage = {"base_model": base, "library": "peft", "code": "pass"}
+    front = yaml.safe_load(write_model_card(tmp_path, summary, usage=usage).read_text().split("---")[1])
+    assert front.get("base_model") == (base if named else None) and set(front) <= {"library_name", "tags", "base_model"}

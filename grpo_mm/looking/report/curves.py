@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import accumulate
 from typing import Any
 
+from grpo_mm.looking.own_files import LARGEST_NUMBER, MAX_NAME
 from grpo_mm.looking.report.words import finite, number, superscript
 from grpo_mm.looking.watch import Band
+from grpo_mm.outside import plain
 
 MAX_SERIES = 6
 SMOOTH_FROM = 80
 """Longer series are drawn faintly, with a moving average on top."""
 
+MAX_POINTS, MAX_READ_OUT = 600, 400
+"""Of a longer curve so many points are drawn, lowest and highest ones among them, and so many read out under the pointer: a
+chart is about as many pixels wide."""
+LONG = 2000
+"""Curves up to this many points are drawn as they are."""
+MAX_COLUMNS, MAX_FAMILIES = 2000, 60
+"""Metrics of a record, and charts of one kind, that are drawn."""
+
 Points = list[tuple[int, float]]
 """(step, value), finite, by step."""
+Columns = dict[str, Points]
+"""By metric."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +42,36 @@ class Rule:
     """(step, action, words)"""
 
 
-def charts(
-    rows: Sequence[Mapping[str, Any]],
+def columns_of(rows: Sequence[Mapping[str, Any]], damage: list[str] | None = None) -> Columns:
+    """The curves of a record, by metric in the order of the record; entries that are no numbers are counted in `damage`."""
+    columns: defaultdict[str, Points] = defaultdict(list)
+    odd = 0
+    for row in rows:
+        step = row["step"]
+        for key, value in row.items():
+            # The first test is the second one for what nearly all entries are: a record may have millions.
+            if type(value) is float and -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+                columns[key].append((step, value))
+            elif finite(value):
+                columns[key].append((step, float(value)))
+            else:
+                odd += value is not None
+                columns.setdefault(key, [])  # its place in the order, though it may never be drawn
+    said = [f"metrics.jsonl: {odd} entries are no numbers that can be drawn"] if odd else []
+    if len(columns) > MAX_COLUMNS:
+        said.append(f"metrics.jsonl: of {len(columns)} metrics the first {MAX_COLUMNS} are drawn")
+    if damage is not None:
+        damage += said
+    return {plain(key, MAX_NAME): columns[key] for key in list(columns)[:MAX_COLUMNS]}
+
+
+def charts(rows: Sequence[Mapping[str, Any]], *match: str, **how: Any) -> list[dict[str, Any]]:
+    """`charts_of` the columns of a record."""
+    return charts_of(columns_of(rows), *match, **how)
+
+
+def charts_of(
+    columns: Columns,
     *match: str,
     split: bool = False,
     log: bool = False,
@@ -50,13 +91,13 @@ def charts(
         without: patterns of names to leave out.
         rules: by metric.
     """
-    known = dict.fromkeys(key for row in rows for key in row if not any(fnmatch(key, w) for w in without))
+    known = [key for key in columns if not any(fnmatch(key, w) for w in without)]
     families: dict[str, dict[str, Points]] = {}
     upon: dict[tuple[str, str], list[Rule]] = {}
     for key in dict.fromkeys(key for pattern in match for key in known if fnmatch(key, pattern)):
         _, _, name = key.partition("/")
         family, _, name = name.partition("/") if split else ("", "", name)
-        points = [(row["step"], float(row[key])) for row in rows if finite(row.get(key))]
+        points = columns[key]
         series = families.setdefault(family, {})
         if points:
             name = name.removeprefix("image/").removesuffix("_seconds").replace("_", " ")
@@ -64,7 +105,7 @@ def charts(
             name = next((other for other, there in series.items() if there == points), name)
             series[name] = points
             upon.setdefault((family, name), []).extend(rules.get(key, ()))
-    x = step_axis(max((row["step"] for row in rows), default=0))
+    x = step_axis(max((points[-1][0] for points in columns.values() if points), default=0))
     if stacked:
         return [{"family": "", **_draw_stack(series, x)} for series in families.values() if series]
     return [
@@ -72,9 +113,28 @@ def charts(
             "family": " · ".join(filter(None, title)),
             **_draw_lines(series, {name: upon[family, name] for name in series}, x, log=log, zero=zero, exact=exact),
         }
-        for family, all_series in families.items()
+        for family, all_series in list(families.items())[:MAX_FAMILIES]
         for title, series in _by_scale(family, all_series)
     ]
+
+
+def thinned(points: Points, most: int = MAX_POINTS) -> Points:
+    """At most `most` points: the first, the last, and of equal shares of the others the lowest and the highest."""
+    if len(points) <= most:
+        return points
+    shares = (most - 2) // 2
+    kept = {0, len(points) - 1}
+    for i in range(shares):
+        share = range(1 + i * (len(points) - 2) // shares, 1 + (i + 1) * (len(points) - 2) // shares)
+        kept |= {min(share, key=lambda k: points[k][1]), max(share, key=lambda k: points[k][1])}
+    return [points[k] for k in sorted(kept)]
+
+
+def _some(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most`, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]
 
 
 def _by_scale(family: str, series: Mapping[str, Points]) -> list[tuple[tuple[str, str], dict[str, Points]]]:
@@ -96,8 +156,14 @@ def _draw_lines(
     lines = []
     for name, points in shown.items():
         dots = "".join(f"M{x.place(step):.1f} {1000 - y.place(v):.1f}h0" for step, v in points[:31])
-        smooth = _path(_smooth(points), x, y) if len(points) > SMOOTH_FROM and not exact else ""
-        line = {"path": _path(points, x, y), "smooth": smooth, "dots": dots if len(points) <= 30 else ""}
+        is_long = len(points) > LONG
+        mean = _smooth(points) if len(points) > SMOOTH_FROM and not exact else []
+        smooth = _path(mean, x, y) if mean else ""
+        line = {
+            "path": _path(thinned(points) if is_long else points, x, y),
+            "smooth": smooth,
+            "dots": dots if len(points) <= 30 else "",
+        }
         lines.append({"name": name, "last": y.show(points[-1][1]), "bands": _bands(rules[name], y), **line})
     marks = [
         {"at": x.place(step) / 10, "action": action, "words": words}
@@ -134,6 +200,8 @@ def _draw_stack(series: dict[str, Points], x: Axis) -> dict[str, Any]:
     if rest := [parts[name] for name in order[len(shown) :]]:
         shown["other"] = _sum(rest)
     drawn = {name: _smooth(part) if len(part) > SMOOTH_FROM else part for name, part in shown.items()}
+    if len(steps) > LONG:
+        steps = _some(steps, MAX_READ_OUT)
     y = value_axis([0.0, *(v for _, v in _sum(list(drawn.values())))])
     below, areas = [(step, 0.0) for step in steps], []
     for name, part in drawn.items():
@@ -162,6 +230,7 @@ def _chart(
 ) -> dict[str, Any]:
     """What the template draws, and what the page reads out under the pointer."""
     steps = sorted({step for points in series.values() for step, _ in points})
+    steps = _some(steps, MAX_READ_OUT) if len(steps) > LONG else steps
     by_step = [dict(points) for points in series.values()]
     values = [[y.show(part[step]) if step in part else None for step in steps] for part in by_step]
     x_ticks, y_ticks = (
@@ -177,11 +246,12 @@ def _path(points: Points, x: Axis, y: Axis) -> str:
 
 
 def _smooth(points: Points) -> Points:
-    """The mean over a fortieth of the run, centred."""
-    half = max(2, len(points) // 80)
+    """The mean over a fortieth of the run, centred; of a long curve at MAX_READ_OUT places."""
+    half, count = max(2, len(points) // 80), len(points)
     total = [0.0, *accumulate(v for _, v in points)]
-    ends = [(max(0, i - half), min(len(points), i + half + 1)) for i in range(len(points))]
-    return [(step, (total[stop] - total[start]) / (stop - start)) for (step, _), (start, stop) in zip(points, ends)]
+    at = _some(range(count), MAX_READ_OUT) if count > LONG else range(count)
+    ends = [(i, max(0, i - half), min(count, i + half + 1)) for i in at]
+    return [(points[i][0], (total[stop] - total[start]) / (stop - start)) for i, start, stop in ends]
 
 
 @dataclass(frozen=True)

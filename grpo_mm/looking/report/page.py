@@ -7,9 +7,9 @@ Whatever is missing (no evaluation, no pictures or texts, a killed run) becomes 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -20,17 +20,22 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_mm.errors import UserError
-from grpo_mm.looking import metrics
-from grpo_mm.looking.report.curves import charts
+from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of
+from grpo_mm.looking.report.curves import Columns, charts_of, columns_of
 from grpo_mm.looking.report.pictures import before_and_after, rollout_strip, spread_over
 from grpo_mm.looking.report.rules import read_events, rules_of, sentences, upon_curves
 from grpo_mm.looking.report.texts import before_and_after_texts, rollout_texts
 from grpo_mm.looking.report.words import change_of, count, duration, finite, flat, score
 from grpo_mm.looking.samples import Sheet, read_sheets
 from grpo_mm.looking.transcripts import Transcript, read_transcripts
+from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import NETWORK_CALLS
 
 NUM_ROLLOUT_SHEETS = 5
+MAX_SCORES = 500
+LARGEST_CONFIG, LARGEST_SHOWN_CONFIG, MAX_ALIASES = 2**18, 100_000, 100
+"""Bytes of a config.yaml that is read, characters of it on the page, aliases in it: more is none of ours."""
+ALIAS = re.compile(r"[*&][\w-]+|<<\s*:")
 
 
 @dataclass(frozen=True)
@@ -48,91 +53,137 @@ class Run:
     summary: Mapping[str, Any]
     sheets: Sequence[Sheet]
     transcripts: Sequence[Transcript]
+    damage: Sequence[str] = ()
+    """What cannot be used of them, a sentence each."""
 
 
 def write_report(run_folder: Path) -> Path:
     """Writes `report.html` into the run's folder, one file that needs nothing else.
 
     Raises:
-        UserError: there is no run in that folder.
+        UserError: there is no run in that folder, or the page cannot be written there.
     """
     folder = Path(run_folder)
     settings = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, **settings)
-    page = templates.get_template("report.html.j2").render(view(read_run(folder)))
+    template = templates.get_template("report.html.j2")
+    shown_run = view(read_run(folder))
+    told = len(shown_run["damage"])
+    page = template.render(shown_run)
+    if len(shown_run["damage"]) > told:  # what only drawing finds belongs at the top as well
+        page = template.render(shown_run)
     path, aside = folder / "report.html", folder / ".writing_report"
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        aside.unlink(missing_ok=True)  # it might be a link to another file
+        aside.write_text(page, encoding="utf-8", errors="replace")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"{plain(str(path))} cannot be written ({reason(error)}).") from error
     return path
 
 
 def read_run(folder: Path) -> Run:
-    """Everything that is there and whole."""
+    """Everything that is there and whole; `damage` names what is not."""
     if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
         raise UserError(f"{folder} holds no run: no config.yaml, no metrics.jsonl. Name a folder like runs/<name>.")
-    text = _text(folder / "config.yaml")
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
-        config = None
-    summary = _json(folder / "summary.json")
+    damage: list[str] = []
+    text, config = _config(folder, damage)
+    summary = summary_of(folder / "summary.json", damage)
+    samples = folder / "samples"
+    if samples.exists() and not samples.resolve().is_relative_to(folder.resolve()):
+        damage.append("samples leads out of this folder: it was not followed")
+        samples = folder / ".no_samples"
     return Run(
-        name=str(summary.get("name") or folder.resolve().name),
-        config=config if isinstance(config, dict) else {},
+        name=str(summary.get("name") or plain(folder.resolve().name)),
+        config=config,
         config_text=text,
-        versions=_json(folder / "versions.json") or summary.get("versions") or {},
-        rows=[row for row in metrics.read(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
-        events=read_events(folder / "events.jsonl"),
+        versions=json_object(folder / "versions.json", folder, damage) or summary.get("versions") or {},
+        rows=json_rows(folder / "metrics.jsonl", damage),
+        events=read_events(folder / "events.jsonl", damage),
         summary=summary,
-        sheets=read_sheets(folder / "samples"),
-        transcripts=read_transcripts(folder / "samples"),
+        sheets=read_sheets(samples, damage),
+        transcripts=read_transcripts(samples, damage),
+        damage=damage,
     )
 
 
 def view(run: Run) -> dict[str, Any]:
-    """What the template shows."""
-    before, after = _held_out(run)
-    sheets = [sheet for sheet in run.sheets if sheet.step <= _last_step(run)]  # a resumed run left later ones behind
+    """What the template shows. A part that cannot be made of what there is becomes a line of "damage"."""
+    damage = list(run.damage)
+    part = partial(_part, damage)
+    columns = columns_of(run.rows, damage)
+    last = part("metrics.jsonl and summary.json", 0, _last_step, run)
+    before, after = part("held-out scores", ({}, {}), _held_out, run)
+    sheets = [sheet for sheet in run.sheets if sheet.step <= last]  # a resumed run left later ones behind
     rollouts = [sheet for sheet in sheets if sheet.kind == "rollout"]
-    texts = [transcript for transcript in run.transcripts if transcript.step <= _last_step(run)]
+    texts = [transcript for transcript in run.transcripts if transcript.step <= last]
     text_rollouts = [transcript for transcript in texts if transcript.kind == "rollout"]
-    rules = rules_of(run.config, run.rows)
+    rules = part("watch rules of config.yaml", [], rules_of, run.config, run.rows)
+    upon = part("events.jsonl", {}, upon_curves, rules, run.events)
+    rewards = run.config.get("rewards")
+    strips = [part(f"samples/{s.name}.png", None, rollout_strip, s) for s in spread_over(rollouts, NUM_ROLLOUT_SHEETS)]
+    talks = [
+        part(f"samples/{t.name}.jsonl", None, rollout_texts, t) for t in spread_over(text_rollouts, NUM_ROLLOUT_SHEETS)
+    ]
+    evals, said = [s for s in sheets if s.kind == "eval"], [t for t in texts if t.kind == "eval"]
+
+    def drawn(*match: str, **how: Any) -> list[dict[str, Any]]:
+        return part(f"curves {', '.join(match)}", [], charts_of, columns, *match, rules=upon, **how)
+
     return {
         "name": run.name,
-        "headline": _headline(run, before, after),
-        "facts": _facts(run.config, run.summary),
-        "scores": _scores(run.config.get("rewards") or {}, before, after),
-        "pictures": before_and_after([sheet for sheet in sheets if sheet.kind == "eval"]),
+        "headline": _headline(run, columns, before, after, last),
+        "facts": part("config.yaml", [], _facts, run.config, run.summary),
+        "scores": part("held-out scores", [], _scores, rewards if isinstance(rewards, dict) else {}, before, after),
+        "pictures": part("pictures before and after in samples", None, before_and_after, evals),
         "rules": rules,
-        "events": sentences(run.events),
-        "charts": partial(charts, run.rows, rules=upon_curves(rules, run.events)),
-        "rollouts": [rollout_strip(sheet) for sheet in spread_over(rollouts, NUM_ROLLOUT_SHEETS)],
+        "events": part("events.jsonl", [], sentences, run.events),
+        "charts": drawn,
+        "rollouts": [strip for strip in strips if strip is not None],
         "num_rollouts": len(rollouts) or len(text_rollouts),
-        "talk": before_and_after_texts([transcript for transcript in texts if transcript.kind == "eval"]),
-        "text_rollouts": [rollout_texts(one) for one in spread_over(text_rollouts, NUM_ROLLOUT_SHEETS)],
+        "talk": part("answers before and after in samples", None, before_and_after_texts, said),
+        "text_rollouts": [talk for talk in talks if talk is not None],
         "has_texts": bool(texts),
         "reward_names": list(dict.fromkeys(name for s in sheets for cell in s.cells for name in cell.rewards)),
         "config_text": run.config_text,
-        "versions": flat(run.versions),
+        "versions": part("versions.json", {}, flat, run.versions),
+        "damage": damage,
     }
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _part(damage: list[str], name: str, without: Any, make: Callable[..., Any], /, *given: Any, **how: Any) -> Any:
+    """What `make` gives; `without` where what it is given is damaged, which is told once."""
     try:
-        found = json.loads(_text(path))
-    except json.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return make(*given, **how)
+    except Exception as error:  # whatever foreign values do to code that was written for ours
+        said = f"{name}: damaged, left out ({reason(error)})"
+        damage += [] if said in damage else [said]
+        return without
+
+
+def _config(folder: Path, damage: list[str]) -> tuple[str, dict[str, Any]]:
+    """(config.yaml as text, its settings as far as they can be read)"""
+    text = own_bytes(folder / "config.yaml", folder, damage, most=LARGEST_CONFIG).decode("utf-8", errors="replace")
+    config: Any = {}
+    if len(ALIAS.findall(text)) > MAX_ALIASES:
+        damage.append(f"config.yaml has more than {MAX_ALIASES} aliases: its settings were not read")
+    else:
+        try:
+            config = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            damage.append(f"config.yaml is damaged ({reason(error)})")
+    if config and not isinstance(config, dict):
+        damage.append(f"config.yaml is damaged: it holds {shown(config, 40)}")
+    return plain(text, LARGEST_SHOWN_CONFIG), config if isinstance(config, dict) else {}
 
 
 def _held_out(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """The evaluations before and after; of a run without a summary the first and the last in the record."""
     rows = [row for row in run.rows if "eval/score" in row]
-    found = [{key.removeprefix("eval/"): v for key, v in row.items() if _is_score(key)} for row in rows]
+    found = [
+        {plain(key, MAX_NAME).removeprefix("eval/"): v for key, v in row.items() if _is_score(key)} for row in rows
+    ]
+    found = [dict(list(scores.items())[:MAX_SCORES]) for scores in found]
     before = run.summary.get("eval_before") or (found[0] if rows and rows[0]["step"] == 0 else {})
     after = run.summary.get("eval_after") or (found[-1] if rows and rows[-1]["step"] > 0 else {})
     return before, after
@@ -143,23 +194,25 @@ def _is_score(key: str) -> bool:
     return key.startswith("eval/") and not key.startswith("eval/image/")
 
 
-def _headline(run: Run, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def _headline(
+    run: Run, columns: Columns, before: Mapping[str, Any], after: Mapping[str, Any], step: int
+) -> dict[str, Any]:
     """The numbers of the one sentence; what a run without a summary does not say is summed from its record."""
-    seconds = run.summary.get("seconds", {}).get("total") or _total(run.rows, "time/*_seconds", but="time/step_seconds")
-    calls = sum(run.summary.get("network_calls", {}).values())
-    calls = calls or sum(_total(run.rows, f"calls/{name}") for name in NETWORK_CALLS)
-    step = _last_step(run)
+    seconds = run.summary.get("seconds", {}).get("total") or _total(columns, "time/*_seconds", but="time/step_seconds")
+    calls = sum(number or 0 for number in run.summary.get("network_calls", {}).values())
+    calls = calls or sum(_total(columns, f"calls/{name}") for name in NETWORK_CALLS)
+    steps = run.config.get("steps")
     return {
         "before": score(before.get("score")),
         "after": score(after.get("score")),
         "change": change_of(before.get("score"), after.get("score")),
         "step": step,
         "scored_at": max((row["step"] for row in run.rows if "eval/score" in row), default=step),
-        "steps": run.config.get("steps"),
+        "steps": steps if is_step(steps) else None,
         "finished": bool(run.summary),
         "stopped_early": run.summary.get("stopped_early"),
-        "time": duration(seconds) if seconds else "",
-        "calls": count(calls) if calls else "",
+        "time": duration(seconds) if finite(seconds) and seconds > 0 else "",
+        "calls": count(calls) if finite(calls) and calls > 0 else "",
     }
 
 
@@ -167,23 +220,29 @@ def _last_step(run: Run) -> int:
     return run.summary.get("steps") or max((row["step"] for row in run.rows), default=0)
 
 
-def _total(rows: Sequence[Mapping[str, Any]], match: str, *, but: str = "") -> float:
-    return sum(v for row in rows for key, v in row.items() if fnmatch(key, match) and key != but and finite(v))
+def _total(columns: Columns, match: str, *, but: str = "") -> float:
+    return sum(v for key, points in columns.items() if fnmatch(key, match) and key != but for _, v in points)
 
 
 def _facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     policy = config.get("policy")
-    facts = [f"policy {policy['kind']}"] if isinstance(policy, dict) and "kind" in policy else []
+    facts = [f"policy {_brief(policy['kind'])}"] if isinstance(policy, dict) and "kind" in policy else []
     if "prompts_per_step" in config and "group_size" in config:
-        facts.append(f"{config['prompts_per_step']} prompts × {config['group_size']} samples a step")
-    facts += [f"seed {config['seed']}"] if "seed" in config else []
+        facts.append(f"{_brief(config['prompts_per_step'])} prompts × {_brief(config['group_size'])} samples a step")
+    facts += [f"seed {_brief(config['seed'])}"] if "seed" in config else []
     return facts + ([f"product: {summary['product']}"] if "product" in summary else [])
+
+
+def _brief(value: Any) -> str:
+    return plain(value, 60) if isinstance(value, str) else shown(value, 60)
 
 
 def _scores(rewards: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row per score: the primary one, each optimised reward with its parts, what is only watched."""
     known = rewards or {key.partition("/")[0]: {} for key in after if key.endswith("/mean")}
-    names = [name for name, scorer in known.items() if (scorer or {}).get("weight") != 0]
+    names = [
+        str(name) for name, scorer in known.items() if not (isinstance(scorer, dict) and scorer.get("weight") == 0)
+    ]
     rows = []
     for key in dict.fromkeys([*before, *after]):
         name, _, part = key.partition("/")

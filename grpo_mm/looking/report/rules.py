@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.looking import metrics
+from grpo_mm.looking.own_files import json_rows
 from grpo_mm.looking.report.curves import Rule
 from grpo_mm.looking.report.words import finite, number
 from grpo_mm.looking.watch import Band, absolute_band, describe
@@ -31,9 +31,27 @@ class RuleView:
     outside: int
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of events.jsonl."""
-    return [event for event in metrics.read(path) if event.keys() >= _FIELDS and isinstance(event["step"], int)]
+def read_events(path: Path, damage: list[str] | None = None) -> list[dict[str, Any]]:
+    """The whole lines of events.jsonl; others are named in `damage`."""
+    said: list[str] = [] if damage is None else damage
+    rows = json_rows(path, said)
+    whole = [event for event in rows if _is_event(event)]
+    if len(whole) < len(rows):
+        said.append(f"{path.name}: {len(rows) - len(whole)} lines tell of no watch rule; they were skipped")
+    return whole
+
+
+def _is_event(event: Mapping[str, Any]) -> bool:
+    """Whether `describe` has words for it."""
+    if not event.keys() >= _FIELDS or not all(
+        isinstance(event[name], str) for name in ("rule", "metric", "asked", "action")
+    ):
+        return False
+    band = event["band"]
+    bounds = isinstance(band, list) and len(band) == 2 and all(bound is None or finite(bound) for bound in band)
+    put_back = event["action"] != "rollback" or finite(event.get("weights_of"))
+    changed = event["action"] not in ("rollback", "lower_lr") or finite(event.get("factor"))
+    return bounds and finite(event["value"]) and put_back and changed
 
 
 def rules_of(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[RuleView]:

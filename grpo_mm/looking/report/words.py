@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from grpo_mm.looking.own_files import LARGEST_NUMBER, MAX_NAME, number_or_none
+from grpo_mm.outside import plain, shown
 
 
 def change_of(before: Any, after: Any) -> dict[str, str] | None:
@@ -21,7 +23,10 @@ def sign(x: float) -> str:
 
 
 def finite(x: Any) -> bool:
-    return isinstance(x, (int, float)) and math.isfinite(x)
+    """Whether it is a number that can be drawn; True and False are, as 1 and 0."""
+    return (type(x) is float and -LARGEST_NUMBER <= x <= LARGEST_NUMBER) or (
+        isinstance(x, (int, float)) and number_or_none(float(x) if isinstance(x, bool) else x) is not None
+    )
 
 
 def score(x: Any) -> str:
@@ -77,5 +82,7 @@ def count(x: float) -> str:
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+        name = f"{prefix}{plain(str(key), MAX_NAME)}"
+        nested = isinstance(value, Mapping) and len(prefix) < MAX_NAME
+        found |= flat(value, f"{name}.") if nested else {name: plain(value) if isinstance(value, str) else shown(value)}
     return found

@@ -13,10 +13,10 @@ from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
 from grpo_mm.pipelines.flow.memory import memory_lines
 from grpo_mm.pipelines.flow.noise import AllSteps, trained_subset
+from grpo_mm.pipelines.flow.own_schedule import check_scheduler_files
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob
 from grpo_mm.pipelines.flow.sampling import OdeSampler
-from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import Euler
 from grpo_mm.pipelines.flow.trees.branching import Chains, CleanImages, SingleSteps, Splits
 from grpo_mm.pipelines.flow.trees.drawing import drawing
@@ -38,7 +38,8 @@ class FlowEngine(OdeSampler):
 
     steps: int = 10
     eval_steps: int = 40
-    schedule: Annotated[Any, Role("schedule")] = field(default_factory=DiffusersSd3)
+    schedule: Annotated[Any, Role("schedule")] | None = None
+    """None: the grid of the checkpoint's own scheduler."""
     kernel: Annotated[Any, Role("sampler")] = kernels.flow_sde
     logprob: Logprob = "gaussian"
     """cps: the published variance-free form; the same one in rollout and training."""
@@ -79,10 +80,12 @@ class FlowEngine(OdeSampler):
             ("solver", "grid"),
             ("schedule", "__call__"),
         ):
-            if not hasattr(getattr(self, name), wanted):
+            if not hasattr(getattr(self, name), wanted) and not (name == "schedule" and self.schedule is None):
                 raise ConfigError(
                     f"engine.{name} is {getattr(self, name)!r}, which has no `{wanted}`: it is no {name}."
                 )
+        if self.schedule is None:
+            check_scheduler_files(policy.model)
         self.noise.check(self.steps)
         if self.noise.trained_steps(self.steps) < 1:
             raise ConfigError("engine.noise leaves no noisy step that can be trained: the last step never is.")
@@ -102,9 +105,8 @@ class FlowEngine(OdeSampler):
                 f"the noise levels belong to the kernel {named}, but engine.kernel is {self.kernel.__name__}: a level means "
                 f"something else there. Use engine.kernel={named}."
             )
-        if isinstance(self.noise, NoiseFile) and torch.equal(
-            self._sigma(NOMINAL_TOKENS), self._sigma(2 * NOMINAL_TOKENS)
-        ):
+        known = self.schedule is not None and torch.equal(self._sigma(NOMINAL_TOKENS), self._sigma(2 * NOMINAL_TOKENS))
+        if isinstance(self.noise, NoiseFile) and known:
             self.noise.check_schedule(self._sigma(NOMINAL_TOKENS))  # else it waits for the size of the model's latents
         if isinstance(self.noise, Calibrated) and not isinstance(self._shape, CleanImages):
             raise ConfigError("calibrated noise needs the gain of every step: use engine.tree={kind: clean_images}.")
@@ -186,7 +188,7 @@ class FlowEngine(OdeSampler):
         return sigma_S1, tree
 
     def _sigma(self, image_tokens: int) -> Tensor:
-        return self.schedule(self.steps, image_tokens=image_tokens)
+        return self.nominal_schedule(self.steps, image_tokens=image_tokens)
 
     def _noise_level(self, *, step: int, seed: int, image_tokens: int = NOMINAL_TOKENS) -> Tensor:
         return self.noise(self._sigma(image_tokens), step=step, seed=seed)
@@ -251,6 +253,9 @@ class FlowEngine(OdeSampler):
 
         `needs`: the values the objective will ask for; the sampling velocity is stored only if one of them needs it.
         """
+        if self.schedule is None:
+            return self.on_grid_of(policy).sample(policy, rows, step=step, seed=seed, needs=needs)
+        self.on_grid_of(policy)
         size = policy.size(evaluation=False)
         tokens = policy.family.image_tokens(policy.pipe, *size)
         if isinstance(self.noise, NoiseFile):

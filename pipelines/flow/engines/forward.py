@@ -14,10 +14,10 @@ from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.engines.engine import NOMINAL_TOKENS
 from grpo_mm.pipelines.flow.engines.forward_record import ForwardRecord
 from grpo_mm.pipelines.flow.memory import memory_lines
+from grpo_mm.pipelines.flow.own_schedule import check_scheduler_files
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES
 from grpo_mm.pipelines.flow.sampling import OdeSampler
-from grpo_mm.pipelines.flow.schedule import DiffusersSd3
 from grpo_mm.pipelines.flow.solver import DpmSolverPP
 from grpo_mm.pipelines.flow.trees.branching import Chains
 from grpo_mm.pipelines.flow.trees.drawing import drawing
@@ -85,7 +85,8 @@ class ForwardProcess(OdeSampler):
 
     steps: int = 10
     eval_steps: int = 40
-    schedule: Annotated[Any, Role("schedule")] = field(default_factory=DiffusersSd3)
+    schedule: Annotated[Any, Role("schedule")] | None = None
+    """None: the grid of the checkpoint's own scheduler."""
     solver: Annotated[Any, Role("solver")] = field(default_factory=DpmSolverPP)
     draws: Annotated[Any, Role("draws")] = field(default_factory=EveryTimestep)
     beta: float = 1.0
@@ -102,10 +103,12 @@ class ForwardProcess(OdeSampler):
                 f"engine: steps = {self.steps}, eval_steps = {self.eval_steps}, rollout_batch = {self.rollout_batch}, "
                 f"{self.actions()} draws, beta = {self.beta}; wanted at least 1 each, and beta above 0."
             )
+        if self.schedule is None:
+            check_scheduler_files(policy.model)
         fraction = getattr(self.draws, "fraction", 1.0)
         if not 0 < fraction <= 1:
             raise ConfigError(f"engine.draws.fraction = {fraction}; wanted a share in (0, 1].")
-        sigma_S1 = self.schedule(self.steps, image_tokens=NOMINAL_TOKENS)
+        sigma_S1 = self.nominal_schedule(self.steps, image_tokens=NOMINAL_TOKENS)
         if float(self.draws(sigma_S1, torch.Generator()).min()) <= 0:
             raise ConfigError(f"engine.draws finds no noise level to train in {self.steps} step(s). Use more steps.")
 
@@ -121,7 +124,7 @@ class ForwardProcess(OdeSampler):
         return Chains()(sigma_S1, no_noise_S, group_size=group_size, seeds=group_size)
 
     def table_columns(self, group_size: int) -> dict[str, Tensor]:
-        tree = self._tree(self.schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
+        tree = self._tree(self.nominal_schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
         return {"sample": tree.sample_C, "action": tree.action_C, "tag": tree.tag_C, **tree.columns}
 
     def pictures(self, group_size: int) -> int:
@@ -131,7 +134,7 @@ class ForwardProcess(OdeSampler):
         self, policy: FlowPolicyConfig, *, prompts: int, group_size: int, needs: frozenset[str], step: int, seed: int
     ) -> dict[str, int]:
         """Planned network calls of a step, by the names that a run counts them under; every policy is asked at every draw."""
-        tree = self._tree(self.schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
+        tree = self._tree(self.nominal_schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
         each = prompts * policy.model.network_rows(policy.guidance)
         drawn = each * group_size * self.actions()
         others = {name: drawn for name, asked in _others(needs).items() if asked}
@@ -139,7 +142,7 @@ class ForwardProcess(OdeSampler):
 
     def describe(self, policy: FlowPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
         """The tree of a prompt and an estimate of memory for `rows` on one process, in words; loads no model."""
-        tree = self._tree(self.schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
+        tree = self._tree(self.nominal_schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
         report = drawing(tree, self.steps)
         report[-1] = f"  {group_size} pictures, each trained at {self.actions()} draws of (t, noise)"
         return report + memory_lines(policy, self, rows=rows, needs_reference=_others(needs)["ref"])
@@ -151,7 +154,7 @@ class ForwardProcess(OdeSampler):
         """Finished samples with their draws, and the velocity of the policy that sampled where an objective needs it."""
         size = policy.size(evaluation=False)
         tokens = policy.family.image_tokens(policy.pipe, *size)
-        sigma_S1 = self.schedule(self.steps, image_tokens=tokens)
+        sigma_S1 = self.on_grid_of(policy).schedule(self.steps, image_tokens=tokens)
         tree = self._tree(sigma_S1, rows.group_size)
         end_N = tree.node_C[rows.sample_N]
         forest = grow_rows(

@@ -2,28 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from grpo_mm.outside import as_python
 from grpo_mm.pipelines.flow.models.family import resolve
 
+FOLDER = '"path/of/this/folder"'
 
-def loading_code(config: Any, pipe: Any) -> str:
-    """Python text for a `FlowPolicyConfig` and its pipeline, with the settings that the policy was trained at."""
+
+def loading_code(
+    config: Any, pipe: Any, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None
+) -> str:
+    """Python text for a `FlowPolicyConfig` and its pipeline, with the settings that the policy was trained at.
+
+    Args:
+        sigmas: Python text of the noise levels that the pipeline is called with; None: the pipeline's own.
+        scheduler: settings of the Euler scheduler that shifts them; None: the pipeline's own does.
+    """
     name = type(pipe).__name__
-    absent = "".join(f", {part}=None" for part, value in pipe.components.items() if value is None and "encoder" in part)
-    absent += "".join(
-        f", {part}=None" for part, value in pipe.components.items() if value is None and "tokenizer" in part
+    adapter, euler = config.lora is not None, "FlowMatchEulerDiscreteScheduler"
+    lines = ["import numpy"] if sigmas and "numpy" in sigmas else []
+    lines += ["import torch", f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}", ""]
+    lines.append(
+        f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe)])})"
     )
-    source = '"path/of/this/folder"' if config.lora is None else f'"{resolve(config.model.path)}"'
-    lines = [f"from diffusers import {name}", "", f"pipe = {name}.from_pretrained({source}{absent})"]
-    if config.merge_adapter is not None and config.lora is not None:
+    if config.merge_adapter is not None and adapter:
         lines += [
-            f'pipe.load_lora_weights("{config.merge_adapter}")  # was merged before training',
+            f"pipe.load_lora_weights({_adapter(config.merge_adapter)})  # was merged before training",
             "pipe.fuse_lora()",
             "pipe.unload_lora_weights()",
         ]
-    if config.lora is not None:
-        lines.append('pipe.load_lora_weights("path/of/this/folder")')
-    size = f"height={config.eval_height or config.height}, width={config.eval_width or config.width}"
-    settings = f"guidance_scale={config.guidance}, max_sequence_length={config.text_length}"
-    return "\n".join([*lines, f'image = pipe("a prompt", {size}, {settings}).images[0]'])
+    if adapter:
+        lines.append(f"pipe.load_lora_weights({FOLDER})")
+    if scheduler is not None:
+        lines.append(f"pipe.scheduler = {euler}({_arguments(scheduler)})  # the run's grid, not the checkpoint's")
+    if config.vae_tiling:
+        lines.append("pipe.vae.enable_tiling()")
+    call = {
+        "height": config.eval_height or config.height, "width": config.eval_width or config.width,
+        "guidance_scale": config.guidance, "max_sequence_length": config.text_length,
+    }  # fmt: skip
+    if sigmas is not None:
+        lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
+    call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None else "")
+    return "\n".join([*lines, f'image = pipe("a prompt", {call_text}).images[0]'])
+
+
+def _source(config: Any, *, adapter: bool) -> str:
+    """Of the weights below the adapter, or of the whole pipeline that a run left."""
+    return as_python(resolve(config.model.path)) if adapter else FOLDER
+
+
+def _settings(config: Any, pipe: Any) -> list[str]:
+    """What tells `from_pretrained` which files to read and how."""
+    asked = {name: getattr(config.model, name, None) for name in ("revision", "variant") if config.lora is not None}
+    settings = [f"{name}={as_python(value)}" for name, value in asked.items() if value is not None]
+    absent = [part for part, value in pipe.components.items() if value is None]
+    absent = [part for kind in ("encoder", "tokenizer") for part in absent if kind in part]
+    return [*settings, *(f"{part}=None" for part in absent), f"dtype=torch.{config.dtype}"]
+
+
+def _adapter(path: str) -> str:
+    """Arguments of `load_lora_weights` for a folder, a file or a hub name."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        return f"{as_python(str(local.parent))}, weight_name={as_python(local.name)}"
+    return as_python(str(local) if path.startswith("~") else path)
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={as_python(value)}" for name, value in values.items())

@@ -32,6 +32,11 @@ class Family(Protocol):
     """Names of the pipeline's text encoders."""
     may_lack: tuple[str, ...]
     """Parts that a checkpoint may be saved without."""
+    even_sigmas: bool
+    """Whether the pipeline hands its scheduler linspace(1, 1/S, S) instead of leaving the spacing to it."""
+
+    tables: tuple[str, ...]
+    """Tensors in the transformer's files that are computed and not learnt."""
 
     def check(self) -> None: ...
 

@@ -25,6 +25,8 @@ class Flux:
     )  # fmt: skip
     encoders = ("text_encoder", "text_encoder_2")
     may_lack = ()
+    even_sigmas = True
+    tables = ()
 
     def check(self) -> None:
         check_pipeline(self.path, "FluxPipeline")

@@ -25,6 +25,8 @@ class Sd3:
     )  # fmt: skip
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     may_lack = ("text_encoder_3", "tokenizer_3")
+    even_sigmas = False
+    tables = ("pos_embed.pos_embed",)
 
     def check(self) -> None:
         check_pipeline(self.path, "StableDiffusion3Pipeline")

@@ -1,0 +1,170 @@
+"""The grid that a checkpoint's own scheduler gives, as its plain diffusers pipeline samples on it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.outside import BadJson, parse_json, reason, shown
+from grpo_mm.pipelines.flow.models.family import resolve
+from grpo_mm.pipelines.flow.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+FOLLOWED = "FlowMatchEulerDiscreteScheduler"
+TRAIN_TIMESTEPS = 1000
+"""What σ is multiplied by for the network, here and in the pipelines."""
+NAME_ONE = "Name a grid of your own, e.g. engine.schedule={kind: shifted, shift: 3}."
+SAME = 1e-5
+"""σ that differ by less are one grid: both are float32, computed in another order."""
+
+
+@dataclass(frozen=True)
+class OfCheckpoint:
+    """Whatever the scheduler's settings say: static or resolution-dependent shift, a terminal σ, Karras, exponential, beta."""
+
+    scheduler: Any
+    """A diffusers scheduler; it is never changed."""
+    evenly: bool
+    """Whether the pipeline hands its scheduler linspace(1, 1/S, S), as FLUX does, instead of leaving the spacing to it."""
+
+    def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
+        """As of `Shifted`: no settings, for the pipeline's own scheduler makes this grid."""
+        return {}, 1 / steps if self.evenly else float(self.scheduler.sigma_min)
+
+    def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
+        """Raises ConfigError for a grid that does not fall from 1 to 0."""
+        scheduler, config = copy.deepcopy(self.scheduler), self.scheduler.config
+        asked: dict[str, Any] = {"num_inference_steps": steps}
+        if self.evenly:
+            asked = {"sigmas": torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy()}
+        try:
+            if config.use_dynamic_shifting:
+                asked["mu"] = _mu(config, image_tokens)
+            scheduler.set_timesteps(**asked)
+        except Exception as error:
+            raise ConfigError(f"the checkpoint's scheduler gives no grid ({reason(error)}). {NAME_ONE}") from error
+        sigma_S1 = scheduler.sigmas.float().cpu()
+        if abs(float(sigma_S1[0]) - 1) < SAME:
+            sigma_S1[0] = 1.0
+        falls = bool((sigma_S1.diff() < 0).all()) and float(sigma_S1[0]) == 1 and float(sigma_S1[-1]) == 0
+        if len(sigma_S1) != steps + 1 or not falls:
+            raise ConfigError(
+                f"the checkpoint's scheduler gives {len(sigma_S1) - 1} steps from σ = {float(sigma_S1[0]):g} to "
+                f"{float(sigma_S1[-1]):g}; wanted {steps}, falling from 1 to 0. {NAME_ONE}"
+            )
+        return sigma_S1
+
+
+def own_schedule(pipe: Any, *, evenly: bool) -> OfCheckpoint:
+    """The grid of a loaded pipeline.
+
+    Raises:
+        ConfigError: its scheduler steps otherwise than the Euler steps that are taken here, or there is none.
+    """
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise ConfigError(f"the checkpoint has no scheduler, so it has no grid of its own. {NAME_ONE}")
+    check_scheduler(type(scheduler).__name__, scheduler.config)
+    return OfCheckpoint(scheduler, evenly)
+
+
+def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a scheduler whose steps are no plain Euler steps in σ · 1000."""
+    odd = [f"{key}: {shown(config[key])}" for key in ("stochastic_sampling", "invert_sigmas") if config.get(key)]
+    if config.get("num_train_timesteps", TRAIN_TIMESTEPS) != TRAIN_TIMESTEPS:
+        odd.append(f"num_train_timesteps: {shown(config['num_train_timesteps'])}")
+    if name != FOLLOWED or odd:
+        raise ConfigError(
+            f"the checkpoint is sampled by a {shown(name).strip(chr(39))}{' with ' + ', '.join(odd) if odd else ''}, which cannot be "
+            f"followed here: wanted a {FOLLOWED} of {TRAIN_TIMESTEPS} timesteps that is neither stochastic nor inverted. {NAME_ONE}"
+        )
+
+
+def check_scheduler_files(model: Any) -> None:
+    """The same before anything is loaded, as far as the local folder of a family's `path` tells."""
+    path = getattr(model, "path", None) or "random:"
+    file = Path(resolve(path)) / "scheduler" / "scheduler_config.json"
+    if path.startswith("random:") or not (file.parent.parent / "model_index.json").is_file():
+        return
+    if not file.is_file():
+        raise ConfigError(f"{shown(path)} has no scheduler/{file.name}, so it has no grid of its own. {NAME_ONE}")
+    try:
+        config = parse_json(file.read_text(encoding="utf-8"))
+    except (BadJson, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown(str(file))} cannot be read: {reason(error)}.") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{shown(str(file))} holds {shown(config)}; wanted the settings of a scheduler.")
+    check_scheduler(str(config.get("_class_name", FOLLOWED)), config)
+
+
+def tell_of_another_grid(schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int) -> None:
+    """One line in the log where a config's grid is not the checkpoint's; the run does as the config says."""
+    here = schedule(steps, image_tokens=image_tokens)
+    try:
+        own = own_schedule(pipe, evenly=evenly)(steps, image_tokens=image_tokens)
+    except ConfigError as error:
+        log.info("engine.schedule is followed; %s", str(error).removesuffix(NAME_ONE).rstrip(" ."))
+        return
+    gap_S1 = (here - own).abs()
+    if float(gap_S1.max()) > SAME:
+        at = int(gap_S1.argmax())
+        log.info(
+            "engine.schedule is followed, which is not the grid of the checkpoint's scheduler: of %d steps σ_%d is %.4f, "
+            "there %.4f. Leave engine.schedule out to sample as the checkpoint does.",
+            steps, at, float(here[at]), float(own[at]),
+        )  # fmt: skip
+
+
+def in_plain_diffusers(
+    schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int
+) -> tuple[dict[str, Any] | None, str]:
+    """(settings of the Euler scheduler to put in, or None where the pipeline's own will do; Python text of `sigmas`).
+
+    The pipeline called with these `sigmas` samples on the grid of `schedule`.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    wanted = schedule(steps, image_tokens=image_tokens)
+    tried: list[Any] = []
+    with suppress(ConfigError):  # it has none, or one of another kind
+        tried.append(own_schedule(pipe, evenly=evenly))
+    tried += [schedule] if hasattr(schedule, "in_diffusers") else []
+    for one in tried:
+        settings, last = one.in_diffusers(steps)
+        scheduler = pipe.scheduler if isinstance(one, OfCheckpoint) else FlowMatchEulerDiscreteScheduler(**settings)
+        made = _from_even(scheduler, steps, last, image_tokens=image_tokens)
+        if made is not None and float((made - wanted).abs().max()) < SAME:
+            return settings or None, f"numpy.linspace(1, {last:.7g}, {steps})"
+    return {"shift": 1.0}, f"[{', '.join(f'{float(s):.7g}' for s in wanted[:-1])}]"
+
+
+def _from_even(scheduler: Any, steps: int, last: float, *, image_tokens: int) -> Tensor | None:
+    """What a scheduler makes of linspace(1, last, S); None where it cannot."""
+    scheduler = copy.deepcopy(scheduler)
+    mu = {"mu": _mu(scheduler.config, image_tokens)} if scheduler.config.use_dynamic_shifting else {}
+    try:
+        scheduler.set_timesteps(sigmas=torch.linspace(1, last, steps, dtype=torch.float64).numpy(), **mu)
+    except Exception:  # whatever a scheduler makes of settings that it was not meant for
+        return None
+    sigma_S1 = scheduler.sigmas.float().cpu()
+    return sigma_S1 if len(sigma_S1) == steps + 1 else None
+
+
+def _mu(config: Mapping[str, Any], image_tokens: int) -> float:
+    """The exponent of the resolution-dependent shift, as both pipelines compute it."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    default = [parameter.default for parameter in inspect.signature(calculate_shift).parameters.values()][1:]
+    return calculate_shift(image_tokens, *(config.get(name, d) for name, d in zip(names, default, strict=True)))
