@@ -19,7 +19,7 @@ from grpo_mm.rewards.spatial.box_matching import greedy_by_score
 from grpo_mm.rewards.spatial.box_reading import BoxReading, annotated_boxes
 from grpo_mm.rewards.spatial.box_text import Form
 from grpo_mm.rewards.spatial.boxes import iou
-from grpo_mm.rewards.text.spans import last_element
+from grpo_mm.rewards.text.tags import last_element
 from grpo_mm.types import Prompt
 
 Version = Literal["map", "od_length", "weighted"]
