@@ -170,7 +170,7 @@ MAY_IMPORT = {
     "rewards.video": "rewards.shared rewards.spatial rewards.text",
     "rewards.judges": "processes rewards.shared rollout",
     "rewards.faithfulness": "rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",
-    "rewards.benchmarks": "rewards.spatial rewards.text rewards.video",
+    "rewards.benchmarks": "rewards.shared rewards.spatial rewards.text rewards.video",
     "datasets.media": "",
     "datasets.shared": "datasets.media",
     "datasets.images": "datasets.shared",
