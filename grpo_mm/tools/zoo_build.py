@@ -104,8 +104,7 @@ def _lessons(world: Any, *, fps: float | None) -> Callable[[random.Random], Any]
 def _held_out_scores(world: str, count: int = 128) -> Callable[[Any, Any], dict[str, float]]:
     """Greedy answers to questions of the monitor split: mean temporal IoU of clips, or the share of right answers of scenes."""
     from grpo_mm.pipelines.zoo.supervised_answers import answers
-    from grpo_mm.rewards.text.spans import parse_spans
-    from grpo_mm.rewards.text.tags import tagged_text
+    from grpo_mm.rewards.text.spans import parse_spans, tagged_text
     from grpo_mm.rewards.video.temporal_iou import hull_iou
 
     rng, draw = random.Random("monitor"), {"clips": _clips, "scenes": _scenes}[world]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from grpo_mm.rewards.answers.tags import answer_text
 from grpo_mm.rewards.benchmarks.window_metrics import Window, nextgqa_metrics, shares
 from grpo_mm.rewards.shared.prompt_target import choices_of
 from grpo_mm.rewards.text.spans import Pick, parse_spans, pick_span
-from grpo_mm.rewards.text.tags import answer_text
 from grpo_mm.rewards.text.typed_answer import answer_accuracy
 from grpo_mm.types import Prompt
 

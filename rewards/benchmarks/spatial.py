@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.text.choices import LETTERS, read_letter, read_truth
+from grpo_mm.rewards.answers.choices import LETTERS, read_letter, read_truth
+from grpo_mm.rewards.answers.tags import answer_text
 from grpo_mm.rewards.benchmarks.window_metrics import shares
-from grpo_mm.rewards.text.tags import answer_text
 from grpo_mm.types import Prompt
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.text.choices import LETTERS, read_letter
+from grpo_mm.rewards.answers.choices import LETTERS, read_letter
 from grpo_mm.rewards.benchmarks.spatial import Blink
 from grpo_mm.types import Prompt
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from grpo_mm.rewards.text.numbers import read_count
-from grpo_mm.rewards.text.tags import answer_text
+from grpo_mm.rewards.answers.numbers import read_count
+from grpo_mm.rewards.answers.tags import answer_text
 from grpo_mm.types import Prompt
 
 LARGEST = 15

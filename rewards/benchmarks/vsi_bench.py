@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from grpo_mm.rewards.answers.choices import read_letter
+from grpo_mm.rewards.answers.numbers import read_number
+from grpo_mm.rewards.answers.tags import answer_text, tagged_text
 from grpo_mm.rewards.benchmarks.spatial import ChoiceQuestions, mean
 from grpo_mm.rewards.text.mean_relative_accuracy import mean_relative_accuracy
-from grpo_mm.rewards.text.choices import read_letter
-from grpo_mm.rewards.text.numbers import read_number
-from grpo_mm.rewards.text.tags import answer_text, tagged_text
 from grpo_mm.types import Prompt
 
 DIRECTION = "object_rel_direction"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from grpo_mm.registry import Role
+from grpo_mm.rewards.answers.tags import last_element
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.faithfulness.consistency import question_text
 from grpo_mm.rewards.judges.verdicts import Query, quoted, verdict_request
 from grpo_mm.rewards.shared.prompt_target import choices_of
-from grpo_mm.rewards.shared.writing import normal_form
-from grpo_mm.rewards.text.tags import last_element
 from grpo_mm.rewards.text.typed_answer import same_choice
 from grpo_mm.types import Prompt
 

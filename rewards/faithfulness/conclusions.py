@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from grpo_mm.rewards.answers.times import Span, spans_in
 from grpo_mm.rewards.faithfulness.sentences import sentences
 from grpo_mm.rewards.spatial.box_text import Box, parse_boxes
 from grpo_mm.rewards.spatial.boxes import as_boxes, iou
-from grpo_mm.rewards.text.spans import Span, spans_in
 from grpo_mm.rewards.text.text_overlap import words
 from grpo_mm.rewards.video.temporal_iou import hull_iou
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from grpo_mm.rewards.text.tags import find_last
+from grpo_mm.rewards.answers.tags import find_last
 from grpo_mm.rewards.text.text_overlap import words
 
 _TAGS = re.compile(r"<\s?/?\s?(?:think|rethink|glue|answer)\s?>", re.IGNORECASE)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import finite_number, shown
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
-from grpo_mm.rewards.shared.writing import normal_form
 from grpo_mm.types import Prompt
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from grpo_mm.outside import finite_number
-from grpo_mm.rewards.shared.writing import plain_signs
+from grpo_mm.rewards.answers.writing import plain_signs
 from grpo_mm.rewards.spatial.boxes import as_boxes, iou
 
 Box = tuple[float, float, float, float]
@@ -128,9 +128,7 @@ _NOTHING = re.compile(
 _LABEL = re.compile(
     r"""["'](?:label|class|category|name)["']\s*+:\s*+(?:"([^"]{0,200}+)"|'([^']{0,200}+)')""", re.IGNORECASE
 )
-_CONFIDENCE = re.compile(
-    rf"""["'](?:confidence|score)["']\s*+:\s*+["']?+({_N})(\s?%)?+(?![\w./]|,\d)""", re.IGNORECASE
-)
+_CONFIDENCE = re.compile(rf"""["'](?:confidence|score)["']\s*+:\s*+["']?+({_N})(\s?%)?+(?![\w./]|,\d)""", re.IGNORECASE)
 
 
 def _in_object(piece: str) -> list[FoundBox]:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.tags import last_element, tagged_text
+from grpo_mm.rewards.answers.writing import normal_form, plain_signs
 from grpo_mm.rewards.shared.named_scores import table
 from grpo_mm.rewards.shared.prompt_target import target_of
-from grpo_mm.rewards.shared.writing import normal_form, plain_signs
 from grpo_mm.rewards.spatial.box_matching import greedy_by_score
 from grpo_mm.rewards.spatial.box_reading import BoxReading, annotated_boxes
 from grpo_mm.rewards.spatial.box_text import Form, names_nothing
 from grpo_mm.rewards.spatial.boxes import iou
-from grpo_mm.rewards.text.tags import last_element, tagged_text
 from grpo_mm.types import Prompt
 
 Version = Literal["map", "od_length", "weighted"]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grpo_mm.rewards.answers.numbers import read_number
+from grpo_mm.rewards.answers.tags import last_element
 from grpo_mm.rewards.shared.named_scores import table
 from grpo_mm.rewards.shared.prompt_target import choices_of, target_of
 from grpo_mm.rewards.spatial.box_text import parse_points
 from grpo_mm.rewards.text.mean_relative_accuracy import mean_relative_accuracy
-from grpo_mm.rewards.text.numbers import read_number
-from grpo_mm.rewards.text.tags import last_element
 from grpo_mm.rewards.text.typed_answer import same_choice
 from grpo_mm.types import Prompt
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grpo_mm.rewards.answers.tags import last_element
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.shared.named_scores import table
 from grpo_mm.rewards.shared.prompt_target import target_of
-from grpo_mm.rewards.shared.writing import normal_form
-from grpo_mm.rewards.text.tags import last_element
 from grpo_mm.types import Prompt
 
 

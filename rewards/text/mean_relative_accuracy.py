@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_mm.rewards.answers.numbers import first_number, read_number
+from grpo_mm.rewards.answers.tags import answer_text
 from grpo_mm.rewards.shared.prompt_target import target_of
-from grpo_mm.rewards.text.numbers import first_number, read_number
-from grpo_mm.rewards.text.tags import answer_text
 from grpo_mm.types import Prompt
 
 __all__ = ["THRESHOLDS", "MeanRelativeAccuracy", "first_number", "mean_relative_accuracy"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.text.spans import strict_span_list
-from grpo_mm.rewards.text.tags import last_element
+from grpo_mm.rewards.answers.tags import last_element
+from grpo_mm.rewards.answers.times import strict_span_list
 from grpo_mm.types import Prompt
 
 Match = Literal["fullmatch", "search"]

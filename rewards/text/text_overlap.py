@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from grpo_mm.rewards.shared.writing import normal_form
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.types import Prompt
 
 

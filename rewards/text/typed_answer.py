@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.choices import LETTERS, folded, named_letter, read_letter, read_truth
+from grpo_mm.rewards.answers.numbers import has_decimals, whole_number
+from grpo_mm.rewards.answers.tags import answer_text, last_element
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.shared.prompt_target import choices_of
-from grpo_mm.rewards.shared.writing import normal_form
-from grpo_mm.rewards.text.choices import LETTERS, folded, named_letter, read_letter, read_truth
-from grpo_mm.rewards.text.numbers import has_decimals, whole_number
-from grpo_mm.rewards.text.tags import answer_text, last_element
 from grpo_mm.rewards.text.text_overlap import words
 from grpo_mm.types import Prompt
+
 
 def same_choice(prediction: str, answer: str, choices: Sequence[str] = ()) -> float:
     """1 if the texts are the same, or name the same option, or both say yes or both no, else 0.
@@ -117,9 +118,7 @@ ACCURACY: dict[str, Callable[[str, str], float]] = {
 _OTHER_NAMES = {"free-form": "free text", "mcq": "multiple choice"}
 
 
-def answer_accuracy(
-    prediction: str, answer: str | float, answer_type: str, choices: Sequence[str] = ()
-) -> float:
+def answer_accuracy(prediction: str, answer: str | float, answer_type: str, choices: Sequence[str] = ()) -> float:
     """The rule of the type, in [0, 1]. Upper and lower case of the type's name are alike; `choices`: see `same_choice`.
 
     Raises:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.text.spans import readings_in
-from grpo_mm.rewards.text.tags import tagged_text
+from grpo_mm.rewards.answers.tags import tagged_text
+from grpo_mm.rewards.answers.times import readings_in
 from grpo_mm.types import Prompt
 
 Keys = Literal["seconds", "clips"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from grpo_mm.rewards.shared.writing import normal_form, unmarked
-from grpo_mm.rewards.text.numbers import read_count  # its path was this module's
+from grpo_mm.rewards.answers.numbers import read_count  # its path was this module's
+from grpo_mm.rewards.answers.writing import normal_form, unmarked
 
 __all__ = ["LETTERS", "folded", "named_letter", "read_count", "read_letter", "read_truth"]
 

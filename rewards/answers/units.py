@@ -7,7 +7,7 @@ from typing import Literal
 
 Unit = Literal["h", "m", "s", "ms", "other"]
 SECONDS: dict[str, float] = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-RANK = "h m s ms".split()
+RANK = ["h", "m", "s", "ms"]
 
 _WORDS = {
     "ms": "ms msec msecs millis millisecond milliseconds millisekunde millisekunden milliseconde millisecondes milisegundo "

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from grpo_mm.outside import finite_number
-from grpo_mm.rewards.shared.writing import plain_signs, unmarked
+from grpo_mm.rewards.answers.writing import plain_signs, unmarked
 
 
 class Written(NamedTuple):
@@ -89,7 +89,23 @@ _NAMES = (
 )
 _VALUES = {name: float(value) for value, name in enumerate(_NAMES.split())}
 _LARGER = frozenset(
-    "thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands million dozen dozens half".split()
+    [
+        "thirty",
+        "forty",
+        "fifty",
+        "sixty",
+        "seventy",
+        "eighty",
+        "ninety",
+        "hundred",
+        "hundreds",
+        "thousand",
+        "thousands",
+        "million",
+        "dozen",
+        "dozens",
+        "half",
+    ]
 )
 POINTS_OUT = re.compile(
     r"\b(?:the|this|that|which|each|every|other|another|no|any|some|same|last|first|left|right|only|red|green|blue|yellow|"
@@ -123,10 +139,13 @@ _THOUSANDS = re.compile(r"(?<!\d)[1-9]\d{0,2}(?:\.\d{3}){2,}+(?!\d)")
 _DECIMAL_COMMA = re.compile(r"(?<![\d,])(?:\d++,(?!\d{3}(?!\d))\d++|0,\d++|[\d.]*+\.\d{3},\d++)(?![\d,])")
 _LONGEST_GAP = 24
 _OPEN = re.compile(
-    r"\W{0,4}(?:[a-z]{1,12}\W{1,3})?(?:-|~|/|to|or|and/or|bis|oder|ou|o|或|到|至)\W{0,4}(?:maybe|perhaps)?\W{0,3}", re.IGNORECASE
+    r"\W{0,4}(?:[a-z]{1,12}\W{1,3})?(?:-|~|/|to|or|and/or|bis|oder|ou|o|或|到|至)\W{0,4}(?:maybe|perhaps)?\W{0,3}",
+    re.IGNORECASE,
 )
 _BETWEEN = re.compile(r"\b(?:between|from|either)\b", re.IGNORECASE)
-_DENIED = re.compile(r"(?:\bnot|n't|\bnever|\bless than|\bmore than|\bat (?:least|most)|\bfewer than)\s+$", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\bnot|n't|\bnever|\bless than|\bmore than|\bat (?:least|most)|\bfewer than)\s+$", re.IGNORECASE
+)
 
 
 def _value(found: re.Match[str]) -> float | None:
@@ -154,5 +173,7 @@ def _in_words(text: str) -> Iterator[float | None]:
             yield 0.0
         elif word in _LARGER or text[found.start() - 1 : found.start()] == "-" and word in _VALUES:
             yield None
-        elif word in _VALUES and not (word == "one" and POINTS_OUT.search(text[max(0, found.start() - 24) : found.start()])):
+        elif word in _VALUES and not (
+            word == "one" and POINTS_OUT.search(text[max(0, found.start() - 24) : found.start()])
+        ):
             yield _VALUES[word]
