@@ -64,6 +64,15 @@ def after_thinking(text: str) -> str:
     return "" if is_open else text[end:]
 
 
+def left_open(prompt: str) -> str:
+    """The tag that a chat template opens at the end of a prompt, with what follows it ("<think>\\n"); "" if it opens none."""
+    found = _OPENED.search(prompt)
+    return found[0] if found else ""
+
+
+_OPENED = re.compile(r"<[A-Za-z][\w-]{0,30}>\s{0,8}\Z")
+
+
 @lru_cache(maxsize=64)
 def _tags(tag: str) -> re.Pattern[str]:
     return re.compile(rf"<\s{{0,3}}(/?)\s{{0,3}}{re.escape(tag)}\s{{0,3}}>", re.IGNORECASE)
