@@ -12,7 +12,7 @@ import unicodedata
 _MATHEMATICAL = range(0x1D400, 0x1D800)
 _CIRCLED_LETTERS = range(0x24B6, 0x24EA)
 _INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2061\u2062\u2063\u2064\u2066\u2067\u2068\u2069\ufe0e\ufe0f\ufeff"
-_APOSTROPHES, _QUOTES, _DASHES = "‘’‚‛ʼ′`´", "“”„‟«»″「」『』", "‐‑‒–—―−﹣"
+_APOSTROPHES, _QUOTES, _DASHES = "‘’‚‛ʼ′´", "“”„‟«»″「」『』", "‐‑‒–—―−﹣"
 _RAISED = "²³¹⁰ⁱ⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉"
 _FRACTIONS = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 _BLANK_IN_MIXED = re.compile(rf"(?<=\d) (?=[{_FRACTIONS}])")
