@@ -66,6 +66,7 @@ _RENAMED = {
     "grpo_mm.config": "grpo_mm.config.typed_yaml",
     "grpo_mm.datasets.video": "grpo_mm.datasets.media.media_files",
     "grpo_mm.report": "grpo_mm.looking.report",
+    "grpo_mm.rewards.benchmarks.answers": "grpo_mm.rewards.answers.choices",
     "grpo_mm.rewards.judges": "grpo_mm.rewards.judges.comparing",
     "grpo_mm.run_checks": "grpo_mm.config.checks",
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.models.loading import Loaded
+from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
 from grpo_mm.types import Prompt, Rows
 
 
@@ -40,13 +41,23 @@ class LastRow:
     def tokens(self, prompt: Prompt, loaded: Loaded, *, most: int) -> list[int]:
         """The ids of the demonstration as a sampled row would end it: with the end of turn of the chat template.
 
+        A tag that the chat template opens in the prompt is not opened again.
+
         Raises:
-            ConfigError: it is no text, is longer than `most`, or holds tokens that are never sampled.
+            ConfigError: it is no text, is longer than `most`, holds tokens that are never sampled, or does not begin with the
+                tag that the chat template opens.
         """
         where = f"the demonstration of prompt {prompt.id!r}"
         if not isinstance(prompt.demo, str):
             raise ConfigError(f"{where} is a {type(prompt.demo).__name__}; wanted the text of an answer.")
         text = self.template.replace("{demo}", prompt.demo)
+        if opened := opened_by_template(loaded.processor).strip():
+            if not text.lstrip().startswith(opened):
+                raise ConfigError(
+                    f"{where} does not begin with {opened}, which the chat template opens in the prompt: set "
+                    f"engine.demonstrate.template, for instance to {opened}{opened.replace('<', '</')}{{demo}}."
+                )
+            text = text.lstrip().removeprefix(opened).lstrip("\n")
         ids = [*loaded.processor.tokenizer(text, add_special_tokens=False)["input_ids"], loaded.end_of_turn]
         if len(ids) > most:
             raise ConfigError(f"{where} has {len(ids)} tokens; engine.max_new_tokens is {most}. Raise it.")

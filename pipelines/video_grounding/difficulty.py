@@ -18,7 +18,6 @@ from grpo_mm.rollout.collectors.more import More, Sample, Score, all_scores, dea
 from grpo_mm.rollout.table import Table
 from grpo_mm.types import Batch, Prompt, Rows
 
-THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 SENTENCE_END = re.compile(r"(?<=[.!?;,])\s+|\n+")
 
@@ -27,13 +26,13 @@ def hint_of(text: str, *, fraction: float) -> str:
     """The beginning of a reasoning, whole sentences, without those that tell the answer; "" if nothing is left.
 
     Args:
-        text: a completion; its reasoning is what stands in <think>, or before the answer.
+        text: a completion; its reasoning is what stands in <think>, or before the answer. Of several answers none is told.
         fraction: of the reasoning's characters, at most.
     """
-    thought = THOUGHT.search(text)
-    reasoning = thought.group(1) if thought else text.split("<answer>")[0]
-    answer = ANSWER.search(text)
-    words = _words(answer.group(1)) if answer else set()
+    before, thought, _ = text.partition("</think>")
+    reasoning = before.partition("<think>")[2] if thought and "<think>" in before else text.split("<answer>")[0]
+    closed = (piece.partition("</answer>") for piece in text.split("<answer>")[1:])
+    words = set().union(*(_words(inner) for inner, end, _ in closed if end))
     # Numbers tell a span or a count; the "to" between them does not.
     told = {word for word in words if any(c.isdigit() for c in word)} or words
     sentences = [s.strip() for s in SENTENCE_END.split(reasoning.strip()) if s and s.strip()]

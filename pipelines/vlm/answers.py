@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -65,15 +66,21 @@ def answer_tokens(
 ) -> tuple[int, int] | None:
     """[start, end) of the tokens strictly inside the last `<tag>…</tag>` of a row; None if there is none, or it is empty.
 
+    The element is the one that rewards read: a tag that is opened later and not closed does not count.
+
     Found on the tokens that were sampled: a token that holds a part of a tag is outside, and no text is tokenised again.
     """
     text = decode(tokens)
-    opening = text.rfind(f"<{tag}>")
-    closing = text.find(f"</{tag}>", opening)
-    if opening < 0 or closing < 0:
+    inside, opened = None, -1
+    for found in re.finditer(rf"<\s{{0,3}}(/?)\s{{0,3}}{re.escape(tag)}\s{{0,3}}>", text, re.IGNORECASE):
+        if not found[1]:
+            opened = found.end()
+        elif opened >= 0:
+            inside, opened = (opened, found.start()), -1
+    if inside is None:
         return None
-    start = _tokens_until(tokens, decode, opening + len(tag) + 2, reach=True)
-    end = _tokens_until(tokens, decode, closing, reach=False)
+    start = _tokens_until(tokens, decode, inside[0], reach=True)
+    end = _tokens_until(tokens, decode, inside[1], reach=False)
     return (start, end) if start < end else None
 
 

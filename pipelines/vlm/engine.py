@@ -14,6 +14,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.memory import memory_lines
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
+from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.prompting.illustration import thumbnails
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
@@ -234,13 +235,18 @@ def _reference_log_ratio(policy: VlmPolicy, record: TextRecord, behaviour_NA: Te
 
 
 def row_texts(policy: VlmPolicy, token_NA: Tensor, length_N: Tensor) -> list[str]:
-    """The text of each row as it was written, special tokens included, without the one that ends it."""
+    """The text of each row as it was written, special tokens included, without the one that ends it.
+
+    Before it stands what the chat template opened ("<think>"), so that rewards, benchmarks and transcripts see the element
+    whole. The tokens of the row, and with them all log-probabilities, do not hold it.
+    """
+    opened = opened_by_template(policy.processor)
     texts = []
     for tokens, length in zip(token_NA.tolist(), length_N.tolist()):
         ids = tokens[:length]
         if ids and ids[-1] in policy.loaded.stop:
             ids = ids[:-1]
-        texts.append(policy.processor.tokenizer.decode(ids))
+        texts.append(opened + policy.processor.tokenizer.decode(ids))
     return texts
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from grpo_mm.rewards.answers.tags import answer_text
 from grpo_mm.rewards.benchmarks.window_metrics import Window, nextgqa_metrics, shares
-from grpo_mm.rewards.text.spans import Pick, last_element, parse_spans, pick_span
+from grpo_mm.rewards.shared.prompt_target import choices_of
+from grpo_mm.rewards.text.spans import Pick, parse_spans, pick_span
 from grpo_mm.rewards.text.typed_answer import answer_accuracy
 from grpo_mm.types import Prompt
 
@@ -49,9 +51,9 @@ class GroundedQa:
         """Whether the answer of a text is that of the prompt, by the rule of its type."""
         if text is None:
             return False
-        given = text if self.answer_tag is None else last_element(text, self.answer_tag)
+        given = answer_text(text, self.answer_tag)
         kind = prompt.target.get("answer_type") or "multiple choice"
-        return answer_accuracy(text if given is None else given, prompt.target["answer"], kind) == 1
+        return answer_accuracy(given, prompt.target["answer"], kind, choices_of(prompt)) == 1
 
     def score(
         self, spans: Sequence[Window | None], correct: Sequence[bool], prompts: Sequence[Prompt]

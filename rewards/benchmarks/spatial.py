@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.benchmarks.answers import LETTERS, read_letter, read_truth
+from grpo_mm.rewards.answers.choices import LETTERS, read_letter, read_truth
+from grpo_mm.rewards.answers.tags import answer_text
 from grpo_mm.rewards.benchmarks.window_metrics import shares
-from grpo_mm.rewards.text.spans import tagged_text
 from grpo_mm.types import Prompt
 
 
@@ -52,7 +52,7 @@ class ChoiceQuestions:
     sources: tuple[str, ...] | None = None
     """Held-out prompts of these sources; None: of all that are of this benchmark."""
     answer_tag: str | None = "answer"
-    """The element that holds the answer. A text without it is the answer as a whole; None: always."""
+    """The element that holds the answer. A text without it is the answer from the end of its thinking on; None: always."""
 
     benchmark: ClassVar[str]
     """As in prompt.target["benchmark"]."""
@@ -70,7 +70,7 @@ class ChoiceQuestions:
     def read(self, text: str | None, prompt: Prompt) -> str | None:
         """The letter that a text chooses; None if it chooses none, or several."""
         choices = prompt.target.get("choices") or len(LETTERS)
-        return None if text is None else read_letter(tagged_text(text, self.answer_tag), choices)
+        return None if text is None else read_letter(answer_text(text, self.answer_tag), choices)
 
     def score(self, predictions: Sequence[str | None], prompts: Sequence[Prompt]) -> dict[str, float]:
         """Figures in per cent of a letter per prompt, and "queries", their number."""
@@ -170,7 +170,7 @@ class Vsr(ChoiceQuestions):
 
     def read(self, text: str | None, prompt: Prompt) -> str | None:
         """YES or NO; None if the text says neither."""
-        found = None if text is None else read_truth(tagged_text(text, self.answer_tag))
+        found = None if text is None else read_truth(answer_text(text, self.answer_tag))
         return None if found is None else "YES" if found else "NO"
 
     def figures(self, right_N: Sequence[bool], prompts: Sequence[Prompt]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
-from grpo_mm.rewards.benchmarks.answers import LETTERS, read_letter
+from grpo_mm.rewards.answers.choices import LETTERS, read_letter
 from grpo_mm.rewards.benchmarks.spatial import Blink
 from grpo_mm.types import Prompt
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from grpo_mm.rewards.benchmarks.answers import read_count
-from grpo_mm.rewards.text.spans import tagged_text
+from grpo_mm.rewards.answers.numbers import read_count
+from grpo_mm.rewards.answers.tags import answer_text
 from grpo_mm.types import Prompt
 
 LARGEST = 15
@@ -50,7 +50,7 @@ class TallyQa:
     sources: tuple[str, ...] | None = None
     """Held-out prompts of these sources; None: of all that are of this benchmark."""
     answer_tag: str | None = "answer"
-    """The element that holds the answer. A text without it is the answer as a whole; None: always."""
+    """The element that holds the answer. A text without it is the answer from the end of its thinking on; None: always."""
 
     def applies_to(self, prompt: Prompt) -> bool:
         """Whether the prompt is a question of this benchmark."""
@@ -63,7 +63,7 @@ class TallyQa:
 
     def read(self, text: str | None) -> float | None:
         """The number that a text says; None if it says none, or several."""
-        return None if text is None else read_count(tagged_text(text, self.answer_tag))
+        return None if text is None else read_count(answer_text(text, self.answer_tag))
 
     def score(self, predictions: Sequence[float | None], prompts: Sequence[Prompt]) -> dict[str, float]:
         """Figures in per cent, but for "rmse" and "queries", of a count per prompt."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grpo_mm.rewards.benchmarks.answers import read_count, read_letter
+from grpo_mm.rewards.answers.choices import read_letter
+from grpo_mm.rewards.answers.numbers import read_number
+from grpo_mm.rewards.answers.tags import answer_text, tagged_text
 from grpo_mm.rewards.benchmarks.spatial import ChoiceQuestions, mean
 from grpo_mm.rewards.text.mean_relative_accuracy import mean_relative_accuracy
-from grpo_mm.rewards.text.spans import tagged_text
 from grpo_mm.types import Prompt
 
 DIRECTION = "object_rel_direction"
@@ -44,7 +45,7 @@ class VsiBench(ChoiceQuestions):
 
     official: bool = True
     """False: a letter or number is read wherever it stands ("(B)", "about 3 m"), and a relative error on a boundary
-    counts, by a tolerance of 1e-9. True copies reading and rounding of the published scorer."""
+    counts, by a tolerance of 1e-9: as the rewards do. True copies reading and rounding of the published scorer."""
 
     benchmark: ClassVar[str] = "vsi_bench"
 
@@ -52,12 +53,14 @@ class VsiBench(ChoiceQuestions):
         """A letter, or a number as a text; None if there is none."""
         if text is None:
             return None
-        inner, choices = tagged_text(text, self.answer_tag), prompt.target.get("choices") or ()
+        choices = prompt.target.get("choices") or ()
         if self.official:
-            word = (inner.strip().split(maxsplit=1) or [""])[0].rstrip(".")
-            found = (read_letter(word, choices) if len(word) == 1 else None) if choices else _number(word)
+            word = (tagged_text(text, self.answer_tag).strip().split(maxsplit=1) or [""])[0].rstrip(".")
+            is_letter = len(word) == 1 and word.isascii()
+            found = (read_letter(word, choices) if is_letter else None) if choices else _number(word)
         else:
-            found = read_letter(inner, choices) if choices else read_count(inner)
+            inner = answer_text(text, self.answer_tag)
+            found = read_letter(inner, choices) if choices else read_number(inner)
         return None if found is None else str(found)
 
     def score(self, predictions: Sequence[str | None], prompts: Sequence[Prompt]) -> dict[str, float]:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from grpo_mm.registry import Role
+from grpo_mm.rewards.answers.tags import last_element
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.faithfulness.consistency import question_text
 from grpo_mm.rewards.judges.verdicts import Query, quoted, verdict_request
 from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS
-from grpo_mm.rewards.text.spans import last_element
+from grpo_mm.rewards.shared.prompt_target import choices_of
 from grpo_mm.rewards.text.typed_answer import same_choice
 from grpo_mm.types import Prompt
 
@@ -82,7 +84,10 @@ class AnswerJudge:
         """M texts -> score and asked, [M] each; NaN for a prompt without a reference answer."""
         answers = [text if self.tag is None else last_element(text, self.tag) for text in items]
         pairs = [(answer, _reference(prompt)) for answer, prompt in zip(answers, prompts, strict=True)]
-        scores = [math.nan if reference is None else float(_same(answer, reference)) for answer, reference in pairs]
+        scores = [
+            math.nan if reference is None else float(_same(answer, reference, choices_of(prompt)))
+            for (answer, reference), prompt in zip(pairs, prompts)
+        ]
         open_ = [
             i
             for i, (answer, _) in enumerate(pairs)
@@ -98,14 +103,14 @@ class AnswerJudge:
         return {"score": torch.tensor(scores).double(), "asked": torch.tensor(was_asked).double()}
 
 
-def _same(answer: str | None, reference: str) -> bool:
+def _same(answer: str | None, reference: str, choices: Sequence[str]) -> bool:
     if answer is None or not answer.strip():
         return False
-    return bool(same_choice(answer, reference)) or _plain(answer) == _plain(reference)
+    return bool(same_choice(answer, reference, choices)) or _plain(answer) == _plain(reference)
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.strip(" .!\"'").casefold().split())
+    return " ".join(normal_form(text).strip(" .!\"'").casefold().split())
 
 
 def _reference(prompt: Prompt) -> str | None:

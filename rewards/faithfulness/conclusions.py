@@ -11,10 +11,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from grpo_mm.rewards.answers.choices import named_letter
+from grpo_mm.rewards.answers.numbers import POINTS_OUT, numbers, spelled, whole_number
+from grpo_mm.rewards.answers.times import Span, spans_in
+from grpo_mm.rewards.answers.writing import plain_signs
 from grpo_mm.rewards.faithfulness.sentences import sentences
 from grpo_mm.rewards.spatial.box_text import Box, parse_boxes
 from grpo_mm.rewards.spatial.boxes import as_boxes, iou
-from grpo_mm.rewards.text.spans import Span, spans_in
 from grpo_mm.rewards.text.text_overlap import words
 from grpo_mm.rewards.video.temporal_iou import hull_iou
 
@@ -54,14 +57,15 @@ def _reader(answer: str, choices: Sequence[str]) -> Callable[[str], bool | None]
     texts = [_OPTION_MARK.sub("", choice).strip().casefold() for choice in choices]
     if any(len(text) == 1 and text.isalpha() for text in texts):  # the choices are the letters themselves
         texts = [""] * len(texts)
-    letter = _letter(answer)
+    letter = named_letter(answer)
     if letter is not None:
         return lambda sentence: _same(_last(_options(sentence, texts)), letter)
     if boxes := _boxes(answer):
         return lambda sentence: _same_boxes(_boxes(sentence), boxes)
     plain = answer.strip(" .!\"'").casefold()
-    if (number := _NUMBER_ANSWER.fullmatch(plain)) is not None:
-        value = _value(number[1])
+    number = _NUMBER_ANSWER.fullmatch(plain_signs(plain))
+    value = None if number is None else _value(number[1])
+    if value is not None:
         return lambda sentence: _same(_last(_numbers(sentence)), value)
     if plain in texts:
         return lambda sentence: _same(_last(_options(sentence, texts)), chr(ord("A") + texts.index(plain)))
@@ -86,16 +90,10 @@ def _same(found: Any, wanted: Any) -> bool | None:
 MOST_OPTIONS = 10
 """Letters that are options where the prompt does not tell how many there are."""
 _OPTION_MARK = re.compile(r"^\s*+\(?[A-Za-z][).:]++\s*+")
-_LETTER_ANSWER = re.compile(r"\(?([A-Za-z])[).:]*+|\(?([A-Z])[).:]++\s.*+", re.DOTALL)
 _NAMED_LETTER = re.compile(
     r"(?:\b(?:option|answer|choice)\b(?:\s+(?:is|would be|must be|should be))?+\s*+:?\s*+\(?|\()([A-Z])\b(?!['’])"
     r"|(?<![\w'’])([B-HJ-Z])(?![\w'’])|(?<![\w'’])(A)(?=[).:]|\s*+$)"
 )
-
-
-def _letter(answer: str) -> str | None:
-    found = _LETTER_ANSWER.fullmatch(answer)
-    return (found[1] or found[2]).upper() if found else None
 
 
 def _options(sentence: str, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -139,31 +137,26 @@ def _same_span(found: Sequence[Span], wanted: Span) -> bool | None:
 
 # ── numbers ──
 
-_SPELLED = {
-    word: float(number)
-    for number, word in enumerate(words("zero one two three four five six seven eight nine ten eleven twelve"))
-}
-_DIGITS = r"[+-]?\d{1,15}(?:,\d{3})*+(?:\.\d++)?+"
-_NUMBER_ANSWER = re.compile(rf"({_DIGITS}|{'|'.join(_SPELLED)})(?:\s?[a-z%°²]{{1,12}})?+")
-_NUMBER = re.compile(rf"(?<![\w.])(?:{_DIGITS}|{'|'.join(_SPELLED)})(?![\w])", re.IGNORECASE)
-_POINTS_OUT = re.compile(
-    r"\b(?:the|this|that|which|each|every|other|another|no|any|red|green|blue|same|left|right)\s+$", re.IGNORECASE
-)
+_SPELLED = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+_NUMBER_ANSWER = re.compile(rf"([+-]?[\d.][\d.,'/]{{0,40}}|{_SPELLED})(?:\s?[a-z%°][a-z^]{{0,11}})?+")
+_NUMBER_WORD = re.compile(rf"(?<!\w)(?:{_SPELLED})(?!\w)", re.IGNORECASE)
 
 
-def _value(text: str) -> float:
-    spelled = _SPELLED.get(text.lower())
-    return float(text.replace(",", "")) if spelled is None else spelled
+def _value(text: str) -> float | None:
+    value = spelled(text)
+    return whole_number(text) if value is None else value
 
 
 def _numbers(sentence: str) -> Iterator[tuple[int, float]]:
     """Numbers that are no coordinates; "one" counts where it is no pronoun."""
-    plain = _BRACKETED.sub(" ", sentence)
-    for found in _NUMBER.finditer(plain):
+    plain = plain_signs(_BRACKETED.sub(" ", sentence))
+    for written in numbers(plain):
+        if written.value is not None and not plain[written.end - 1].isalpha():
+            yield from _unless_denied(plain, written.start, written.value)
+    for found in _NUMBER_WORD.finditer(plain):
         is_one = found[0].lower() == "one"
-        if is_one and (_POINTS_OUT.search(_before(plain, found.start())) or plain.startswith(" of", found.end())):
-            continue
-        yield from _unless_denied(plain, found.start(), _value(found[0]))
+        if not is_one or not (POINTS_OUT.search(_before(plain, found.start())) or plain.startswith(" of", found.end())):
+            yield from _unless_denied(plain, found.start(), spelled(found[0]))
 
 
 # ── words ──

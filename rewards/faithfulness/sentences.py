@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from grpo_mm.rewards.text.spans import last_element
+from grpo_mm.rewards.answers.tags import find_last
 from grpo_mm.rewards.text.text_overlap import words
 
-_TAGS = re.compile(r"</?(?:think|rethink|glue|answer)>")
+_TAGS = re.compile(r"<\s?/?\s?(?:think|rethink|glue|answer)\s?>", re.IGNORECASE)
 _END = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
 
 
@@ -17,11 +17,10 @@ def reasoning_and_answer(text: str, *, tag: str = "answer") -> tuple[str, str] |
 
     None where there is no such element. Boxes and other elements stay in the reasoning.
     """
-    answer = last_element(text, tag)
-    if answer is None:
+    found = find_last(text, tag)
+    if found is None:
         return None
-    before = text[: text.rfind(f"<{tag}>", 0, text.rfind(f"</{tag}>"))]
-    return _TAGS.sub(" ", before).strip(), answer.strip()
+    return _TAGS.sub(" ", text[: found.tag]).strip(), text[found.start : found.end].strip()
 
 
 def sentences(text: str) -> list[str]:

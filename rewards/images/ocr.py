@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import finite_number, shown
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
@@ -20,15 +22,17 @@ from grpo_mm.types import Prompt
 def text_similarity(recognised: str, target: str) -> float:
     """1 if the target stands somewhere in the recognised text, else 1 - min(edits, length) / length; 0 to 1.
 
-    Upper and lower case are alike and blanks are ignored; length is that of the target without blanks, and edits the
-    Levenshtein distance between the whole recognised text and the target.
+    Upper and lower case are alike, blanks of all kinds are ignored, and both texts are compared in `normal_form` (composed
+    letters, ligatures, full width, one kind of apostrophes); length is that of the target so written, and edits the Levenshtein
+    distance between the whole recognised text and the target.
 
     Raises:
         ValueError: the target is empty or blank.
 
-    Source: Flow-GRPO, arXiv:2505.05470 (visual text rendering); flow_grpo/ocr.py of yifan123/flow_grpo.
+    Source: Flow-GRPO, arXiv:2505.05470 (visual text rendering); flow_grpo/ocr.py of yifan123/flow_grpo. Deviates: there only
+    plain blanks are dropped, and texts are compared as they are encoded.
     """
-    recognised, target = recognised.replace(" ", "").lower(), target.replace(" ", "").lower()
+    recognised, target = _letters(recognised), _letters(target)
     if not target:
         raise ValueError("the target text is empty")
     edits = 0 if target in recognised else edit_distance(recognised, target)
@@ -36,15 +40,25 @@ def text_similarity(recognised: str, target: str) -> float:
 
 
 def quoted_text(text: str) -> str | None:
-    """The first span in double quotes that is not blank; None if there is none."""
-    return next((span for span in re.findall(r'"([^"]*)"', text) if span.strip()), None)
+    """The first span in double quotes, straight or typographic, that is not blank; None if there is none."""
+    spans = ("".join(found.groups("")) for found in _QUOTED.finditer(text))
+    return next((span for span in spans if _letters(span)), None)
+
+
+_QUOTED = re.compile(r'"([^"]*+)"|[“”„‟]([^“”„‟]*+)[“”‟]|«([^«»]*+)»|「([^「」]*+)」|『([^『』]*+)』')
+
+
+def _letters(text: str) -> str:
+    """For comparing: `normal_form` without case and blanks."""
+    return normal_form("".join(normal_form(text).split()).lower())
 
 
 @dataclass
 class OcrReward:
     """`text_similarity` between what RapidOCR reads in the picture and the text asked for.
 
-    The text is prompt.target["text"], or else the first double-quoted span of the prompt; NaN if there is neither.
+    The text is prompt.target["text"], a text or a number, or else the first double-quoted span of the prompt; NaN if there is
+    neither.
     Lines are read from top to bottom and joined. RapidOCR brings its weights along; it runs on the CPU.
     Deviates from Flow-GRPO, which uses PaddleOCR (the same family of networks, another release).
     """
@@ -95,6 +109,14 @@ class OcrReward:
 
 
 def target_text(prompt: Prompt) -> str | None:
-    """The text to render; None if the prompt names none."""
+    """The text to render: that of the target, of which a number is one too, else the quoted one; None if there is neither.
+
+    Raises:
+        ValueError: the target's text is neither a text nor a number.
+    """
     text = prompt.target.get("text") if isinstance(prompt.target, Mapping) else None
-    return text if isinstance(text, str) and text.strip() else quoted_text(prompt.text)
+    if finite_number(text) is not None:
+        return str(text)
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"prompt {prompt.id!r}: the text of its target is {shown(text)}; wanted a text or a number.")
+    return text if text is not None and _letters(text) else quoted_text(prompt.text)

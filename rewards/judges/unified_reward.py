@@ -9,7 +9,6 @@ CodeGoat24/Pref-GRPO (fastvideo/rewards).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,11 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from grpo_mm.outside import parse_json
 from grpo_mm.registry import Role
+from grpo_mm.rewards.answers import tags
+from grpo_mm.rewards.answers.numbers import read_number
+from grpo_mm.rewards.answers.writing import unmarked
 from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS, Question, answers_of
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
@@ -67,9 +70,18 @@ Text Caption: [{caption}]"""
 
 
 def parse_point(answer: str | None) -> float | None:
-    """The number after the last "Final Score:", if it lies in 1..5."""
-    found = re.findall(r"final\s+score\W{0,6}(\d+(?:\.\d+)?)", after_thinking(answer), re.IGNORECASE)
-    return float(found[-1]) if found and 1 <= float(found[-1]) <= 5 else None
+    """The number after the last "Final Score:", if it lies in 1..5; also as "4/5" and "4 out of 5"; "1-5" and "4/10" are none."""
+    found = list(_SCORE.finditer(unmarked(after_thinking(answer))))
+    if not found:
+        return None
+    score = read_number(_OF_FIVE.sub("", found[-1][1]))
+    return score if score is not None and 1 <= score <= 5 else None
+
+
+_SCORE = re.compile(
+    r"final\s{1,9}score(?:\s{0,3}(?:is|of|[:=\[(])){0,3}\s{0,3}(?=[+-]?\.?\d)([^\n]{1,40})", re.IGNORECASE
+)
+_OF_FIVE = re.compile(r"\s?(?:/|out of)\s?5(?![\d.])", re.IGNORECASE)
 
 
 def think_question(caption: str) -> str:
@@ -103,7 +115,7 @@ Image 2: n+n+n=sum
 
 _STATEMENT = re.compile(
     r"\bimage\s*([12])\W{0,4}\s*is\s+(?:the\s+|clearly\s+|slightly\s+|much\s+)?better\b"
-    r"|\bequally\s+(?:good|bad)\b|\bneither\s+(?:image\s+|one\s+)?is\s+better\b|^\W*(?:tie|draw)\W*$",
+    r"|\bequally\s+(?:good|bad)\b|\bneither\s+(?:image\s+|one\s+)?is\s+better\b|^[^\w\n]*+(?:tie|draw)[^\w\n]*+$",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -161,7 +173,7 @@ def parse_flex(answer: str | None) -> dict[str, float] | None:
     """
     text = after_thinking(answer)
     try:
-        data = json.loads(text[text.index("{") : text.rindex("}") + 1], strict=False)
+        data = parse_json(_CONTROL.sub(" ", text[text.index("{") : text.rindex("}") + 1]))
     except ValueError:  # no braces, or no JSON between them
         return None
     if not isinstance(data, Mapping):
@@ -174,6 +186,10 @@ def parse_flex(answer: str | None) -> dict[str, float] | None:
     winners.pop("", None)
     found = {name: _winner(str(winner)) for name, winner in winners.items()}
     return {name: value for name, value in found.items() if value is not None} or None
+
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+"""Line ends within texts, which JSON does not allow and models write."""
 
 
 def _category(name: str) -> str:
@@ -191,5 +207,4 @@ def _winner(text: str) -> float | None:
 
 def after_thinking(answer: str | None) -> str:
     """What follows the reasoning; "" if the reasoning has no end."""
-    _, end, rest = (answer or "").rpartition("</think>")
-    return rest if end or "<think>" not in rest else ""
+    return tags.after_thinking(answer or "")

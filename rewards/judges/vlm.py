@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import shown
+from grpo_mm.rewards.answers.tags import left_open
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import check_model
 from grpo_mm.weights.pretrained import check_chat, check_vocabulary, load_model, load_processor
@@ -99,7 +100,11 @@ class TransformersVlm(Network):
             processor_kwargs={"padding": True},
         ).to(self._device, dtype=self._model.dtype)  # fmt: skip
         tokens = self._model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
-        return self._processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        length = inputs["input_ids"].shape[1]
+        # Where the template opens the thinking, an answer that is cut off within it would pass for one.
+        opened = [left_open(end) for end in self._processor.batch_decode(tokens[:, max(0, length - 32) : length])]
+        answers = self._processor.batch_decode(tokens[:, length:], skip_special_tokens=True)
+        return [before + answer for before, answer in zip(opened, answers, strict=True)]
 
     def _build(self) -> torch.nn.Module:
         from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -17,12 +17,17 @@ from grpo_mm.types import Prompt
 Coordinates = Literal["absolute", "unit", "thousand"]
 """`absolute`: pixels of the resized picture (Qwen2.5-VL); `thousand`: 0 to 1000 (Qwen2-VL, Qwen3-VL, InternVL); `unit`: 0 to 1."""
 
+MOST_BEYOND = 2.0
+"""Of the size of the picture: what ends farther out is in other coordinates."""
+
 
 def to_pixels(boxes_R4: Tensor, coordinates: Coordinates, prompt: Prompt) -> Tensor:
     """[R, 4] boxes in pixels of the original picture, clipped to it where its size is known.
 
     `absolute` without a resized size takes the picture as not resized. A box that is not finite becomes NaN throughout:
-    clipped, it would cover the picture.
+    clipped, it would cover the picture. So does one that begins within the picture and ends beyond twice its size (pixels: in
+    width and height): it is written in other coordinates, such as pixels for shares, and clipped, it would be a box that nobody
+    wrote.
 
     Raises:
         ValueError: a size is missing that the conversion needs, or is not above 0.
@@ -40,7 +45,11 @@ def to_pixels(boxes_R4: Tensor, coordinates: Coordinates, prompt: Prompt) -> Ten
         return boxes_R4
     size = torch.tensor([width, height] * 2, dtype=torch.float64)
     seen = torch.tensor([seen_width, seen_height] * 2, dtype=torch.float64)
-    return torch.minimum((boxes_R4 * size / seen).clamp(min=0), size)
+    low_R2, high_R2 = torch.minimum(boxes_R4[:, :2], boxes_R4[:, 2:]), torch.maximum(boxes_R4[:, :2], boxes_R4[:, 2:])
+    beyond_R2 = high_R2 > MOST_BEYOND * seen[:2]
+    is_beyond_R = beyond_R2.all(dim=-1) if coordinates == "absolute" else beyond_R2.any(dim=-1)
+    is_foreign_R = (low_R2 < seen[:2]).all(dim=-1) & is_beyond_R
+    return torch.where(is_foreign_R[:, None], torch.nan, torch.minimum((boxes_R4 * size / seen).clamp(min=0), size))
 
 
 def _size(prompt: Prompt, prefix: str, *, needed: bool) -> tuple[float, float]:

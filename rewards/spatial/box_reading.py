@@ -9,11 +9,11 @@ from typing import get_args
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.tags import tagged_text
 from grpo_mm.rewards.shared.prompt_target import target_of
 from grpo_mm.rewards.spatial.box_coordinates import Coordinates, to_pixels
 from grpo_mm.rewards.spatial.box_text import Form, FoundBox, ReversedCorners, parse_boxes, tidied
 from grpo_mm.rewards.spatial.boxes import as_boxes
-from grpo_mm.rewards.text.spans import tagged_text
 from grpo_mm.types import Prompt
 
 

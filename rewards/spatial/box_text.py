@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
+from grpo_mm.outside import finite_number
+from grpo_mm.rewards.answers.writing import plain_signs
 from grpo_mm.rewards.spatial.boxes import as_boxes, iou
 
 Box = tuple[float, float, float, float]
@@ -35,15 +37,16 @@ def parse_boxes(text: str, *, form: Form = "brackets", most: int | None = None) 
             forms below; (x1, y1), (x2, y2) as Qwen2-VL writes them; and <bbox>x1, y1, x2, y2</bbox>. Lists of more or
             fewer numbers, and of more points than two, are no box.
             `element` takes those between <bbox> and </bbox>, <box> and </box>, <|box_start|> and <|box_end|>.
-            `json` takes those under the key bbox_2d, bbox, box_2d, box or position, with label and confidence of the same
-            object, unless another object lies between. The text need not be valid JSON: of a truncated one the complete
-            boxes are read.
-            `integers` takes four integers with commas between, anywhere (GRIT, arXiv:2505.15879). Eight are two boxes.
+            `json` takes those under the key bbox_2d, bbox, bboxes, box_2d, box, boxes, bounding_box or position, also four
+            numbers in quotation marks, with label and confidence of the same object, unless another object lies between. The
+            text need not be valid JSON: of a truncated one the complete boxes are read.
+            `integers` takes four integers with commas between, anywhere (GRIT, arXiv:2505.15879). Eight are two boxes; four of
+            which the first is below 0 are none.
         most: stop after so many.
 
     Digits may be of any script, and commas and brackets of full width. A box that is cut off is none.
     """
-    plain = text.translate(_PLAIN_SIGNS)
+    plain = plain_signs(text)
     if form == "json":
         return list(islice((box for piece in re.split(r"[{}]", plain) for box in _in_object(piece)), most))
     pieces = [plain] if form != "element" else [found[0] for found in _ELEMENT.finditer(plain)]
@@ -54,7 +57,7 @@ def parse_boxes(text: str, *, form: Form = "brackets", most: int | None = None) 
 
 def parse_points(text: str) -> list[tuple[float, float]]:
     """Every (x, y) of a text, with round or square brackets, in its order, as written."""
-    return [tuple(_numbers(found[0])) for found in _LONE_POINT.finditer(text.translate(_PLAIN_SIGNS))]
+    return [tuple(_numbers(found[0])) for found in _LONE_POINT.finditer(plain_signs(text))]
 
 
 def strict_box_list(text: str) -> list[Box] | None:
@@ -66,6 +69,15 @@ def strict_box_list(text: str) -> list[Box] | None:
         return None
     numbers = _numbers(text)
     return [tuple(numbers[i : i + 4]) for i in range(0, len(numbers), 4)]
+
+
+def names_nothing(text: str) -> bool:
+    """Whether a text says that there is no box: an empty list in JSON, alone, under a key for boxes, or in a code fence, or
+    "None", as VLM-R1 (arXiv:2504.07615) asks for it.
+
+    No text at all, and a text in which no box can be read, are something else.
+    """
+    return _NOTHING.fullmatch(plain_signs(text)) is not None
 
 
 def tidied(
@@ -91,7 +103,6 @@ def tidied(
     return [found[i] for i in kept]
 
 
-_PLAIN_SIGNS = str.maketrans("，、［］（）＜＞｛｝：−－", ",,[]()<>{}:--")
 # Repetitions are possessive (++), so that nothing is read twice.
 _N = r"[+-]?(?:\d{1,40}+(?:\.\d{0,40}+)?+|\.\d{1,40}+)(?:[eE][+-]?\d{1,3}+)?+"
 _COMMA = r"\s*+,\s*+"
@@ -101,17 +112,23 @@ _BOX_LIST = re.compile(rf"\s*+\[\s*+\[{_FOUR}\]\s*+(?:,\s*+\[{_FOUR}\]\s*+)*+(?:
 _POINT = rf"[\[(]\s*+{_N}{_COMMA}{_N}\s*+[\])]"
 _TOKEN = re.compile(rf"{_QUAD}|{_POINT}(?:{_COMMA}{_POINT})*+")
 _LONE_POINT = re.compile(_POINT)
-_INTEGERS = re.compile(r"(?<![\d.])" + _COMMA.join([r"\d{1,40}+"] * 4) + r"(?!\d|\.\d)")
+_INTEGERS = re.compile(r"(?<![\d.])(?<!(?<!\w)-)" + _COMMA.join([r"\d{1,40}+"] * 4) + r"(?!\d|\.\d)")
 _NUMBER = re.compile(_N)
 _ELEMENT = re.compile(r"<(b?box)>[^<]*+</\1>|<\|box_start\|>[^<]*+<\|box_end\|>")
+_KEYS = r"(?:bbox_2d|bbox|bboxes|box_2d|box|boxes|bounding_box|bounding_boxes|position)"
+_WRITTEN = rf"(?:{_FOUR}|\s*+[\[(]{_FOUR}[\])]\s*+)"
 _BOX_KEY = re.compile(
-    rf"""["'](?:bbox_2d|bbox|box_2d|box|position)["']\s*+:\s*+(?:\[\s*+(?=\[))?+(?P<boxes>{_QUAD}(?:{_COMMA}{_QUAD})*+)""",
+    rf"""["']{_KEYS}["']\s*+:\s*+(?:\[\s*+(?=\[))?+(?P<boxes>{_QUAD}(?:{_COMMA}{_QUAD})*+|"{_WRITTEN}"|'{_WRITTEN}')""",
+    re.IGNORECASE,
+)
+_NOTHING = re.compile(
+    rf"""\s*+(?:```(?:json)?\s*+)?+(?:\[\s*+\]|none\.?|\{{\s*+["'](?:{_KEYS}|objects|detections)["']\s*+:\s*+\[\s*+\]\s*+\}})\s*+(?:```\s*+)?+""",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
     r"""["'](?:label|class|category|name)["']\s*+:\s*+(?:"([^"]{0,200}+)"|'([^']{0,200}+)')""", re.IGNORECASE
 )
-_CONFIDENCE = re.compile(rf"""["'](?:confidence|score)["']\s*+:\s*+["']?+({_N})""", re.IGNORECASE)
+_CONFIDENCE = re.compile(rf"""["'](?:confidence|score)["']\s*+:\s*+["']?+({_N})(\s?%)?+(?![\w./]|,\d)""", re.IGNORECASE)
 
 
 def _in_object(piece: str) -> list[FoundBox]:
@@ -120,7 +137,7 @@ def _in_object(piece: str) -> list[FoundBox]:
         return []
     label, confidence = _LABEL.search(piece), _CONFIDENCE.search(piece)
     name = "" if label is None else (label[1] or label[2] or "")
-    sure = None if confidence is None else float(confidence[1])
+    sure = None if confidence is None else finite_number(float(confidence[1]) / (100 if confidence[2] else 1))
     numbers = [value for key in keys for value in _numbers(key["boxes"])]
     return [FoundBox(tuple(numbers[i : i + 4]), name, sure) for i in range(0, len(numbers), 4)]
 

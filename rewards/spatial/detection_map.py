@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.tags import last_element, tagged_text
+from grpo_mm.rewards.answers.writing import normal_form, plain_signs
 from grpo_mm.rewards.shared.named_scores import table
 from grpo_mm.rewards.shared.prompt_target import target_of
 from grpo_mm.rewards.spatial.box_matching import greedy_by_score
 from grpo_mm.rewards.spatial.box_reading import BoxReading, annotated_boxes
-from grpo_mm.rewards.spatial.box_text import Form
+from grpo_mm.rewards.spatial.box_text import Form, names_nothing
 from grpo_mm.rewards.spatial.boxes import iou
-from grpo_mm.rewards.text.spans import last_element
 from grpo_mm.types import Prompt
 
 Version = Literal["map", "od_length", "weighted"]
@@ -27,13 +28,23 @@ THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
 _RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)
 
 
-def mean_average_precision(iou_RW: Tensor, labels_R: Sequence[str], labels_W: Sequence[str]) -> float:
-    """COCO's mAP of one picture whose boxes all have score 1, in [0, 1]: over labels of references and IoU 0.5 to 0.95.
+def mean_average_precision(
+    iou_RW: Tensor, labels_R: Sequence[str], labels_W: Sequence[str], *, thresholds: Sequence[float] = THRESHOLDS
+) -> float:
+    """COCO's mAP of one picture whose boxes all have score 1, in [0, 1]: over labels of references and IoU thresholds.
 
     Boxes count in the order in which they are listed. A label that no reference has is no box. 0 without references.
 
+    Args:
+        thresholds: at least one; COCO's 0.5, 0.55, …, 0.95.
+
+    Raises:
+        ValueError: there is no threshold.
+
     Source: the COCO scorer (101 recalls), as arXiv:2504.07615 (VLM-R1) calls it. Grade A.
     """
+    if not len(thresholds):
+        raise ValueError("mean_average_precision: thresholds is empty; wanted at least one IoU.")
     labels = list(dict.fromkeys(labels_W))
     if not labels:
         return 0.0
@@ -42,7 +53,7 @@ def mean_average_precision(iou_RW: Tensor, labels_R: Sequence[str], labels_W: Se
         own = [i for i, other in enumerate(labels_R) if other == label]
         references = [i for i, other in enumerate(labels_W) if other == label]
         part_RW = iou_RW[own][:, references]
-        precisions += [average_precision(_hits(part_RW, threshold), len(references)) for threshold in THRESHOLDS]
+        precisions += [average_precision(_hits(part_RW, threshold), len(references)) for threshold in thresholds]
     return sum(precisions) / len(precisions)
 
 
@@ -81,8 +92,9 @@ class DetectionMap(BoxReading):
     """score of the boxes that the answer lists as JSON, with labels, against target["boxes"] and target["box_names"].
 
     `map`: `mean_average_precision`. `od_length`: that times min(1, W / R), against lists of everything. `weighted`:
-    `weighted_detection`. A prompt whose boxes are an empty list wants an empty answer: 1 for that, else 0. A text without
-    an answer element scores 0. Without names, labels do not matter. Parts: "map", "length" (the factor), "boxes" (R).
+    `weighted_detection`. A prompt whose boxes are an empty list wants an empty list, or "None": 1 for that alone
+    (`names_nothing`), 0 for boxes and for what cannot be read. A text without an answer element scores 0. Without names, labels
+    do not matter. Parts: "map", "length" (the factor), "boxes" (R).
 
     Trap: plain mAP hardly falls for boxes behind the right ones, and not at all for labels that nothing has.
 
@@ -116,14 +128,14 @@ class DetectionMap(BoxReading):
         if self.tag and last_element(text, self.tag) is None:
             return {"score": 0.0, "map": 0.0, "length": 0.0, "boxes": 0.0}
         found, references_W4 = self.found(text), annotated_boxes(prompt)
-        names = [str(name) for name in prompt.target.get("box_names") or ()]
+        if len(references_W4) == 0:
+            is_right = float(not found and names_nothing(tagged_text(text, self.tag)))
+            return {"score": is_right, "map": is_right, "length": float(not found), "boxes": float(len(found))}
+        names = [normal_form(plain_signs(str(name))) for name in prompt.target.get("box_names") or ()]
         labels_W = names if names else [""] * len(references_W4)
-        labels_R = [one.label if names else "" for one in found]
+        labels_R = [normal_form(one.label) if names else "" for one in found]
         iou_RW = iou(self.in_pixels(found, prompt), references_W4)
-        is_one_empty = 0 in iou_RW.shape
-        precision = (
-            float(iou_RW.shape == (0, 0)) if is_one_empty else mean_average_precision(iou_RW, labels_R, labels_W)
-        )
+        precision = mean_average_precision(iou_RW, labels_R, labels_W) if found else 0.0
         length = min(1.0, len(labels_W) / len(found)) if found else 1.0
         score = {"map": precision, "od_length": precision * length, "weighted": 0.0}[self.version]
         if self.version == "weighted":

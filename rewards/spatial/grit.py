@@ -13,11 +13,11 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.tags import last_element
 from grpo_mm.rewards.shared.named_scores import table
-from grpo_mm.rewards.shared.prompt_target import target_of
+from grpo_mm.rewards.shared.prompt_target import choices_of, target_of
 from grpo_mm.rewards.spatial.box_reading import BoxReading
 from grpo_mm.rewards.spatial.box_text import Form, parse_boxes
-from grpo_mm.rewards.text.spans import last_element
 from grpo_mm.rewards.text.text_overlap import bleu, words
 from grpo_mm.rewards.text.typed_answer import same_choice
 from grpo_mm.types import Prompt
@@ -157,7 +157,7 @@ class GritAnswer:
         if given is None:
             return {"score": 0.0, "accuracy": 0.0, "bleu": 0.0}
         own, other = words(given), words(answer)
-        accuracy = float((own == other and bool(own)) or bool(same_choice(given, answer)))
+        accuracy = float((own == other and bool(own)) or bool(same_choice(given, answer, choices_of(prompt))))
         overlap = bleu(own, other, max_n=1)
         return {"score": self.exact * accuracy + self.bleu_weight * overlap, "accuracy": accuracy, "bleu": overlap}
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grpo_mm.rewards.answers.tags import last_element
 from grpo_mm.rewards.shared.named_scores import table
 from grpo_mm.rewards.spatial.box_reading import BoxReading, annotated_boxes
 from grpo_mm.rewards.spatial.box_text import Form, parse_boxes
 from grpo_mm.rewards.spatial.boxes import iou
-from grpo_mm.rewards.text.spans import last_element
 from grpo_mm.rewards.text.tag_format import follows_template
 from grpo_mm.types import Prompt
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grpo_mm.rewards.answers.numbers import read_number
+from grpo_mm.rewards.answers.tags import last_element
 from grpo_mm.rewards.shared.named_scores import table
-from grpo_mm.rewards.shared.prompt_target import target_of
+from grpo_mm.rewards.shared.prompt_target import choices_of, target_of
 from grpo_mm.rewards.spatial.box_text import parse_points
-from grpo_mm.rewards.text.mean_relative_accuracy import first_number, mean_relative_accuracy
-from grpo_mm.rewards.text.spans import last_element
+from grpo_mm.rewards.text.mean_relative_accuracy import mean_relative_accuracy
 from grpo_mm.rewards.text.typed_answer import same_choice
 from grpo_mm.types import Prompt
 
@@ -73,7 +74,7 @@ class SpacerAnswer:
         target = target_of(prompt)
         kind, answer = target.get("answer_type", "multiple choice"), target.get("answer")
         if kind == "numerical":
-            return first_number(str(answer)) is not None
+            return read_number(str(answer)) is not None
         return kind == "multiple choice" and answer not in (None, "")
 
     def __call__(self, items: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -102,9 +103,9 @@ class SpacerAnswer:
     def _accuracy(self, given: str, prompt: Prompt) -> float:
         answer = str(prompt.target["answer"])
         if prompt.target.get("answer_type") != "numerical":
-            return same_choice(given, answer)
-        number = first_number(given)
-        return 0.0 if number is None else mean_relative_accuracy(number, float(first_number(answer)))
+            return same_choice(given, answer, choices_of(prompt))
+        number = read_number(given)
+        return 0.0 if number is None else mean_relative_accuracy(number, float(read_number(answer)))
 
 
 def _paired(places: Sequence[Point], others: Sequence[Point], diagonal: float) -> float:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.tags import last_element
 from grpo_mm.rewards.shared.named_scores import table
-from grpo_mm.rewards.shared.prompt_target import target_of
+from grpo_mm.rewards.shared.prompt_target import choices_of, target_of
 from grpo_mm.rewards.spatial.box_coordinates import Coordinates, to_pixels
 from grpo_mm.rewards.spatial.box_reading import annotated_boxes
 from grpo_mm.rewards.spatial.box_text import parse_points
 from grpo_mm.rewards.spatial.boxes import as_boxes
-from grpo_mm.rewards.text.spans import last_element
 from grpo_mm.rewards.text.tag_format import follows_template
 from grpo_mm.rewards.text.typed_answer import answer_accuracy
 from grpo_mm.types import Prompt
@@ -70,7 +70,8 @@ class Vigorl:
             return 0.0
         answer = prompt.target.get("answer")
         if answer not in (None, ""):
-            return answer_accuracy(given, answer, prompt.target.get("answer_type") or self.default_type)
+            kind = prompt.target.get("answer_type") or self.default_type
+            return answer_accuracy(given, answer, kind, choices_of(prompt))
         points = parse_points(given)
         return point_in_boxes(points[0], self.coordinates, prompt) if points else 0.0
 

@@ -1,7 +1,6 @@
-"""Scores of texts as such: answers, tags, lengths, repetition, overlap, consistency over paraphrases; readers of spans
-and tags.
+"""Scores of texts as such: answers, tags, lengths, repetition, overlap, consistency over paraphrases.
 
-Nothing here looks at boxes or media.
+Nothing here looks at boxes or media; how an answer is read, `answers` knows.
 """
 
 from grpo_mm.registry import Entry

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grpo_mm.rewards.answers.tags import last_element
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.shared.named_scores import table
 from grpo_mm.rewards.shared.prompt_target import target_of
-from grpo_mm.rewards.text.spans import last_element
 from grpo_mm.types import Prompt
 
 
 def edit_similarity(prediction: str, answer: str) -> float:
-    """1 - Levenshtein distance / length of the longer text, in [0, 1]; 1 for two empty texts. Symmetric, case counts."""
+    """1 - Levenshtein distance / length of the longer text, in [0, 1]; 1 for two empty texts. Symmetric, case counts.
+
+    Both in `normal_form`, so that é in one part and in two are the same letter.
+    """
+    prediction, answer = normal_form(prediction), normal_form(answer)
     longer = max(len(prediction), len(answer))
     return 1 - edit_distance(prediction, answer) / longer if longer else 1.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,21 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_mm.rewards.answers.numbers import first_number, read_number
+from grpo_mm.rewards.answers.tags import answer_text
 from grpo_mm.rewards.shared.prompt_target import target_of
-from grpo_mm.rewards.text.spans import tagged_text
 from grpo_mm.types import Prompt
+
+__all__ = ["THRESHOLDS", "MeanRelativeAccuracy", "first_number", "mean_relative_accuracy"]
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 """θ from 0.5 to 0.95: a relative error of at most 1 - θ is wanted."""
-_NUMBER = re.compile(
-    r"(?<![\w.])[+-]?(?:\d{1,3}(?:,\d{3})++(?!\d)(?:\.\d{1,40}+)?+|\d{1,40}+(?:\.\d{1,40}+)?+|\.\d{1,40}+)(?:[eE][+-]?\d{1,3}+)?+"
-)
 
 
 def mean_relative_accuracy(prediction: float, truth: float, *, tolerance: float | None = 1e-9) -> float:
     """Mean over θ = 0.5, 0.55, …, 0.95 of 1[|prediction - truth| / |truth| <= 1 - θ], in [0, 1].
 
     0 for a number that is infinite or NaN. A truth of 0 has no relative error: 1 if the prediction is 0 too, else 0.
+    Deviates: the published scorer divides by the truth whatever it is, so that 0 for 0 is not right there.
 
     Args:
         tolerance: added to the right side, so that an error on the boundary counts: 8 for 10 gives 0.7. None copies the
@@ -44,29 +44,22 @@ def mean_relative_accuracy(prediction: float, truth: float, *, tolerance: float 
     return sum(error <= 1 - theta + tolerance for theta in THRESHOLDS) / len(THRESHOLDS)
 
 
-def first_number(text: str) -> float | None:
-    """The first number of a text ("about 3.5 m" is 3.5); commas separate thousands; None if there is none or it overflows."""
-    found = _NUMBER.search(text)
-    value = math.inf if found is None else float(found[0].replace(",", ""))
-    return value if math.isfinite(value) else None
-
-
 @dataclass(frozen=True)
 class MeanRelativeAccuracy:
-    """score = `mean_relative_accuracy` of the first number of the answer element and prompt.target["answer"].
+    """score = `mean_relative_accuracy` of the number of the answer element, see `read_number`, and prompt.target["answer"].
 
-    Part: "parse_failed" (1 where there is no number, which scores 0).
+    Part: "parse_failed" (1 where there is no number, or it is left open, which scores 0).
     """
 
     tag: str | None = "answer"
-    """Without this element the entire text is read; None: always."""
+    """Without this element what follows the thinking is read; None: the entire text."""
     tolerance: float | None = 1e-9
     answer_types: tuple[str, ...] = ("numerical", "regression")
     """It applies to prompts with such a target["answer_type"] whose answer is a number."""
 
     def applies_to(self, prompt: Prompt) -> bool:
         target = target_of(prompt)
-        return target.get("answer_type") in self.answer_types and first_number(str(target.get("answer"))) is not None
+        return target.get("answer_type") in self.answer_types and read_number(str(target.get("answer"))) is not None
 
     def __call__(self, items: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """M texts -> score and parse_failed, [M] each; NaN for a prompt to which it does not apply."""
@@ -77,9 +70,9 @@ class MeanRelativeAccuracy:
     def _one(self, text: str, prompt: Prompt) -> tuple[float, float]:
         if not self.applies_to(prompt):
             return math.nan, math.nan
-        number = first_number(tagged_text(text, self.tag))
+        number = read_number(answer_text(text, self.tag))
         if number is None:
             return 0.0, 1.0
         return mean_relative_accuracy(
-            number, float(first_number(str(prompt.target["answer"]))), tolerance=self.tolerance
+            number, float(read_number(str(prompt.target["answer"]))), tolerance=self.tolerance
         ), 0.0

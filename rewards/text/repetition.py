@@ -1,4 +1,4 @@
-"""Does a text say the same thing again and again? The repetition reward of GRIT."""
+"""Is a stretch of a text followed at once by the same stretch? The repetition reward of GRIT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from grpo_mm.types import Prompt
 
 
 def adjacent_repetition(things: Sequence[Hashable], n: int) -> float:
-    """Share of the places where n things are followed by the same n things, in [0, 1]; 0 for fewer than 2 n things."""
+    """Share of the places where n things are followed at once by the same n things, in [0, 1]; 0 for fewer than 2 n things.
+
+    Of what is said again and again, that is seen whose length divides n: of n = 8 loops of 1, 2, 4 and 8 things, while one of
+    5 or of 9 has no such place.
+    """
     places = len(things) - 2 * n + 1
     if places <= 0:
         return 0.0
@@ -29,8 +33,10 @@ def adjacent_repetition(things: Sequence[Hashable], n: int) -> float:
 class Repetition(Tokens):
     """score = weight · (1 - share of words - share of tokens) by `adjacent_repetition`; from -weight to weight.
 
-    It applies to every prompt. Parts: "words" and "tokens", the shares. Without a tokenizer words alone are read, and the
-    score is at least 0.
+    It applies to every prompt, and is highest (`weight`) for a text without such places, an empty one as well. Parts: "words"
+    and "tokens", the shares. Without a tokenizer words alone are read, and the score is at least 0.
+
+    Trap: a loop whose length does not divide n costs nothing, see `adjacent_repetition`.
 
     Source: arXiv:2505.15879 (GRIT), repository. Grade A. Deviates: for words the repository counts n places more, which can
     never repeat; a text too short for tokens has all of the weight there, whatever its words.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.text.spans import last_element, strict_span_list
+from grpo_mm.rewards.answers.tags import last_element
+from grpo_mm.rewards.answers.times import strict_span_list
 from grpo_mm.types import Prompt
 
 Match = Literal["fullmatch", "search"]
@@ -34,7 +35,7 @@ def follows_template(text: str, elements: Sequence[str], *, match: Match = "full
 
     Source: the template rewards of Time-R1 (arXiv:2503.13377), TempSamp-R1 (arXiv:2509.18056) and Video-R1
     (arXiv:2503.21776). Grade A. Deviates: theirs let a lazy wildcard run over further tags, and some only look whether a
-    tag is there.
+    tag is there; with "fullmatch" theirs allow no blanks behind the last element.
     """
     tags = [tag for element in elements for tag in (f"<{element}>", f"</{element}>")]
     found = list(_TAG.finditer(text))
@@ -52,7 +53,10 @@ class TagFormat:
     """score = 1 if the text follows the template, else 0. It applies to every prompt.
 
     A glue element must besides hold a list of (start, end) pairs, none of which ends before it starts, see `strict_span_list`
-    (VideoChat-R1, arXiv:2504.06958, code; grade A).
+    (VideoChat-R1, arXiv:2504.06958, code; grade A). Deviates: an empty list does not do.
+
+    Where a chat template opens <think> at the end of the prompt, the engine puts that opening before the text that rewards
+    see, so a well-formed answer follows its template here as well.
     """
 
     template: Template = "think_answer"

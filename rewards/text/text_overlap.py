@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.types import Prompt
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers, without punctuation; a script without spaces is one word per run of letters."""
-    return re.findall(r"\w+", text.lower())
+    """Lower-case words and numbers in `normal_form`, without punctuation; a script without spaces is one word per run of letters."""
+    return re.findall(r"\w+", normal_form(text).lower())
 
 
 def bleu(candidate: Sequence[str], reference: Sequence[str], *, max_n: int = 2) -> float:
@@ -50,7 +51,8 @@ def token_f1(candidate: Sequence[str], reference: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class AnswerF1:
-    """score = the best `token_f1` of a text with the reference answers: a string or a list under `key` of the target."""
+    """score = the best `token_f1` of a text with the reference answers: a text, a number or a list of them under `key` of the
+    target."""
 
     key: str = "answer"
 
@@ -61,7 +63,6 @@ class AnswerF1:
 
     def _one(self, text: str, prompt: Prompt) -> float:
         answers = prompt.target.get(self.key) if isinstance(prompt.target, dict) else None
-        if not answers:
-            return math.nan
-        answers = [answers] if isinstance(answers, str) else answers
-        return max(token_f1(words(text), words(answer)) for answer in answers)
+        answers = list(answers) if isinstance(answers, (list, tuple)) else [answers]
+        told = [words(str(answer)) for answer in answers if answer is not None and answer != ""]
+        return max((token_f1(words(text), answer) for answer in told), default=math.nan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,43 +12,52 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.choices import LETTERS, folded, named_letter, read_letter, read_truth
+from grpo_mm.rewards.answers.numbers import has_decimals, whole_number
+from grpo_mm.rewards.answers.tags import answer_text, last_element
+from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
-from grpo_mm.rewards.text.spans import last_element
+from grpo_mm.rewards.shared.prompt_target import choices_of
 from grpo_mm.rewards.text.text_overlap import words
 from grpo_mm.types import Prompt
 
-_NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d{1,3})?+")
-_LETTER = re.compile(r"\(?([A-Za-z])[).:]*+|\(?([A-Z])[).:]++(?:\s.*+)?+", re.DOTALL)
 
+def same_choice(prediction: str, answer: str, choices: Sequence[str] = ()) -> float:
+    """1 if the texts are the same, or name the same option, or both say yes or both no, else 0.
 
-def same_choice(prediction: str, answer: str) -> float:
-    """1 if the texts, or the letters of the options they name, are the same, else 0.
-
-    A letter stands alone ("c", "(C)", "C.") or before its option ("C. unwrap it"); "A dog" names none. Texts are compared
-    without case, quotation marks around them and full stops behind, so "Yes." is "yes".
+    The option is that of `read_letter`, so what counts here counts in held-out scoring; a text in place of the letter needs
+    the choices. Texts are compared without case, quotation marks around them and stops behind, so "Yes." is "yes".
 
     Source: exact match of Video-R1 (arXiv:2503.21776, grade A), after marks are stripped as in FGRPO (arXiv:2604.08476,
-    grade B). Deviates: neither says that case counts for nothing; letters have none, and a capital is no other answer.
+    grade B). Deviates: neither says that case counts for nothing; letters have none, and a capital is no other answer. Both
+    compare texts, and know nothing of "**B**", "the answer is B" or "Yes, it is".
     """
-    letters = [_option_letter(text.strip()) for text in (prediction, answer)]
-    plain = [_without_marks(text).casefold() for text in (prediction, answer)]
-    return float((plain[0] == plain[1] != "") or (letters[0] is not None and letters[0] == letters[1]))
+    if folded(prediction) == folded(answer) != "":
+        return 1.0
+    if (letter := named_letter(answer)) is not None:
+        return float(read_letter(prediction, choices or len(LETTERS)) == letter)
+    truth = read_truth(answer) if folded(answer) in ("yes", "no", "true", "false") else None
+    return float(truth is not None and read_truth(prediction) is truth)
 
 
 def same_number(prediction: str, answer: str) -> float:
-    """1 if both or neither have a decimal point and they agree to two decimals; commas are dropped; 0 for what is no number."""
-    values = [_number(text) for text in (prediction, answer)]
-    if None in values or ("." in prediction) != ("." in answer):
+    """1 if both or neither have a decimal sign and they agree to two decimals; 0 for what is no `whole_number`.
+
+    Source: Video-R1 (arXiv:2503.21776). Grade A. Deviates: there any comma is dropped after it has counted as a decimal sign,
+    so that "1,000" is not "1000", and "3,5" is 35; here a comma between groups of three digits is no decimal sign.
+    """
+    values = [whole_number(text) for text in (prediction, answer)]
+    if None in values or has_decimals(prediction) != has_decimals(answer):
         return 0.0
     return float(round(values[0], 2) == round(values[1], 2))
 
 
 def word_accuracy(prediction: str, answer: str) -> float:
-    """1 - word error rate, cut at 0. Words are split at blanks and compared as written.
+    """1 - word error rate, cut at 0. Words are split at blanks and compared as written, in `normal_form`.
 
     The word error rate is the least number of inserted, dropped and replaced words, over the words of the answer.
     """
-    own, other = prediction.split(), answer.split()
+    own, other = normal_form(prediction).split(), normal_form(answer).split()
     if not other or len(own) >= 2 * len(other):  # then at least as many insertions as the answer has words
         return float(own == other)
     letter = {word: chr(i) for i, word in enumerate(dict.fromkeys([*own, *other]))}
@@ -94,8 +102,8 @@ def mean_rouge(prediction: str, answer: str) -> float:
 
 
 def relative_closeness(prediction: str, answer: str) -> float:
-    """1 - min(1, |error| / (|answer| + 1e-9)); commas are dropped; 0 for what is no number."""
-    own, other = _number(prediction), _number(answer)
+    """1 - min(1, |error| / (|answer| + 1e-9)); 0 for what is no `whole_number`. 0 for 0 is right: 1."""
+    own, other = whole_number(prediction), whole_number(answer)
     return 0.0 if own is None or other is None else 1 - min(1.0, abs(own - other) / (abs(other) + 1e-9))
 
 
@@ -110,8 +118,8 @@ ACCURACY: dict[str, Callable[[str, str], float]] = {
 _OTHER_NAMES = {"free-form": "free text", "mcq": "multiple choice"}
 
 
-def answer_accuracy(prediction: str, answer: str | float, answer_type: str) -> float:
-    """The rule of the type, in [0, 1]. Upper and lower case of the type's name are alike.
+def answer_accuracy(prediction: str, answer: str | float, answer_type: str, choices: Sequence[str] = ()) -> float:
+    """The rule of the type, in [0, 1]. Upper and lower case of the type's name are alike; `choices`: see `same_choice`.
 
     Raises:
         ValueError: an unknown type.
@@ -120,23 +128,7 @@ def answer_accuracy(prediction: str, answer: str | float, answer_type: str) -> f
     rule = ACCURACY.get(_OTHER_NAMES.get(name, name))
     if rule is None:
         raise ValueError(f"answer_type = {answer_type!r}; wanted one of {', '.join(map(repr, ACCURACY))}.")
-    return rule(prediction, str(answer))
-
-
-def _without_marks(text: str) -> str:
-    """A mark in front may be a part: ".5"."""
-    return text.strip(" \t\r\n\"'`*").rstrip(" \t\r\n.,;:!?")
-
-
-def _option_letter(text: str) -> str | None:
-    found = _LETTER.fullmatch(text)
-    return (found[1] or found[2]).upper() if found else None
-
-
-def _number(text: str) -> float | None:
-    plain = text.replace(",", "").strip()
-    value = float(plain) if _NUMBER.fullmatch(plain) else math.inf
-    return value if math.isfinite(value) else None
+    return same_choice(prediction, str(answer), choices) if rule is same_choice else rule(prediction, str(answer))
 
 
 @dataclass(frozen=True)
@@ -150,7 +142,7 @@ class TypedAnswer:
     tag: str | None = "answer"
     """None: the entire text is the answer."""
     require_tag: bool = False
-    """A text without the element scores 0; else all of it is taken for the answer."""
+    """A text without the element scores 0; else what follows the thinking, or all of it, is taken for the answer."""
     default_type: str = "multiple choice"
     """For prompts that name none."""
 
@@ -180,7 +172,8 @@ class TypedAnswer:
         kind = prompt.target.get("answer_type") or self.default_type
         if given is None and self.require_tag:
             return 0.0, 1.0
-        return answer_accuracy(text if given is None else given, answer, kind), float(given is None)
+        accuracy = answer_accuracy(answer_text(text, self.tag), answer, kind, choices_of(prompt))
+        return accuracy, float(given is None)
 
 
 def _answer(prompt: Prompt) -> Any:

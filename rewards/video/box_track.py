@@ -9,11 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.tags import last_element
 from grpo_mm.rewards.shared.named_scores import table
 from grpo_mm.rewards.shared.prompt_target import target_of
 from grpo_mm.rewards.spatial.box_text import strict_box_list
 from grpo_mm.rewards.spatial.boxes import as_boxes, iou
-from grpo_mm.rewards.text.spans import last_element
 from grpo_mm.rewards.text.tag_format import TEMPLATES, follows_template
 from grpo_mm.types import Prompt
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.text.spans import Pick, Span, parse_spans, pick_span
+from grpo_mm.rewards.answers.times import Span
+from grpo_mm.rewards.text.spans import Pick, parse_spans, pick_span
 from grpo_mm.types import Prompt
 
 Kind = Literal["hull", "set", "timestamp_aware", "union"]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.text.spans import numbers_in, tagged_text
+from grpo_mm.rewards.answers.tags import tagged_text
+from grpo_mm.rewards.answers.times import readings_in
 from grpo_mm.types import Prompt
 
 Keys = Literal["seconds", "clips"]
@@ -58,18 +59,20 @@ def parse_highlights(text: str, *, tag: str | None = "answer") -> list[tuple[flo
     """(seconds, saliency) pairs of "… 82, 84, 86 seconds … saliency scores 2.3, 2.5, 2.1"; [] if there are none.
 
     The first number is a time. The numbers behind the word "score" or "saliency" that follows it are the scores; without
-    such a word, the second half of the numbers are. A time without a score has saliency 0; a score without a time is dropped.
+    such a word, the second half of the numbers are. A time without a score, or with one that cannot be told ("-1", "4/5"),
+    has saliency 0; a score without a time is dropped, and so is a time that cannot be told, with its score.
     """
     text = tagged_text(text, tag)
     first = _DIGIT.search(text)
     word = _SCORES.search(text, first.end()) if first else None
     if word:
-        times, scores = numbers_in(text[: word.start()]), numbers_in(text[word.end() :])
+        times, scores = readings_in(text[: word.start()]), readings_in(text[word.end() :])
     else:
-        numbers = numbers_in(text)
+        numbers = readings_in(text)
         half = (len(numbers) + 1) // 2
         times, scores = numbers[:half], numbers[half:]
-    return list(zip(times, [*scores, *[0.0] * max(0, len(times) - len(scores))]))
+    scores += [0.0] * (len(times) - len(scores))
+    return [(time, score or 0.0) for time, score in zip(times, scores) if time is not None]
 
 
 def on_grid(highlights: Sequence[tuple[float, float]], *, clip_seconds: float) -> dict[int, float]:

@@ -17,7 +17,7 @@ from grpo_mm.datasets.worlds.scene_world import (
     random_question,
 )
 from grpo_mm.datasets.worlds.shape_world import Scene
-from grpo_mm.rewards.text.spans import tagged_text
+from grpo_mm.rewards.answers.tags import tagged_text
 
 
 def _questions(kind: str, count: int = 100, split: str = "report"):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from grpo_mm.cli import app
 from grpo_mm.datasets.spatial.blink import BlinkAnswers
 from grpo_mm.datasets.spatial.vsr import Vsr
-from grpo_mm.rewards.benchmarks.answers import read_letter
+from grpo_mm.rewards.answers.choices import read_letter
 from grpo_mm.rewards.benchmarks.spatial import Blink
 from grpo_mm.rewards.benchmarks.spatial import Vsr as VsrScore
 

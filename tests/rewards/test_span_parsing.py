@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from linear_time import no_more_than, slow_kinds
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.rewards.answers.tags import last_element
 from grpo_mm.rewards.text import typed_answer
-from grpo_mm.rewards.text.spans import (
-    last_element,
-    numbers_in,
-    parse_spans,
-    pick_span,
-    spans_in,
-    strict_span_list,
-)
+from grpo_mm.rewards.text.spans import numbers_in, parse_spans, pick_span, spans_in, strict_span_list
 from grpo_mm.rewards.text.tag_format import TEMPLATES, TagFormat, follows_template
 from grpo_mm.rewards.video.timestamp_matching import on_grid, parse_highlights
 

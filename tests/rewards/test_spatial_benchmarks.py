@@ -16,7 +16,7 @@ from grpo_mm.datasets.spatial.cv_bench import CvBench as CvBenchRows
 from grpo_mm.datasets.spatial.sat import Sat as SatRows
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
-from grpo_mm.rewards.benchmarks.answers import read_count, read_letter, read_truth
+from grpo_mm.rewards.answers.choices import read_count, read_letter, read_truth
 from grpo_mm.rewards.benchmarks.referring import ReferringBoxes
 from grpo_mm.rewards.benchmarks.spatial import Blink, CvBench, Mmvp, Sat, Vsr, pair_accuracy
 from grpo_mm.rewards.benchmarks.tallyqa import TallyQa, counting_metrics

@@ -14,7 +14,8 @@ from grpo_mm.datasets.worlds.scene_world import SceneLessons, SceneWorld
 from grpo_mm.pipelines.zoo import path
 from grpo_mm.pipelines.zoo.supervised_answers import IGNORED, Lesson, answers, encode
 from grpo_mm.pipelines.zoo.vision_language import TAGS, Stage, build, save, untrained
-from grpo_mm.rewards.text.spans import parse_spans, tagged_text
+from grpo_mm.rewards.answers.tags import tagged_text
+from grpo_mm.rewards.text.spans import parse_spans
 from grpo_mm.rewards.text.tag_format import follows_template
 from grpo_mm.rewards.video.temporal_iou import hull_iou
 

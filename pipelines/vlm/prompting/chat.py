@@ -108,6 +108,19 @@ def with_times(
     ]
 
 
+OPENED = re.compile(r"<[A-Za-z][\w-]{0,30}>\s*\Z")
+
+
+def opened_by_template(processor: Any) -> str:
+    """The tag that a chat template opens at the end of every prompt, with what follows it ("<think>\\n"); "" if it opens none.
+
+    An answer then goes on within that element, and its own text never opens it: what reads answers is given this before it.
+    """
+    asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    found = OPENED.search(processor.apply_chat_template(asked, add_generation_prompt=True))
+    return found[0] if found else ""
+
+
 def _at_markers(text: str) -> list[dict[str, str]]:
     """Texts and media of one turn, in order."""
     texts, kinds = MARKER.split(text)[::2], MARKER.findall(text)
