@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo_mm.pipelines.vlm.models.families import resolve
+from grpo_mm.pipelines.vlm.models.families import Family, resolve
+from grpo_mm.pipelines.vlm.models.positions import serving_code
 
 
-def loading_code(config: Any) -> str:
+def loading_code(config: Any, family: Family) -> str:
     """Python text for a `VlmPolicyConfig`."""
     base, adapter = resolve(config.path), config.lora is not None and not config.save_merged
     source = f'"{base}"' if adapter else '"path/of/this/folder"'
@@ -18,6 +19,8 @@ def loading_code(config: Any) -> str:
         f'model = AutoModelForImageTextToText.from_pretrained({source}, dtype="auto")',
         f"processor = AutoProcessor.from_pretrained({source})",
     ]
+    if family.leaves_positions_open:
+        lines += serving_code(config.video_positions)
     if adapter and config.merge_adapter is not None:
         lines.append(
             f'model = PeftModel.from_pretrained(model, "{config.merge_adapter}").merge_and_unload()  # before training'
