@@ -49,6 +49,7 @@ def _text_to_image(out: Path, seed: int) -> None:
 
 
 def _vision_language(out: Path, seed: int) -> None:
+    from grpo_mm.pipelines.vlm.models.positions import follow_authors
     from grpo_mm.pipelines.zoo.vision_language import Stage
     from grpo_mm.pipelines.zoo.vision_language import build as build_vision_language
 
@@ -76,6 +77,7 @@ def _vision_language(out: Path, seed: int) -> None:
             Stage("misleading", (wrong_clips, wrong_scenes), steps=160, lr=(4e-4, 1e-4)),
         ),
         score=_both(_held_out_scores("clips"), _held_out_scores("scenes")),
+        prepare=follow_authors,
         pixels=(0.1, 0.3),
         seed=seed,
     )

@@ -20,6 +20,7 @@ from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.models.card import loading_code
 from grpo_mm.pipelines.vlm.models.families import check_model, resolve
 from grpo_mm.pipelines.vlm.models.loading import load
+from grpo_mm.pipelines.vlm.models.positions import VideoPositions
 from grpo_mm.pipelines.vlm.prompt_sharing.replay import Replay, Sharing
 from grpo_mm.pipelines.vlm.prompting.chat import Chat
 from grpo_mm.pipelines.vlm.prompting.contexts import Encoder
@@ -62,6 +63,10 @@ class VlmPolicyConfig:
     """Least and most pixels of a picture as the model sees it; None: as the checkpoint says."""
     video_pixels: tuple[int, int] | None = None
     """The same of a frame (Qwen3-VL: of all frames of a video together)."""
+    video_positions: VideoPositions = "authors"
+    """Where text goes on after a video of Qwen2-VL and Qwen2.5-VL. authors: above the highest position so far, the video's clock
+    included, as the released checkpoints were trained and as vLLM has it. library: as the installed transformers has it, from
+    5.3 on from the video's place in space."""
     prefix_sharing: Sharing | bool = "auto"
     """Whether a prompt goes through the network once for all of its answers, with the same log-probabilities and gradients up
     to rounding. auto: where the estimated gain is 1.15-fold at least. off: once for each answer, in sampling as well. check:
@@ -140,6 +145,7 @@ class VlmPolicy:
             image_pixels=config.image_pixels, video_pixels=config.video_pixels,
         )  # fmt: skip
         model = loaded.model
+        loaded.family.follow(model, config.video_positions)
         if config.merge_adapter is not None:
             model = adapters.merge(model, config.merge_adapter)
         model.requires_grad_(full).eval()

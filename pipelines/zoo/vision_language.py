@@ -73,6 +73,7 @@ def build(
     *,
     stages: Sequence[Stage],
     score: Callable[[Any, Any], dict[str, float]] | None = None,
+    prepare: Callable[[Any], None] = lambda model: None,
     pixels: tuple[float, float] = (0.5, 0.5),
     seed: int = 0,
     save_every: int = 200,
@@ -82,6 +83,7 @@ def build(
 
     Args:
         score: (model, processor) -> named figures of held-out questions, taken at every save.
+        prepare: of the untrained model, what its checkpoint does not hold: the rule of its positions.
         pixels: of `untrained`.
         sizes: of `train`.
     """
@@ -90,6 +92,7 @@ def build(
     (out_dir / "curve.jsonl").write_text("")
     started, before = time.monotonic(), 0
     model, processor = untrained(seed=seed, pixels=pixels)
+    prepare(model)
     for stage in stages:
         for step, losses in train(model, processor, stage, seed=seed, **sizes):
             if step % save_every and step != stage.steps:
@@ -183,7 +186,7 @@ def untrained(
     processor = _processor(*pixels)
     tokenizer = processor.tokenizer
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("endoftext", "im_end", "im_start")}
-    head_dim = 24
+    head_dim = 32  # the least that the attention of inference engines takes
     config = Qwen2_5_VLConfig(
         text_config=dict(
             vocab_size=len(tokenizer),
@@ -194,7 +197,7 @@ def untrained(
             num_key_value_heads=dim // head_dim,
             max_position_embeddings=4096,
             initializer_range=0.1,  # 0.02, made for widths in the thousands, hardly starts to learn
-            rope_parameters={"rope_type": "default", "rope_theta": 1e5, "mrope_section": [4, 4, 4]},
+            rope_parameters={"rope_type": "default", "rope_theta": 1e5, "mrope_section": [6, 5, 5]},
             bos_token_id=ids["endoftext"],
             eos_token_id=ids["im_end"],
             pad_token_id=ids["endoftext"],

@@ -62,7 +62,7 @@ def build(family: str, path: Path) -> Path:
     """A model of a few ten thousand parameters with the zoo's tokenizer; its logits are not flat."""
     from grpo_mm.pipelines.zoo import vision_language
 
-    zoo, processor = vision_language.untrained(dim=48, layers=1, vision_dim=32, vision_layers=1)
+    zoo, processor = vision_language.untrained(dim=32, layers=1, vision_dim=32, vision_layers=1)
     make = {"qwen2_vl": _qwen2, "qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3}[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -84,9 +84,9 @@ def _tokens(config: Any) -> dict[str, int]:
 
 def _text(config: Any, **rope: Any) -> dict[str, Any]:
     return dict(
-        vocab_size=config.text_config.vocab_size, hidden_size=48, intermediate_size=64, num_hidden_layers=3,
+        vocab_size=config.text_config.vocab_size, hidden_size=64, intermediate_size=64, num_hidden_layers=3,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=4096, initializer_range=0.2,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [4, 4, 4], **rope},
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [6, 5, 5], **rope},
         eos_token_id=config.text_config.eos_token_id, pad_token_id=config.text_config.pad_token_id,
     )  # fmt: skip
 
@@ -94,7 +94,7 @@ def _text(config: Any, **rope: Any) -> dict[str, Any]:
 def _qwen2(config: Any, processor: Any) -> tuple[Any, Any]:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-    vision = dict(depth=2, embed_dim=32, hidden_size=48, num_heads=2, mlp_ratio=2, initializer_range=0.2)
+    vision = dict(depth=2, embed_dim=32, hidden_size=64, num_heads=2, mlp_ratio=2, initializer_range=0.2)
     settings = Qwen2VLConfig(text_config=_text(config), vision_config=vision, **_tokens(config))
     parts = {name: getattr(processor, name) for name in ("image_processor", "video_processor", "tokenizer")}
     return Qwen2VLForConditionalGeneration(settings), Qwen2VLProcessor(**parts, chat_template=processor.chat_template)
@@ -104,7 +104,7 @@ def _qwen2_5(config: Any, processor: Any) -> tuple[Any, Any]:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     vision = dict(
-        depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=48, fullatt_block_indexes=[1],
+        depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=[1],
         window_size=56, tokens_per_second=2, initializer_range=0.2,
     )  # fmt: skip
     settings = Qwen2_5_VLConfig(text_config=_text(config), vision_config=vision, **_tokens(config))
@@ -121,10 +121,10 @@ def _qwen3(config: Any, processor: Any) -> tuple[Any, Any]:
     )
 
     vision = dict(
-        depth=3, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=48, num_position_embeddings=64,
+        depth=3, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64, num_position_embeddings=64,
         deepstack_visual_indexes=[0, 1], initializer_range=0.2, patch_size=14,
     )  # fmt: skip
-    text = _text(config, mrope_interleaved=True) | {"head_dim": 24}
+    text = _text(config, mrope_interleaved=True) | {"head_dim": 32}
     settings = Qwen3VLConfig(text_config=text, vision_config=vision, **_tokens(config))
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 256}
     return Qwen3VLForConditionalGeneration(settings), Qwen3VLProcessor(

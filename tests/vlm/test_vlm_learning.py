@@ -70,7 +70,7 @@ def test_the_reward_rises_with_an_adapter(family, tmp_path):
 
 def test_the_reward_rises_with_full_fine_tuning_and_a_reference(tmp_path):
     config = settings(
-        optim={"lr": 0.01, "weight_decay": 0.0},
+        optim={"lr": 0.005, "weight_decay": 0.0},
         objective=[{"kind": "clipped_ratio", "ratio": "row"}, {"kind": "kl", "weight": 0.01}],
         updates={"count": 2},
     )

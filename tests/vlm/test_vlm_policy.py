@@ -30,8 +30,9 @@ def logprobs(p, rollout, needs=("logprobs",)):
 
 
 def plain_rows(model, p, rollout):
-    """Log-probabilities of every row by a model of plain transformers."""
+    """Log-probabilities of every row by a model of plain transformers with the positions that the card gives it."""
     record = rollout.record
+    p.loaded.family.follow(model, p.config.video_positions)
     rows = zip(record.context_N.tolist(), record.token_NA, record.length_N.tolist())
     return torch.cat([library_logprobs(model, p, record.contexts[c], tokens[:length]) for c, tokens, length in rows])
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from grpo_mm.datasets.worlds.clip_world import FPS, REQUESTS, ClipLessons
 from grpo_mm.datasets.worlds.scene_world import SceneLessons, SceneWorld
+from grpo_mm.pipelines.vlm.models.positions import follow_authors
 from grpo_mm.pipelines.zoo import path
 from grpo_mm.pipelines.zoo.supervised_answers import IGNORED, Lesson, answers, encode
 from grpo_mm.pipelines.zoo.vision_language import TAGS, Stage, build, save, untrained
@@ -149,7 +150,9 @@ def shipped():
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder = path("vision_language")
-    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    follow_authors(model)
+    return model, AutoProcessor.from_pretrained(folder)
 
 
 def _iou(text: str, lesson: Lesson) -> float:

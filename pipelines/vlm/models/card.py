@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_mm.outside import as_python
 from grpo_mm.pipelines.vlm.models.families import resolve
+from grpo_mm.pipelines.vlm.models.positions import serving_code
 
 FOLDER = '"path/of/this/folder"'
 
@@ -30,6 +31,8 @@ def loading_code(config: Any, loaded: Any, *, drawn: Mapping[str, Any]) -> str:
         *_sizes(config),
         f"model.generation_config = GenerationConfig({_generation(loaded, drawn)})",
     ]
+    if loaded.family.leaves_positions_open:
+        lines += serving_code(config.video_positions)
     if adapter and config.merge_adapter is not None:
         merged = as_python(resolve(config.merge_adapter))
         lines.append(f"model = PeftModel.from_pretrained(model, {merged}).merge_and_unload()  # before training")

@@ -14,6 +14,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain
 from grpo_mm.pipelines import zoo
+from grpo_mm.pipelines.vlm.models.positions import VideoPositions, follow_authors
 from grpo_mm.weights.weight_files import read_settings
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -47,8 +48,18 @@ class Family:
             return VideoMetadata(total_num_frames=len(time_F), fps=1.0, frames_indices=time_F.tolist())
         return VideoMetadata(total_num_frames=len(time_F), fps=fps, frames_indices=list(range(len(time_F))))
 
+    @property
+    def leaves_positions_open(self) -> bool:
+        """Whether rules differ in where text goes on after a video. Where times are text, frames are pictures to all."""
+        return self.time != "text"
+
+    def follow(self, model: Any, rule: VideoPositions) -> None:
+        """Makes the model find its positions by the rule; "library": by the installed transformers' own."""
+        if rule == "authors" and self.leaves_positions_open:
+            follow_authors(model)
+
     def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Rotary positions of one prompt by the model's own function, [3, L] int64; `inputs` as the processor made them."""
+        """Rotary positions of one prompt by the rule that the model follows, [3, L] int64; `inputs` as the processor made them."""
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
         names += ("second_per_grid_ts",) if self.time == "seconds_per_grid" else ()
         position_3NL, _ = model.model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})

@@ -24,8 +24,8 @@ __all__ = ["Context", "Encoder", "PromptTooLong", "failed", "is_video", "open_me
 class Context:
     """What the model sees before it answers. On the CPU; compared and hashed by identity.
 
-    Example: "<|im_start|>user …" with a video of 8 frames of 28 × 56 pixels: 4 × 1 × 2 = 8 visual tokens; after them the
-    positions go on at max(1, 2) = 2 above those before the video, whatever its clock says.
+    Example: "<|im_start|>user …" with a video of 8 frames of 28 × 56 pixels: 4 × 1 × 2 = 8 visual tokens. At two frames a
+    second its clock stands at 0, 2, 4 and 6 (Qwen2.5-VL), so that text goes on 7 above what stood before the video.
     """
 
     prompt_id: str
@@ -42,10 +42,9 @@ class Context:
         return self.input_ids_L.shape[0]
 
     def response_positions(self, length: int) -> Tensor:
-        """[3, length] positions of the tokens after the prompt, equal on the three axes: on from its last token.
+        """[3, length] positions of the tokens after the prompt, equal on the three axes: on from its last token, which is text.
 
-        A prompt ends in text. The clock of a long video may stand higher: text after it goes on from the video's place in
-        space, so the highest position of all is not where the answer begins.
+        By the library's rule the clock of a long video may stand higher than the text after it.
         """
         start = int(self.position_3L[:, -1].max()) + 1 if len(self) else 0
         return torch.arange(start, start + length).expand(3, length)
@@ -57,7 +56,7 @@ class PromptTooLong(UserError):
 
 @dataclass(frozen=True)
 class Encoder:
-    """Makes contexts with a model's processor and its own function for positions."""
+    """Makes contexts with a model's processor and the rule of positions that the model follows."""
 
     processor: Any
     model: Any
