@@ -16,7 +16,8 @@ from grpo_mm.pipelines.video_grounding.demonstrations import LastRow
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood, answer_tokens
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
-from grpo_mm.pipelines.vlm.sampling.generation import HfGenerator
+from grpo_mm.pipelines.vlm.sampling.generation import Generated, HfGenerator
+from grpo_mm.rewards.text.tag_format import TagFormat
 from grpo_mm.types import Outputs, Prompt, Rollout
 
 PROMPT = Prompt("span", "When does it start", demo="<answer>2.0 to 5.5</answer>")
@@ -377,3 +378,65 @@ def test_one_sample_cannot_be_a_demonstration_and_another_policy_is_refused():
         VlmEngine(demonstrate=LastRow()).check(VlmPolicyConfig(path=folder("qwen2_5_vl")), group_size=1)
     with pytest.raises(ConfigError, match="samples from policy vlm"):
         VlmEngine().check(object(), group_size=4)
+
+
+# ── templates that open the thinking ──
+
+SAID = "the circle moves\n</think>\n<answer>2.0 to 5.0</answer>"
+
+
+class Says:
+    """Writes one answer, whatever is asked."""
+
+    def __init__(self, p) -> None:
+        self.ids = [*p.processor.tokenizer(SAID, add_special_tokens=False)["input_ids"], p.loaded.end_of_turn]
+
+    def check(self) -> None: ...
+
+    def generate(self, network, requests, draw) -> Generated:
+        token_NA = torch.zeros(len(requests), draw.max_new_tokens, dtype=torch.int64)
+        token_NA[:, : len(self.ids)] = torch.tensor(self.ids)
+        return Generated(token_NA, torch.full((len(requests),), len(self.ids)), torch.zeros(token_NA.shape))
+
+
+def opens(header: str):
+    """A policy whose chat template ends every prompt with `header`."""
+    p = policy()
+    start = "<|im_start|>assistant\n"
+    template = p.processor.chat_template
+    assert template.count(start + "{%") == 1
+    p.processor.chat_template = template.replace(start + "{%", start + header + "{%")
+    return p
+
+
+@pytest.mark.parametrize(
+    ("header", "before"),
+    [
+        ("<think>\n", "<think>\n"), ("<think>", "<think>"), ("<think>\n\n", "<think>\n\n"), ("Sure.\n<think>\n", "<think>\n"),
+        ("", ""), ("<think>\n\n</think>\n\n", ""), ("<|box_start|>", ""), ("so <b>x</b>", ""),
+    ],
+)  # fmt: skip
+def test_what_the_template_opens_stands_before_the_text_that_is_scored(header, before):
+    p = opens(header)
+    engine, rows = VlmEngine(max_new_tokens=64, generator=Says(p)), rows_of((PROMPT,), 2)
+    rollout, outputs = engine.sample(p, rows, step=0, seed=0, needs=frozenset())
+    assert outputs.items == [before + SAID] * 2 == engine.render(p, rows, seed=0)
+    assert rollout.record.token_NA[0, : len(Says(p).ids)].tolist() == Says(p).ids  # what was sampled, and no more
+    assert TagFormat()(outputs.items, [PROMPT] * 2)["score"].tolist() == [float("<think>" in before)] * 2
+
+
+def test_a_demonstration_goes_on_where_the_template_stopped():
+    demo = "<think>it moves</think><answer>2.0 to 5.5</answer>"
+    row, rows = Prompt("shown", "when", demo=demo), rows_of((Prompt("shown", "when", demo=demo),), 2)
+    plain, opened = policy(), opens("<think>\n")
+    ids = LastRow().tokens(row, opened.loaded, most=64)
+    assert opened.processor.tokenizer.decode(ids[:-1]) == demo.removeprefix("<think>")
+    assert LastRow().tokens(row, plain.loaded, most=64) == [
+        *plain.processor.tokenizer(demo, add_special_tokens=False)["input_ids"], plain.loaded.end_of_turn,
+    ]  # fmt: skip
+    engine = VlmEngine(max_new_tokens=64, generator=Says(opened), demonstrate=LastRow())
+    _, outputs = engine.sample(opened, rows, step=0, seed=0, needs=frozenset())
+    assert outputs.items[1] == "<think>\n" + demo.removeprefix("<think>")
+    assert TagFormat()(outputs.items, [row] * 2)["score"].tolist() == [1, 1]
+    with pytest.raises(ConfigError, match="does not begin with <think>, which the chat template opens.*</think>{demo}"):
+        LastRow().tokens(PROMPT, opened.loaded, most=64)
