@@ -52,7 +52,9 @@ def loading_code(config: Any, loaded: Any, *, drawn: Mapping[str, Any]) -> str:
             '    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"',
             ")",
             "answer = model.generate(**inputs)",
-            "print(processor.batch_decode(answer[:, inputs['input_ids'].shape[1] :], skip_special_tokens=True)[0])",
+            'said = answer[0, inputs["input_ids"].shape[1] :].tolist()',
+            # As rewards read it: special tokens are part of an answer, but for the one that ends it.
+            f"print(processor.tokenizer.decode(said[:-1] if said[-1] in {sorted(loaded.stop)} else said))",
         ]
     )
 
