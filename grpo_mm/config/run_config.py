@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 def build_config(mapping: Mapping[str, Any], path: Path, overrides: Sequence[str], *, trust: bool) -> RunConfig:
     """The run that a plain mapping describes; `path` is where it was read."""
     if trust or not is_recorded(path) or is_own(path if path.is_dir() else path.parent):
+        if path.is_file() and (beside := str(path.resolve().parent)) not in sys.path:
+            sys.path.append(beside)  # a user's own rewards may lie beside the config
         return build(RunConfig, mapping)
     _refuse_secrets(mapping, path, overrides)
     with only_known(str(path), named=overrides):

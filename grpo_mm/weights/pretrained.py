@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from grpo_mm.errors import ConfigError
@@ -21,6 +22,9 @@ def load_model(cls: Any, path: str, *, subfolder: str | None = None, **settings:
         ConfigError: it cannot be loaded; a tensor is missing and would be random, is left over, or is of another shape.
     """
     where = _where(path, subfolder)
+    # transformers loads in threads; in a forked process the first call that touches torch's pool makes it anew, and two threads
+    # that do so at once fail.
+    torch.set_num_threads(torch.get_num_threads())
     with refusing(where), _looking_at_files(path, subfolder):
         model, found = cls.from_pretrained(path, output_loading_info=True, **_common(cls, subfolder), **settings)
     check_whole(model, found, where=where)

@@ -32,9 +32,8 @@ REFUSED = {
     "halves of a group": (FGRPO, ["prompts_per_step=3"], "does not divide into updates.count = 2 parts of whole groups"),
     "a replay of nothing": (FGRPO, [f"{JUDGE}={{kind: model, cache: null, replay: true}}"], "name it with cache: FILE"),
     "a budget below nothing": (FGRPO, [f"{JUDGE}.calls_in_all=-1"], "wanted 1 or more, and 0 or more"),
-    "no address of a judge": (FGRPO, [f"{JUDGE}.vlm.base_url=null"], "base_url: found None; input should be a valid string"),
     "patience below nothing": (FGRPO, [f"{JUDGE}.vlm.timeout_seconds=0"], r"timeout_seconds = 0.0 \(wanted above 0\)"),
-    "a judge in a word": (FGRPO, [f"{JUDGE}=yes"], "wanted a mapping with `kind` .verdict."),
+    "a judge in a word": (FGRPO, [f"{JUDGE}=yes"], "unknown verdict kind 'yes'"),
     "another scale": (FGRPO, ["rewards.semantic_grounding.use.coordinates=pixels"], "'absolute', 'unit' or 'thousand'"),
     "another order": (FGRPO, ["prompts.sat.use.order=random"], "'file', 'drawn' or 'circular'"),
     "a source that is not there": (FGRPO, ["rewards.spatial_grounding.sources=[vgrs]"], "applies to source 'vgrs'; there are: cv_bench, sat"),
@@ -64,6 +63,7 @@ def test_a_spatial_mistake_is_refused_with_what_to_change(name):
 
 
 LATER = {
+    "no address of a judge": (FGRPO, [f"{JUDGE}.vlm.base_url=null"], "base_url = 'null', wanted http://host:port/v1"),
     "a judge without http": (FGRPO, ["data.judge_url=localhost:8000"], "wanted http://host:port/v1"),
     "a judge with its password": (FGRPO, ["data.judge_url=http://me:secret@host/v1"], "use api_key_env"),
     "a cache in no folder": (FGRPO, ["data.judge_cache=/no/such/folder/a.db"], "its folder does not exist"),

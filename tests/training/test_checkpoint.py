@@ -344,7 +344,11 @@ def unpickling(tree: ast.AST):
 def test_no_code_of_ours_unpickles():
     files = [p for folder in ("grpo_mm", "pipelines", "rewards", "datasets") for p in (ROOT / folder).rglob("*.py")]
     found = [f"{path.relative_to(ROOT)}:{line}" for path in files for line in unpickling(ast.parse(path.read_text()))]
-    assert len(files) > 40 and not found
+    ours = {
+        "grpo_mm/rollout/isolated.py",
+        "grpo_mm/rollout/isolated_process.py",
+    }  # between a run and the child that it started
+    assert len(files) > 40 and {place.partition(":")[0] for place in found} == ours
 
 
 def test_the_search_for_unpickling_finds_it():
