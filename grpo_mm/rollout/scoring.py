@@ -22,6 +22,8 @@ from grpo_mm.rollout.reward_use import as_reward, in_sets, move
 from grpo_mm.rollout.safe_call import all_nan, own_limit, score_safely
 from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
 
+REWARDS = "rewards"
+"""What calls are counted under, if they are not only watched."""
 SHOWN = 5
 """Prompts that a warning names."""
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def check_isolated(scorers: Mapping[str, Any]) -> None:
 class Scoring:
     """Named scorers on a device. `errors` keeps the first failure of each, for the message if nothing can be scored."""
 
-    def __init__(self, scorers: Mapping[str, Scorer], device: torch.device, *, counter: str = "rewards") -> None:
+    def __init__(self, scorers: Mapping[str, Scorer], device: torch.device, *, counter: str = REWARDS) -> None:
         self.scorers = {name: replace(scorer, use=as_reward(scorer.use)) for name, scorer in scorers.items()}
         self.device, self.counter = device, counter
         self.first_error: dict[str, str] = {}
@@ -148,8 +150,8 @@ class Scoring:
 
     def _tell_of_none(self, items: Any, prompts: Sequence[Prompt]) -> None:
         """Pictures that are none are failed rows: counted, and named."""
-        if not isinstance(items, Pictures) or not self.scorers:
-            return
+        if not isinstance(items, Pictures) or self.counter != REWARDS:
+            return  # what is only watched sees the same pictures
         lost = [prompt.id for item, prompt in zip(items, prompts) if item is None]
         if lost:
             count("failed_pictures", len(lost))
