@@ -58,7 +58,7 @@ def chosen_pictures(sequence: PictureSequence) -> list[tuple[int, Path]]:
 
 def natural(name: str) -> tuple[list[str | int], str]:
     """A key that sorts names by the numbers in them; of names with equal ones (7, 007) the plain order decides."""
-    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)], name
+    return [int(part) if part.isascii() and part.isdigit() else part for part in re.split("([0-9]+)", name)], name
 
 
 def read_pictures(sequence: PictureSequence, sampling: FrameSampling) -> Frames:
