@@ -50,7 +50,6 @@ def _text_to_image(out: Path, seed: int) -> None:
 
 def _vision_language(out: Path, seed: int) -> None:
     """The shipped one has seed 1: with seed 0, answers follow their thoughts so often that there is little to teach."""
-
     from grpo_mm.pipelines.vlm.models.positions import follow_authors
     from grpo_mm.pipelines.zoo.vision_language import Stage
     from grpo_mm.pipelines.zoo.vision_language import build as build_vision_language
