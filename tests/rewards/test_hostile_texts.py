@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,9 @@ def hostile_texts(count: int) -> Iterator[str]:
         yield FRAMES[number % len(FRAMES)].replace("{}", inner)
 
 
+TEXTS = list(hostile_texts(3000))
+
+
 def digits_of(text: str) -> str:
     return "".join(re.findall(r"\d", writing.plain_signs(text)))
 
@@ -170,28 +174,42 @@ def _is_written(value: float, text: str) -> bool:
 
 @pytest.mark.slow
 def test_thousands_of_texts_raise_nothing_and_say_nothing_that_nobody_wrote():
-    texts = list(hostile_texts(3000))
-    for text in texts:
+    for text in TEXTS:
         for name, read in READERS.items():
             try:
                 read(text)
             except Exception as error:
                 pytest.fail(f"{name}: {type(error).__name__}: {error} of {text!r}")
         assert nobody_wrote(text) == [], text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", REWARDS)
+def test_thousands_of_texts_are_scored_with_finite_numbers_or_not_at_all(kind):
+    reward = REWARDS[kind]
+    group = (torch.arange(len(TEXTS)) // 4,) if getattr(reward, "scope", "") == "set" else ()
     for prompt in PROMPTS:
-        for kind, reward in REWARDS.items():
-            if not hasattr(reward, "applies_to") or reward.applies_to(prompt):
-                group = (torch.arange(len(texts)) // 4,) if getattr(reward, "scope", "") == "set" else ()
-                found = reward(texts, [prompt] * len(texts), *group)
-                assert not any(value.isinf().any() for value in found.values()), kind
-                assert all(value.shape == (len(texts),) for value in found.values()), kind
-    for name, benchmark in BENCHMARKS.items():
-        asked = [prompt for prompt in PROMPTS if benchmark.applies_to(prompt)] or [
-            Prompt("v", "?", target={"benchmark": "vsi_bench", "answer": "3", "question_type": "object_counting"})
-        ]
-        found = benchmark(texts, [asked[0]] * len(texts))
-        assert all(math.isfinite(value) for value in found.values()), name
-    assert TallyQa()(texts, [PROMPTS[2]] * len(texts))["all/accuracy"] < 0.1
+        if not hasattr(reward, "applies_to") or reward.applies_to(prompt):
+            asked = [replace(prompt, id=f"{prompt.id}/{row // 4}") for row in range(len(TEXTS))]
+            found = reward(TEXTS, asked, *group)
+            assert not any(value.isinf().any() for value in found.values())
+            assert all(value.shape == (len(TEXTS),) for value in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_thousands_of_texts_give_finite_figures(name):
+    benchmark = BENCHMARKS[name]
+    asked = [prompt for prompt in PROMPTS if benchmark.applies_to(prompt)] or [
+        Prompt("v", "?", target={"benchmark": "vsi_bench", "answer": "3", "question_type": "object_counting"})
+    ]
+    found = benchmark(TEXTS, [asked[0]] * len(TEXTS))
+    assert all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.slow
+def test_thousands_of_texts_count_almost_nothing():
+    assert TallyQa()(TEXTS, [PROMPTS[2]] * len(TEXTS))["all/accuracy"] < 0.1
 
 
 @pytest.mark.slow
