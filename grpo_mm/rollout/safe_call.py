@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grpo_mm.outside import finite_number, plain, reason, shown
 from grpo_mm.processes.rng import stream_seed
-from grpo_mm.rollout.own_copies import own_items, own_prompts
+from grpo_mm.rollout.own_copies import is_own, own_items, own_prompts
 from grpo_mm.rollout.returned_scores import WrongLength, as_scores
 from grpo_mm.rollout.surroundings import kept, seed_all
 from grpo_mm.types import Prompt, Reward
@@ -44,7 +44,7 @@ def score_safely(
     the reward gives itself is a row that could not be scored, without a message. Whatever is raised is a failure, SystemExit and
     the like included; only a KeyboardInterrupt of the main thread goes through.
 
-    Every call gets copies of items and prompts; what it changes of the process is put back (`surroundings.kept`), and what it
+    Every call of a user's reward gets copies of items and prompts; what it changes of the process is put back (`surroundings.kept`), and what it
     draws from global generators follows from what it is asked.
 
     The time limit holds for the batch and once more for the row by row round, of which finished rows are kept. It works
@@ -120,7 +120,9 @@ class _Died(RuntimeError):
 def _ask(reward: Reward, items: Any, prompts: Sequence[Prompt], rows: slice, result: dict[int, Any]) -> None:
     """Puts scores, or the exception, at result[first row]."""
     try:
-        own = own_items(items[rows]), own_prompts(prompts[rows])
+        own = items[rows], prompts[rows]
+        if not is_own(reward):
+            own = own_items(own[0]), own_prompts(own[1])
         seed_all(_seed(*own))
         result[rows.start] = as_scores(reward(*own), rows.stop - rows.start)
     except BaseException as error:  # whatever a reward raises is a failed row

@@ -16,7 +16,7 @@ from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import Role
 from grpo_mm.rollout.isolated import IsolatedReward, sendable
-from grpo_mm.rollout.own_copies import own_prompt
+from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.reward_use import as_reward, in_sets, move
 from grpo_mm.rollout.safe_call import all_nan, own_limit, score_safely
@@ -92,7 +92,6 @@ class Scoring:
         left out.
         """
         self._tell_of_none(items, prompts)
-        self._tell_of_none(items, prompts)
         asked = {n: s for n, s in self.scorers.items() if group_U is not None or not is_relative(s.use)}
         return {name: self._one(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
 
@@ -103,7 +102,8 @@ class Scoring:
     def _one(
         self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None
     ) -> dict[str, Tensor]:
-        ruled = [_ruling(scorer, prompt) for prompt in prompts]
+        rules = {id(prompt): _ruling(scorer, prompt) for prompt in {id(prompt): prompt for prompt in prompts}.values()}
+        ruled = [rules[id(prompt)] for prompt in prompts]  # the rows of a group hold one prompt
         errors = list(dict.fromkeys(rule for rule in ruled if isinstance(rule, str)))
         applies = [i for i, rule in enumerate(ruled) if rule is True]
         if not isinstance(items, Tensor):
@@ -197,7 +197,7 @@ def _ruling(scorer: Scorer, prompt: Prompt) -> bool | str:
     if ruled is None:
         return True
     try:
-        return bool(ruled(own_prompt(prompt)))
+        return bool(ruled(prompt if is_own(scorer.use) else own_prompt(prompt)))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a reward raises is a failed row

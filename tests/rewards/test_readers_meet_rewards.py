@@ -59,6 +59,7 @@ def test_every_reader_has_an_example():
 def test_every_reward_takes_or_leaves_the_prompts_of_a_reader(name, tmp_path):
     """The demonstration scores a number wherever a reward applies; nothing raises, whatever was written."""
     prompts = prompts_of(name, tmp_path)
+    before = repr(prompts)
     texts = {kind: scorer for kind, scorer in rewards().items() if kind not in PICTURES}
     check_prompts({"a": prompts}, texts | benchmarks(), shows_media=True, engine="vlm")
     answers = [(p.demo if isinstance(p.demo, str) else "a", p) for p in prompts] + [
@@ -69,6 +70,7 @@ def test_every_reward_takes_or_leaves_the_prompts_of_a_reader(name, tmp_path):
         [text for text, _ in answers], [prompt for _, prompt in answers], torch.arange(len(answers)) % len(prompts)
     )
     assert scoring.first_error == {}
+    assert repr(prompts) == before, "our rewards are handed the prompts themselves (own_copies.is_own)"
     for kind, scorer in texts.items():
         if hasattr(scorer.use, "applies_to") and getattr(scorer.use, "judge", "none needed") is not None:
             applied = scoring.applied(prompts)[kind]
@@ -86,8 +88,10 @@ def test_every_reward_of_pictures_takes_the_prompts_of_a_reader(name, tmp_path):
     prompts = prompts_of(name, tmp_path)
     asked = {kind: scorer for kind, scorer in rewards().items() if kind in PICTURES}
     check_prompts({"a": prompts}, asked, shows_media=False, engine="flow")
-    scoring = Scoring(asked, torch.device("cpu"))
-    found = scoring(torch.zeros(len(prompts), 3, 32, 32, dtype=torch.uint8), prompts)
+    scoring, before = Scoring(asked, torch.device("cpu")), repr(prompts)
+    pictures = torch.zeros(len(prompts), 3, 32, 32, dtype=torch.uint8)
+    found = scoring(pictures, prompts)
+    assert repr(prompts) == before and not pictures.any()
     errors = {
         kind: error for kind, error in scoring.first_error.items() if kind != "shape_world" or name == "shape_world"
     }
