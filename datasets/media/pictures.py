@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import IO, Any
 
-from grpo_mm.datasets.media.picture_checks import about_other_formats, check_jpeg, check_png
+from grpo_mm.datasets.media.picture_checks import about_other_formats, check_jpeg, check_png, without_long_texts
 from grpo_mm.datasets.media.picture_modes import to_rgb
 from grpo_mm.datasets.media.regular_files import LONGEST_PATH, check_regular
+from grpo_mm.datasets.media.unsaid_clear import load_with_clear
 from grpo_mm.errors import UserError
 from grpo_mm.outside import plain, reason
 
@@ -54,7 +55,7 @@ def open_picture(source: Source) -> Any:
         _check_whole(picture, file)
         if getattr(picture, "default_image", False):  # of a moving PNG: for viewers that show it at rest
             picture.seek(1)
-        return to_rgb(_upright(picture))
+        return to_rgb(_upright(picture, file))
 
 
 def picture_size(source: Source) -> tuple[int, int]:
@@ -113,7 +114,7 @@ def _opened(source: Source) -> Iterator[tuple[Any, IO[bytes]]]:
     # Other packages switch this on for the whole process: half a picture would be filled up with grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     name = _name(source)
-    with _named(name), _file(name, source) as file:
+    with _named(name), _file(name, source) as stored, without_long_texts(stored) as file:
         try:
             picture = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
@@ -183,14 +184,14 @@ def _check_size(name: str, picture: Any) -> None:
         raise PictureError(name, f"has {width} × {height} pixels")
 
 
-def _upright(picture: Any) -> Any:
+def _upright(picture: Any, file: IO[bytes] | None = None) -> Any:
     from PIL.Image import Transpose
 
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
         6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
     }  # fmt: skip
-    picture.load()  # a TIFF turns itself
+    load_with_clear(picture, file)  # a TIFF turns itself
     turn = turns.get(_orientation(picture))
     if turn is None:
         return picture
