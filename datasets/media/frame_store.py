@@ -100,8 +100,8 @@ class FrameStore:
             return self.get(item)
         if isinstance(item, ImageFile):
             return open_picture(item.path)
-        if isinstance(item, bytes):
-            return open_picture(item)
+        if isinstance(item, bytes | bytearray | memoryview):
+            return open_picture(bytes(item))
         return as_shown(item) if hasattr(item, "getexif") else item
 
     def fit(

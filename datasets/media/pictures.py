@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from grpo_mm.datasets.media.picture_checks import about_other_formats, check_jpe
 from grpo_mm.datasets.media.picture_modes import to_rgb
 from grpo_mm.datasets.media.regular_files import LONGEST_PATH, check_regular
 from grpo_mm.datasets.media.unsaid_clear import load_with_clear
+from grpo_mm.datasets.media.written_media import is_data_url, written_bytes
 from grpo_mm.errors import UserError
 from grpo_mm.outside import plain, reason
 
@@ -143,13 +142,13 @@ def _name(source: Source) -> str:
     if isinstance(source, bytes):
         return f"{len(source)} bytes"
     path = os.fspath(source)
-    return f"{path[:SHOWN]}…" if path.startswith("data:") and len(path) > SHOWN else path
+    return f"{path[:SHOWN]}…" if is_data_url(path) and len(path) > SHOWN else path
 
 
 def _file(name: str, source: Source) -> IO[bytes]:
     if isinstance(source, bytes):
         data = source
-    elif (path := os.fspath(source)).startswith("data:"):
+    elif is_data_url(path := os.fspath(source)):
         data = _data_of(name, path)
     else:
         check_regular(path, PictureError)
@@ -160,13 +159,10 @@ def _file(name: str, source: Source) -> IO[bytes]:
 
 
 def _data_of(name: str, url: str) -> bytes:
-    head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise PictureError(name, "is a data URL without base64 data; wanted data:image/png;base64,…")
     try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise PictureError(name, f"its base64 data are broken ({reason(error)})") from error
+        return written_bytes(url) or b""
+    except ValueError as error:
+        raise PictureError(name, str(error)) from error
 
 
 def _check_whole(picture: Any, file: IO[bytes]) -> None:
