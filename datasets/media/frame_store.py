@@ -11,6 +11,7 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.media.frame_folder import FrameFolder
@@ -219,7 +220,7 @@ class FrameStore:
     def _key(self, video: VideoFile | PictureSequence, sampling: FrameSampling) -> str:
         try:
             if isinstance(video, PictureSequence):
-                content = "+".join(self._content(str(file)) for _, file in chosen_pictures(video))
+                content = "+".join(self._picture_content(video, file) for _, file in chosen_pictures(video))
                 part: list[Any] = [video.fps]
             else:
                 content, part = self._content(video.path), [video.start, video.end]
@@ -234,6 +235,12 @@ class FrameStore:
             self._failed.pop(f"missing {video.path}", None)
         asked = [FORMAT, content, *part, asdict(sampling), self.decoder, self.verify, self._made_by]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def _picture_content(self, video: PictureSequence, file: Path) -> str:
+        try:
+            return self._content(str(file))
+        except VideoError as error:
+            raise VideoError(video.path, f"{file.name}: {error.reason}") from error
 
     def _content(self, path: str) -> str:
         """The hash of a file, computed once as long as it does not change."""

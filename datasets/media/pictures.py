@@ -72,6 +72,15 @@ def picture_size(source: Source) -> tuple[int, int]:
         return picture.size[::-1] if turned else picture.size
 
 
+def is_picture(path: str) -> bool:
+    """Whether the head of a file is that of a picture of `FORMATS`, whatever its name."""
+    try:
+        picture_size(path)
+    except PictureError:
+        return False
+    return True
+
+
 def picture_format(source: Source) -> str:
     """PNG, JPEG, …, as the content says, of a picture whose head is sound.
 
