@@ -17,7 +17,7 @@ from grpo_mm.datasets.media.frame_sampling import FrameSampling
 from grpo_mm.datasets.media.frame_store import FrameStore
 from grpo_mm.datasets.media.media_files import VideoError, VideoFile, read_video
 from grpo_mm.datasets.media.picture_sequence import PictureSequence, read_pictures
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.rewards.shared.pictures import FloatPictures, ready, takes_pictures
 
 COLOURS = {"R": (220, 30, 30), "G": (30, 200, 30), "B": (30, 30, 220), "W": (240, 240, 240)}
@@ -230,3 +230,35 @@ def test_a_frame_file_that_is_none_is_named(bad, tmp_path):
     }[bad]()
     with pytest.raises(VideoError, match=r"2\.png: "):
         FrameStore(sampling=WHOLE).get(PictureSequence(str(tmp_path), at=(0.0, 1.0)))
+
+
+@pytest.mark.parametrize("turn", ["upside down", "mirrored", "read only", "not in a row"])
+def test_arrays_are_scored_as_they_lie(turn):
+    upright = np.ascontiguousarray(quarters().transpose(2, 0, 1))
+    if turn == "read only":
+        picture = upright.copy()
+        picture.flags.writeable = False
+    else:
+        picture = {
+            "upside down": upright[:, ::-1],
+            "mirrored": upright[:, :, ::-1],
+            "not in a row": upright[:, :, ::2],
+        }[turn]
+    (found,) = ready([picture])
+    assert np.array_equal(found.numpy(), picture)
+    (found,) = ready(FloatPictures([picture / 255.0]))
+    assert np.array_equal(found.numpy(), picture)
+
+
+@pytest.mark.parametrize(
+    "images", [None, 3, [Image.new("RGB", (4, 4))], ["a.png"], [np.array([[["a"]]] * 3)], [np.full((3, 2, 2), None)]]
+)
+def test_floats_that_are_none_are_refused(images):
+    with pytest.raises(UserError, match="FloatPictures"):
+        ready(FloatPictures(images))
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 0), (0, 0), (0, "1"), (None, 1), (float("-inf"), 1), (0, float("nan"))])
+def test_a_range_without_numbers_is_refused(low, high):
+    with pytest.raises(UserError, match="wanted low < high"):
+        FloatPictures(torch.zeros(1, 3, 2, 2), low, high)
