@@ -25,6 +25,7 @@ from grpo_mm.datasets.media.media_files import (
     VideoFile,
     read_video,
 )
+from grpo_mm.datasets.media.picture_arrays import array_as_shown, is_feature, open_feature
 from grpo_mm.datasets.media.picture_sequence import PictureSequence, chosen_pictures, read_pictures
 from grpo_mm.datasets.media.pictures import as_shown, open_picture, picture_size
 from grpo_mm.datasets.media.regular_files import check_regular
@@ -91,7 +92,8 @@ class FrameStore:
 
     def load(self, item: Any) -> Any:
         """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, the bytes of a picture
-        file, a PIL picture of any mode → a PIL picture in RGB, see `open_picture`; others as is.
+        file, {"bytes": …, "path": …}, a PIL picture of any mode, uint8 [H, W, 3] → a PIL picture in RGB, see `open_picture` and
+        `array_as_shown`; others as is.
 
         Raises:
             VideoError: a video that cannot be read.
@@ -103,7 +105,9 @@ class FrameStore:
             return open_picture(item.path)
         if isinstance(item, bytes | bytearray | memoryview):
             return open_picture(bytes(item))
-        return as_shown(item) if hasattr(item, "getexif") else item
+        if is_feature(item):
+            return open_feature(item)
+        return as_shown(item) if hasattr(item, "getexif") else array_as_shown(item)
 
     def fit(
         self,

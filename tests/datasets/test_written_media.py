@@ -6,13 +6,15 @@ import base64
 import json
 from urllib.parse import quote
 
+import numpy as np
 import pytest
+import torch
 from odd_media import encoded, quarters, seen
 
 from grpo_mm.datasets.chat.messages import Messages
 from grpo_mm.datasets.media.frame_store import FrameStore
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-from grpo_mm.datasets.media.pictures import open_picture
+from grpo_mm.datasets.media.pictures import PictureError, open_picture
 from grpo_mm.datasets.shared import media_fields
 from grpo_mm.datasets.shared.annotated_rows import picture
 from grpo_mm.datasets.shared.media_fields import medium
@@ -112,3 +114,38 @@ def test_sizes_that_a_turn_asks_for_are_not_followed_aloud(tmp_path, caplog):
     media_fields._say_ignored.cache_clear()
     assert read(tmp_path, {"type": "video", "video": "a.mp4", "total_pixels": 9000}) == (VideoFile("v/a.mp4"),)
     assert "total_pixels" in caplog.text
+
+
+UPRIGHT = quarters()
+ARRAYS = {
+    "[H, W, 3]": (UPRIGHT, "RGBW"), "upside down": (UPRIGHT[::-1], "BWRG"), "a tensor": (torch.from_numpy(UPRIGHT), "RGBW"),
+    "[H, W, 4]": (np.dstack([UPRIGHT, np.where(UPRIGHT[..., :1] > 200, 0, 255).astype(np.uint8)]), "WGBW"),
+    "[H, W]": (np.kron([[0, 255], [255, 0]], np.ones((8, 8))).astype(np.uint8), "KWWK"),
+    "[H, W, 1]": (np.kron([[0, 255], [255, 0]], np.ones((8, 8))).astype(np.uint8)[..., None], "KWWK"),
+    "16 bits": (np.kron([[0, 65535], [65535, 0]], np.ones((8, 8))).astype(np.uint16), "KWWK"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_is_shown_whatever_its_axes(name):
+    array, wanted = ARRAYS[name]
+    assert seen(FrameStore().load(array)) == wanted
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 3), (2, 8, 8), (0, 8, 3), (5,)])
+def test_other_arrays_stay_as_they_are(shape):
+    array = np.zeros(shape, np.uint8)
+    assert FrameStore().load(array) is array
+    backwards = np.arange(24, dtype=np.uint8).reshape(3, 2, 4)[:, ::-1]
+    assert np.array_equal(torch.as_tensor(FrameStore().load(backwards)).numpy(), backwards)
+
+
+@pytest.mark.parametrize(
+    "feature", [{"bytes": DATA, "path": None}, {"bytes": DATA, "path": "gone.png"}, {"path": "{folder}/a.png"}]
+)
+def test_what_datasets_keep_of_a_picture_is_shown(feature, tmp_path):
+    (tmp_path / "a.png").write_bytes(DATA)
+    path = feature["path"] and feature["path"].format(folder=tmp_path)
+    assert seen(FrameStore().load(feature | {"path": path})) == "RGBW"
+    with pytest.raises(PictureError, match="neither bytes nor a path"):
+        FrameStore().load({"bytes": None, "path": None})
