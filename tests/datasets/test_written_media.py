@@ -16,7 +16,7 @@ from grpo_mm.datasets.media.frame_store import FrameStore
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 from grpo_mm.datasets.media.pictures import PictureError, open_picture
 from grpo_mm.datasets.shared import media_fields
-from grpo_mm.datasets.shared.annotated_rows import picture
+from grpo_mm.datasets.shared.annotated_rows import annotated_rows, picture
 from grpo_mm.datasets.shared.media_fields import medium
 from grpo_mm.errors import ConfigError
 
@@ -149,3 +149,13 @@ def test_what_datasets_keep_of_a_picture_is_shown(feature, tmp_path):
     assert seen(FrameStore().load(feature | {"path": path})) == "RGBW"
     with pytest.raises(PictureError, match="neither bytes nor a path"):
         FrameStore().load({"bytes": None, "path": None})
+
+
+@pytest.mark.parametrize(("suffix", "between"), [(".tsv", "\t"), (".csv", ",")])
+def test_a_table_holds_pictures_in_base64_of_any_length(suffix, between, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    code = base64.b64encode(encoded(noise, "PNG")).decode()
+    path = tmp_path / f"rows{suffix}"
+    path.write_text(f"index{between}image\n1{between}{code}\n")
+    ((_, row),) = annotated_rows(str(path))
+    assert len(code) > 1 << 18 and np.array_equal(np.asarray(picture(row["image"], "", "row 1")), noise)
