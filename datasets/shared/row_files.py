@@ -12,6 +12,8 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, plain, reason, shown
 
 BOM = "\ufeff"
+LONGEST_FIELD = 1 << 28
+"""Characters of a field of a table: a picture in base64."""
 NO_TEXT = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -177,6 +179,7 @@ def _as_row(value: Any, where: str) -> dict[str, Any]:
 
 def _table(path: str, lines: Iterator[str], *, quoted: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     settings: dict[str, Any] = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))  # of the whole process; its default is 128 KiB
     reader = csv.DictReader(lines, **settings)
     try:
         check_columns(reader.fieldnames or (), f"{path}, line 1")
