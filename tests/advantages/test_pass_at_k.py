@@ -85,10 +85,18 @@ def test_where_every_set_is_as_good_nobody_earns(reward, scale):
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    for settings in (dict(k=0), dict(k=1, against="without"), dict(eps=0.0), dict(against="without")):
+    for settings in (dict(k=0), dict(k=1, against="without"), dict(eps=0.0), dict(against="without"), dict(k=None)):
         with pytest.raises(ValueError):
             PassAtK(**settings)
-    assert (PassAtK().min_group_size, PassAtK(k=None).min_group_size) == (4, 2)
+    with pytest.raises(ValueError, match="against: without"):
+        pass_at_k(torch.tensor([0.0, 1, 0, 0]), ONE)
+
+
+def test_a_group_of_k_is_one_set_which_nobody_can_add_to():
+    assert pass_at_k(torch.tensor([0.0, 1, 0, 0]), ONE, k=4).tolist() == [0] * 4
+    assert PassAtK(k=4).min_group_size == 5 and PassAtK(k=1).min_group_size == 2
+    without = {k: PassAtK(k=k, against="without", scale="none").min_group_size for k in (None, 2, 4)}
+    assert without == {None: 2, 2: 2, 4: 4}
 
 
 def table(reward, group):
