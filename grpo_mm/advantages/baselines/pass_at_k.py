@@ -66,6 +66,8 @@ def pass_at_k(
 def _sorted_groups(reward_gn: Tensor, k: int, against: Against, scale: MaxScale, eps: float) -> Tensor:
     """Of groups of n scored rows in ascending order."""
     size = reward_gn.shape[1]
+    # Against the best: where every set holds one as good, all that follows is exactly 0, and stages that count zeros see it.
+    reward_gn = reward_gn - reward_gn[:, -1:]
     # Sets that hold i: its own reward where it is the best of them, that of a later one where that is the best.
     holding = comb(size - 1, k - 1)
     own_n, later_n, best_n, other_n = (
