@@ -66,7 +66,7 @@ class VlmPolicyConfig:
     video_positions: VideoPositions = "authors"
     """Where text goes on after a video of Qwen2-VL and Qwen2.5-VL. authors: above the highest position so far, the video's clock
     included, as the released checkpoints were trained and as vLLM has it. library: as the installed transformers has it, from
-    5.3 on from the video's place in space."""
+    5.3 on from the video's place in space; in some versions with a clock of whole seconds."""
     prefix_sharing: Sharing | bool = "auto"
     """Whether a prompt goes through the network once for all of its answers, with the same log-probabilities and gradients up
     to rounding. auto: where the estimated gain is 1.15-fold at least. off: once for each answer, in sampling as well. check:
