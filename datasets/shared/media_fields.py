@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 from grpo_mm.datasets.shared.annotated_rows import picture
+from grpo_mm.datasets.shared.checked_fields import take_seconds
 from grpo_mm.datasets.shared.row_check import text_problem
 from grpo_mm.errors import ConfigError
 from grpo_mm.media_words import media_key
@@ -21,6 +26,10 @@ KEYS: dict[Kind, tuple[str, ...]] = {
     "video": ("videos", "video", "video_path", "video_paths"),
 }
 """Where rows of conversations have their media: one of these each."""
+
+
+ENCODED = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+"""How PNG, JPEG, GIF and WebP begin in base64, as tables hold them without a head."""
 
 
 def media_of(
@@ -64,6 +73,8 @@ def medium(value: Any, kind: Kind, folder: str, where: str) -> ImageFile | Video
         value = _inside(value, kind, where)
     if isinstance(value, str) and value.lstrip().lower().startswith("data:"):
         value = _decoded(value.strip(), where)
+    if isinstance(value, str) and kind == "image" and len(value) > 100 and value.startswith(ENCODED):
+        value = _decoded(f"data:;base64,{value.strip()}", where)
     if isinstance(value, str) and not text_problem(value):
         name = value.strip().removeprefix("file://")
         if "://" in name:
@@ -92,12 +103,15 @@ def content_parts(
     texts: list[str] = []
     media: list[tuple[Kind, Any]] = []
     for part in content:
-        if isinstance(part, str):
-            part = {"type": "text", "text": part}
+        part = _typed(part)
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise ConfigError(f"{where}: a part of a turn is {shown(part)}; wanted an object with a type.")
         kind = part["type"]
-        if kind == "text" and isinstance(part.get("text"), str):
+        if kind in ("text", "input_text") and isinstance(part.get("text"), str):
+            if key := media_key({name: value for name, value in part.items() if name not in ("type", "text")}):
+                raise ConfigError(
+                    f"{where}: a part that is text holds {shown(key)} as well; give it a part of its own."
+                )
             texts.append(part["text"])
             continue
         own: Kind | None = next((k for k in KEYS if kind in (k, f"{k}_url", f"input_{k}")), None)
@@ -107,12 +121,64 @@ def content_parts(
         named = next((part[name] for name in (own, f"{own}_url", "url", "path") if part.get(name)), None)
         if named is None and held:
             raise ConfigError(f"{where}: {shown(part)} names no file; wanted it under {own!r}.")
-        media.append((own, None if named is None else medium(named, own, folders[own], where)))
+        item = None if named is None else medium(named, own, folders[own], where)
+        media.append((own, _cut(item, part, where)))
         texts.append(f"<{own}>")
     text = "".join(texts)
     if media and sum(text.count(f"<{kind}>") for kind in KEYS) != len(media):
         raise ConfigError(f"{where}: a text of {plain(text, 80)!r} holds a marker beside the parts that are media.")
     return text, media
+
+
+CUTS = {"video_start": "start", "video_end": "end"}
+"""Of a part that is a video: from which second to which it is shown."""
+NO_EFFECT = frozenset(
+    [
+        "min_pixels",
+        "max_pixels",
+        "total_pixels",
+        "resized_height",
+        "resized_width",
+        "fps",
+        "nframes",
+        "min_frames",
+        "max_frames",
+    ]
+)
+"""Of a part: how it would be sampled, which the config says for all alike."""
+log = logging.getLogger(__name__)
+
+
+def _typed(part: Any) -> Any:
+    """A part with its type: a text, and {"text": …}, {"image": …} and {"video": …} alone say it themselves."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Mapping) and "type" not in part:
+        named = [name for name in ("text", "image", "video") if part.get(name) is not None]
+        return {"type": named[0], **part} if len(named) == 1 else part
+    return part
+
+
+def _cut(item: Any, part: Mapping[str, Any], where: str) -> Any:
+    """The medium as its part wants it: a video from `video_start` to `video_end`."""
+    if ignored := sorted(name for name in NO_EFFECT if part.get(name) is not None):
+        _tell_ignored(tuple(ignored))
+    cut = {CUTS[name]: take_seconds(part[name], name, where) for name in CUTS if part.get(name) is not None}
+    if not cut:
+        return item
+    if not isinstance(item, VideoFile):
+        raise ConfigError(f"{where}: {shown(part)} is cut, but names no video file.")
+    if cut.get("start", 0.0) < 0 or cut.get("end", math.inf) <= cut.get("start", 0.0):
+        raise ConfigError(f"{where}: {shown(part)} is cut from {cut.get('start', 0)} s to {cut.get('end')} s.")
+    return replace(item, **cut)
+
+
+@lru_cache(maxsize=64)
+def _tell_ignored(names: tuple[str, ...]) -> None:
+    log.warning(
+        "%s in parts of turns have no effect: frames and sizes are those of the config's `sampling`, the same for all rows",
+        ", ".join(names),
+    )
 
 
 def check_markers(markers: Sequence[str], found: Mapping[Kind, Sequence[Any]], where: str) -> None:
