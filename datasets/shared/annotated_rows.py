@@ -39,7 +39,7 @@ def annotated_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if Path(path).is_dir():
         for shard in _shards(path):
             yield from _parquet_rows(shard)
-    elif path.endswith(".parquet"):
+    elif path.lower().endswith(".parquet"):
         yield from _parquet_rows(path)
     else:
         yield from read_rows(path)

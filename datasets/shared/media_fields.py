@@ -141,12 +141,15 @@ def content_parts(
     texts: list[str] = []
     media: list[tuple[Kind, Any]] = []
     for part in content:
-        if isinstance(part, str):
-            part = {"type": "text", "text": part}
+        part = _typed(part)
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise ConfigError(f"{where}: a part of a turn is {shown(part)}; wanted an object with a type.")
         kind = part["type"]
-        if kind == "text" and isinstance(part.get("text"), str):
+        if kind in ("text", "input_text") and isinstance(part.get("text"), str):
+            if key := media_key({name: value for name, value in part.items() if name not in ("type", "text")}):
+                raise ConfigError(
+                    f"{where}: a part that is text holds {shown(key)} as well; give it a part of its own."
+                )
             texts.append(part["text"])
             continue
         own: Kind | None = next((k for k in KEYS if kind in (k, f"{k}_url", f"input_{k}")), None)
@@ -155,6 +158,9 @@ def content_parts(
         for name in SETTINGS:
             if part.get(name) is not None:
                 _say_ignored(name)
+        cut = next((name for name in ("video_start", "video_end") if part.get(name) is not None), None)
+        if own != "video" and cut:
+            raise ConfigError(f"{where}: {shown(part)} is no video, but has {cut!r}.")
         held = [value for name, value in part.items() if name != "type" and value is not None]
         named = next((part[name] for name in (own, f"{own}_url", "url", "path") if part.get(name)), None)
         if named is None and (encoded := part.get("base64")):
@@ -169,6 +175,16 @@ def content_parts(
     if media and sum(text.count(f"<{kind}>") for kind in KEYS) != len(media):
         raise ConfigError(f"{where}: a text of {plain(text, 80)!r} holds a marker beside the parts that are media.")
     return text, media
+
+
+def _typed(part: Any) -> Any:
+    """A part with its type: a text, and {"text": …}, {"image": …} and {"video": …} alone say it themselves."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Mapping) and "type" not in part:
+        named = [name for name in ("text", "image", "video") if part.get(name) is not None]
+        return {"type": named[0], **part} if len(named) == 1 else part
+    return part
 
 
 @functools.cache
