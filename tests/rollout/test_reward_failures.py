@@ -19,6 +19,7 @@ from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.registry import Role
 from grpo_mm.rollout import surroundings
 from grpo_mm.rollout.function_reward import FunctionReward, call_function
+from grpo_mm.rollout.reward_use import as_reward, check_call
 from grpo_mm.rollout.safe_call import as_scores, score_safely
 from grpo_mm.rollout.scoring import Scorer, Scoring
 from grpo_mm.types import Prompt
@@ -309,3 +310,42 @@ def test_a_network_that_changes_the_process_while_it_loads_is_put_right():
 
     scoring = Scoring({"net": Scorer(use=Network())}, torch.device("cpu"))
     assert scoring(IMAGES, PROMPTS)["net"]["score"].tolist() == [1] * 4 and torch.is_grad_enabled()
+
+
+def scaled(images, prompts, metadata, by=1.0):
+    return [by * len(text) for text in prompts]
+
+
+class OfThree:
+    def __call__(self, images, prompts, metadata):
+        return scaled(images, prompts, metadata, by=2.0)
+
+
+class OfTwo:
+    def __call__(self, items, prompts):
+        return [len(prompt.text) for prompt in prompts]
+
+    def method(self, images, prompts, metadata):
+        return scaled(images, prompts, metadata)
+
+
+@pytest.mark.parametrize(
+    ("use", "factor"),
+    [
+        (scaled, 1), (partial(scaled, by=2), 2), (partial(partial(scaled), by=3), 3), (OfThree(), 2), (OfTwo(), 1), (OfTwo().method, 1),
+        (partial(OfTwo()), 1), (partial(OfThree()), 2), (partial(call_function, scaled), 1), (lambda *all: scaled(*all), 1),
+    ],
+)  # fmt: skip
+def test_whatever_can_be_called_is_called_as_it_asks_to_be(use, factor):
+    check_call("r", use)
+    scores, errors = score_safely(as_reward(use), IMAGES, PROMPTS)
+    assert scores["score"].tolist() == [6 * factor] * 4 and not errors
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["a:b", None, 3, OfTwo, {}, lambda images: [1.0], lambda images, prompts: [1.0], lambda a, b, c, d: [1.0], partial(scaled, by=1, metadata=2)],
+)  # fmt: skip
+def test_what_cannot_be_called_is_refused_before_the_run(use):
+    with pytest.raises(ConfigError, match="reward 'r' "):
+        check_call("r", use)
