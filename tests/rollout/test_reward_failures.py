@@ -168,6 +168,7 @@ def test_any_sequence_of_numbers_is_a_score(output):
         ([1.0], "returned 1 values"),
         ({"total": [1.0, 2.0]}, "returned a dict with 'total'; wanted \"score\""),
         ({"score": [1.0, 2.0], "part": [1.0]}, "returned 1 values for 'part'"),
+        ({"score": [1.0, 2.0], 1: [1.0, 1.0], "1": [2.0, 2.0]}, "two have one name"),
     ],
 )
 def test_what_is_no_score_is_told(output, message):
