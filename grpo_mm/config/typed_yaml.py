@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import expanded, place, plain, reason, shown
 from grpo_mm.registry import Role, role_of
+from grpo_mm.rollout.surroundings import kept
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None = None) -> dict[str, Any]:
@@ -253,11 +255,12 @@ def component(role: Role, value: Any, *, path: str) -> Any:
     settings = {k: v for k, v in value.items() if k != "kind"}
     if not isinstance(value["kind"], str):
         raise ConfigError(f"{path}: kind is {shown(value['kind'])}, wanted a name ({role.name}).")
-    try:
-        target = registry.lookup(role.name, value["kind"])
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    made = _made(target, value["kind"], settings, path=path)
+    with kept(plain(value["kind"], 200), "code of") if ":" in value["kind"] else nullcontext():
+        try:
+            target = registry.lookup(role.name, value["kind"])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        made = _made(target, value["kind"], settings, path=path)
     try:
         registry.check_role(role.name, value["kind"], made)
     except ConfigError as error:

@@ -10,13 +10,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mm.errors import ConfigError
+from grpo_mm.outside import plain, shown
 from grpo_mm.rollout.function_reward import call_function
-from grpo_mm.types import Prompt
+from grpo_mm.types import Prompt, is_relative
 
 
 def as_reward(use: Any) -> Any:
-    """A user's plain function `(images, prompts, metadata)` behind the signature of a reward."""
-    return partial(call_function, use) if inspect.isroutine(use) else use
+    """A user's plain function `(images, prompts, metadata)` behind the signature of a reward; so is what wraps one (a partial,
+    a cache), and an object whose call asks for these three."""
+    return partial(call_function, use) if is_function(use) else use
+
+
+def is_function(use: Any) -> bool:
+    """Whether it is called as a user's function: with outputs, texts and metadata."""
+    inner = use
+    while isinstance(inner, partial):
+        inner = inner.func
+    if inner is call_function or inner is _with_groups:  # a reward already
+        return False
+    if inspect.isroutine(inner) or inspect.isroutine(getattr(inner, "__wrapped__", None)):
+        return True
+    return not is_relative(use) and _takes(use, 3) is True and _takes(use, 2) is False
+
+
+def check_call(name: str, use: Any) -> None:
+    """Raises ConfigError for a reward that cannot be called as rewards are."""
+    if not callable(use) or inspect.isclass(use):
+        raise ConfigError(
+            f"reward {shown(name)} is {shown(use)}; wanted a function (images, prompts, metadata) or a reward object."
+        )
+    function = is_function(use)
+    if _takes(use, 3 if function or is_relative(use) else 2) is False:
+        asked = "(items, prompts, group)" if is_relative(use) else "(items, prompts), or (images, prompts, metadata)"
+        raise ConfigError(
+            f"reward {shown(name)} cannot be called with three arguments, (images, prompts, metadata), passed by position: its "
+            f"signature is {plain(str(inspect.signature(use)), 200)}. texts stand first where the policy writes."
+            if function
+            else f"reward {shown(name)} cannot be called with {asked}: its signature is {plain(str(inspect.signature(use)), 200)}."
+        )
+
+
+def _takes(use: Any, number: int) -> bool | None:
+    """Whether so many positional arguments are enough and not too many; None where that cannot be known, as of code in C."""
+    try:
+        inspect.signature(use).bind(*range(number))
+    except TypeError as error:
+        return None if "not a callable" in str(error) or "not supported" in str(error) else False
+    except Exception:  # no signature; a foreign class may raise anything
+        return None
+    return True
 
 
 def in_sets(reward: Any, group_U: Tensor) -> Any:

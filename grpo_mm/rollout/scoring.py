@@ -20,6 +20,7 @@ from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.reward_use import as_reward, in_sets, move
 from grpo_mm.rollout.safe_call import all_nan, own_limit, score_safely
+from grpo_mm.rollout.surroundings import interrupted, kept
 from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
 
 REWARDS = "rewards"
@@ -102,7 +103,9 @@ class Scoring:
     def _one(
         self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None
     ) -> dict[str, Tensor]:
-        rules = {id(prompt): _ruling(scorer, prompt) for prompt in {id(prompt): prompt for prompt in prompts}.values()}
+        different = {id(prompt): prompt for prompt in prompts}.values()
+        with kept(name):
+            rules = {id(prompt): _ruling(scorer, prompt) for prompt in different}
         ruled = [rules[id(prompt)] for prompt in prompts]  # the rows of a group hold one prompt
         errors = list(dict.fromkeys(rule for rule in ruled if isinstance(rule, str)))
         applies = [i for i, rule in enumerate(ruled) if rule is True]
@@ -132,11 +135,14 @@ class Scoring:
             device = self.device if scorer.device is None else torch.device(scorer.device)
             return self._isolated[name].score(items, prompts, device=device, group_U=group_U)
         try:
-            move(scorer.use, self.device)
+            with kept(name):
+                move(scorer.use, self.device)
             limit = own_limit(scorer.use) if scorer.timeout_seconds is None else scorer.timeout_seconds
-        except (UserError, KeyboardInterrupt):  # weights that are not what they should be: no row will ever be scored
+        except UserError:  # weights that are not what they should be: no row will ever be scored
             raise
         except BaseException as error:  # whatever a reward raises is a failed row
+            if isinstance(error, KeyboardInterrupt) and interrupted():
+                raise
             return all_nan(len(prompts)), [f"it could not be moved to {self.device}: {reason(error)}"]
         use = scorer.use if group_U is None else in_sets(scorer.use, group_U)
         return score_safely(use, items, prompts, timeout_seconds=limit, by_row=group_U is None, name=name)
@@ -198,9 +204,9 @@ def _ruling(scorer: Scorer, prompt: Prompt) -> bool | str:
         return True
     try:
         return bool(ruled(prompt if is_own(scorer.use) else own_prompt(prompt)))
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # whatever a reward raises is a failed row
+        if isinstance(error, KeyboardInterrupt) and interrupted():
+            raise
         return f"it cannot say whether it applies to {shown(prompt.id)}: {reason(error)}"
 
 
