@@ -12,22 +12,28 @@ from torch import nn
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
-from grpo_mm.weights.weight_files import TORCH_FILES, check_weight_file, name_some, refusing
+from grpo_mm.weights.weight_files import TORCH_FILES, check_finite, check_weight_file, name_some, refusing
 
 
 def load_model(cls: Any, path: str, *, subfolder: str | None = None, **settings: Any) -> nn.Module:
     """`cls.from_pretrained`, for classes and Auto classes of transformers and diffusers; on the CPU, in eval mode.
 
     Raises:
-        ConfigError: it cannot be loaded; a tensor is missing and would be random, is left over, or is of another shape.
+        ConfigError: it cannot be loaded; a tensor is missing and would be random, is left over, is of another shape, or holds
+            NaN or infinities.
     """
     where = _where(path, subfolder)
     # transformers loads in threads; in a forked process the first call that touches torch's pool makes it anew, and two threads
     # that do so at once fail.
     torch.set_num_threads(torch.get_num_threads())
+    if _of_transformers(cls):
+        settings["ignore_mismatched_sizes"] = (
+            True  # they are told below, where the library's own error does not name them
+        )
     with refusing(where), _looking_at_files(path, subfolder):
         model, found = cls.from_pretrained(path, output_loading_info=True, **_common(cls, subfolder), **settings)
     check_whole(model, found, where=where)
+    check_finite(model.state_dict(), where=where)
     return model.eval()
 
 
@@ -138,8 +144,12 @@ def _where(path: str, subfolder: str | None) -> str:
 
 def _common(cls: Any, subfolder: str | None) -> dict[str, Any]:
     """`trust_remote_code` stands explicitly: unset, transformers asks a terminal whether foreign code may run."""
-    ours = {"trust_remote_code": False} if cls.__module__.startswith("transformers.") else {}
+    ours = {"trust_remote_code": False} if _of_transformers(cls) else {}
     return ours | ({"subfolder": subfolder} if subfolder else {})
+
+
+def _of_transformers(cls: Any) -> bool:
+    return bool(cls.__module__.startswith("transformers."))
 
 
 def _of_a_head(name: str, model: nn.Module) -> bool:
