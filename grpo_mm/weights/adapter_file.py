@@ -38,7 +38,9 @@ FILE_NAMES = (
 CONFIG_NAME = "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"
 
-WRAPPERS = re.compile(r"^(base_model\.model\.|module\.|_orig_mod\.)|(?<=\.)(_orig_mod\.|_fsdp_wrapped_module\.)")
+WRAPPERS = re.compile(
+    r"^(base_model\.model\.|module\.|_orig_mod\.)|(?<=\.)(_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.)"
+)
 FACTORS = (
     (re.compile(r"^(?P<module>.+)\.lora_(?P<factor>[AB])(\.(?!weight$|bias$)[^.]+)?(\.weight)?$"), {"A": "a", "B": "b"}),
     (re.compile(r"^(?P<module>.+)\.lora_(?P<factor>down|up)(\.weight)?$"), {"down": "a", "up": "b"}),
@@ -60,7 +62,7 @@ OTHERS = (
 KEPT_FROM_CONFIG = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 NO_MEANING = {
     "auto_mapping", "base_model_name_or_path", "eva_config", "fan_in_fan_out", "inference_mode", "init_lora_weights",
-    "lora_alpha", "lora_dropout", "loftq_config", "megatron_core", "peft_type", "peft_version", "r", "revision",
+    "lora_alpha", "lora_dropout", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "loftq_config", "megatron_core", "peft_type", "peft_version", "r", "revision",
     "runtime_config", "task_type", "use_rslora", "alpha_pattern", "rank_pattern", *KEPT_FROM_CONFIG,
 }  # fmt: skip
 """Settings of peft's LoraConfig that are read here, or that say nothing about what stored factors mean."""

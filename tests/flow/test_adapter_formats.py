@@ -106,6 +106,7 @@ FORMATS = {
     "flat": ("lora_unet_{}.lora_down.weight", "lora_unet_{}.lora_up.weight", flat),
     "flat for a transformer": ("lora_transformer_{}.lora_A.weight", "lora_transformer_{}.lora_B.weight", flat),
     "lycoris": ("lycoris_{}.lora_down.weight", "lycoris_{}.lora_up.weight", flat),
+    "checkpointed": ("transformer._checkpoint_wrapped_module.{}.lora_A.weight", "transformer._checkpoint_wrapped_module.{}.lora_B.weight", str),
     "compiled": ("transformer._orig_mod.{}.lora_A.weight", "transformer._orig_mod.{}.lora_B.weight", str),
 }  # fmt: skip
 
@@ -402,6 +403,8 @@ def test_options_of_later_versions_that_are_off_do_no_harm(model, tmp_path):
         "transformer.lora_alpha": 8,
         "transformer.a_later_option": None,
         "transformer.another": False,
+        "transformer.lora_dtype": "float32",
+        "transformer.lorap_emb_lr": 1e-6,
     }
     pairs = factors(model, ("attn.to_q",))
     folder = written(
