@@ -178,6 +178,25 @@ class Scoring:
             log.warning("reward %r keeps naming new parts; from %s on they are left out", name, plain(left_out[0], 100))
         return {part: value for part, value in scores.items() if part in known or part == "score"}
 
+    def load(self, *, leave: bool) -> None:
+        """Loads what rewards load when they are first moved, so that damaged weights are known before anything is sampled.
+
+        A reward in a process of its own is loaded there, when it is asked. `leave`: to main memory afterwards.
+
+        Raises:
+            UserError: the weights of one are not what they should be.
+        """
+        for name, scorer in self.scorers.items():
+            if name in self._isolated:
+                continue
+            try:
+                for device in (self.device, torch.device("cpu"))[: 1 + leave]:
+                    move(scorer.use, device)
+            except (UserError, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # whatever a reward raises: told again, and counted, when it is asked
+                log.debug("reward %r could not be loaded: %s", name, reason(error))
+
     def leave_device(self) -> None:
         """Network rewards go to main memory until they are asked again."""
         for name, scorer in self.scorers.items():

@@ -225,13 +225,9 @@ def evaluate(
     prompts = held_out_prompts(config)
     if not prompts:
         raise ConfigError("the config has no `eval_prompts`.")
+    rewards, watched = (Scoring(scorers, device) for scorers in (config.rewards, config.watched_rewards))
+    for scoring in (rewards, watched):
+        scoring.load(leave=config.offload_rewards)
     with loaded.weights():
-        result = score_held_out(
-            config,
-            loaded.policy,
-            prompts,
-            Scoring(config.rewards, device),
-            Scoring(config.watched_rewards, device),
-            loaded.processes,
-        )
+        result = score_held_out(config, loaded.policy, prompts, rewards, watched, loaded.processes)
     return result.metrics

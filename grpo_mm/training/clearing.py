@@ -14,7 +14,7 @@ WITHIN = {
     "checkpoints": r"(\.writing_)?step_[0-9]{6,18}/([A-Za-z0-9_]+\.safetensors|(state|manifest)\.json)",
     "samples": r"(\.writing_)?(step_[0-9]+|eval_(before|after|step_[0-9]+))(\.(png|json|jsonl))?"
     r"|media/(\.writing_)?[0-9a-f]{16}\.(png|jpeg)",
-    "adapter": r"README\.md|[^/]+\.(safetensors|json)",
+    "adapter": r"README\.md|(merged/)?[^/]+\.(safetensors|json)",
     "model": r"README\.md|([^/]+/)?[^/]+\.(safetensors|json|jinja|txt|model)",
 }
 """Folder → what a run writes there. Records of trackers are known by their own names, wherever they lie."""

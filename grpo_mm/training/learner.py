@@ -59,6 +59,8 @@ class Learner:
         self.optimizer = config.optim.build(self.params)
         self.rewards = Scoring(config.rewards, processes.device)
         self.onlooker = Onlooker(config, processes, samples=samples)
+        for scoring in (self.rewards, self.onlooker.watch):
+            scoring.load(leave=config.offload_rewards)
         reads = frozenset(getattr(config.engine, "snapshots", ()))
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
         self.policy.snapshots.take("ema") if config.ema else None

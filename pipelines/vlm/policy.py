@@ -17,7 +17,7 @@ from grpo_mm.pipelines.spatial.picture_size import with_picture_size
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.models import adapters
 from grpo_mm.pipelines.vlm.models.adapters import Lora
-from grpo_mm.pipelines.vlm.models.card import loading_code
+from grpo_mm.pipelines.vlm.models.card import MERGED, loading_code
 from grpo_mm.pipelines.vlm.models.families import check_model, resolve
 from grpo_mm.pipelines.vlm.models.loading import load
 from grpo_mm.pipelines.vlm.models.positions import VideoPositions
@@ -146,8 +146,7 @@ class VlmPolicy:
         )  # fmt: skip
         model = loaded.model
         loaded.family.follow(model, config.video_positions)
-        if config.merge_adapter is not None:
-            model = adapters.merge(model, config.merge_adapter)
+        self.merged = {} if config.merge_adapter is None else adapters.merge(model, config.merge_adapter)
         model.requires_grad_(full).eval()
         if not config.train_tower:
             model.model.visual.requires_grad_(False)
@@ -264,6 +263,8 @@ class VlmPolicy:
             adapters.save_merged(self.wrapped, self.processor, folder)
         else:
             adapters.save_adapter(self.wrapped, folder)
+            if self.merged:
+                adapters.save_pairs(self.wrapped.get_base_model(), self.merged, folder / MERGED)
 
 
 def _checkpoint_layers(model: Any) -> None:

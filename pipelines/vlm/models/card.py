@@ -11,6 +11,8 @@ from grpo_mm.pipelines.vlm.models.families import resolve
 from grpo_mm.pipelines.vlm.models.positions import serving_code
 
 FOLDER = '"path/of/this/folder"'
+MERGED = "merged"
+"""Where, beside an adapter, the one lies that was merged before training."""
 
 
 def loading_code(config: Any, loaded: Any, *, drawn: Mapping[str, Any]) -> str:
@@ -34,7 +36,7 @@ def loading_code(config: Any, loaded: Any, *, drawn: Mapping[str, Any]) -> str:
     if loaded.family.leaves_positions_open:
         lines += serving_code(config.video_positions)
     if adapter and config.merge_adapter is not None:
-        merged = as_python(resolve(config.merge_adapter))
+        merged = f'{FOLDER[:-1]}/{MERGED}"'
         lines.append(f"model = PeftModel.from_pretrained(model, {merged}).merge_and_unload()  # before training")
     if adapter:
         lines.append(f"model = PeftModel.from_pretrained(model, {FOLDER})")
