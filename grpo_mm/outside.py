@@ -108,6 +108,11 @@ def reason(error: BaseException, limit: int = 2 * LONGEST_SHOWN) -> str:
     return plain(f"{type(error).__name__}: {text}" if text else type(error).__name__, limit)
 
 
+def from_root(name: str) -> str:
+    """The whole path of a file or folder that is there, whatever folder is the working one later; else (a hub name) as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
 HOME = re.compile(r"~[\w.-]*(?=/|$)")
 
 

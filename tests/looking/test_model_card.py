@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -65,6 +66,17 @@ def test_the_product_loads_in_a_process_that_has_no_grpo_mm(tmp_path, tiny_sd3):
         exec(code, {})
 
     assert in_child(without_the_package, tmp_path / "said.txt") == 0, (tmp_path / "said.txt").read_text()
+
+
+def test_the_card_names_whole_paths(tmp_path, tiny_sd3, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my model").symlink_to(tiny_sd3)
+    changes = {"steps": 1, "eval_prompts": None, "policy": {"model": {"path": "my model"}}}
+    train(write_config(tmp_path, "my model", {**changes, "name": "first"}))
+    shutil.copytree("runs/first/adapter", "before")
+    train(write_config(tmp_path, "my model", changes | {"policy": {"merge_adapter": "before"}}))
+    code = code_of(tmp_path / "runs/tiny/adapter")
+    assert repr(str(tmp_path / "my model")) in code and f"load_lora_weights({str(tmp_path / 'before')!r})" in code
 
 
 ODD = {

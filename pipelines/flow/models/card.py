@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_mm.outside import as_python
+from grpo_mm.outside import as_python, from_root
 from grpo_mm.pipelines.flow.models.family import resolve
 
 FOLDER = '"path/of/this/folder"'
@@ -59,7 +59,7 @@ def loading_code(
 
 def _source(config: Any, *, adapter: bool) -> str:
     """Of the weights below the adapter, or of the whole pipeline that a run left."""
-    return as_python(resolve(config.model.path)) if adapter else FOLDER
+    return as_python(from_root(resolve(config.model.path))) if adapter else FOLDER
 
 
 def _settings(config: Any, pipe: Any) -> list[str]:

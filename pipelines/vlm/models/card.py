@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from grpo_mm.outside import as_python
+from grpo_mm.outside import as_python, from_root
 from grpo_mm.pipelines.vlm.models.families import resolve
 from grpo_mm.pipelines.vlm.models.positions import serving_code
 
@@ -21,7 +21,7 @@ def loading_code(config: Any, loaded: Any, *, drawn: Mapping[str, Any]) -> str:
     `drawn`: of transformers' GenerationConfig, beside the tokens that end an answer and those that are never drawn.
     """
     adapter = config.lora is not None and not config.save_merged
-    source = as_python(resolve(config.path)) if adapter else FOLDER
+    source = as_python(from_root(resolve(config.path))) if adapter else FOLDER
     attention = "" if config.attention in ("sdpa", "flex_attention") else f', attn_implementation="{config.attention}"'
     lines = [
         "import torch",
