@@ -15,7 +15,7 @@ import torch
 from grpo_mm import outside
 from grpo_mm.config.checks import check_settings
 from grpo_mm.config.methods import preset
-from grpo_mm.config.overrides import override
+from grpo_mm.config.overrides import check_overrides, override
 from grpo_mm.config.recorded import is_own, is_recorded, read_recorded
 from grpo_mm.config.settings import Checkpoints, Evaluation, Settings, Updates
 from grpo_mm.config.typed_yaml import build, convert, dump, read_yaml
@@ -88,6 +88,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
 
 def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The plain config of a run folder, with overrides on top."""
+    check_overrides(overrides)
     mapping = read_recorded(folder)
     for text in overrides:
         mapping = override(mapping, text, RunConfig)

@@ -135,6 +135,8 @@ def sample(
     """
     if count < 1 or not prompts:
         raise ConfigError(f"{len(prompts)} prompts × count = {count} samples; wanted at least one of each.")
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
+        raise ConfigError(f"the prompts are {shown(prompts)}; wanted a list of texts.")
     for text in prompts:
         if not is_text(text):
             raise ConfigError(f"--prompt {shown(text)} holds bytes that are not UTF-8; give it in UTF-8.")
