@@ -76,7 +76,7 @@ def test_the_card_names_whole_paths(tmp_path, tiny_sd3, monkeypatch):
     shutil.copytree("runs/first/adapter", "before")
     train(write_config(tmp_path, "my model", changes | {"policy": {"merge_adapter": "before"}}))
     code = code_of(tmp_path / "runs/tiny/adapter")
-    assert repr(str(tmp_path / "my model")) in code and f"load_lora_weights({str(tmp_path / 'before')!r})" in code
+    assert repr(str(tmp_path / "my model")) in code and "before" not in code.replace("before training", "")
 
 
 ODD = {
