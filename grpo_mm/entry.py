@@ -46,7 +46,7 @@ def train(
     Args:
         config: a config, or the path of its file.
         overrides: "key.sub=value" texts, as on the command line.
-        rewards: replaces the config's rewards by functions `(images, prompts, metadata) -> list[float]` or reward objects.
+        rewards: replaces the config's rewards by functions (arguments by name: `grpo_mm.rollout.reward_arguments`) or reward objects.
         fresh: start over, deleting the run folder.
         checkpoint: go on from this one ("step_000020") instead of the newest.
         on_step: called after each step with its number and metrics.

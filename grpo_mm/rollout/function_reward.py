@@ -10,19 +10,19 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import check_trusted, load
-from grpo_mm.rollout.safe_call import as_scores
+from grpo_mm.rollout.returned_scores import as_scores
+from grpo_mm.rollout.reward_arguments import arguments
 from grpo_mm.rollout.surroundings import kept
 from grpo_mm.types import Prompt
 
 
 @dataclass
 class FunctionReward:
-    """Calls `def reward(images, prompts, metadata) -> list[float]`, found by its path `package.module:function`.
+    """Calls a function, such as `def reward(images, prompts) -> list[float]`, found by its path `package.module:function`.
 
-    images: a list of PIL pictures; for a policy that writes, a list of texts (call the argument `texts` then: the
-    three are passed by position). prompts: a list of texts. metadata: a list of the prompts' targets, {} where there is
-    none. All three have the same length, and so has the result: a number for each, float("nan") for what cannot be
-    scored. A dict of such lists may be returned too: "score", and further parts to be logged.
+    It gets what the names of its arguments say, each a list of one length: images or texts, prompts, metadata, media, ids, a
+    column of the data, …, see `reward_arguments.arguments`. So long is the result: a number for each; None or float("nan") for what
+    the reward does not apply to or cannot score. A dict of such lists may be returned too: "score", and further parts to be logged.
     """
 
     path: str
@@ -58,15 +58,7 @@ def call_function(function: Callable[..., Any], items: Any, prompts: Sequence[Pr
     """A user's function on M outputs -> "score" [M] and parts; `functools.partial(call_function, f)` is a reward.
 
     Raises:
-        UserError: another number of scores than M, or something that is no number.
+        UserError: an argument that there is not, another number of scores than M, or something that is no number.
     """
-    outputs = as_pictures(items) if isinstance(items, Tensor) and items.ndim == 4 else list(items)
-    metadata = [{} if prompt.target is None else prompt.target for prompt in prompts]
-    return as_scores(function(outputs, [prompt.text for prompt in prompts], metadata), len(prompts))
-
-
-def as_pictures(images: Tensor) -> list[Any]:
-    """uint8 [M, 3, H, W] -> M PIL pictures."""
-    from PIL import Image
-
-    return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    args, kwargs = arguments(function, items, prompts)
+    return as_scores(function(*args, **kwargs), len(prompts))

@@ -170,8 +170,12 @@ def _of_tensor(name: str, values: Tensor) -> Tensor:
 
 
 def _number(name: str, row: int, value: Any) -> float:
-    if isinstance(value, (str, bytes)) or value is None:
-        raise UserError(f'{name}[{row}] = {shown(value)} is no number; give float("nan") for what cannot be scored.')
+    if value is None:
+        return float("nan")
+    if isinstance(value, (str, bytes)):
+        raise UserError(
+            f'{name}[{row}] = {shown(value)} is no number; give None or float("nan") for what cannot be scored.'
+        )
     if isinstance(value, Complex) and not isinstance(value, Real) or isinstance(value, Tensor) and value.is_complex():
         raise UserError(f"{name}[{row}] = {shown(value)} is a complex number; wanted a real one.")
     try:

@@ -13,17 +13,19 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.rollout.function_reward import call_function
+from grpo_mm.rollout.reward_arguments import OUTPUTS, needed_names
 from grpo_mm.types import Prompt, is_relative
 
 
 def as_reward(use: Any) -> Any:
-    """A user's plain function `(images, prompts, metadata)` behind the signature of a reward; so is what wraps one (a partial,
-    a cache), and an object whose call asks for these three."""
+    """A user's plain function, which gets its arguments by name, behind the signature of a reward; so is what wraps one (a partial,
+    a cache), and an object whose call asks for such arguments."""
     return partial(call_function, use) if is_function(use) else use
 
 
 def is_function(use: Any) -> bool:
-    """Whether it is called as a user's function: with outputs, texts and metadata."""
+    """Whether it is called as a user's function, see `reward_arguments`. An object of two arguments is a reward, unless it asks
+    for a column: `(texts, answer)`."""
     inner = use
     while isinstance(inner, partial):
         inner = inner.func
@@ -31,23 +33,27 @@ def is_function(use: Any) -> bool:
         return False
     if inspect.isroutine(inner) or inspect.isroutine(getattr(inner, "__wrapped__", None)):
         return True
-    return not is_relative(use) and _takes(use, 3) is True and _takes(use, 2) is False
+    if is_relative(use):
+        return False
+    required = needed_names(use)
+    by_name = bool({*required} & {*OUTPUTS}) and {*required} - {*OUTPUTS} != {"prompts"}
+    return by_name or (_takes(use, 3) is True and _takes(use, 2) is False)
 
 
 def check_call(name: str, use: Any) -> None:
     """Raises ConfigError for a reward that cannot be called as rewards are."""
     if not callable(use) or inspect.isclass(use):
         raise ConfigError(
-            f"reward {shown(name)} is {shown(use)}; wanted a function (images, prompts, metadata) or a reward object."
+            f"reward {shown(name)} is {shown(use)}; wanted a function, such as (images, prompts), or a reward object."
         )
-    function = is_function(use)
-    if _takes(use, 3 if function or is_relative(use) else 2) is False:
-        asked = "(items, prompts, group)" if is_relative(use) else "(items, prompts), or (images, prompts, metadata)"
+    if not is_function(use) and _takes(use, 3 if is_relative(use) else 2) is False:
+        asked = (
+            "(items, prompts, group)"
+            if is_relative(use)
+            else "(items, prompts), or the names of a function's arguments"
+        )
         raise ConfigError(
-            f"reward {shown(name)} cannot be called with three arguments, (images, prompts, metadata), passed by position: its "
-            f"signature is {plain(str(inspect.signature(use)), 200)}. texts stand first where the policy writes."
-            if function
-            else f"reward {shown(name)} cannot be called with {asked}: its signature is {plain(str(inspect.signature(use)), 200)}."
+            f"reward {shown(name)} cannot be called with {asked}: its signature is {plain(str(inspect.signature(use)), 200)}."
         )
 
 

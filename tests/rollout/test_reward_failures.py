@@ -161,8 +161,7 @@ def test_any_sequence_of_numbers_is_a_score(output):
         (torch.tensor(0.5), "wanted 2 numbers"),
         ("ab", "returned 'ab'"),
         (None, "returned None"),
-        ([1.0, None], r"score\[1\] = None is no number; give float\(\"nan\"\)"),
-        ([1.0, "2"], r"score\[1\] = '2' is no number"),
+        ([1.0, "2"], r"score\[1\] = '2' is no number; give None or float\(\"nan\"\)"),
         ([1.0, [2, 3]], r"score\[1\] = \[2, 3\] is no number"),
         (torch.ones(2, 3), r"score\[0\] = tensor"),
         ([1.0], "returned 1 values"),
@@ -330,9 +329,20 @@ class OfTwo:
         return scaled(images, prompts, metadata)
 
 
+class OfFour:
+    def __call__(self, a, b, c, d):
+        return [1.0]
+
+
+class ByName:
+    def __call__(self, images, i):
+        return [6.0] * len(i)
+
+
 @pytest.mark.parametrize(
     ("use", "factor"),
     [
+        (ByName(), 1), (lambda prompts: [float(len(text)) for text in prompts], 1), (partial(scaled, metadata=None), 1),
         (scaled, 1), (partial(scaled, by=2), 2), (partial(partial(scaled), by=3), 3), (OfThree(), 2), (OfTwo(), 1), (OfTwo().method, 1),
         (partial(OfTwo()), 1), (partial(OfThree()), 2), (partial(call_function, scaled), 1), (lambda *all: scaled(*all), 1),
     ],
@@ -345,7 +355,7 @@ def test_whatever_can_be_called_is_called_as_it_asks_to_be(use, factor):
 
 @pytest.mark.parametrize(
     "use",
-    ["a:b", None, 3, OfTwo, {}, lambda images: [1.0], lambda images, prompts: [1.0], lambda a, b, c, d: [1.0], partial(scaled, by=1, metadata=2)],
+    ["a:b", None, 3, OfTwo, {}, OfFour(), partial(OfTwo(), items=1, prompts=2)],
 )  # fmt: skip
 def test_what_cannot_be_called_is_refused_before_the_run(use):
     with pytest.raises(ConfigError, match="reward 'r' "):
