@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class FunctionReward:
     the reward does not apply to or cannot score. A dict of such lists may be returned too: "score", and further parts to be logged.
     """
 
+    is_users: ClassVar[bool] = True
+    """What it calls may change what it is handed."""
     path: str
     """The module must be importable: installed, or in the folder that the command is started from."""
     timeout_seconds: float | None = None
