@@ -147,12 +147,15 @@ def sample(
 
 
 def _media_file(path: Path) -> object:
-    """A picture by its ending, else a video: its decoder tells whether it is one."""
+    """A picture by its ending or by what it holds, else a video: its decoder tells whether it is one."""
     from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+    from grpo_mm.datasets.media.pictures import is_picture
 
     if not path.is_file():
         raise UserError(f"--media {path}: there is no such file.")
-    return ImageFile(str(path)) if path.suffix.lower() in PICTURE_ENDINGS else VideoFile(str(path))
+    ending = path.suffix.lower()
+    shown_still = ending in PICTURE_ENDINGS or (ending != ".apng" and is_picture(str(path)))
+    return ImageFile(str(path)) if shown_still else VideoFile(str(path))
 
 
 @app.command("eval")

@@ -15,8 +15,9 @@ import torch
 from grpo_mm.config.run_config import RunConfig, Scorer, read
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
-from grpo_mm.outside import reason
+from grpo_mm.outside import reason, shown
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.reward_use import check_call
 from grpo_mm.training.run_folder import (
     check_folder,
     exclusive,
@@ -68,10 +69,14 @@ def train(
             "overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace."
         )
     config = _own_state(config)
+    if rewards is not None and not isinstance(rewards, Mapping):
+        raise ConfigError(f"rewards is {shown(rewards)}; wanted a dict of names: {{'mine': my_reward}}.")
     if rewards:
         config = replace(
             config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()}
         )
+    for name, scorer in (config.rewards | config.watched_rewards).items():
+        check_call(name, scorer.use)
     config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
     folder = folder_of(config)
     fresh = fresh or starts_over(folder)

@@ -142,7 +142,7 @@ def _clip(video: VideoFile, index: VideoIndex) -> tuple[int, int, float, float]:
     inside = (index.time_F >= start - SAME_MOMENT) & (index.time_F < end - SAME_MOMENT)
     numbers = inside.nonzero().flatten()
     if not len(numbers):
-        raise VideoError(video.path, f"no frame appears between {start} s and {end} s")
+        raise VideoError(video.path, f"no frame appears between {start:g} s and {end:g} s")
     return int(numbers[0]), int(numbers[-1]), start, end - start
 
 

@@ -12,6 +12,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.registry import check_trusted, load
 from grpo_mm.rollout.returned_scores import as_scores
 from grpo_mm.rollout.reward_arguments import arguments
+from grpo_mm.rollout.surroundings import kept
 from grpo_mm.types import Prompt
 
 
@@ -39,7 +40,8 @@ class FunctionReward:
 
     def check(self) -> None:
         """Raises ConfigError if the function is not there."""
-        self._function()
+        with kept(self.path, "code of"):
+            self._function()
 
     def __call__(self, items: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Raises UserError if the function returns another number of scores, or something that is no number."""

@@ -57,6 +57,12 @@ def arguments(
     return (), {name: _value(name, items, prompts, writes=writes) for name in asked}
 
 
+def needed_names(function: Callable[..., Any]) -> list[str]:
+    """Of its arguments without a default; none where they are not known, or by position only."""
+    found = _parameters(function)
+    return [] if found is None else found[0]
+
+
 def _parameters(function: Callable[..., Any]) -> tuple[list[str], list[str], bool] | None:
     """(needed, with a default, whether it takes any other); None: not known, or by position only."""
     try:

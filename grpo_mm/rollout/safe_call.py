@@ -18,7 +18,7 @@ from grpo_mm.outside import finite_number, plain, reason, shown
 from grpo_mm.processes.rng import stream_seed
 from grpo_mm.rollout.own_copies import is_own, own_items, own_prompts
 from grpo_mm.rollout.returned_scores import WrongLength, as_scores
-from grpo_mm.rollout.surroundings import kept, seed_all
+from grpo_mm.rollout.surroundings import interrupted, kept, seed_all
 from grpo_mm.types import Prompt, Reward
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def score_safely(
     A reward that raises on the batch is asked again row by row, so that only the rows that fail become NaN. One that
     exceeds its time limit, or gives a wrong number of scores, makes all its rows NaN. Infinities become NaN. A NaN that
     the reward gives itself is a row that could not be scored, without a message. Whatever is raised is a failure, SystemExit and
-    the like included; only a KeyboardInterrupt of the main thread goes through.
+    the like included; only the user's own Ctrl-C goes through.
 
     Every call of a user's reward gets copies of items and prompts; what it changes of the process is put back (`surroundings.kept`), and what it
     draws from global generators follows from what it is asked.
@@ -132,7 +132,8 @@ def _ask(reward: Reward, items: Any, prompts: Sequence[Prompt], rows: slice, res
         seed_all(_seed(*own))
         result[rows.start] = as_scores(reward(*own), rows.stop - rows.start)
     except BaseException as error:  # whatever a reward raises is a failed row
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and main and interrupted():
             raise
         result[rows.start] = error
 

@@ -59,6 +59,8 @@ class Learner:
         )
         self.rewards = Scoring(config.rewards, processes.device)
         self.onlooker = Onlooker(config, processes, samples=samples)
+        for scoring in (self.rewards, self.onlooker.watch):
+            scoring.load(leave=config.offload_rewards)
         if config.preflight and hasattr(config.policy, "stand_ins"):
             self._preflight(
                 [replace(prompt, source=name) for name, prompts in sources.items() for prompt in prompts], held_out

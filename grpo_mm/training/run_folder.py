@@ -27,6 +27,7 @@ from grpo_mm.looking import metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.training import mark
 from grpo_mm.training.clearing import clear
+from grpo_mm.training.clearing import links as links_within
 from grpo_mm.training.mark import replace_text
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import RunId
@@ -112,7 +113,9 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
             _check_no_others(folder) if is_run else None
             return
         if metrics.read(folder.metrics) or checkpoint.steps(folder.checkpoints):
-            different = differences(read_config(folder.path), as_of_today(plain(config)))
+            different = differences(
+                _without_place(read_config(folder.path)), _without_place(as_of_today(plain(config)))
+            )
             if different:
                 raise ConfigError(
                     f"{folder.path} holds a run with another config ({'; '.join(different[:4])}"
@@ -125,6 +128,11 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
         raise ConfigError(
             f"{folder.path} cannot be read: {reason(error)}. Choose another `runs_dir` or `name`."
         ) from error
+
+
+def _without_place(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what says only where the run lies: a run that was moved, copied or renamed goes on in its new place."""
+    return {key: value for key, value in settings.items() if key not in ("name", "runs_dir")}
 
 
 def _check_no_others(folder: RunFolder) -> None:
@@ -165,8 +173,7 @@ def _check_owned(path: Path, *, fresh: bool) -> bool:
     links = [
         name for name in names if (path / name).is_symlink() and (name in LINKED_TO or name.startswith(".writing_"))
     ]
-    if (path / "checkpoints").is_dir() and not links:
-        links = [f"checkpoints/{p.name}" for p in (path / "checkpoints").iterdir() if p.is_symlink()]
+    links = links or links_within(path)
     if links:
         raise ConfigError(
             f"{path / links[0]} is a link to {os.readlink(path / links[0])}. A run writes and deletes nothing through a link: put what "
@@ -313,7 +320,8 @@ def cut_back(folder: RunFolder, *, step: int, without_eval: bool, events: int = 
     """
     folder.summary.unlink(missing_ok=True)
     metrics.cut_back(folder.metrics, step=step, without_eval=without_eval)
-    lines = folder.events.read_text(encoding="utf-8").splitlines(keepends=True) if folder.events.is_file() else []
+    said = folder.events.read_text(encoding="utf-8", errors="replace") if folder.events.is_file() else ""
+    lines = said.splitlines(keepends=True)
     if lines[:events]:
         replace_text(folder.events, "".join(lines[:events]))
     else:

@@ -26,6 +26,7 @@ from grpo_mm.outside import reason
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scorer
+from grpo_mm.training.clearing import clear_product
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator
@@ -311,6 +312,7 @@ class Trainer:
             usage = config.engine.usage(policy) if hasattr(config.engine, "usage") else policy.usage()
             summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
             with self.learner.evaluation_weights():
+                clear_product(self.folder.path, policy.product)
                 policy.save(self.folder.path / policy.product)
             write_model_card(self.folder.path / policy.product, summary, usage=usage)
             replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
-from grpo_mm.pipelines.flow.models.card import loading_code
+from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
 from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
@@ -108,8 +108,7 @@ class FlowPolicy:
                 f"policy.text_length = 0, but {self.family.path} has {self.family.encoders[-1]}, which reads at least 1 token; "
                 "0 is for checkpoints without it."
             )
-        if config.merge_adapter is not None:
-            adapters.merge(self.pipe, config.merge_adapter)
+        self.merged = {} if config.merge_adapter is None else adapters.merge(self.pipe, config.merge_adapter)
         self.network: nn.Module = self.pipe.transformer
         if config.lora is None:
             self.network.requires_grad_(True)
@@ -272,12 +271,17 @@ class FlowPolicy:
         return {
             "base_model": resolve(self.family.path),
             "library": "diffusers",
-            "code": loading_code(self.config, self.pipe, sigmas=sigmas, scheduler=scheduler),
+            "code": loading_code(self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler),
         }
 
     def save(self, folder: Path) -> None:
-        """The product of a run: an adapter for `load_lora_weights`, or a whole pipeline for `from_pretrained`."""
+        """The product of a run: an adapter for `load_lora_weights`, or a whole pipeline for `from_pretrained`.
+
+        Beside an adapter lies the one that was merged before training, which it stands upon.
+        """
         if self.config.lora is None:
             adapters.save_pipeline(self.pipe, folder, dtype=self.dtype)
         else:
             adapters.save_adapter(self.pipe, folder)
+            if self.merged:
+                adapters.save_placed(self.pipe, self.merged, folder / MERGED)

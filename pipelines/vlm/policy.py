@@ -17,7 +17,7 @@ from grpo_mm.pipelines.spatial.picture_size import with_picture_size
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.models import adapters
 from grpo_mm.pipelines.vlm.models.adapters import Lora
-from grpo_mm.pipelines.vlm.models.card import loading_code
+from grpo_mm.pipelines.vlm.models.card import MERGED, loading_code
 from grpo_mm.pipelines.vlm.models.families import check_model, resolve
 from grpo_mm.pipelines.vlm.models.loading import load
 from grpo_mm.pipelines.vlm.models.positions import VideoPositions
@@ -70,7 +70,7 @@ class VlmPolicyConfig:
     video_positions: VideoPositions = "authors"
     """Where text goes on after a video of Qwen2-VL and Qwen2.5-VL. authors: above the highest position so far, the video's clock
     included, as the released checkpoints were trained and as vLLM has it. library: as the installed transformers has it, from
-    5.3 on from the video's place in space."""
+    5.3 on from the video's place in space; in some versions with a clock of whole seconds."""
     prefix_sharing: Sharing | bool = "auto"
     """Whether a prompt goes through the network once for all of its answers, with the same log-probabilities and gradients up
     to rounding. auto: where the estimated gain is 1.15-fold at least. off: once for each answer, in sampling as well. check:
@@ -164,8 +164,7 @@ class VlmPolicy:
         )  # fmt: skip
         model = loaded.model
         loaded.family.follow(model, config.video_positions)
-        if config.merge_adapter is not None:
-            model = adapters.merge(model, config.merge_adapter)
+        self.merged = {} if config.merge_adapter is None else adapters.merge(model, config.merge_adapter)
         model.requires_grad_(full).eval()
         if not config.train_tower:
             model.model.visual.requires_grad_(False)
@@ -282,6 +281,8 @@ class VlmPolicy:
             adapters.save_merged(self.wrapped, self.processor, folder)
         else:
             adapters.save_adapter(self.wrapped, folder)
+            if self.merged:
+                adapters.save_pairs(self.wrapped.get_base_model(), self.merged, folder / MERGED)
 
 
 def _checkpoint_layers(model: Any) -> None:

@@ -37,7 +37,7 @@ class Hps(Network):
 
     def check(self) -> None:
         """Raises ConfigError if open_clip or a local file is missing."""
-        check_clip(self.model, None)
+        check_clip(self.model, None, weights=False)
         check_file("path", self.path)
 
     @takes_pictures

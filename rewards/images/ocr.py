@@ -76,6 +76,12 @@ class OcrReward:
         if missing:
             raise ConfigError(f"ocr reward: {' and '.join(missing)} not installed; pip install 'grpo_mm[ocr]'.")
 
+    def to(self, device: torch.device | str) -> OcrReward:
+        """Loads RapidOCR, which stays on the CPU."""
+        if self._engine is None:
+            self._load()
+        return self
+
     @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """uint8 [M, 3, H, W] and M prompts -> score [M], and found [M]: 1 if the text is there letter by letter."""
@@ -89,8 +95,7 @@ class OcrReward:
 
     def read(self, image: Tensor) -> str:
         """All the text in a uint8 picture [3, H, W], lines joined without a separator; "" if there is none."""
-        if self._engine is None:
-            self._load()
+        self.to("cpu")
         pixels = image.flip(0).permute(1, 2, 0).contiguous().cpu().numpy()  # flip: an array is taken for BGR
         return "".join(self._engine(pixels).txts or ())
 

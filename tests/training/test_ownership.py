@@ -152,7 +152,21 @@ def test_a_run_behind_a_link_goes_on_and_is_not_started_over(config, run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoints", "samples", "adapter", "metrics.jsonl", "checkpoints/step_000009", ".writing_config.yaml"]
+    "name",
+    [
+        "checkpoints",
+        "samples",
+        "adapter",
+        "metrics.jsonl",
+        "checkpoints/step_000009",
+        ".writing_config.yaml",
+        "metrics.writing",
+        "adapter/README.md",
+        "samples/.writing_step_000002",
+        "samples/media",
+        "model",
+        "checkpoints/step_000002/state.json",
+    ],
 )
 def test_nothing_is_written_or_deleted_through_a_link(config, run, tmp_path, name):
     (tmp_path / "precious").mkdir()
@@ -164,6 +178,15 @@ def test_nothing_is_written_or_deleted_through_a_link(config, run, tmp_path, nam
         with pytest.raises(ConfigError, match="through a link"):
             train(config, fresh=fresh)
     assert inventory(tmp_path) == before
+
+
+def test_a_file_that_another_folder_shares_is_not_changed_there(config, run, tmp_path):
+    """As after `cp -al`, which makes hard links."""
+    (run / "summary.json").unlink()
+    shutil.copytree(run, tmp_path / "other", copy_function=os.link)
+    before = inventory(tmp_path / "other")
+    train(config, checkpoint="step_000001")
+    assert inventory(tmp_path / "other") == before and summary(run)["steps"] == 2
 
 
 def test_starting_over_leaves_what_no_run_writes(config, run, caplog):
@@ -327,6 +350,18 @@ def test_a_copy_of_the_whole_folder_goes_on(config, run, done):
     shutil.rmtree(run / "checkpoints/step_000002")
     train(config)
     assert weights(run, 2) == weights(done, 2) and mark.read_mark(run).id == mark.read_mark(done).id
+
+
+def test_a_run_goes_on_where_it_was_moved_to_and_renamed(config, run, done, tmp_path):
+    (run / "summary.json").unlink()
+    (run / "events.jsonl").write_bytes(b"\xff\xfe no text")
+    shutil.rmtree(run / "checkpoints/step_000002")
+    (tmp_path / "elsewhere").mkdir()
+    run.rename(tmp_path / "elsewhere/renamed")
+    train(config, [f"runs_dir={tmp_path}/elsewhere", "name=renamed"])
+    assert weights(tmp_path / "elsewhere/renamed", 2) == weights(done, 2)
+    with pytest.raises(ConfigError, match=r"another config \(seed"):
+        train(config, [f"runs_dir={tmp_path}/elsewhere", "name=renamed", "seed=3"])
 
 
 def test_a_run_of_a_version_without_marks_goes_on(config, run, done):

@@ -20,7 +20,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_mm.errors import UserError
-from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of
+from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of, tell_of_steps
 from grpo_mm.looking.report.curves import Columns, charts_of, columns_of
 from grpo_mm.looking.report.pictures import before_and_after, rollout_strip, spread_over
 from grpo_mm.looking.report.rules import read_events, rules_of, sentences, upon_curves
@@ -93,12 +93,14 @@ def read_run(folder: Path) -> Run:
     if samples.exists() and not samples.resolve().is_relative_to(folder.resolve()):
         damage.append("samples leads out of this folder: it was not followed")
         samples = folder / ".no_samples"
+    rows = json_rows(folder / "metrics.jsonl", damage)
+    tell_of_steps(rows, "metrics.jsonl", damage)
     return Run(
         name=str(summary.get("name") or plain(folder.resolve().name)),
         config=config,
         config_text=text,
         versions=json_object(folder / "versions.json", folder, damage) or summary.get("versions") or {},
-        rows=json_rows(folder / "metrics.jsonl", damage),
+        rows=rows,
         events=read_events(folder / "events.jsonl", damage),
         summary=summary,
         sheets=read_sheets(samples, damage),
@@ -146,7 +148,7 @@ def view(run: Run) -> dict[str, Any]:
         "has_texts": bool(texts),
         "reward_names": list(dict.fromkeys(name for s in sheets for cell in s.cells for name in cell.rewards)),
         "config_text": run.config_text,
-        "versions": part("versions.json", {}, flat, run.versions),
+        "versions": dict(list(part("versions.json", {}, flat, run.versions).items())[:MAX_SCORES]),
         "damage": damage,
     }
 
