@@ -25,8 +25,8 @@ def check_scoring(
 ) -> None:
     """Every reward loads what it needs and scores two outputs that are made up, of the first prompts that it applies to.
 
-    A reward of texts is asked about several made-up answers in turn, and fails if it raises on all of them: a run's rewards may
-    raise on what they cannot read, that is a failed row.
+    Several sorts of outputs are tried in turn until it can score one: a run's rewards may raise on what they cannot read, that is
+    a failed row.
 
     Args:
         stand_ins: prompts -> a list of outputs of these prompts, each as the policy would make them (`policy.stand_ins`).
@@ -42,7 +42,11 @@ def check_scoring(
             log.warning("%s.%s applies to none of the %d prompts: it is never asked", place, name, len(prompts))
             continue
         rows = rows[:1] * ROWS if is_relative(scorer.use) or len(rows) == 1 else rows
-        errors = [scoring.rehearse(name, items, rows) for items in stand_ins(rows)]
+        errors: list[str | None] = []
+        for items in stand_ins(rows):
+            errors.append(scoring.rehearse(name, items, rows))
+            if errors[-1] is None:
+                break
         if all(errors):
             raise ConfigError(
                 f"{place}.{name} cannot score what it will be asked, tried with {ROWS} made-up outputs before anything is sampled: "
