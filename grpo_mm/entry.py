@@ -15,7 +15,7 @@ import torch
 from grpo_mm.config.run_config import RunConfig, Scorer, read
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
-from grpo_mm.outside import shown
+from grpo_mm.outside import reason, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.reward_use import check_call
 from grpo_mm.training.run_folder import (
@@ -96,12 +96,22 @@ def train(
             open_folder(config, fresh=fresh)
         processes.barrier()
         if config.trackers:
-            processes.accelerator.init_trackers(config.name)
+            _start_trackers(config, processes)
         try:
             return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
         finally:
             if config.trackers:
                 processes.accelerator.end_training()
+
+
+def _start_trackers(config: RunConfig, processes: Processes) -> None:
+    """Raises ConfigError for whatever a tracker raises: no key, no network, no such project."""
+    try:
+        processes.accelerator.init_trackers(config.name)
+    except Exception as error:
+        raise ConfigError(
+            f"trackers: {', '.join(config.trackers)} cannot be started: {reason(error)}. trackers=[] goes without."
+        ) from error
 
 
 def _own_state(config: RunConfig) -> RunConfig:

@@ -29,6 +29,7 @@ from grpo_mm.datasets.media.picture_arrays import array_as_shown, is_feature, op
 from grpo_mm.datasets.media.picture_sequence import PictureSequence, chosen_pictures, read_pictures
 from grpo_mm.datasets.media.pictures import as_shown, open_picture, picture_size
 from grpo_mm.datasets.media.regular_files import check_regular
+from grpo_mm.datasets.media.video_index import scan_video
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import reason
 
@@ -108,6 +109,13 @@ class FrameStore:
         if is_feature(item):
             return open_feature(item)
         return as_shown(item) if hasattr(item, "getexif") else array_as_shown(item)
+
+    def probe(self, item: Any) -> None:
+        """Opens a picture, or reads the index of a video, and keeps no frames; raises as `load`."""
+        if isinstance(item, VideoFile):
+            scan_video(item.path)
+        else:
+            self.load(item)
 
     def fit(
         self,

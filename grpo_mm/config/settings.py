@@ -104,6 +104,8 @@ class Settings:
     evaluation: Evaluation = field(default_factory=Evaluation)
     watch: dict[str, Watched] = field(default_factory=dict)
     """Rewards that are logged and not optimised, and bands of metrics with what to do when they are left."""
+    preflight: bool = True
+    """Rewards and watches load and score two made-up outputs before a model is loaded; free disk space is looked at."""
     offload_rewards: bool = False
     """Network rewards leave the device while they are not asked."""
     max_reward_calls: int | None = None

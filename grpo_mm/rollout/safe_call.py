@@ -89,12 +89,13 @@ def _scored(
         return _finite(batch, errors), errors
     if rows == 1 or not by_row or isinstance(batch, (WrongLength, _Died)):
         return all_nan(rows), [described(batch)]
-    _tell_of_single_rows(name, rows, batch)
     done: dict[int, Any] = {}
     singles = [slice(row, row + 1) for row in range(rows)]
     if not _within(limit, lambda: [_ask(reward, items, prompts, one, done) for one in singles]):
         errors.append(f"one by one, {len(done)} of {rows} outputs were done within {limit:g} seconds")
     answers = dict(done)  # a thread left behind may still write into the other one
+    if any(not isinstance(answer, BaseException) for answer in answers.values()):
+        _tell_of_single_rows(name, rows, batch)
     if len(answers) < rows or any(isinstance(answer, BaseException) for answer in answers.values()):
         errors.insert(0, described(batch))
     for row, answer in sorted(answers.items()):

@@ -96,6 +96,13 @@ class Scoring:
         asked = {n: s for n, s in self.scorers.items() if group_U is not None or not is_relative(s.use)}
         return {name: self._one(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
 
+    def rehearse(self, name: str, items: Any, prompts: Sequence[Prompt]) -> str | None:
+        """Why this reward cannot score any of these outputs, which are not counted; None where it scored or left out some."""
+        scorer = self.scorers[name]
+        group = torch.zeros(len(prompts), dtype=torch.int64) if is_relative(scorer.use) else None
+        scores, errors = self._scored(name, scorer, items, list(prompts), group)
+        return None if not errors or scores["score"].isfinite().any() else errors[0]
+
     def applied(self, prompts: Sequence[Prompt]) -> dict[str, int]:
         """Scorer name → how many of the prompts it applies to, or cannot say whether it does: those are failures."""
         return {name: sum(applies_to(scorer, prompt) for prompt in prompts) for name, scorer in self.scorers.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.table import Table, gather, local_table
 from grpo_mm.training.evaluate import check_sources
 from grpo_mm.training.onlooker import Onlooker, is_demo
+from grpo_mm.training.preflight import check_media, check_scoring
 from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
@@ -44,7 +45,10 @@ log = logging.getLogger(__name__)
 class Learner:
     """The policy with its optimiser. Everything random is keyed by the step, so state is weights and a few counters."""
 
-    def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
+    def __init__(
+        self, config: RunConfig, processes: Processes, *, samples: Path, held_out: Sequence[Prompt] = ()
+    ) -> None:
+        """Raises ConfigError for what the run will need and does not find (`preflight`), before the policy is loaded."""
         self.config, self.processes = config, processes
         sources = {name: source.use.load() for name, source in config.prompts.items()}
         check_sources(config, sources, config.rewards | config.watched_rewards)
@@ -53,14 +57,18 @@ class Learner:
             {name: source.weight for name, source in config.prompts.items()},
             {name: (source.from_step, source.until_step) for name, source in config.prompts.items()},
         )
-        torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
-        self.policy = config.policy.load(processes.device)
-        self.params = list(self.policy.trainable.values())
-        self.optimizer = config.optim.build(self.params)
         self.rewards = Scoring(config.rewards, processes.device)
         self.onlooker = Onlooker(config, processes, samples=samples)
         for scoring in (self.rewards, self.onlooker.watch):
             scoring.load(leave=config.offload_rewards)
+        if config.preflight and hasattr(config.policy, "stand_ins"):
+            self._preflight(
+                [replace(prompt, source=name) for name, prompts in sources.items() for prompt in prompts], held_out
+            )
+        torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
+        self.policy = config.policy.load(processes.device)
+        self.params = list(self.policy.trainable.values())
+        self.optimizer = config.optim.build(self.params)
         reads = frozenset(getattr(config.engine, "snapshots", ()))
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
         self.policy.snapshots.take("ema") if config.ema else None
@@ -70,6 +78,16 @@ class Learner:
         self.counters: dict[str, int] = {
             "updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0, "since_reset": 0,
         }  # fmt: skip
+
+    def _preflight(self, training: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+        stand_ins, prompts = self.config.policy.stand_ins, [*training, *held_out]
+        if hasattr(self.config.policy, "probe_media"):
+            check_media(prompts, self.config.policy.probe_media)
+        check_scoring(self.rewards, prompts, stand_ins, place="rewards", must_apply=training)
+        check_scoring(self.onlooker.watch, prompts, stand_ins, place="watch")
+        if self.config.offload_rewards:
+            self.rewards.leave_device()
+            self.onlooker.watch.leave_device()
 
     def step(self, step: int) -> dict[str, float]:
         """Rollout, credit and updates of training step `step` (from 0); returns what is logged."""
@@ -298,6 +316,13 @@ class Learner:
         }
         parts = {path: part.state_dict() for path, part in stateful_parts(self.config)}
         return tensors, {"counters": self.counters, "parts": parts}
+
+    def checkpoint_bytes(self) -> tuple[int, int]:
+        """(of a checkpoint, of the weights alone): what they will take on disk."""
+        weights = sum(p.numel() * p.element_size() for p in self.params)
+        tensors, _ = self.checkpoint()
+        moments = 0 if tensors["optimizer"] else 2 * weights
+        return moments + sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values()), weights
 
     def load(self, loaded: Checkpoint, *, name: str) -> None:
         """The inverse of `checkpoint`; `name` is for messages."""

@@ -30,6 +30,7 @@ from grpo_mm.training.clearing import clear_product
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator
+from grpo_mm.training.preflight import check_disk
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
 from grpo_mm.types import Prompt
@@ -47,7 +48,13 @@ class Trainer:
     def __init__(self, config: RunConfig, folder: RunFolder, processes: Processes) -> None:
         self.config, self.folder, self.processes = config, folder, processes
         self.eval_prompts = held_out_prompts(config)
-        self.learner = Learner(config, processes, samples=folder.samples)
+        self.learner = Learner(config, processes, samples=folder.samples, held_out=self.eval_prompts)
+        if config.preflight and processes.is_main:
+            size, product = self.learner.checkpoint_bytes()
+            check_disk(
+                folder.path, checkpoint_bytes=size, product_bytes=product,
+                kept=config.checkpoints.keep_last + config.checkpoints.keep_best,
+            )  # fmt: skip
         self.rules = Rules(config.watch)
         self.state: dict[str, Any] = {
             "step": 0, "best_score": None, "best_step": None, "evaluations_without_gain": 0,

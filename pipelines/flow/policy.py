@@ -85,6 +85,13 @@ class FlowPolicyConfig:
         if self.merge_adapter is not None:
             check_adapter(self.merge_adapter)
 
+    def stand_ins(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """What rewards are tried with before anything is sampled: pictures of random pixels, and a light and a
+        dark one, [M, 3, H, W] uint8."""
+        size = (len(prompts), 3, self.height, self.width)
+        noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        return [noise, 192 + noise // 4, noise // 4]
+
     def load(self, device: torch.device) -> FlowPolicy:
         return FlowPolicy(self, device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +34,10 @@ from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """No float16, as for flow models."""
+
+
+SAID = "It can be seen."
+"""A sentence in place of an answer."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,20 @@ class VlmPolicyConfig:
     def unit(self) -> Couples:
         """One forward never splits a row."""
         return "row"
+
+    def stand_ins(self, prompts: Sequence[Prompt]) -> list[list[str]]:
+        """What rewards are tried with before anything is sampled: answers as one could be, the demonstration or the answer itself
+        among them."""
+        known = [p.target.get("answer") if isinstance(p.target, Mapping) else None for p in prompts]
+        plain = [SAID if answer is None else str(answer) for answer in known]
+        tagged = [f"<think>{SAID}</think><answer>{answer}</answer>" for answer in plain]
+        shown = [p.demo if isinstance(p.demo, str) else text for p, text in zip(prompts, tagged, strict=True)]
+        return [shown, tagged, plain, [SAID] * len(prompts)]
+
+    def probe_media(self, prompt: Prompt) -> None:
+        """Opens what the prompt shows, where the media can do so cheaply; raises what they raise."""
+        for item in prompt.media if hasattr(self.media, "probe") else ():
+            self.media.probe(item)
 
     def check(self) -> None:
         check_model(self.path)

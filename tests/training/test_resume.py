@@ -242,7 +242,7 @@ def train_until_signal(number: int, config: Path, folder: Path, *, code: int, ti
             os.kill(os.getpid(), number)
 
     patches = [
-        (tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=send)),
+        (tiny_rewards, "bright", at_call(4, tiny_rewards.bright, then=send)),
         (checkpoint, "prune", lambda folder, keep: None),
     ]
     assert in_child(command_line("train", config), folder / "stopped.txt", patches=patches) == code
@@ -332,7 +332,7 @@ def test_two_processes_are_never_in_one_run(config, whole, tmp_path, monkeypatch
         assert in_child(command_line("train", config, "--fresh"), tmp_path / "other.txt") == 2
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=start_another))
+        patch.setattr(tiny_rewards, "bright", at_call(4, tiny_rewards.bright, then=start_another))
         train(config)
     assert f"process {os.getpid()} is training in {tmp_path / 'runs/tiny'}" in (tmp_path / "other.txt").read_text()
     assert_same(tmp_path / "runs/tiny", whole)
@@ -365,7 +365,7 @@ def test_a_full_disk_is_told_wherever_it_shows(config, whole, tmp_path, monkeypa
         (run / "metrics.jsonl").symlink_to("/dev/full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=fill))
+        patch.setattr(tiny_rewards, "bright", at_call(4, tiny_rewards.bright, then=fill))
         with pytest.raises(TrainingStopped, match=r"could not be written: there is no space.*step_000001, is"):
             train(config)
     (run / "kept").replace(run / "metrics.jsonl")
