@@ -81,7 +81,11 @@ def _is_in_a_run(arguments: list[str]) -> bool:
 def train(
     config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option(help="start over, deleting the run folder")] = False,
+    fresh: Annotated[bool, typer.Option(help="start over; the run that lies there is moved to NAME.1")] = False,
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="go on with noted changes (docs/reference.md), and write them into the record"),
+    ] = False,
     checkpoint: Annotated[str | None, typer.Option(help="go on from this checkpoint instead of the newest")] = None,
     trust: Trust = False,
 ) -> None:
@@ -97,7 +101,7 @@ def train(
     folder = settings.folder.absolute()  # a reward may change the working folder
     try:
         with progress(settings) if is_main() else nullcontext() as on_step:
-            summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
+            summary = run(settings, fresh=fresh, accept=accept, checkpoint=checkpoint, on_step=on_step)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the newest checkpoint", err=True)
         raise typer.Exit(130) from None

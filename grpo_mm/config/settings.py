@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
+from grpo_mm.identity import FREE, NOTED, REFUSED
 from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.outside import place
@@ -29,9 +30,9 @@ class Updates:
     After the first update the policy is no longer the one that sampled: ratios leave 1, and clipping acts.
     """
 
-    by: Literal["group", "action"] = "group"
-    count: int = 1
-    passes: int = 1
+    by: Literal["group", "action"] = field(default="group", metadata=REFUSED)
+    count: int = field(default=1, metadata=REFUSED)
+    passes: int = field(default=1, metadata=REFUSED)
 
     @property
     def total(self) -> int:
@@ -43,18 +44,18 @@ class Updates:
 class Evaluation:
     """Held-out evaluation, deterministic: every `every` steps, and before and after training."""
 
-    every: int = 0
+    every: int = field(default=0, metadata=FREE)
     """0: only before and after."""
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata=NOTED)
     """At most so many prompts of each source."""
-    samples_per_prompt: int = 1
-    seed: int = 0
+    samples_per_prompt: int = field(default=1, metadata=NOTED)
+    seed: int = field(default=0, metadata=REFUSED)
     """Of the fixed noise; apart from the run's seed, so that runs are compared on the same pictures."""
-    show: int = 16
+    show: int = field(default=16, metadata=FREE)
     """Pictures kept of each evaluation."""
-    patience: int | None = None
+    patience: int | None = field(default=None, metadata=NOTED)
     """Stop after so many evaluations without a better held-out score."""
-    benchmarks: dict[str, Annotated[Any, Role("benchmark")]] = field(default_factory=dict)
+    benchmarks: dict[str, Annotated[Any, Role("benchmark")]] = field(default_factory=dict, metadata=FREE)
     """Figures of the whole held-out set, logged as eval/NAME/…; they take no part in the held-out score."""
 
 
@@ -62,63 +63,65 @@ class Evaluation:
 class Checkpoints:
     """Every `every` steps and at the end; the last `keep_last` and the best one stay."""
 
-    every: int = 50
-    keep_last: int = 2
-    keep_best: bool = True
+    every: int = field(default=50, metadata=FREE)
+    keep_last: int = field(default=2, metadata=FREE)
+    keep_best: bool = field(default=True, metadata=FREE)
 
 
 @dataclass(frozen=True)
 class Settings:
     """One run. What a file omits is the default here."""
 
-    name: str
-    policy: Annotated[Any, Role("policy")]
-    engine: Annotated[Any, Role("engine")]
-    prompts: dict[str, Source]
-    steps: int
-    prompts_per_step: int
-    group_size: int
-    data: dict[str, Any] = field(default_factory=dict)
+    name: str = field(metadata=FREE)
+    policy: Annotated[Any, Role("policy")] = field(metadata=REFUSED)
+    engine: Annotated[Any, Role("engine")] = field(metadata=REFUSED)
+    prompts: dict[str, Source] = field(metadata=NOTED)
+    steps: int = field(metadata=FREE)
+    prompts_per_step: int = field(metadata=REFUSED)
+    group_size: int = field(metadata=REFUSED)
+    data: dict[str, Any] = field(default_factory=dict, metadata=FREE)
     """Values that the file uses as ${data.NAME}: a user's own paths, in one place."""
-    method: str | None = None
+    method: str | None = field(default=None, metadata=FREE)
     """The method (see `grpo-mm methods`) whose preset filled in what the file leaves out."""
-    rewards: dict[str, Scorer] = field(default_factory=dict)
+    rewards: dict[str, Scorer] = field(default_factory=dict, metadata=NOTED)
     """At least one; those given to `grpo_mm.train` in Python take their place."""
-    seed: int = 0
-    updates: Updates = field(default_factory=Updates)
-    collector: Annotated[Any, Role("strategy")] = field(default_factory=SampleAndScore)
+    seed: int = field(default=0, metadata=REFUSED)
+    updates: Updates = field(default_factory=Updates, metadata=REFUSED)
+    collector: Annotated[Any, Role("strategy")] = field(default_factory=SampleAndScore, metadata=REFUSED)
     advantage: tuple[Annotated[Any, Role("advantage")], ...] = field(
-        default_factory=lambda: (GroupNorm(), WeightedSum(), Clamp())
+        default_factory=lambda: (GroupNorm(), WeightedSum(), Clamp()), metadata=REFUSED
     )
-    objective: tuple[Annotated[Any, Role("objective")], ...] = field(default_factory=lambda: (ClippedRatio(),))
-    old_logprobs: Literal["rollout", "recompute"] = "rollout"
+    objective: tuple[Annotated[Any, Role("objective")], ...] = field(
+        default_factory=lambda: (ClippedRatio(),), metadata=REFUSED
+    )
+    old_logprobs: Literal["rollout", "recompute"] = field(default="rollout", metadata=NOTED)
     """recompute: one pass in training shapes before the first update; for low precision, where batch shape matters."""
-    optim: Optim = field(default_factory=Optim)
-    ema: Ema | None = None
+    optim: Optim = field(default_factory=Optim, metadata=REFUSED)
+    ema: Ema | None = field(default=None, metadata=REFUSED)
     """Averaged weights; evaluation and the product use them."""
-    sampling: SamplingPolicy | None = None
+    sampling: SamplingPolicy | None = field(default=None, metadata=REFUSED)
     """Rollouts come from a slow copy of the weights; None: from the weights."""
-    reference_reset: ReferenceReset | None = None
+    reference_reset: ReferenceReset | None = field(default=None, metadata=REFUSED)
     """When the reference becomes the present policy; None: never."""
-    eval_prompts: dict[str, Source] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    watch: dict[str, Watched] = field(default_factory=dict)
+    eval_prompts: dict[str, Source] = field(default_factory=dict, metadata=NOTED)
+    evaluation: Evaluation = field(default_factory=Evaluation, metadata=NOTED)
+    watch: dict[str, Watched] = field(default_factory=dict, metadata=FREE)
     """Rewards that are logged and not optimised, and bands of metrics with what to do when they are left."""
-    offload_rewards: bool = False
+    offload_rewards: bool = field(default=False, metadata=FREE)
     """Network rewards leave the device while they are not asked."""
-    max_reward_calls: int | None = None
+    max_reward_calls: int | None = field(default=None, metadata=FREE)
     """Budget: rewards × pictures of a step, comparisons of a judge included; a config that plans more is refused."""
-    samples_every: int = 10
+    samples_every: int = field(default=10, metadata=FREE)
     """Steps between sheets of rollout pictures or texts; 0: none."""
-    sketch: Annotated[Any, Role("sketch")] | None = None
+    sketch: Annotated[Any, Role("sketch")] | None = field(default=None, metadata=FREE)
     """What the report draws of a text: spans on a time line, boxes on a picture; None: the text alone."""
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoints: Checkpoints = field(default_factory=Checkpoints, metadata=FREE)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = field(default=(), metadata=FREE)
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=NOTED)
     """Which of several GPUs: CUDA_VISIBLE_DEVICES, or the launcher."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=FREE)
     """CPU threads of torch; fix it where runs must agree bit for bit."""
-    runs_dir: str = "runs"
+    runs_dir: str = field(default="runs", metadata=FREE)
 
     @property
     def folder(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import loading_code
@@ -39,21 +40,21 @@ class FlowPolicyConfig:
     """An adapter that is merged into the weights before training starts."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """What the network computes in. Latents, log-probabilities and trained weights are float32 whatever this is."""
-    guidance: float = 1.0
+    guidance: float = field(default=1.0, metadata=NOTED)
     """> 1: the guided velocity is the policy, in rollout, training and evaluation alike."""
     height: int = 512
     width: int = 512
-    eval_height: int | None = None
-    eval_width: int | None = None
+    eval_height: int | None = field(default=None, metadata=NOTED)
+    eval_width: int | None = field(default=None, metadata=NOTED)
     text_length: int = 128
-    micro_batch: int = 16
+    micro_batch: int = field(default=16, metadata=FREE)
     """Transitions in one training forward; changes memory and speed, not the gradient."""
-    decode_batch: int = 16
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    vae_slicing: bool = False
-    vae_tiling: bool = False
-    offload: tuple[Literal["encoders", "decoder"], ...] = ()
+    decode_batch: int = field(default=16, metadata=FREE)
+    gradient_checkpointing: bool = field(default=False, metadata=FREE)
+    compile: bool = field(default=False, metadata=FREE)
+    vae_slicing: bool = field(default=False, metadata=FREE)
+    vae_tiling: bool = field(default=False, metadata=NOTED)
+    offload: tuple[Literal["encoders", "decoder"], ...] = field(default=(), metadata=FREE)
     """Parts that stay in main memory except while they are used."""
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
 from grpo_mm.pipelines.flow.memory import memory_lines
@@ -37,7 +38,7 @@ class FlowEngine(OdeSampler):
     """How images are sampled: the schedule, where it is random and by which kernel, what is shared, how the rest is solved."""
 
     steps: int = 10
-    eval_steps: int = 40
+    eval_steps: int = field(default=40, metadata=NOTED)
     schedule: Annotated[Any, Role("schedule")] | None = None
     """None: the grid of the checkpoint's own scheduler."""
     kernel: Annotated[Any, Role("sampler")] = kernels.flow_sde
@@ -54,7 +55,7 @@ class FlowEngine(OdeSampler):
     """Only noisy steps that this window covers are trained (BranchGRPO's depth pruning); its level plays no part."""
     train_fraction: float = 1.0
     """Each row trains a random share of its noisy steps (DanceGRPO's τ)."""
-    rollout_batch: int = 16
+    rollout_batch: int = field(default=16, metadata=FREE)
     """Latents in one sampling forward; changes memory and speed only."""
 
     @property
