@@ -28,7 +28,6 @@ from grpo_mm.config.sources import Digests, sources_of
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.looking import metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
-from grpo_mm.outside import plain as plain_text
 from grpo_mm.training import mark
 from grpo_mm.training.changes import check_changes, compare, cut_back_changes, note, words, write_sources
 from grpo_mm.training.clearing import clear
@@ -139,7 +138,7 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
             return Start(over=not _is_of(folder, config, sources), sources=sources)
         changes = compare(folder.path, config, sources)
         done = None if checkpoint_name else finished(folder)
-        ended = done is not None and not _goes_further(done, changes)
+        ended = done is not None and not (checkpoint.steps(folder.checkpoints) and _goes_further(done, config, changes))
         check_changes(folder.path, changes, accept=accept or ended)
         if done is not None and ended:
             return Start(done=_told(folder, done, changes))
@@ -168,33 +167,22 @@ def _is_of(folder: RunFolder, config: RunConfig, sources: Mapping[str, Digests])
         return False
 
 
-def _goes_further(done: Mapping[str, Any], changes: Sequence[Difference]) -> bool:
-    """Whether a run that came to its end has more to do: more steps, or more patience where that ended it."""
-    changed = {each.key: each.here for each in changes}
-    steps = changed.get("steps")
-    if done.get("stopped_early") == "patience":
-        patience = "evaluation.patience" in changed
-        return patience and (changed["evaluation.patience"] is None or steps is None or steps > done["steps"])
-    return isinstance(steps, int) and steps > done["steps"] and done.get("stopped_early") is None
+def _goes_further(done: Mapping[str, Any], config: RunConfig, changes: Sequence[Difference]) -> bool:
+    """Whether a run that came to its end has more to do: more steps, and where patience ended it another patience."""
+    waits = done.get("stopped_early") == "patience" and any(each.key == "evaluation.patience" for each in changes)
+    return config.steps > done["steps"] and (done.get("stopped_early") is None or waits)
 
 
 def _told(folder: RunFolder, done: dict[str, Any], changes: Sequence[Difference]) -> dict[str, Any]:
-    when = done.get("finished") or datetime.fromtimestamp(folder.summary.stat().st_mtime, UTC).isoformat(
-        timespec="seconds"
-    )
+    when = datetime.fromtimestamp(folder.summary.stat().st_mtime, UTC)  # it is written last, and once
     early = f" ({done['stopped_early']} ended it early)" if done.get("stopped_early") else ""
-    text = f"{folder.path}: finished on {shown_date(when)} after {done['steps']} steps{early}, nothing was run"
+    text = f"{folder.path}: finished on {when:%Y-%m-%d %H:%M} UTC after {done['steps']} steps{early}, nothing was run"
     if changes:
         text += (
             f"; these differ: {words(changes)}. To train with them use another name, or start over with --fresh, which moves "
             "this run aside"
         )
     return done | {"nothing_was_run": f"{text}.", "differs": [str(each) for each in changes]}
-
-
-def shown_date(when: Any) -> str:
-    """2026-11-29T10:00:00+00:00 -> 2026-11-29 10:00 UTC."""
-    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)\S*$", r"\1 \2 UTC", plain_text(str(when), 40))
 
 
 def _check_no_others(folder: RunFolder) -> None:

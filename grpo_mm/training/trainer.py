@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +317,6 @@ class Trainer:
             "reward_calls": {k: v for k, v in state["calls"].items() if k not in clock.NETWORK_CALLS},
             "bad_updates": self.learner.counters["bad_updates"],
             "product": policy.product,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         if self.processes.is_main:
             summary["changes"] = [str(change) for change in read_changes(self.folder.path)]
