@@ -31,8 +31,11 @@ class Updates:
     """
 
     by: Literal["group", "action"] = field(default="group", metadata=REFUSED)
+    """Parts of whole groups, or of single actions of all rows."""
     count: int = field(default=1, metadata=REFUSED)
+    """Optimiser updates of one pass."""
     passes: int = field(default=1, metadata=REFUSED)
+    """How often the rollout is gone through."""
 
     @property
     def total(self) -> int:
@@ -49,6 +52,7 @@ class Evaluation:
     limit: int | None = field(default=None, metadata=NOTED)
     """At most so many prompts of each source."""
     samples_per_prompt: int = field(default=1, metadata=NOTED)
+    """Pictures or answers of each held-out prompt."""
     seed: int = field(default=0, metadata=REFUSED)
     """Of the fixed noise; apart from the run's seed, so that runs are compared on the same pictures."""
     show: int = field(default=16, metadata=FREE)
@@ -64,8 +68,11 @@ class Checkpoints:
     """Every `every` steps and at the end; the last `keep_last` and the best one stay."""
 
     every: int = field(default=50, metadata=FREE)
+    """Steps between checkpoints; 0: only at the end and where a run is asked to stop."""
     keep_last: int = field(default=2, metadata=FREE)
+    """So many of the newest stay."""
     keep_best: bool = field(default=True, metadata=FREE)
+    """The one with the best held-out score stays as well."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,19 @@ class Settings:
     """One run. What a file omits is the default here."""
 
     name: str = field(metadata=FREE)
+    """Of the run, and of its folder below `runs_dir`."""
     policy: Annotated[Any, Role("policy")] = field(metadata=REFUSED)
+    """The model that is trained, with its adapter."""
     engine: Annotated[Any, Role("engine")] = field(metadata=REFUSED)
+    """How it is sampled."""
     prompts: dict[str, Source] = field(metadata=NOTED)
+    """What is trained on: sources by name."""
     steps: int = field(metadata=FREE)
+    """Rollouts, each with its updates."""
     prompts_per_step: int = field(metadata=REFUSED)
+    """Groups of a step, over all processes."""
     group_size: int = field(metadata=REFUSED)
+    """Samples of a prompt that are compared with each other."""
     data: dict[str, Any] = field(default_factory=dict, metadata=FREE)
     """Values that the file uses as ${data.NAME}: a user's own paths, in one place."""
     method: str | None = field(default=None, metadata=FREE)
@@ -86,8 +100,11 @@ class Settings:
     rewards: dict[str, Scorer] = field(default_factory=dict, metadata=NOTED)
     """At least one; those given to `grpo_mm.train` in Python take their place."""
     seed: int = field(default=0, metadata=REFUSED)
+    """Of all that is drawn in training."""
     updates: Updates = field(default_factory=Updates, metadata=REFUSED)
+    """How a rollout is spent."""
     collector: Annotated[Any, Role("strategy")] = field(default_factory=SampleAndScore, metadata=REFUSED)
+    """What is sampled and how often."""
     advantage: tuple[Annotated[Any, Role("advantage")], ...] = field(
         default_factory=lambda: (GroupNorm(), WeightedSum(), Clamp()), metadata=REFUSED
     )
@@ -97,6 +114,7 @@ class Settings:
     old_logprobs: Literal["rollout", "recompute"] = field(default="rollout", metadata=NOTED)
     """recompute: one pass in training shapes before the first update; for low precision, where batch shape matters."""
     optim: Optim = field(default_factory=Optim, metadata=REFUSED)
+    """The optimiser and its learning rate."""
     ema: Ema | None = field(default=None, metadata=REFUSED)
     """Averaged weights; evaluation and the product use them."""
     sampling: SamplingPolicy | None = field(default=None, metadata=REFUSED)
@@ -104,7 +122,9 @@ class Settings:
     reference_reset: ReferenceReset | None = field(default=None, metadata=REFUSED)
     """When the reference becomes the present policy; None: never."""
     eval_prompts: dict[str, Source] = field(default_factory=dict, metadata=NOTED)
+    """Held-out prompts; without them nothing is evaluated."""
     evaluation: Evaluation = field(default_factory=Evaluation, metadata=NOTED)
+    """When and how held-out prompts are asked."""
     watch: dict[str, Watched] = field(default_factory=dict, metadata=FREE)
     """Rewards that are logged and not optimised, and bands of metrics with what to do when they are left."""
     offload_rewards: bool = field(default=False, metadata=FREE)
@@ -116,12 +136,15 @@ class Settings:
     sketch: Annotated[Any, Role("sketch")] | None = field(default=None, metadata=FREE)
     """What the report draws of a text: spans on a time line, boxes on a picture; None: the text alone."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints, metadata=FREE)
+    """When the run is saved, and what is kept."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = field(default=(), metadata=FREE)
+    """Where metrics are also written; an extra has to be installed."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=NOTED)
     """Which of several GPUs: CUDA_VISIBLE_DEVICES, or the launcher."""
     threads: int | None = field(default=None, metadata=FREE)
     """CPU threads of torch; fix it where runs must agree bit for bit."""
     runs_dir: str = field(default="runs", metadata=FREE)
+    """The folder of all run folders."""
 
     @property
     def folder(self) -> Path:

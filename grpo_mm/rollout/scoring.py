@@ -35,8 +35,11 @@ class Scorer:
     """A named reward: its weight, the prompt sources it applies to (None: all), its time limit, and where it runs."""
 
     use: Annotated[Any, Role("reward")]
+    """What scores."""
     weight: float = 1.0
+    """In the sum that is optimised, and in the held-out score."""
     sources: tuple[str, ...] | None = None
+    """Names of prompt sources; null: all."""
     timeout_seconds: float | None = field(default=None, metadata=FREE)
     """For all outputs of a step on one rank; None: the reward's own, which judges have."""
     isolate: bool = field(default=False, metadata=FREE)

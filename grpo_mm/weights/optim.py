@@ -18,10 +18,15 @@ class Optim:
     """AdamW; the defaults are those of the Flow-GRPO scripts (flow models, LoRA)."""
 
     lr: float = field(default=3e-4, metadata=NOTED)
+    """Its highest value."""
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=NOTED)
+    """Of AdamW."""
     weight_decay: float = field(default=1e-4, metadata=NOTED)
+    """Of AdamW, times the learning rate."""
     eps: float = field(default=1e-8, metadata=NOTED)
+    """Of AdamW."""
     max_grad_norm: float = field(default=1.0, metadata=NOTED)
+    """Longer gradients are scaled down to it."""
     warmup_updates: int = field(default=0, metadata=NOTED)
     """Adam's first updates are sign steps of full length: without warm-up they leave a narrow clip range at once."""
     schedule: Literal["constant", "linear", "cosine"] = field(default="constant", metadata=NOTED)

@@ -34,6 +34,7 @@ class FlowPolicyConfig:
     """Settings of a flow policy; `load` makes it."""
 
     model: Annotated[Any, Role("flow_model")]
+    """The checkpoint and its family."""
     lora: Lora | None = None
     """None: full fine-tuning of the transformer, with float32 master weights."""
     merge_adapter: str | None = None
@@ -43,17 +44,27 @@ class FlowPolicyConfig:
     guidance: float = field(default=1.0, metadata=NOTED)
     """> 1: the guided velocity is the policy, in rollout, training and evaluation alike."""
     height: int = 512
+    """Pixels of a rollout."""
     width: int = 512
+    """Pixels of a rollout."""
     eval_height: int | None = field(default=None, metadata=NOTED)
+    """Pixels of an evaluation; null: as in training."""
     eval_width: int | None = field(default=None, metadata=NOTED)
+    """Pixels of an evaluation; null: as in training."""
     text_length: int = 128
+    """Tokens of the longest text encoder."""
     micro_batch: int = field(default=16, metadata=FREE)
     """Transitions in one training forward; changes memory and speed, not the gradient."""
     decode_batch: int = field(default=16, metadata=FREE)
+    """Latents that are decoded at once; changes memory and speed only."""
     gradient_checkpointing: bool = field(default=False, metadata=FREE)
+    """Activations are computed again in the backward pass: less memory, more time."""
     compile: bool = field(default=False, metadata=FREE)
+    """The network through torch.compile."""
     vae_slicing: bool = field(default=False, metadata=FREE)
+    """Pictures are decoded one by one."""
     vae_tiling: bool = field(default=False, metadata=NOTED)
+    """Pictures are decoded in overlapping tiles: less memory, and slightly other pictures."""
     offload: tuple[Literal["encoders", "decoder"], ...] = field(default=(), metadata=FREE)
     """Parts that stay in main memory except while they are used."""
 

@@ -58,6 +58,7 @@ class VlmPolicyConfig:
     temperature: float = field(default=1.0, metadata=NOTED)
     """Of the policy itself: rollouts are drawn from it, and ratios and KL are of the same distribution."""
     chat: Chat = field(default_factory=Chat, metadata=NOTED)
+    """How a prompt is put to the model."""
     media: Annotated[Any, Role("media")] = field(
         default_factory=lambda: registry.lookup("media", "frame_store")(), metadata=NOTED
     )
@@ -82,6 +83,7 @@ class VlmPolicyConfig:
     head_chunk: int = field(default=1024, metadata=FREE)
     """Tokens whose distribution over the vocabulary exists at once."""
     gradient_checkpointing: bool = field(default=False, metadata=FREE)
+    """Activations are computed again in the backward pass: less memory, more time."""
 
     @property
     def sharing(self) -> Sharing:

@@ -38,14 +38,19 @@ class FlowEngine(OdeSampler):
     """How images are sampled: the schedule, where it is random and by which kernel, what is shared, how the rest is solved."""
 
     steps: int = 10
+    """Denoising steps of a rollout."""
     eval_steps: int = field(default=40, metadata=NOTED)
+    """Denoising steps of an evaluation."""
     schedule: Annotated[Any, Role("schedule")] | None = None
     """None: the grid of the checkpoint's own scheduler."""
     kernel: Annotated[Any, Role("sampler")] = kernels.flow_sde
+    """How a step is random."""
     logprob: Logprob = "gaussian"
     """cps: the published variance-free form; the same one in rollout and training."""
     noise: Annotated[Any, Role("noise")] = field(default_factory=AllSteps)
+    """Which steps are random, and how much."""
     solver: Annotated[Any, Role("solver")] = field(default_factory=Euler)
+    """How the other steps are solved."""
     seeds: int | None = None
     """Distinct initial latents of a group. None: every sample has its own; 1: all start from one and differ by the noise of
     their steps only (DanceGRPO); between them, neighbours share one (TempFlow-GRPO: 4 for 24 samples)."""
