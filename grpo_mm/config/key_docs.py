@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from grpo_mm import registry
+from grpo_mm.config.settings import BY_POLICY
 
 
 def doc_of(cls: type, name: str) -> str:
@@ -46,6 +47,8 @@ def _written(value: Any) -> str:
     """A component by its kind; of settings within settings nothing, for their fields have their own defaults."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if value is BY_POLICY:
+        return "by the policy"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, (str, int, float)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,8 @@ from typing import Annotated, Any, Literal
 import torch
 
 from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
+from grpo_mm.config.by_policy import defaults_of
+from grpo_mm.config.typed_yaml import convert
 from grpo_mm.identity import FREE, NOTED, REFUSED
 from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio
@@ -75,9 +78,18 @@ class Checkpoints:
     """The one with the best held-out score stays as well."""
 
 
+class _ByPolicy(tuple[Any, ...]):
+    """Nothing was said: the policy says it."""
+
+
+BY_POLICY = _ByPolicy()
+OPTIM_BY_POLICY = Optim()
+"""Known by being this very object."""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """One run. What a file omits is the default here."""
+    """One run. What a file omits is the default here, or what the policy says (`config.by_policy`)."""
 
     name: str = field(metadata=FREE)
     """Of the run, and of its folder below `runs_dir`."""
@@ -105,15 +117,13 @@ class Settings:
     """How a rollout is spent."""
     collector: Annotated[Any, Role("strategy")] = field(default_factory=SampleAndScore, metadata=REFUSED)
     """What is sampled and how often."""
-    advantage: tuple[Annotated[Any, Role("advantage")], ...] = field(
-        default_factory=lambda: (GroupNorm(), WeightedSum(), Clamp()), metadata=REFUSED
-    )
-    objective: tuple[Annotated[Any, Role("objective")], ...] = field(
-        default_factory=lambda: (ClippedRatio(),), metadata=REFUSED
-    )
+    advantage: tuple[Annotated[Any, Role("advantage")], ...] = field(default=BY_POLICY, metadata=REFUSED)
+    """The stages from rewards to advantages, in order; left out: those that the policy says."""
+    objective: tuple[Annotated[Any, Role("objective")], ...] = field(default=BY_POLICY, metadata=REFUSED)
+    """The terms of the loss; left out: those that the policy says."""
     old_logprobs: Literal["rollout", "recompute"] = field(default="rollout", metadata=NOTED)
     """recompute: one pass in training shapes before the first update; for low precision, where batch shape matters."""
-    optim: Optim = field(default_factory=Optim, metadata=REFUSED)
+    optim: Optim = field(default=OPTIM_BY_POLICY, metadata=REFUSED)
     """The optimiser and its learning rate."""
     ema: Ema | None = field(default=None, metadata=REFUSED)
     """Averaged weights; evaluation and the product use them."""
@@ -145,6 +155,24 @@ class Settings:
     """CPU threads of torch; fix it where runs must agree bit for bit."""
     runs_dir: str = field(default="runs", metadata=FREE)
     """The folder of all run folders."""
+
+    def __post_init__(self) -> None:
+        given = {
+            key: getattr(self, key)
+            for key, default in (("advantage", BY_POLICY), ("objective", BY_POLICY), ("optim", OPTIM_BY_POLICY))
+            if getattr(self, key) is not default
+        }
+        if len(given) < 3:
+            said = defaults_of(self.policy, self.engine)
+            without = {
+                "advantage": (GroupNorm(), WeightedSum(), Clamp()),
+                "objective": (ClippedRatio(),),
+                "optim": Optim(),
+            }
+            hints = typing.get_type_hints(Settings, include_extras=True)
+            for key in set(without) - set(given):
+                value = convert(hints[key], said[key], path=key) if key in said else without[key]
+                object.__setattr__(self, key, value)
 
     @property
     def folder(self) -> Path:

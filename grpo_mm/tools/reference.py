@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from grpo_mm import registry
 from grpo_mm.config.key_docs import default_of, doc_of, first_sentence
 from grpo_mm.config.run_config import RunConfig
@@ -42,6 +44,7 @@ SKIPPED = ("preset", "prediction_file")
 def reference_page() -> str:
     """The whole page as Markdown."""
     lines = [HEAD, "## Of every run", "", *_table(_rows(RunConfig, "", "refused"))]
+    lines += _said_by_policies()
     roles = list(dict.fromkeys(entry.role for entry in registry.table() if entry.role not in SKIPPED))
     for role in roles:
         lines += ["", f"## {role}", "", f"Fields that say nothing else are {OF_A_ROLE.get(role, OF_A_USER)}."]
@@ -62,6 +65,27 @@ def reference_page() -> str:
                 bare.append(f"`{entry.kind}`")
         lines += ["", f"Without settings: {', '.join(bare)}."] if bare else []
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _said_by_policies() -> list[str]:
+    """Defaults that are a matter of what a policy makes, in its own words."""
+    lines = [
+        "",
+        "## What policies say",
+        "",
+        "These stand below everything that a config, its parent or its method says.",
+        "",
+    ]
+    for entry in registry.entries("policy"):
+        cls = registry.load(entry.target)
+        if hasattr(cls, "defaults"):
+            needed = {f.name: None for f in dataclasses.fields(cls) if default_of(f) == "required"}
+            said = dict(cls(**needed).defaults(None))
+            kinds = [f"# any {fits} without them: {settings}" for fits, settings in said.pop("kinds", ())]
+            text = yaml.safe_dump(said, sort_keys=False, default_flow_style=None, width=120).strip()
+            words = inspect.cleandoc(cls.defaults.__doc__).partition("\n\n")[2]
+            lines += [f"### policy `{entry.kind}`", "", words, "", "```yaml", text, *kinds, "```", ""]
+    return lines
 
 
 def _has_fields(thing: Any) -> bool:

@@ -77,6 +77,24 @@ class FlowPolicyConfig:
         """One forward never splits an action."""
         return "action"
 
+    def defaults(self, engine: Any) -> dict[str, Any]:
+        """What a config that says nothing gets (`grpo_mm.config.by_policy`); the rest has the defaults of the classes.
+
+        Log-probabilities of denoising steps are means over latent elements, so their clip range is narrow. Where finished samples are
+        trained there are none, and a KL is one of velocities. Source: arXiv:2505.05470 and its released code; for velocities
+        arXiv:2509.25050 (AWM).
+        """
+        clip = {"clip_low": 1e-4, "clip_high": 1e-4}
+        finished = "velocity_shift_ref" in getattr(engine, "provides", ()) and "ref_logprobs" not in engine.provides
+        return {
+            "advantage": [{"kind": "group_norm"}, {"kind": "weighted_sum"}, {"kind": "clamp"}],
+            "objective": [{"kind": "clipped_ratio", **clip}],
+            "kinds": [
+                ({"kind": "clipped_ratio"}, clip),
+                *([({"kind": "kl"}, {"form": "velocity", "weight": 1e-3})] if finished else []),
+            ],
+        }
+
     def check(self) -> None:
         self.model.check()
         if self.lora is not None:
