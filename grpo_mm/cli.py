@@ -222,19 +222,30 @@ def show(
 ) -> None:
     """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model.
 
+    Values that the file does not say are marked: a default and whose, of the method, set on the command line.
     What still keeps it from training (files that are not there) comes last, with exit code 2.
     """
     import yaml
 
     from grpo_mm.config import run_config
     from grpo_mm.config.arithmetic import lines
+    from grpo_mm.config.origins import marked_yaml
+    from grpo_mm.config.without_effect import without_effect
+    from grpo_mm.looking.changes import read_changes
 
     settings = run_config.read(config, overrides or [], trust=trust)
     settings.check_settings()
-    say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
+    if config.is_dir():  # a run keeps all values, wherever they came from
+        say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
+        for change in read_changes(config):
+            say(f"changed {change}")
+    else:
+        say(marked_yaml(config, overrides or [], settings))
     for line in lines(settings):
         say(line)
     settings.check()
+    for line in without_effect(settings):
+        say(line)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from grpo_mm.config.run_config import RunConfig, Scorer, read
+from grpo_mm.config.without_effect import tell_what_has_no_effect
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
 from grpo_mm.processes.distributed import Processes
@@ -77,6 +78,7 @@ def train(
             config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()}
         )
     config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
+    tell_what_has_no_effect(config)
     folder = folder_of(config)
     fresh = fresh or starts_over(folder)
     start = check_folder(config, fresh=fresh, checkpoint_name=checkpoint, accept=accept)

@@ -16,7 +16,7 @@ from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import loading_code
-from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve
+from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve, takes_guidance
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.registry import Role
@@ -94,6 +94,21 @@ class FlowPolicyConfig:
                 *([({"kind": "kl"}, {"form": "velocity", "weight": 1e-3})] if finished else []),
             ],
         }
+
+    def without_effect(self) -> list[str]:
+        """Settings that others make void, a sentence each."""
+        found = [] if self.lora is None else self.lora.without_effect()
+        if 0 < self.guidance < 1 and self.model.network_rows(2.0) == 2:
+            found.append(f"policy.guidance = {self.guidance:g} has no effect: the model is guided above 1 only.")
+        if self.guidance != 1 and not takes_guidance(self.model.path):
+            found.append(
+                f"policy.guidance = {self.guidance:g} has no effect: the checkpoint's network does not take it (guidance_embeds is false)."
+            )
+        if self.vae_slicing and self.decode_batch == 1:
+            found.append(
+                "policy.vae_slicing has no effect: policy.decode_batch = 1 decodes pictures one by one already."
+            )
+        return found
 
     def check(self) -> None:
         self.model.check()

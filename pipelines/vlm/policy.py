@@ -119,6 +119,15 @@ class VlmPolicyConfig:
             ],
         }
 
+    def without_effect(self) -> list[str]:
+        """Settings that others make void, a sentence each."""
+        found = [] if self.lora is None else self.lora.without_effect()
+        if self.chat.too_long == "skip" and self.chat.max_prompt_tokens is None:
+            found.append(
+                "policy.chat.too_long = skip has no effect: without chat.max_prompt_tokens no prompt is too long."
+            )
+        return found
+
     def check(self) -> None:
         check_model(self.path)
         if self.lora is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -132,6 +132,19 @@ class FlowEngine(OdeSampler):
             raise ConfigError(
                 f"noise.level = {level:g}; the kernel takes η in (0, 1], and beyond it the std exceeds σ'."
             )
+
+    def without_effect(self, policy: FlowPolicyConfig) -> list[str]:
+        """Settings that others make void, a sentence each."""
+        own = (
+            next((f for f in fields(self.train_within) if f.name == "level"), None)
+            if is_dataclass(self.train_within)
+            else None
+        )
+        if own is None or getattr(self.train_within, "level", None) == own.default:
+            return []
+        return [
+            "engine.train_within.level has no effect: the window says which noisy steps are trained, and engine.noise how noisy."
+        ]
 
     def _check_tree(self, group_size: int, training_steps: int) -> None:
         seeds = self._seeds(group_size)
