@@ -85,6 +85,8 @@ def train(
     if start.done is not None:
         log.log(logging.WARNING if start.done["differs"] else logging.INFO, "%s", start.done["nothing_was_run"])
         return start.done
+    if start.over and not fresh:
+        log.info("%s holds another run, without a checkpoint and without a product: it gives way.", folder.path)
     fresh = fresh or start.over
     if fresh or find_checkpoint(folder, checkpoint) is None:
         for _, part in stateful_parts(config):

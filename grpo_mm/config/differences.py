@@ -32,8 +32,12 @@ class Difference:
     identity: Identity
     why: str = ""
     """Why it has another class than its field says."""
+    words: str = ""
+    """What is said instead of both values."""
 
     def __str__(self) -> str:
+        if self.words:
+            return f"{self.key}: {self.words}"
         return f"{self.key}: {_brief(self.there)} there, {_brief(self.here)} here" + (f" ({self.why})" * bool(self.why))
 
 

@@ -60,19 +60,23 @@ def changed(there: Mapping[str, Any], here: Mapping[str, Digests]) -> list[Diffe
         for key, digests in here[what].items():
             were = recorded.get(key) if isinstance(recorded, Mapping) else None
             if isinstance(were, Mapping):
-                found += [Difference(f"{what} of {key}", *said, "noted") for said in _changed(were, digests)]
+                found += [
+                    Difference(f"{what} of {key}", there, here, "noted", words=words)
+                    for there, here, words in _changed(were, digests)
+                ]
     return found
 
 
-def _changed(were: Mapping[str, Any], are: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(there, here) of what both know, and of what is gone from a folder. What a folder gets beside it is nobody's change:
+def _changed(were: Mapping[str, Any], are: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(there, here, in words) of what both know, and of what is gone from a folder. What a folder gets beside it is nobody's change:
     readers unpack into it, worlds draw into it. A module that is imported no more is known by the one that did it."""
     folders = tuple(name for name in were if name.endswith("/") and name in are)
     for name in sorted(were):
         if name in are and were[name] != are[name]:
-            yield f"{name} ({str(were[name])[:8]})", f"another content ({are[name][:8]})"
+            there, here = (text if text.endswith("bytes") else text[:8] for text in (str(were[name]), are[name]))
+            yield f"{name} {there}", f"{name} {here}", f"{name} has changed ({there} → {here})"
         elif name not in are and name.startswith(folders) and folders:
-            yield name, "gone"
+            yield name, "gone", f"{name} is gone"
 
 
 def _code_of(component: Any) -> list[Any]:
