@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.looking.image_statistics import STATISTICS
 from grpo_mm.registry import Role
 from grpo_mm.types import is_relative
@@ -176,8 +176,12 @@ class Rules:
         return {"seen": self.seen, "lr_scale": self.lr_scale, "events": self.events}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        # Rules may come and go on the way (`config.differences`): a new one has seen nothing yet.
-        self.seen = {name: dict(state["seen"].get(name, seen)) for name, seen in self.seen.items()}
+        if set(state["seen"]) != set(self.seen):
+            raise CheckpointError(
+                f"the checkpoint keeps the watch rules {sorted(state['seen']) or 'of none'}, the config has "
+                f"{sorted(self.seen) or 'none'}."
+            )
+        self.seen = {name: dict(seen) for name, seen in state["seen"].items()}
         self.lr_scale, self.events = float(state["lr_scale"]), int(state["events"])
 
 

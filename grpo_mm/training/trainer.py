@@ -286,7 +286,9 @@ class Trainer:
             self.learner.load(loaded, name=str(path))
             self.state = {key: value for key, value in state.items() if key not in ("learner", "rules")}
             if "rules" in state:
-                self.rules.load_state_dict(state["rules"])
+                # Rules may come and go on the way (`config.differences`): a new one has seen nothing yet.
+                seen = {name: state["rules"]["seen"].get(name, begun) for name, begun in self.rules.seen.items()}
+                self.rules.load_state_dict({**state["rules"], "seen": seen})
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
