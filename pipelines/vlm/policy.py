@@ -110,7 +110,7 @@ class VlmPolicyConfig:
         return {
             "advantage": [{"kind": "weighted_sum"}, {"kind": "group_norm", "ddof": 1}],
             "objective": [{"kind": "clipped_ratio", "clip_low": 0.2, "clip_high": 0.2}],
-            "optim": {"lr": 1e-6 if self.lora is None else 1e-5, "weight_decay": 0.0},
+            "optim": {"lr": 1e-6 if self.lora is None else 1e-5},
             "kinds": [
                 ({"kind": "clipped_ratio", "ratio": "row"}, sequence),
                 ({"kind": "clipped_ratio", "ratio": "row_token"}, sequence),
