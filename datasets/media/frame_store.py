@@ -31,6 +31,7 @@ from grpo_mm.datasets.media.pictures import as_shown, open_picture, picture_size
 from grpo_mm.datasets.media.regular_files import check_regular
 from grpo_mm.datasets.media.video_index import scan_video
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import reason
 
 FORMAT = 2
@@ -63,13 +64,13 @@ class FrameStore:
     sampling: FrameSampling = field(default_factory=FrameSampling)
     """For requests that bring none."""
     decoder: Decoder = "auto"
-    verify: bool = True
+    verify: bool = field(default=True, metadata=FREE)
     """See `read_video`."""
-    memory_mib: int = 4096
+    memory_mib: int = field(default=4096, metadata=FREE)
     """What is kept in memory; a clip larger than this is not kept."""
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=FREE)
     """Keeps frames over runs as safetensors files; None: memory only."""
-    folder_mib: int = 32768
+    folder_mib: int = field(default=32768, metadata=FREE)
 
     def __post_init__(self) -> None:
         if self.memory_mib < 0 or self.folder_mib < 1:

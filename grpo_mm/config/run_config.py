@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from grpo_mm import outside
+from grpo_mm.config.by_policy import filled
 from grpo_mm.config.checks import check_settings
 from grpo_mm.config.methods import preset
 from grpo_mm.config.overrides import check_overrides, override
@@ -100,10 +101,10 @@ def build_config(mapping: Mapping[str, Any], path: Path, overrides: Sequence[str
     if trust or not is_recorded(path) or is_own(path if path.is_dir() else path.parent):
         if path.is_file() and (beside := str(path.resolve().parent)) not in sys.path:
             sys.path.append(beside)  # a user's own rewards may lie beside the config
-        return build(RunConfig, mapping)
+        return build(RunConfig, filled(mapping))
     _refuse_secrets(mapping, path, overrides)
     with only_known(str(path), named=overrides):
-        return build(RunConfig, mapping)
+        return build(RunConfig, filled(mapping))
 
 
 def _refuse_secrets(value: Any, path: Path, overrides: Sequence[str]) -> None:

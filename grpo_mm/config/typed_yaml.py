@@ -38,18 +38,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None =
     """
     check_overrides(overrides)
     path = place(path, what="the config")
-    mapping = _load(path)
-    parent_name = mapping.pop("inherit", None)
-    if parent_name is not None:
-        if not isinstance(parent_name, str):
-            raise ConfigError(f"{path}: inherit is {shown(parent_name)}, wanted the name of one file.")
-        parent = _load(path.parent / place(parent_name, what=f"{path}: inherit"))
-        if "inherit" in parent:
-            raise ConfigError(
-                f"{path}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
-                "so that a config can be read back: copy what you need into one of them."
-            )
-        mapping = merge(parent, mapping)
+    mapping = own_settings(path)
     for text in overrides:
         if text.startswith("method="):
             mapping = override(mapping, text, of)
@@ -64,6 +53,23 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None =
     for text in overrides:
         mapping = override(mapping, text, of)
     return _filled(mapping, _data_of(mapping, path), where=str(path))
+
+
+def own_settings(path: Path) -> dict[str, Any]:
+    """What a config file says, with its parent below it: without a method and overrides."""
+    mapping = _load(path)
+    parent_name = mapping.pop("inherit", None)
+    if parent_name is not None:
+        if not isinstance(parent_name, str):
+            raise ConfigError(f"{path}: inherit is {shown(parent_name)}, wanted the name of one file.")
+        parent = _load(path.parent / place(parent_name, what=f"{path}: inherit"))
+        if "inherit" in parent:
+            raise ConfigError(
+                f"{path}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
+                "so that a config can be read back: copy what you need into one of them."
+            )
+        mapping = merge(parent, mapping)
+    return mapping
 
 
 def _data_of(mapping: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

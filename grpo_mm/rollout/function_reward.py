@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.registry import check_trusted, load
 from grpo_mm.rollout.returned_scores import as_scores
 from grpo_mm.rollout.reward_arguments import arguments
@@ -29,7 +30,7 @@ class FunctionReward:
     """What it calls may change what it is handed."""
     path: str
     """The module must be importable: installed, or in the folder that the command is started from."""
-    timeout_seconds: float | None = None
+    timeout_seconds: float | None = field(default=None, metadata=FREE)
     """For all outputs of a step on one rank; a call that takes longer makes them NaN, see `score_safely`."""
 
     def __post_init__(self) -> None:
@@ -48,6 +49,11 @@ class FunctionReward:
     def __call__(self, items: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Raises UserError if the function returns another number of scores, or something that is no number."""
         return call_function(self._function(), items, prompts)
+
+    @property
+    def users_function(self) -> Callable[..., Any]:
+        """What is called; the record of a run keeps a digest of it."""
+        return self._function()
 
     def _function(self) -> Callable[..., Any]:
         function = load(self.path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.distributed import Processes
@@ -35,13 +36,16 @@ class Scorer:
     """A named reward: its weight, the prompt sources it applies to (None: all), its time limit, and where it runs."""
 
     use: Annotated[Any, Role("reward")]
+    """What scores."""
     weight: float = 1.0
+    """In the sum that is optimised, and in the held-out score."""
     sources: tuple[str, ...] | None = None
-    timeout_seconds: float | None = None
+    """Names of prompt sources; null: all."""
+    timeout_seconds: float | None = field(default=None, metadata=FREE)
     """For all outputs of a step on one rank; None: the reward's own, which judges have."""
-    isolate: bool = False
+    isolate: bool = field(default=False, metadata=FREE)
     """In a process of its own: it may crash, be killed or hang (with a time limit) without ending the run."""
-    device: str | None = None
+    device: str | None = field(default=None, metadata=FREE)
     """Of an isolated reward, e.g. cpu or cuda:1; None: the run's."""
 
 

@@ -55,6 +55,8 @@ def progress(config: RunConfig) -> Iterator[OnStep]:
 def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None:
     """The held-out table and where to look; what a summary does not tell is left out."""
     console = Console()
+    if "nothing_was_run" in summary:
+        _print(console, str(summary["nothing_was_run"]))
     before, after = summary.get("eval_before") or {}, summary.get("eval_after") or {}
     if after:
         sheet = Sheet(title=f"held-out, {summary.get('steps', '?')} steps")

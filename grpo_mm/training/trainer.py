@@ -20,6 +20,7 @@ from torch import Tensor
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, UserError
 from grpo_mm.looking import metrics, samples, transcripts
+from grpo_mm.looking.changes import read_changes
 from grpo_mm.looking.model_card import write_model_card
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
@@ -84,6 +85,8 @@ class Trainer:
                 self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
             )
         self.processes.barrier()
+        if path is not None:
+            self._evaluate_what_is_due()
         if path is None:
             state["eval_before"] = self.evaluate(0, name="eval_before")
             if self.rules.can_go_back:
@@ -107,6 +110,12 @@ class Trainer:
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
 
+    def _evaluate_what_is_due(self) -> None:
+        """A run that goes on after what was its last step has still to do what it would have done there on its way."""
+        last, step = self.state["eval_last"], self.state["step"]
+        if step > 0 and (last is None or last["step"] != step) and self._evaluate_on_the_way(step):
+            self.save(step)
+
     def _timed_step(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
         self._clock.take()
@@ -124,15 +133,21 @@ class Trainer:
     def _after_step(self, *, must_save: bool) -> None:
         """Evaluation and checkpoint where they are due; notes when patience ends the run."""
         config, state, step = self.config, self.state, self.state["step"]
-        every, patience = config.evaluation.every, config.evaluation.patience
-        if every and step % every == 0 and step < config.steps and self.eval_prompts:
-            self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
-            if patience is not None and state["evaluations_without_gain"] >= patience:
-                state["stopped_early"] = state["stopped_early"] or "patience"
+        self._evaluate_on_the_way(step)
         is_due = config.checkpoints.every and step % config.checkpoints.every == 0
         is_best = config.checkpoints.keep_best and state["best_step"] == step
         if must_save or is_due or is_best or state["stopped_early"] or step == config.steps:
             self.save(step)
+
+    def _evaluate_on_the_way(self, step: int) -> bool:
+        """Where it is due; the last one is that of the end."""
+        every, patience = self.config.evaluation.every, self.config.evaluation.patience
+        if not every or step % every or step >= self.config.steps or not self.eval_prompts:
+            return False
+        self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
+        if patience is not None and self.state["evaluations_without_gain"] >= patience:
+            self.state["stopped_early"] = self.state["stopped_early"] or "patience"
+        return True
 
     def evaluate(self, step: int, *, name: str) -> dict[str, float]:
         """Held-out metrics at `step`, written to the record, with a sheet or a transcript; watch rules may act on them."""
@@ -279,12 +294,18 @@ class Trainer:
             self.learner.load(loaded, name=str(path))
             self.state = {key: value for key, value in state.items() if key not in ("learner", "rules")}
             if "rules" in state:
-                self.rules.load_state_dict(state["rules"])
+                # Rules may come and go on the way (`config.differences`): a new one has seen nothing yet.
+                seen = {name: state["rules"]["seen"].get(name, begun) for name, begun in self.rules.seen.items()}
+                self.rules.load_state_dict({**state["rules"], "seen": seen})
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise CheckpointError(f"{path} holds a state that no run has written: {reason(error)}.") from error
         self.learner.lr_scale = self.rules.lr_scale
+        patience = self.config.evaluation.patience
+        if self.state["stopped_early"] == "patience":
+            waits = patience is None or self.state["evaluations_without_gain"] < patience
+            self.state["stopped_early"] = None if waits else "patience"
 
     def _finish(self) -> dict[str, Any]:
         """The last evaluation, the product and the summary, which is written last: it says that the run is done."""
@@ -308,6 +329,7 @@ class Trainer:
             "product": policy.product,
         }
         if self.processes.is_main:
+            summary["changes"] = [str(change) for change in read_changes(self.folder.path)]
             # An engine knows how evaluation drew; the card's lines draw so too.
             usage = config.engine.usage(policy) if hasattr(config.engine, "usage") else policy.usage()
             summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())

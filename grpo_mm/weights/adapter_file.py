@@ -114,6 +114,20 @@ def check_adapter(path: str) -> None:
         raise ConfigError(f"adapter {path!r} is neither an existing folder nor a hub name of the form owner/name.")
 
 
+def void_beside_start_from(lora: Any) -> list[str]:
+    """What the settings of a new adapter count for beside one that is continued; with its ranks where the file is at hand.
+
+    `lora`: settings with `start_from`, `rank`, `alpha`, `targets` and perhaps `init`. Raises ConfigError as `read_adapter` does.
+    """
+    names = [name for name in ("rank", "alpha", "init", "targets") if getattr(lora, name, None) is not None]
+    given = ", ".join(f"{name} = {shown(getattr(lora, name))}" for name in names)
+    ranks = ""
+    if Path(lora.start_from).exists():
+        found = sorted({int(pair.a.shape[0]) for pair in read_adapter(lora.start_from).pairs})
+        ranks = f" (rank {', '.join(map(str, found))})"
+    return [f"policy.lora: {given} have no effect: start_from goes on with an adapter that has its own{ranks}."]
+
+
 def read_adapter(path: str) -> AdapterFile:
     """Reads a file, a folder or a hub name of the form owner/name.
 

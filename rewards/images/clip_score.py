@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
@@ -38,7 +39,7 @@ class ClipScore:
     pretrained: str | None = "openai"
     """A tag known to open_clip or a file with weights; not used with a folder or a hub name."""
     scale: float = 1.0
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
 
     def __post_init__(self) -> None:
         self._clip = Clip(self.model, self.pretrained)

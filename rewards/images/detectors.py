@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import check_model
 from grpo_mm.weights.pretrained import load_model, load_other
@@ -58,7 +59,7 @@ class OnnxDetector:
     min_score: float = 0.25
     max_overlap: float = 0.45
     """Of two boxes of a class that overlap more (intersection over union), the better one stays."""
-    threads: int = 1
+    threads: int = field(default=1, metadata=FREE)
 
     def __post_init__(self) -> None:
         self._session: Any = None
@@ -161,7 +162,7 @@ class TransformersDetector(Network):
     """A name on the hub or a local folder."""
     min_score: float = 0.05
     """Below what any rule that reads the detections asks for."""
-    batch_size: int = 8
+    batch_size: int = field(default=8, metadata=FREE)
     revision: str | None = None
 
     def check(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import finite_number, shown
 from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
@@ -65,7 +66,7 @@ class OcrReward:
 
     min_confidence: float = 0.5
     """Lines of which the recogniser is less sure are dropped; PaddleOCR's and RapidOCR's default."""
-    threads: int = 1
+    threads: int = field(default=1, metadata=FREE)
 
     def __post_init__(self) -> None:
         self._engine: Any = None

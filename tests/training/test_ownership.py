@@ -144,7 +144,7 @@ def test_a_place_that_is_none_is_refused(config, tmp_path, where):
 def test_a_run_behind_a_link_goes_on_and_is_not_started_over(config, run, tmp_path):
     run.rename(tmp_path / "elsewhere")
     run.symlink_to("../elsewhere")
-    assert train(config) == summary(tmp_path / "elsewhere")
+    assert train(config).items() >= summary(tmp_path / "elsewhere").items()
     before = inventory(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="is a link to .*elsewhere, which is not followed to delete"):
         train(config, fresh=True)
@@ -204,10 +204,11 @@ def test_starting_over_leaves_what_no_run_writes(config, run, caplog):
         (run / name).write_text(name)
     (run / "samples/link.png").symlink_to("/etc/passwd")
     old = mark.read_mark(run).id
+    mark.write_mark(run, mark.Mark(old, clearing=True))  # else the whole folder is moved aside
     run_folder.open_folder(read(config), fresh=True)
     assert [(run / name).read_text() for name in own] == list(own) and (run / "samples/link.png").is_symlink()
     left = {str(p.relative_to(run)) for p in run.rglob("*") if not p.is_dir()}
-    assert left == {*own, "samples/link.png", "run.json", "config.yaml", "versions.json"}
+    assert left == {*own, "samples/link.png", "run.json", "config.yaml", "versions.json", "sources.json"}
     assert mark.read_mark(run).id != old and "notes.txt" in caplog.text
 
 
@@ -216,6 +217,7 @@ def test_starting_over_that_was_killed_is_ended_first(config, run, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "protects", lambda _folder: False)
         patch.setattr(run_folder, "clear", killed)
         with pytest.raises(KeyboardInterrupt):
             run_folder.open_folder(read(config), fresh=True)

@@ -67,7 +67,9 @@ def test_a_reward_that_cannot_score_is_refused_with_its_reason(use, message):
         check_scoring(scoring_of(mine=use), PROMPTS, texts, place="rewards")
 
 
-@pytest.mark.parametrize("use", [on_the_answer_alone, lambda texts: [None] * len(texts), lambda texts: [0.0, float("nan")]])
+@pytest.mark.parametrize(
+    "use", [on_the_answer_alone, lambda texts: [None] * len(texts), lambda texts: [0.0, float("nan")]]
+)
 def test_a_reward_that_scores_or_leaves_out_some_sort_of_output_passes(use):
     check_scoring(scoring_of(mine=use), PROMPTS, texts, place="rewards")
 
@@ -101,7 +103,9 @@ class Applies:
 
 def test_what_no_prompt_asks_for_is_told_and_a_run_that_nothing_rewards_is_refused(caplog):
     with caplog.at_level(logging.WARNING):
-        check_scoring(scoring_of(a=Applies(("p1",)), b=Applies(())), PROMPTS, texts, place="rewards", must_apply=PROMPTS)
+        check_scoring(
+            scoring_of(a=Applies(("p1",)), b=Applies(())), PROMPTS, texts, place="rewards", must_apply=PROMPTS
+        )
     assert [r.getMessage() for r in caplog.records] == ["rewards.b applies to none of the 4 prompts: it is never asked"]
     with pytest.raises(ConfigError, match=r"none of the rewards \(b\) applies to any of the 4 prompts.*'answer', 'n'"):
         check_scoring(scoring_of(b=Applies(())), PROMPTS, texts, place="rewards", must_apply=PROMPTS)
@@ -120,7 +124,9 @@ def test_the_first_media_of_each_source_are_opened():
 
     check_media([*source("a", "bad1", "good1", "bad2"), *source("b", "good2"), Prompt("c", "no media")], probe)
     assert seen == ["bad1", "good1", "good2"]
-    with pytest.raises(ConfigError, match="none of the first 2 prompts with media of 'a' can be opened: 'bad1': .*not there"):
+    with pytest.raises(
+        ConfigError, match="none of the first 2 prompts with media of 'a' can be opened: 'bad1': .*not there"
+    ):
         check_media(source("a", "bad1", "bad2", "good1"), probe)
 
 

@@ -20,6 +20,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_mm.errors import UserError
+from grpo_mm.looking.changes import Change, read_changes
 from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of, tell_of_steps
 from grpo_mm.looking.report.curves import Columns, charts_of, columns_of
 from grpo_mm.looking.report.pictures import before_and_after, rollout_strip, spread_over
@@ -55,6 +56,8 @@ class Run:
     transcripts: Sequence[Transcript]
     damage: Sequence[str] = ()
     """What cannot be used of them, a sentence each."""
+    changes: Sequence[Change] = ()
+    """changes.jsonl: what was changed on the way."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -106,6 +109,7 @@ def read_run(folder: Path) -> Run:
         sheets=read_sheets(samples, damage),
         transcripts=read_transcripts(samples, damage),
         damage=damage,
+        changes=read_changes(folder, damage),
     )
 
 
@@ -147,6 +151,7 @@ def view(run: Run) -> dict[str, Any]:
         "text_rollouts": [talk for talk in talks if talk is not None],
         "has_texts": bool(texts),
         "reward_names": list(dict.fromkeys(name for s in sheets for cell in s.cells for name in cell.rewards)),
+        "changes": part("changes.jsonl", [], lambda: [plain(str(change), 300) for change in run.changes]),
         "config_text": run.config_text,
         "versions": dict(list(part("versions.json", {}, flat, run.versions).items())[:MAX_SCORES]),
         "damage": damage,

@@ -13,7 +13,7 @@ from torch import nn
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import reason
 from grpo_mm.pipelines.flow.models.adapter_parts import adapter_parts
-from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter
+from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter, void_beside_start_from
 from grpo_mm.weights.adapter_places import Pair, Placed, fill, lora_settings, merge_into, place
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
@@ -30,6 +30,10 @@ class Lora:
     """Module name endings; None: the family's attention projections."""
     start_from: str | None = None
     """An adapter folder, file or hub name whose training is continued; its own layers, ranks and alphas are used."""
+
+    def without_effect(self) -> list[str]:
+        """Beside an adapter that is continued, the settings of a new one."""
+        return [] if self.start_from is None else void_beside_start_from(self)
 
     def check(self) -> None:
         if self.rank < 1:

@@ -12,7 +12,7 @@ import torch
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.models.families import LINEAR, adapter_targets
-from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter
+from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter, void_beside_start_from
 from grpo_mm.weights.adapter_places import Pair, Part, Place, check_untied, fill, lora_settings, merge_into, place
 
 LANGUAGE, VISUAL = "model.language_model.", "model.visual."
@@ -30,6 +30,10 @@ class Lora:
     """Names of linear layers within a language layer."""
     start_from: str | None = None
     """An adapter folder, file or hub name whose training is continued; its own layers, ranks and alphas are used."""
+
+    def without_effect(self) -> list[str]:
+        """Beside an adapter that is continued, the settings of a new one."""
+        return [] if self.start_from is None else void_beside_start_from(self)
 
     def check(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
