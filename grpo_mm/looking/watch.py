@@ -203,7 +203,7 @@ def describe(event: Mapping[str, Any]) -> str:
 
 
 PREFIXES = (
-    "reward", "watch", "eval", "image", "diversity", "advantage", "objective", "loss", "policy", "optim", "calls",
+    "reward", "watch", "eval", "image", "text", "rollout", "diversity", "advantage", "objective", "loss", "policy", "optim", "calls",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@ then the pictures or the texts themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking import samples, transcripts
 from grpo_mm.looking.diversity import distinct_share, pairwise_distance
 from grpo_mm.looking.image_statistics import image_statistics
+from grpo_mm.looking.text_statistics import text_means
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring, mean_scores
@@ -32,7 +33,7 @@ from grpo_mm.types import (
 )
 
 SHOWN_GROUPS = 6
-MEASURED_PICTURES = 128
+MEASURED_PICTURES = MEASURED_TEXTS = 128
 """Of a rank's rollout; of more than these, so many evenly spread ones: enough for a mean, and the time stays bounded."""
 
 
@@ -44,7 +45,7 @@ class Onlooker:
         self.watch = Scoring(config.watched_rewards, processes.device, counter="watch_calls")
 
     def __call__(self, batch: Batch, earned: Credit, step: int) -> dict[str, float]:
-        """`watch/…`, `image/…` and `diversity/mean` of the rollout; a sheet or a transcript every `samples_every` steps.
+        """`watch/…`, `image/…` or `text/…`, and `diversity/mean` of the rollout; a sheet or a transcript every `samples_every` steps.
 
         Demonstrations that were put into a group are shown, and measured nowhere.
         """
@@ -69,7 +70,9 @@ class Onlooker:
             else:
                 own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
                 prompt_m = batch.rollout.prompt_N[outputs.row_M[own]].tolist()
-                ranks = self.processes.gather(([str(item) for item in _items(outputs, own)], prompt_m))
+                said = [str(item) for item in _items(outputs, own)]
+                found |= mean_text_statistics(said, self.processes, prefix="text")
+                ranks = self.processes.gather((said, prompt_m))
                 texts, prompts = ([one for rank in ranks for one in rank[i]] for i in (0, 1))
                 found["diversity/mean"] = distinct_share(texts, prompts)
                 if due:
@@ -77,10 +80,7 @@ class Onlooker:
         return {name: value for name, value in found.items() if value == value or name != "diversity/mean"}
 
     def _diversity(self, images: Tensor, prompt_M: Tensor) -> float:
-        shrink = torch.nn.functional.adaptive_avg_pool2d
-        parts = [shrink(part.float(), 32).round().to(torch.uint8) for part in images.split(64)]
-        small = torch.cat(parts) if len(images) else torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
-        ranks = self.processes.gather((small, prompt_M))
+        ranks = self.processes.gather((shrunk(images), prompt_M))
         everywhere = torch.cat([s for s, _ in ranks])
         if not len(everywhere):
             return float("nan")
@@ -153,6 +153,13 @@ def _mean_advantage(earned: Credit) -> Tensor:
     return torch.where(kept_NA, earned.advantage_NA, 0).sum(1) / kept_NA.sum(1)
 
 
+def shrunk(images: Tensor, side_px: int = 32) -> Tensor:
+    """uint8 [M, 3, side_px, side_px]: small enough to be gathered."""
+    shrink = torch.nn.functional.adaptive_avg_pool2d
+    parts = [shrink(part.float(), side_px).round().to(torch.uint8) for part in images.split(64)]
+    return torch.cat(parts) if len(images) else torch.zeros(0, 3, side_px, side_px, dtype=torch.uint8)
+
+
 def mean_statistics(images: Tensor, processes: Processes, *, prefix: str) -> dict[str, float]:
     """Means of `image_statistics` over the pictures of all ranks; nothing for pictures smaller than 3 × 3."""
     local: dict[str, tuple[float, int]] = {}
@@ -164,4 +171,14 @@ def mean_statistics(images: Tensor, processes: Processes, *, prefix: str) -> dic
     return {
         f"{prefix}/{name}": sum(rank[name][0] for rank in ranks if rank) / sum(rank[name][1] for rank in ranks if rank)
         for name in next((rank for rank in ranks if rank), {})
+    }
+
+
+def mean_text_statistics(texts: Sequence[str], processes: Processes, *, prefix: str) -> dict[str, float]:
+    """Means of `text_statistics` over the texts of all ranks; nothing where there is none."""
+    chosen = torch.linspace(0, len(texts) - 1, min(MEASURED_TEXTS, len(texts))).round().long() if texts else []
+    ranks = [rank for rank in processes.gather(text_means([texts[i] for i in chosen])) if rank]
+    return {
+        f"{prefix}/{name}": sum(rank[name][0] for rank in ranks) / sum(rank[name][1] for rank in ranks)
+        for name in next(iter(ranks), {})
     }

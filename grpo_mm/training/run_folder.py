@@ -23,7 +23,7 @@ from grpo_mm.config.recorded import as_of_today, signature
 from grpo_mm.config.recorded import read_recorded as read_config
 from grpo_mm.config.run_config import RunConfig, differences, plain
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
-from grpo_mm.looking import metrics
+from grpo_mm.looking import held_out, metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.training import mark
 from grpo_mm.training.clearing import clear
@@ -50,6 +50,11 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        """The held-out scores of each evaluation, prompt by prompt."""
+        return self.path / held_out.NAME
 
     @property
     def events(self) -> Path:
@@ -86,6 +91,7 @@ LINKED_TO = (
     "adapter",
     "model",
     "metrics.jsonl",
+    "held_out.jsonl",
     "events.jsonl",
     "summary.json",
     "checkpoints.jsonl",
@@ -313,6 +319,7 @@ def cut_back(folder: RunFolder, *, step: int, without_eval: bool, events: int = 
     """
     folder.summary.unlink(missing_ok=True)
     metrics.cut_back(folder.metrics, step=step, without_eval=without_eval)
+    held_out.cut_back(folder.held_out, step=step, without_eval=without_eval)
     lines = folder.events.read_text(encoding="utf-8").splitlines(keepends=True) if folder.events.is_file() else []
     if lines[:events]:
         replace_text(folder.events, "".join(lines[:events]))

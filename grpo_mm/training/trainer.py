@@ -19,7 +19,7 @@ from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, UserError
-from grpo_mm.looking import metrics, samples, transcripts
+from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.model_card import write_model_card
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
@@ -143,6 +143,7 @@ class Trainer:
         if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
             self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
+            held_out.append(self.folder.held_out, step=step, ids=result.ids, values=result.by_prompt)
             self._show(result, step, name=name)
         return result.metrics
 
@@ -327,8 +328,12 @@ def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
 
 
 def _short(found: dict[str, float]) -> dict[str, float | None]:
-    """For the summary: without the statistics of the pictures, which the record and the report have."""
-    found = {key.removeprefix("eval/"): value for key, value in found.items() if not key.startswith("eval/image/")}
+    """For the summary: without the statistics of pictures and texts, which the record and the report have."""
+    found = {
+        key.removeprefix("eval/"): value
+        for key, value in found.items()
+        if not key.startswith(("eval/image/", "eval/text/"))
+    }
     return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
 
