@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
+from grpo_mm.looking.default_rules import default_rules
 from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.outside import place
@@ -104,6 +105,9 @@ class Settings:
     evaluation: Evaluation = field(default_factory=Evaluation)
     watch: dict[str, Watched] = field(default_factory=dict)
     """Rewards that are logged and not optimised, and bands of metrics with what to do when they are left."""
+    default_watch: bool = True
+    """Every run also warns of collapse and drift (see looking/default_rules); an entry of `watch` replaces the default rule of its
+    name. false: only the entries of `watch` count."""
     offload_rewards: bool = False
     """Network rewards leave the device while they are not asked."""
     max_reward_calls: int | None = None
@@ -128,6 +132,11 @@ class Settings:
     def watched_rewards(self) -> dict[str, Watched]:
         """The entries of `watch` that score; the others only read metrics."""
         return {name: entry for name, entry in self.watch.items() if entry.use is not None}
+
+    @property
+    def default_rules(self) -> dict[str, Watched]:
+        """The default rules that the entries of `watch` leave in force."""
+        return default_rules(self.watch) if self.default_watch else {}
 
     @property
     def needs(self) -> frozenset[str]:

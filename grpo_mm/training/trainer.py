@@ -21,6 +21,7 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, UserError
 from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking.verdict import verdict_of_folder
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
 from grpo_mm.processes import clock
@@ -37,6 +38,8 @@ from grpo_mm.weights.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
+OF_PARTS = ("learner", "rules", "default_rules")
+"""What a checkpoint keeps beside the state of the loop."""
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -48,6 +51,7 @@ class Trainer:
         self.eval_prompts = held_out_prompts(config)
         self.learner = Learner(config, processes, samples=folder.samples)
         self.rules = Rules(config.watch)
+        self.default_rules = Rules(config.default_rules)
         self.state: dict[str, Any] = {
             "step": 0, "best_score": None, "best_step": None, "evaluations_without_gain": 0,
             "calls": {}, "seconds": {"train": 0.0, "eval": 0.0}, "eval_before": None, "eval_last": None,
@@ -168,12 +172,13 @@ class Trainer:
     def _record(self, row: dict[str, float], *, weights_step: int) -> list[Alarm]:
         """Writes a row with what the watch rules say of it; returns those that act, the same on every rank."""
         alarms: list[Alarm] = []
-        if self.rules.watched:
-            if row["step"] == 1 and weights_step == 0:
-                self._tell_silent_rules(row)
-            seen = self.processes.gather({metric: row.get(metric) for metric in self.rules.metrics.values()})[0]
-            fields, alarms = self.rules.observe(seen, weights_step=weights_step)
-            row = row | fields
+        if self.rules.watched and row["step"] == 1 and weights_step == 0:
+            self._tell_silent_rules(row)
+        for rules in (self.rules, self.default_rules):
+            if rules.watched:
+                seen = self.processes.gather({metric: row.get(metric) for metric in rules.metrics.values()})[0]
+                fields, acting = rules.observe(seen, weights_step=weights_step)
+                row, alarms = row | fields, alarms + acting
         if self.processes.is_main:
             metrics.append(self.folder.metrics, row)
             if self.config.trackers:
@@ -244,6 +249,7 @@ class Trainer:
         tensors, learner_state = self.learner.checkpoint()
         if self.processes.is_main:
             state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
+            state["default_rules"] = self.default_rules.state_dict()
             checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step, run=self.folder.run)
             self._prune()
         self.processes.barrier()
@@ -270,9 +276,13 @@ class Trainer:
         check_state(state, self.state, name=str(path))
         try:
             self.learner.load(loaded, name=str(path))
-            self.state = {key: value for key, value in state.items() if key not in ("learner", "rules")}
+            self.state = {key: value for key, value in state.items() if key not in OF_PARTS}
             if "rules" in state:
                 self.rules.load_state_dict(state["rules"])
+            if set(state.get("default_rules", {}).get("seen", ())) == set(self.default_rules.seen):
+                self.default_rules.load_state_dict(
+                    state["default_rules"]
+                )  # else of a version with other ones: they begin anew
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -301,6 +311,10 @@ class Trainer:
             "product": policy.product,
         }
         if self.processes.is_main:
+            found = verdict_of_folder(
+                self.folder.path, rules=config.default_rules | self.rules.watched, watched=list(config.watched_rewards)
+            )
+            summary["verdict"] = found.to_json()
             # An engine knows how evaluation drew; the card's lines draw so too.
             usage = config.engine.usage(policy) if hasattr(config.engine, "usage") else policy.usage()
             summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
