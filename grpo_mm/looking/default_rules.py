@@ -15,20 +15,21 @@ def _rule(metric: str, low: float | None, high: float | None, *, relative: bool)
 
 
 DEFAULT_RULES: Mapping[str, Watched] = {
-    "diversity": _rule("diversity/mean", 0.5, None, relative=True),
+    "diversity": _rule("image/diversity", 0.5, None, relative=True),
     "luminance": _rule("image/luminance", 0.5, 2.0, relative=True),
     "contrast": _rule("image/contrast", 0.5, 2.0, relative=True),
     "saturation": _rule("image/saturation", 0.5, 2.0, relative=True),
     "sharpness": _rule("image/sharpness", 0.25, 4.0, relative=True),
     "pictures_unlike": _rule("eval/image/spread", 0.5, None, relative=True),
     "answer_length": _rule("text/characters", 0.5, 2.0, relative=True),
-    "repetition": _rule("text/repetition", None, 0.3, relative=False),
-    "unparsed_answers": _rule("text/unparsed", None, 0.3, relative=False),
-    "answers_in_tags": _rule("text/tagged", -0.3, None, relative=False),
-    "answers_unlike": _rule("eval/text/distinct", 0.34, None, relative=True),
+    "repetition": _rule("text/repetition", None, 0.25, relative=False),
+    "unparsed_answers": _rule("text/unparsed", None, 0.25, relative=False),
+    "answers_in_tags": _rule("text/tagged", -0.25, None, relative=False),
+    "answers_unlike": _rule("text/distinct", 0.34, None, relative=True),
+    "agreement_with_truth": _rule("eval/text/agreement", 0.67, None, relative=True),
 }
 
-HELD_OUT: Mapping[str, str] = {"diversity/mean": "eval/diversity"}
+HELD_OUT: Mapping[str, str] = {"image/diversity": "eval/diversity"}
 """Where the held-out twin of a metric is not eval/METRIC."""
 
 LABELS: Mapping[str, str] = {

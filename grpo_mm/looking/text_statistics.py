@@ -27,12 +27,11 @@ def text_statistics(text: str) -> dict[str, float]:
         what follows its thinking; or the element, or the thought, has no end.
     tagged: 1 where there is an <answer> element or a \\boxed{}.
     """
-    answers = _ANSWER.findall(text)
     return {
         "characters": float(len(text)),
         "repetition": repetition(text),
-        "unparsed": float(not _says_something(text, answers[-1] if answers else None)),
-        "tagged": float(bool(answers) or _BOXED in text),
+        "unparsed": float(not any(sign.isalnum() for sign in said_in(text) or "")),
+        "tagged": float(_ANSWER.search(text) is not None or _BOXED in text),
     }
 
 
@@ -57,12 +56,12 @@ def distinct_answers(texts: Sequence[str]) -> float:
     return (len(set(plain)) - 1) / (len(plain) - 1) if len(plain) > 1 else float("nan")
 
 
-def _says_something(text: str, answer: str | None) -> bool:
-    if answer is None:
-        if _OPEN.search(text) is not None:
-            return False
-        tags = list(_THOUGHT.finditer(text))
-        if tags and not tags[-1][1]:
-            return False
-        answer = text[tags[-1].end() :] if tags else text
-    return any(sign.isalnum() for sign in _TAG.sub(" ", answer))
+def said_in(text: str) -> str | None:
+    """What the last <answer> element holds, or without one what follows the thinking, without tags; None if either has no end."""
+    answers = _ANSWER.findall(text)
+    if answers:
+        return _TAG.sub(" ", answers[-1])
+    tags = list(_THOUGHT.finditer(text))
+    if _OPEN.search(text) is not None or (tags and not tags[-1][1]):
+        return None
+    return _TAG.sub(" ", text[tags[-1].end() :] if tags else text)

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from grpo_mm.looking.own_files import MAX_NAME, is_own_file, is_step, json_rows, numbers
+from grpo_mm.looking.truth import truth_of
 from grpo_mm.outside import plain, reason, shown
 from grpo_mm.types import Prompt
 
@@ -119,6 +120,8 @@ class Exchange:
     group_size: int
     """Answers that there were: more than are kept of a large group."""
     answers: tuple[Answer, ...]
+    right: str | None = None
+    """What is true, in words; None where nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ def write_transcript(
             picture=None if frames_KCHW is None else _keep_picture(folder, frames_KCHW),
             group_size=len(answers),
             answers=tuple(_drawn(prompt, answer, sketch) for answer in _best_and_worst(answers)),
+            right=truth_of(prompt),
         )
         lines.append({"step": step, "kind": kind} | asdict(exchange))
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
@@ -207,6 +211,11 @@ def _drawn(prompt: Prompt, answer: Answer, sketch: Sketch | None) -> Answer:
         advantage=_number(answer.advantage),
         marks=_marks(prompt, lambda p: sketch(p, answer.text)) if draws else Marks(),
     )
+
+
+def marks_of(prompt: Prompt, text: str, sketch: Sketch) -> Marks:
+    """What a sketch reads of an answer; nothing where it fails, which is logged."""
+    return _marks(prompt, lambda p: sketch(p, text))
 
 
 def _marks(prompt: Prompt, draw: Callable[[Prompt], Mapping[str, Any]]) -> Marks:
@@ -273,7 +282,11 @@ def _exchange(row: Mapping[str, Any], folder: Path, damage: list[str]) -> Exchan
             f"a question {shown(row['id'], 40)} with {len(answers)} of {shown(row['group_size'], 40)} answers"
         )
     picture = _picture(row["picture"], folder, damage) if row["picture"] else None
-    return Exchange(row["id"], _words(row["question"]), Marks.of(row["truth"]), picture, row["group_size"], answers)
+    right = row.get("right")  # not there in runs of earlier versions
+    return Exchange(
+        row["id"], _words(row["question"]), Marks.of(row["truth"]), picture, row["group_size"], answers,
+        None if right is None else _words(right),
+    )  # fmt: skip
 
 
 def _answer(found: Mapping[str, Any]) -> Answer:

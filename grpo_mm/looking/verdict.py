@@ -181,7 +181,7 @@ def _sentence(
     if before is None or after is None:
         score = "There is no held-out score before and after."
         return f"Suspect: {told}: look before you believe the score. {score}" if word == SUSPECT else score + moved
-    change = f"held-out score {before:.3f} → {after:.3f}".replace("-", "−")
+    change = f"held-out score {_signed(before)} → {_signed(after)}"
     if gain is None:
         known = f"{change}; its error is not known, because the run kept no scores by prompt."
         return f"Suspect: {told}: look before you believe the {known}" if word == SUSPECT else _upper(known) + moved
@@ -194,6 +194,10 @@ def _sentence(
         NOT_DISTINGUISHABLE: ", which is within the error" if gain.error is not None else ", of a single prompt",
     }[word]
     return f"{_upper(word)}: {change}{why}.{moved}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
 
 
 def figures(gain: Estimate) -> str:

@@ -244,8 +244,8 @@ def check_metric(
     known = {
         "reward": [*rewards, "failed_frac"],
         "watch": scored,
-        "eval": [*rewards, *scored, "image", "score", "diversity", *held_out],
-        "image": STATISTICS,
+        "eval": [*rewards, *scored, "image", "text", "score", "diversity", *held_out],
+        "image": (*STATISTICS, "diversity"),
         "diversity": ["mean"],
     }
     relative = [n for n, scorer in rewards.items() if is_relative(scorer.use)]

@@ -19,6 +19,7 @@ from grpo_mm.registry import kind_of
 from grpo_mm.rollout.prompt_check import check_prompts
 from grpo_mm.rollout.rows import evaluation_rows, seen_by
 from grpo_mm.rollout.scoring import Scoring, mean_scores
+from grpo_mm.training.agreement import agreement_of
 from grpo_mm.training.benchmarks import benchmark_scores
 from grpo_mm.training.held_out import ByPrompt, by_prompt, diversity_by_prompt, score_by_prompt
 from grpo_mm.training.onlooker import mean_statistics, mean_text_statistics, shrunk
@@ -80,6 +81,14 @@ def evaluate(
         alone["diversity"] = diversity_by_prompt(diversity, len(prompts), processes)
     alone |= _parts_by_source(alone, prompts, list(config.eval_prompts))
     metrics |= _unlike(items, images, sound, rows, processes)
+    if processes.max(float(not is_pictures(items) and len(items) > 0)):
+        agrees = [agreement_of(p, t, config.sketch) for p, t in zip(row_prompts, items, strict=True)]
+        scored = {"text": {"agreement": torch.tensor(agrees, dtype=torch.float64)}}
+        found = by_prompt(scored, rows, processes, names={})
+        own = [value for value in found["text/agreement"] if value is not None]
+        if own:
+            alone |= found
+            metrics["eval/text/agreement"] = sum(own) / len(own)
     first = torch.nonzero(rows.sample_N == 0).flatten()
     first = first[torch.linspace(0, len(first) - 1, min(settings.show, len(first))).long()] if len(first) else first
     return EvalResult(

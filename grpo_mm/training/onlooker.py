@@ -15,7 +15,8 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking import samples, transcripts
 from grpo_mm.looking.diversity import distinct_share, pairwise_distance
 from grpo_mm.looking.image_statistics import image_statistics
-from grpo_mm.looking.text_statistics import text_means
+from grpo_mm.looking.text_statistics import distinct_answers, text_means
+from grpo_mm.looking.truth import truth_of
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring, mean_scores
@@ -33,6 +34,8 @@ from grpo_mm.types import (
 )
 
 SHOWN_GROUPS = 6
+MAY_BE_MISSING = ("diversity/mean", "image/diversity", "text/distinct")
+"""Not measured where there is nothing to compare."""
 MEASURED_PICTURES = MEASURED_TEXTS = 128
 """Of a rank's rollout; of more than these, so many evenly spread ones: enough for a mean, and the time stays bounded."""
 
@@ -64,7 +67,8 @@ class Onlooker:
             if is_pictures(outputs.items):
                 images, sound = sound_items(_items(outputs, shown))
                 found |= mean_statistics(images, self.processes, prefix="image")
-                found["diversity/mean"] = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown[sound]]])
+                diversity = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown[sound]]])
+                found |= {"diversity/mean": diversity, "image/diversity": diversity}
                 if due:
                     self._write_sheet(batch, earned, shown_items(_items(outputs, shown)), shown, step)
             else:
@@ -75,9 +79,10 @@ class Onlooker:
                 ranks = self.processes.gather((said, prompt_m))
                 texts, prompts = ([one for rank in ranks for one in rank[i]] for i in (0, 1))
                 found["diversity/mean"] = distinct_share(texts, prompts)
+                found["text/distinct"] = distinct_answers(list(dict(zip(reversed(prompts), reversed(texts))).values()))
                 if due:
                     self._write_transcript(batch, earned, shown, step)
-        return {name: value for name, value in found.items() if value == value or name != "diversity/mean"}
+        return {name: value for name, value in found.items() if value == value or name not in MAY_BE_MISSING}
 
     def _diversity(self, images: Tensor, prompt_M: Tensor) -> float:
         ranks = self.processes.gather((shrunk(images), prompt_M))
@@ -100,6 +105,7 @@ class Onlooker:
                 images_MCHW=torch.cat([r[0] for r in ranks]),
                 prompt_M=torch.cat([r[1] for r in ranks]),
                 prompts=[p.text for p in batch.rollout.prompts],
+                truths=[truth_of(p) for p in batch.rollout.prompts],
                 advantage_M=torch.cat([r[2] for r in ranks]),
                 rewards={name: torch.cat([r[3][name] for r in ranks]) for name in scores},
             )

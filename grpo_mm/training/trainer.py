@@ -21,6 +21,7 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, UserError
 from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking.truth import truth_of
 from grpo_mm.looking.verdict import verdict_of_folder
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
@@ -156,7 +157,7 @@ class Trainer:
         if isinstance(shown, Tensor):
             samples.write_eval_sheet(
                 self.folder.samples, name=name, step=step, images_MCHW=shown, prompts=[p.text for p in prompts],
-                rewards=rewards,
+                rewards=rewards, truths=[truth_of(p) for p in prompts],
             )  # fmt: skip
             return
         answers = [

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.looking.report.changes import by_change, change_between, counted_changes, spread_in_words
 from grpo_mm.looking.report.words import moment, number, score, sign, signed
 from grpo_mm.looking.transcripts import Answer, Exchange, Marks, Picture, Transcript
 
@@ -29,8 +30,15 @@ def before_and_after_texts(evals: Sequence[Transcript]) -> dict[str, Any] | None
         sides = [(label, side[key]) for label, side in (("before", left), ("after", right)) if key in side]
         labelled = [(label, exchange.answers[0]) for label, exchange in sides if exchange.answers]
         folder = (before if key in left else after).folder
-        questions.append(_question(folder, sides[0][1], labelled, largest=1.0))
-    return {"after_step": after.step if after else None, "has_before": before is not None, "questions": questions}
+        change = change_between(*(answer.rewards for _, answer in labelled)) if len(labelled) == 2 else None
+        questions.append(_question(folder, sides[0][1], labelled, largest=1.0) | {"change": change})
+    questions = by_change(questions)
+    return {
+        "after_step": after.step if after else None,
+        "has_before": before is not None,
+        "questions": questions,
+        "changes": counted_changes(questions),
+    }
 
 
 def rollout_texts(transcript: Transcript) -> dict[str, Any]:
@@ -44,6 +52,7 @@ def rollout_texts(transcript: Transcript) -> dict[str, Any]:
                 "kept": len(exchange.answers),
                 "size": exchange.group_size,
                 "signal": any(answer.advantage for answer in exchange.answers),
+                "spread": spread_in_words([answer.rewards for answer in exchange.answers]),
             }
             for exchange in transcript.exchanges
         ],
@@ -72,6 +81,7 @@ def _question(
     single = exchange.picture is not None and exchange.picture.frames == 1
     return {
         "question": exchange.question,
+        "right": exchange.right,
         "strip": None if single else media,
         "shot": media if single else None,
         "pixelated": exchange.picture is not None and exchange.picture.file.endswith(".png"),
