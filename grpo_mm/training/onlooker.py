@@ -20,6 +20,7 @@ from grpo_mm.looking.truth import truth_of
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring, mean_scores
+from grpo_mm.training.settled import Settled
 from grpo_mm.types import (
     Batch,
     Credit,
@@ -47,9 +48,12 @@ class Onlooker:
         self.config, self.processes, self.samples = config, processes, samples
         self.watch = Scoring(config.watched_rewards, processes.device, counter="watch_calls")
 
-    def __call__(self, batch: Batch, earned: Credit, step: int) -> dict[str, float]:
+    def __call__(
+        self, batch: Batch, earned: Credit, step: int, *, why: Callable[[], Settled] = dict
+    ) -> dict[str, float]:
         """`watch/…`, `image/…` or `text/…`, and `diversity/mean` of the rollout; a sheet or a transcript every `samples_every` steps.
 
+        `why` says what settled the advantages of pictures; it is asked for a sheet alone.
         Demonstrations that were put into a group are shown, and measured nowhere.
         """
         outputs, config = batch.outputs, self.config
@@ -70,7 +74,7 @@ class Onlooker:
                 diversity = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown[sound]]])
                 found |= {"diversity/mean": diversity, "image/diversity": diversity}
                 if due:
-                    self._write_sheet(batch, earned, shown_items(_items(outputs, shown)), shown, step)
+                    self._write_sheet(batch, earned, shown_items(_items(outputs, shown)), shown, step, why())
             else:
                 own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
                 prompt_m = batch.rollout.prompt_N[outputs.row_M[own]].tolist()
@@ -91,13 +95,16 @@ class Onlooker:
             return float("nan")
         return float(pairwise_distance(everywhere, torch.cat([p for _, p in ranks])).nanmean())
 
-    def _write_sheet(self, batch: Batch, earned: Credit, images: Tensor, shown: Tensor, step: int) -> None:
+    def _write_sheet(
+        self, batch: Batch, earned: Credit, images: Tensor, shown: Tensor, step: int, why: Settled
+    ) -> None:
         row_M = batch.outputs.row_M[shown]
         few = batch.rollout.prompt_N[row_M] < SHOWN_GROUPS
         row_M, shown, images = row_M[few], shown[few], images[few]
         prompt_M = batch.rollout.prompt_N[row_M]
         scores = {name: parts["score"][shown] for name, parts in batch.scores.items()}
-        ranks = self.processes.gather((images, prompt_M, _mean_advantage(earned)[row_M], scores))
+        settled = [why.get(key, []) for key in zip(prompt_M.tolist(), batch.rollout.sample_N[row_M].tolist())]
+        ranks = self.processes.gather((images, prompt_M, _mean_advantage(earned)[row_M], scores, settled))
         if self.processes.is_main:
             samples.write_rollout_sheet(
                 self.samples,
@@ -108,6 +115,7 @@ class Onlooker:
                 truths=[truth_of(p) for p in batch.rollout.prompts],
                 advantage_M=torch.cat([r[2] for r in ranks]),
                 rewards={name: torch.cat([r[3][name] for r in ranks]) for name in scores},
+                settled_M=[one for r in ranks for one in r[4]] if why else None,
             )
 
     def _write_transcript(self, batch: Batch, earned: Credit, shown: Tensor, step: int) -> None:
