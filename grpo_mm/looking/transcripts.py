@@ -122,6 +122,8 @@ class Exchange:
     answers: tuple[Answer, ...]
     right: str | None = None
     """What is true, in words; None where nothing is known."""
+    clip: Picture | None = None
+    """More frames of a video, for playing."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def write_transcript(
     asked: Sequence[tuple[Prompt, Sequence[Answer]]],
     sketch: Sketch | None = None,
     illustrate: Callable[[Prompt], Tensor | None] | None = None,
+    play: Callable[[Prompt], Tensor | None] | None = None,
 ) -> Path:
     """Writes `<name>.jsonl` into `folder`, and into `folder/media` the pictures that are not there yet.
 
@@ -153,11 +156,13 @@ def write_transcript(
         sketch: None draws nothing. One that fails is logged, and nothing is drawn of that text.
         illustrate: gives a prompt's media as uint8 [K, 3, H, W]: its picture (K = 1), or frames of its video, frame k from
             the moment (k + 1/2) / K of its length; None for a prompt that has nothing to show.
+        play: gives a prompt's video for playing in the same form, more and smaller frames; None where there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for prompt, answers in asked:
         frames_KCHW = illustrate(prompt) if illustrate is not None else None
+        clip_KCHW = play(prompt) if play is not None else None
         exchange = Exchange(
             id=prompt.id,
             question=_shortened(prompt.text)[0],
@@ -166,6 +171,7 @@ def write_transcript(
             group_size=len(answers),
             answers=tuple(_drawn(prompt, answer, sketch) for answer in _best_and_worst(answers)),
             right=truth_of(prompt),
+            clip=None if clip_KCHW is None or len(clip_KCHW) < 2 else _keep_picture(folder, clip_KCHW),
         )
         lines.append({"step": step, "kind": kind} | asdict(exchange))
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
@@ -286,6 +292,7 @@ def _exchange(row: Mapping[str, Any], folder: Path, damage: list[str]) -> Exchan
     return Exchange(
         row["id"], _words(row["question"]), Marks.of(row["truth"]), picture, row["group_size"], answers,
         None if right is None else _words(right),
+        _picture(row["clip"], folder, damage) if row.get("clip") else None,
     )  # fmt: skip
 
 

@@ -150,6 +150,12 @@ def illustrator(config: RunConfig) -> Callable[[Prompt], Tensor | None] | None:
     return None if illustrate is None else partial(illustrate, config.policy)
 
 
+def player(config: RunConfig) -> Callable[[Prompt], Tensor | None] | None:
+    """What gives a prompt's video for playing, where the engine can: `engine.clip(policy config, prompt)`."""
+    clip = getattr(config.engine, "clip", None)
+    return None if clip is None else partial(clip, config.policy)
+
+
 def is_demo(rollout: Rollout) -> Tensor:
     """[N] bool, the rows that were put in and not sampled."""
     none_N = torch.zeros(rollout.num_rows, dtype=torch.bool)

@@ -30,7 +30,7 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
-from grpo_mm.training.onlooker import illustrator
+from grpo_mm.training.onlooker import illustrator, player
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
 from grpo_mm.types import Prompt
@@ -167,7 +167,7 @@ class Trainer:
         transcripts.write_transcript(
             self.folder.samples, name=name, kind="eval", step=step,
             asked=[(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)],
-            sketch=self.config.sketch, illustrate=illustrator(self.config),
+            sketch=self.config.sketch, illustrate=illustrator(self.config), play=player(self.config),
         )  # fmt: skip
 
     def _record(self, row: dict[str, float], *, weights_step: int) -> list[Alarm]:

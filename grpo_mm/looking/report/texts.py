@@ -14,6 +14,8 @@ from grpo_mm.looking.transcripts import Answer, Exchange, Marks, Picture, Transc
 
 LONG_TEXT = 260
 """Characters from which a text is folded to its start and its end, where the answer stands."""
+CLIP_BYTES = 10**6
+"""Of all clips on the page together; those with the largest change come first."""
 HEAD, TAIL = 70, 160
 _TAG = re.compile(r"(</?\w+>)")
 
@@ -25,14 +27,18 @@ def before_and_after_texts(evals: Sequence[Transcript]) -> dict[str, Any] | None
     if before is None and after is None:
         return None
     left, right = ({e.id: e for e in t.exchanges} if t else {} for t in (before, after))
-    questions = []
+    questions, room = [], CLIP_BYTES
     for key in left | right:
         sides = [(label, side[key]) for label, side in (("before", left), ("after", right)) if key in side]
         labelled = [(label, exchange.answers[0]) for label, exchange in sides if exchange.answers]
         folder = (before if key in left else after).folder
         change = change_between(*(answer.rewards for _, answer in labelled)) if len(labelled) == 2 else None
-        questions.append(_question(folder, sides[0][1], labelled, largest=1.0) | {"change": change})
+        found = _question(folder, sides[0][1], labelled, largest=1.0) | {"change": change}
+        questions.append(found | {"reel": (folder, sides[-1][1].clip)})
     questions = by_change(questions)
+    for one in questions:  # the first ones have the largest change
+        one["reel"] = _reel(*one["reel"], seconds=one["seconds"], room=room)
+        room -= len(one["reel"]["src"]) if one["reel"] else 0
     return {
         "after_step": after.step if after else None,
         "has_before": before is not None,
@@ -86,6 +92,8 @@ def _question(
         "shot": media if single else None,
         "pixelated": exchange.picture is not None and exchange.picture.file.endswith(".png"),
         "extent": extent and moment(extent),
+        "seconds": extent,
+        "reel": None,
         "true_spans": _spans(exchange.truth, extent),
         "frame": frame,
         "true_boxes": _boxes(exchange.truth),
@@ -184,6 +192,23 @@ def _ending(pieces: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 def _joined(pieces: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     """A fold is one line, however many the text had."""
     return ((kind, part.replace("\n", " ")) for kind, part in pieces)
+
+
+def _reel(folder: Path, clip: Picture | None, *, seconds: float | None, room: int) -> dict[str, Any] | None:
+    """A clip that plays in as many seconds as the video has, within 2 and 12; None where there is none or no room on the page."""
+    src = None if clip is None or clip.frames < 2 else _data_uri(folder, clip)
+    if src is None or len(src) > room:
+        return None
+    width, height = clip.size_px
+    lasts = min(max(seconds or clip.frames / 3, 2.0), 12.0)
+    hard = clip.file.endswith(".png")
+    return {
+        "src": src,
+        "frames": clip.frames,
+        "ratio": f"{width}/{height}",
+        "lasts": round(lasts, 1),
+        "pixelated": hard,
+    }
 
 
 def _data_uri(folder: Path, picture: Picture | None) -> str | None:
