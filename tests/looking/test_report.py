@@ -185,9 +185,9 @@ def test_multipliers_and_scores_of_constraints_have_charts(tmp_path):
 def test_pictures_are_paired_by_prompt_even_if_it_repeats(tmp_path):
     twice = ["the same", "the same"]
     pairs = view(read_run(a_run(tmp_path, prompts=twice)))["pictures"]["pairs"]
-    assert [prompt for prompt, _, _ in pairs] == twice
-    assert [before["score"] for _, before, _ in pairs] == ["0.250", "0.750"]
-    assert all(before["src"] == after["src"] for _, before, after in pairs)
+    assert [pair["prompt"] for pair in pairs] == twice
+    assert [pair["before"]["score"] for pair in pairs] == ["0.250", "0.750"]
+    assert all(pair["before"]["src"] == pair["after"]["src"] for pair in pairs)
 
 
 def test_rollout_sheets_are_the_first_some_between_and_the_last(tmp_path):
