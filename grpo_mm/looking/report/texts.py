@@ -17,6 +17,8 @@ LONG_TEXT = 260
 CLIP_BYTES = 10**6
 """Of all clips on the page together; those with the largest change come first."""
 HEAD, TAIL = 70, 160
+_MEDIUM = re.compile(r"\s?<(?:image|video)>\s?")
+"""Where the medium stands among the words: the page shows it."""
 _TAG = re.compile(r"(</?\w+>)")
 
 
@@ -86,7 +88,7 @@ def _question(
     media = _data_uri(folder, exchange.picture)
     single = exchange.picture is not None and exchange.picture.frames == 1
     return {
-        "question": exchange.question,
+        "question": _MEDIUM.sub(" ", exchange.question).strip(),
         "right": exchange.right,
         "strip": None if single else media,
         "shot": media if single else None,
