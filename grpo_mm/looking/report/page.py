@@ -134,8 +134,11 @@ def view(run: Run) -> dict[str, Any]:
     ]
     evals, said = [s for s in sheets if s.kind == "eval"], [t for t in texts if t.kind == "eval"]
 
-    def drawn(*match: str, **how: Any) -> list[dict[str, Any]]:
-        return part(f"curves {', '.join(match)}", [], charts_of, columns, *match, rules=upon, **how)
+    repeated = part("metrics.jsonl", [], _repeated, columns)
+
+    def drawn(*match: str, without: Sequence[str] = (), **how: Any) -> list[dict[str, Any]]:
+        how |= {"rules": upon, "without": [*without, *repeated]}
+        return part(f"curves {', '.join(match)}", [], charts_of, columns, *match, **how)
 
     return {
         "name": run.name,
@@ -206,6 +209,17 @@ def _verdict(run: Run, last: int) -> Verdict:
     watched = [str(name) for name, entry in entries if isinstance(entry, Mapping) and entry.get("use")]
     rows = [row for row in run.rows if row["step"] <= last]
     return verdict(rows, run.evaluations, rules=bands_of(run.config), watched=watched)
+
+
+def _repeated(columns: Columns) -> list[str]:
+    """Parts of watched rewards that are the statistics of the pictures, which have charts of their own."""
+    return [
+        key
+        for key, points in columns.items()
+        if key.startswith("watch/")
+        and not key.endswith("/score")
+        and points == columns.get(f"image/{key.rpartition('/')[2]}")
+    ]
 
 
 def _is_score(key: str) -> bool:
