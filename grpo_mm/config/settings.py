@@ -13,6 +13,7 @@ from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
 from grpo_mm.config.by_policy import defaults_of
 from grpo_mm.config.typed_yaml import convert
 from grpo_mm.identity import FREE, NOTED, REFUSED
+from grpo_mm.looking.default_rules import default_rules
 from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.outside import place
@@ -139,6 +140,9 @@ class Settings:
     """Rewards that are logged and not optimised, and bands of metrics with what to do when they are left."""
     preflight: bool = field(default=True, metadata=FREE)
     """Rewards and watches load and score two made-up outputs before a model is loaded; free disk space is looked at."""
+    default_watch: bool = field(default=True, metadata=FREE)
+    """Every run also warns of collapse and drift (see looking/default_rules); an entry of `watch` replaces the default rule of its
+    name. false: only the entries of `watch` count."""
     offload_rewards: bool = field(default=False, metadata=FREE)
     """Network rewards leave the device while they are not asked."""
     max_reward_calls: int | None = field(default=None, metadata=FREE)
@@ -184,6 +188,11 @@ class Settings:
     def watched_rewards(self) -> dict[str, Watched]:
         """The entries of `watch` that score; the others only read metrics."""
         return {name: entry for name, entry in self.watch.items() if entry.use is not None}
+
+    @property
+    def default_rules(self) -> dict[str, Watched]:
+        """The default rules that the entries of `watch` leave in force."""
+        return default_rules(self.watch) if self.default_watch else {}
 
     @property
     def needs(self) -> frozenset[str]:

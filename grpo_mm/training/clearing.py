@@ -8,7 +8,7 @@ from pathlib import Path
 
 OF_A_RUN = re.compile(
     r"(\.writing_)?(config\.yaml|versions\.json|sources\.json|events\.jsonl|changes\.jsonl|summary\.json|checkpoints\.jsonl|report\.html)"
-    r"|metrics\.(jsonl|writing)|\.writing_(report|metrics\.jsonl)"
+    r"|(metrics|held_out)\.(jsonl|writing)|\.writing_(report|metrics\.jsonl)"
 )
 WITHIN = {
     "checkpoints": r"(\.writing_)?step_[0-9]{6,18}/([A-Za-z0-9_]+\.safetensors|(state|manifest)\.json)",

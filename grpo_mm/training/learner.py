@@ -30,8 +30,9 @@ from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.table import Table, gather, local_table
 from grpo_mm.training.evaluate import check_sources
-from grpo_mm.training.onlooker import Onlooker, is_demo
+from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
 from grpo_mm.training.preflight import check_media, check_scoring
+from grpo_mm.training.settled import settled
 from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
@@ -233,7 +234,8 @@ class Learner:
                 "step %d: nothing to learn from, every advantage is 0 or left out; do the rewards differ?", step + 1
             )
         found |= earned.metrics
-        return found | self.onlooker(batch, earned, step), earned
+        why = partial(settled, table, self.config.advantage, prompts=SHOWN_GROUPS)
+        return found | self.onlooker(batch, earned, step, why=why), earned
 
     def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
         """Means over the rows of all ranks, demonstrations left out, of the columns that the engine wants logged."""

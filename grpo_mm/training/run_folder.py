@@ -26,7 +26,7 @@ from grpo_mm.config.recorded import read_recorded as read_config
 from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.config.sources import Digests, sources_of
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
-from grpo_mm.looking import metrics
+from grpo_mm.looking import held_out, metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.training import mark
 from grpo_mm.training.changes import check_changes, compare, cut_back_changes, note, words, write_sources
@@ -55,6 +55,11 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        """The held-out scores of each evaluation, prompt by prompt."""
+        return self.path / held_out.NAME
 
     @property
     def events(self) -> Path:
@@ -91,6 +96,7 @@ LINKED_TO = (
     "adapter",
     "model",
     "metrics.jsonl",
+    "held_out.jsonl",
     "events.jsonl",
     "summary.json",
     "changes.jsonl",
@@ -395,6 +401,7 @@ def cut_back(folder: RunFolder, *, step: int, without_eval: bool, events: int = 
     said = folder.events.read_text(encoding="utf-8", errors="replace") if folder.events.is_file() else ""
     lines = said.splitlines(keepends=True)
     cut_back_changes(folder.path, step=step)
+    held_out.cut_back(folder.held_out, step=step, without_eval=without_eval)
     if lines[:events]:
         replace_text(folder.events, "".join(lines[:events]))
     else:

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, UserError
-from grpo_mm.looking import metrics, samples, transcripts
+from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking.truth import truth_of
+from grpo_mm.looking.verdict import verdict_of_folder
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
 from grpo_mm.processes import clock
@@ -30,7 +32,7 @@ from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.clearing import clear_product
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
-from grpo_mm.training.onlooker import illustrator
+from grpo_mm.training.onlooker import illustrator, player
 from grpo_mm.training.preflight import check_disk
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
@@ -40,6 +42,8 @@ from grpo_mm.weights.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
+OF_PARTS = ("learner", "rules", "default_rules")
+"""What a checkpoint keeps beside the state of the loop."""
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -57,6 +61,7 @@ class Trainer:
                 kept=config.checkpoints.keep_last + config.checkpoints.keep_best,
             )  # fmt: skip
         self.rules = Rules(config.watch)
+        self.default_rules = Rules(config.default_rules)
         self.state: dict[str, Any] = {
             "step": 0, "best_score": None, "best_step": None, "evaluations_without_gain": 0,
             "calls": {}, "seconds": {"train": 0.0, "eval": 0.0}, "eval_before": None, "eval_last": None,
@@ -166,6 +171,7 @@ class Trainer:
         if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
             self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
+            held_out.append(self.folder.held_out, step=step, ids=result.ids, values=result.by_prompt)
             self._show(result, step, name=name)
         return result.metrics
 
@@ -174,7 +180,7 @@ class Trainer:
         if isinstance(shown, Tensor):
             samples.write_eval_sheet(
                 self.folder.samples, name=name, step=step, images_MCHW=shown, prompts=[p.text for p in prompts],
-                rewards=rewards,
+                rewards=rewards, truths=[truth_of(p) for p in prompts],
             )  # fmt: skip
             return
         answers = [
@@ -184,18 +190,19 @@ class Trainer:
         transcripts.write_transcript(
             self.folder.samples, name=name, kind="eval", step=step,
             asked=[(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)],
-            sketch=self.config.sketch, illustrate=illustrator(self.config),
+            sketch=self.config.sketch, illustrate=illustrator(self.config), play=player(self.config),
         )  # fmt: skip
 
     def _record(self, row: dict[str, float], *, weights_step: int) -> list[Alarm]:
         """Writes a row with what the watch rules say of it; returns those that act, the same on every rank."""
         alarms: list[Alarm] = []
-        if self.rules.watched:
-            if row["step"] == 1 and weights_step == 0:
-                self._tell_silent_rules(row)
-            seen = self.processes.gather({metric: row.get(metric) for metric in self.rules.metrics.values()})[0]
-            fields, alarms = self.rules.observe(seen, weights_step=weights_step)
-            row = row | fields
+        if self.rules.watched and row["step"] == 1 and weights_step == 0:
+            self._tell_silent_rules(row)
+        for rules in (self.rules, self.default_rules):
+            if rules.watched:
+                seen = self.processes.gather({metric: row.get(metric) for metric in rules.metrics.values()})[0]
+                fields, acting = rules.observe(seen, weights_step=weights_step)
+                row, alarms = row | fields, alarms + acting
         if self.processes.is_main:
             metrics.append(self.folder.metrics, row)
             if self.config.trackers:
@@ -266,6 +273,7 @@ class Trainer:
         tensors, learner_state = self.learner.checkpoint()
         if self.processes.is_main:
             state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
+            state["default_rules"] = self.default_rules.state_dict()
             checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step, run=self.folder.run)
             self._prune()
         self.processes.barrier()
@@ -292,11 +300,15 @@ class Trainer:
         check_state(state, self.state, name=str(path))
         try:
             self.learner.load(loaded, name=str(path))
-            self.state = {key: value for key, value in state.items() if key not in ("learner", "rules")}
+            self.state = {key: value for key, value in state.items() if key not in OF_PARTS}
             if "rules" in state:
                 # Rules may come and go on the way (`config.differences`): a new one has seen nothing yet.
                 seen = {name: state["rules"]["seen"].get(name, begun) for name, begun in self.rules.seen.items()}
                 self.rules.load_state_dict({**state["rules"], "seen": seen})
+            if set(state.get("default_rules", {}).get("seen", ())) == set(self.default_rules.seen):
+                self.default_rules.load_state_dict(
+                    state["default_rules"]
+                )  # else of a version with other ones: they begin anew
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -330,6 +342,10 @@ class Trainer:
         }
         if self.processes.is_main:
             summary["changes"] = [str(change) for change in read_changes(self.folder.path)]
+            found = verdict_of_folder(
+                self.folder.path, rules=config.default_rules | self.rules.watched, watched=list(config.watched_rewards)
+            )
+            summary["verdict"] = found.to_json()
             # An engine knows how evaluation drew; the card's lines draw so too.
             usage = config.engine.usage(policy) if hasattr(config.engine, "usage") else policy.usage()
             summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
@@ -358,8 +374,12 @@ def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
 
 
 def _short(found: dict[str, float]) -> dict[str, float | None]:
-    """For the summary: without the statistics of the pictures, which the record and the report have."""
-    found = {key.removeprefix("eval/"): value for key, value in found.items() if not key.startswith("eval/image/")}
+    """For the summary: without the statistics of pictures and texts, which the record and the report have."""
+    found = {
+        key.removeprefix("eval/"): value
+        for key, value in found.items()
+        if not key.startswith(("eval/image/", "eval/text/"))
+    }
     return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
 

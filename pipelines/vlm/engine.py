@@ -17,7 +17,7 @@ from grpo_mm.pipelines.vlm.memory import memory_lines
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
-from grpo_mm.pipelines.vlm.prompting.illustration import thumbnails
+from grpo_mm.pipelines.vlm.prompting.illustration import clip, thumbnails
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Generated, HfGenerator, Request
 from grpo_mm.processes.clock import count, phase
@@ -182,6 +182,10 @@ class VlmEngine:
         """The prompt's first picture, uint8 [1, 3, H, W], or a few frames of its first video [K, 3, H, W], frame k from the
         moment (k + 1/2) / K of its length; small. None where there is nothing to see."""
         return thumbnails(policy.media, prompt)
+
+    def clip(self, policy: VlmPolicyConfig, prompt: Prompt) -> Tensor | None:
+        """The prompt's first video for playing, uint8 [K, 3, H, W], small; None where it has none."""
+        return clip(policy.media, prompt)
 
     def usage(self, policy: VlmPolicy) -> dict[str, str]:
         """For the model card: what loads the product into plain transformers and answers as evaluation does."""
