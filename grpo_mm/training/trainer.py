@@ -25,6 +25,7 @@ from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
@@ -37,6 +38,8 @@ from grpo_mm.weights.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
+AMOUNTS = ("pictures", "prompt_tokens", "answer_tokens")
+"""What is sampled in a step: logged, and also as a rate over the entire step."""
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -106,11 +109,16 @@ class Trainer:
         seconds, counts = self._clock.take()
         total = time.perf_counter() - began
         self.state["seconds"]["train"] += total
-        ranks = self.processes.gather(counts)
+        everywhere = self.processes.gather((counts, peak_gib(self.processes.device)))
+        ranks, peaks = [counts for counts, _ in everywhere], [peak for _, peak in everywhere]
         for name in sorted(set().union(*ranks)):
             row[f"calls/{name}"] = sum(rank.get(name, 0) for rank in ranks)
             self.state["calls"][name] = self.state["calls"].get(name, 0) + row[f"calls/{name}"]
         row |= {f"time/{name}_seconds": s for name, s in sorted(seconds.items())}
+        row |= {
+            f"time/{name}_per_second": row[f"rollout/{name}"] / total for name in AMOUNTS if f"rollout/{name}" in row
+        }
+        row |= {f"time/{name}_gib": max(peak[name] for peak in peaks) for name in peaks[0]}
         return row | {"time/step_seconds": total}
 
     def _after_step(self, *, must_save: bool) -> None:

@@ -98,6 +98,7 @@ def accumulate(
                 sum(t.value() for t in terms).backward()
             log.add(terms, here)
             log.gap(values, rollout, index, here)
+            log.entropy(values, here)
     else:
         leaves = _values_without_grad(policy, rollout, plan, needs, view, log)
         gradient = _gradient_of_values(objective, leaves, view, processes, coupled, log)
@@ -145,6 +146,7 @@ def _values_without_grad(
     for index, values in policy.logprobs(rollout, plan, needs=needs, grad=False):
         here = view.at(index)
         log.gap(values, rollout, index, here)
+        log.entropy(values, here)
         for name, value in _trained(values, here).items():
             leaf = leaves.setdefault(name, torch.ones_like(view.old_logprobs, dtype=value.dtype))
             leaf.view(-1)[index.flatten()] = value.detach().flatten()
@@ -204,6 +206,12 @@ class _Log:
             difference = (values["logprobs"].detach() - behaviour).abs().nan_to_num(torch.inf, torch.inf)
             difference = difference.masked_fill(behaviour.isnan(), 0)  # rows that no engine sampled
             self._gap = max(self._gap, float(difference.where(view.mask.bool(), 0).max()))
+
+    def entropy(self, values: Mapping[str, Tensor], view: View) -> None:
+        """Its mean over the trained actions, where the objective reads it."""
+        if "entropy" in values:
+            inside = torch.where(view.mask.bool(), values["entropy"].detach(), 0.0)
+            self._stats["entropy"] += float(inside.sum()) / view.counts.actions
 
     def result(self, processes: Processes, num_forwards: int) -> UpdateResult:
         ranks = processes.gather((dict(self._terms), dict(self._stats), self._gap))
