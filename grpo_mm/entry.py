@@ -15,6 +15,7 @@ import torch
 from grpo_mm.config.run_config import RunConfig, Scorer, read
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
+from grpo_mm.looking.progress_lines import Nobody, ProgressLines, Told, heard
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.training.run_folder import (
     check_folder,
@@ -37,6 +38,7 @@ def train(
     fresh: bool = False,
     checkpoint: str | None = None,
     on_step: OnStep | None = None,
+    told: Told | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Runs a config to its end, or goes on with it where it was interrupted.
@@ -48,6 +50,8 @@ def train(
         fresh: start over, deleting the run folder.
         checkpoint: go on from this one ("step_000020") instead of the newest.
         on_step: called after each step with its number and metrics.
+        told: who hears of the run while it goes on; None: `ProgressLines()`, lines through logging ("grpo_mm.progress"), which go
+            to the standard error stream where logging is not set up.
         trust: import what a config.yaml that lies in a run folder names, see `grpo_mm.config.run_config.read`.
 
     Returns:
@@ -85,14 +89,16 @@ def train(
         torch.set_num_threads(config.threads)
     processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(folder.path))
     with exclusive(folder) if processes.is_main else nullcontext():
-        trainer = Trainer(config, folder, processes)
+        told = (told if told is not None else ProgressLines()) if processes.is_main else Nobody()
+        trainer = Trainer(config, folder, processes, told=told)
         if processes.is_main:
             open_folder(config, fresh=fresh)
         processes.barrier()
         if config.trackers:
             processes.accelerator.init_trackers(config.name)
         try:
-            return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+            with heard():
+                return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
         finally:
             if config.trackers:
                 processes.accelerator.end_training()

@@ -21,9 +21,10 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, UserError
 from grpo_mm.looking import metrics, samples, transcripts
 from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking.progress_lines import Nobody, Plan, Told
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
-from grpo_mm.processes import clock
+from grpo_mm.processes import clock, progress
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.scoring import Scorer
@@ -46,8 +47,9 @@ OnStep = Callable[[int, dict[str, float]], None]
 class Trainer:
     """One run in one process."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, processes: Processes) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, processes: Processes, *, told: Told | None = None) -> None:
         self.config, self.folder, self.processes = config, folder, processes
+        self.told = told if told is not None else Nobody()
         self.eval_prompts = held_out_prompts(config)
         self.learner = Learner(config, processes, samples=folder.samples)
         self.rules = Rules(config.watch)
@@ -63,8 +65,11 @@ class Trainer:
         Raises:
             SystemExit, KeyboardInterrupt: after SIGTERM or Ctrl-C, when the step is done and a checkpoint is written.
         """
-        with failing_disk_stops(self.folder):
-            return self._run(from_checkpoint, on_step)
+        try:
+            with failing_disk_stops(self.folder), progress.heard_by(self.told.working):
+                return self._run(from_checkpoint, on_step)
+        finally:
+            self.told.ends()
 
     def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
         self._clock = clock.use(clock.Clock())
@@ -79,6 +84,8 @@ class Trainer:
                 self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
             )
         self.processes.barrier()
+        every = config.evaluation.every
+        self.told.begins(Plan(state["step"], config.steps, tuple(config.rewards), every, bool(self.eval_prompts)))
         if path is None:
             state["eval_before"] = self.evaluate(0, name="eval_before")
             if self.rules.can_go_back:
@@ -89,6 +96,7 @@ class Trainer:
                 row = self._timed_step(state["step"])
                 state["step"] += 1
                 alarms = self._record({"step": state["step"], **row}, weights_step=state["step"] - 1)
+                self.told.stepped(state["step"], row)
                 if on_step is not None:
                     on_step(state["step"], row)
                 self._act(alarms)
@@ -140,6 +148,7 @@ class Trainer:
             return {}
         began = time.perf_counter()
         learner = self.learner
+        self.told.evaluating(step, samples=len(self.eval_prompts) * self.config.evaluation.samples_per_prompt)
         with learner.evaluation_weights():
             result = evaluate(
                 self.config, learner.policy, self.eval_prompts, learner.rewards, learner.onlooker.watch, self.processes
@@ -152,6 +161,7 @@ class Trainer:
             self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
             self._show(result, step, name=name)
+        self.told.evaluated(step, score=result.metrics["eval/score"], seconds=seconds)
         return result.metrics
 
     def _show(self, result: EvalResult, step: int, *, name: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from grpo_mm.processes.clock import phase
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.progress import report
 from grpo_mm.types import BEHAVIOUR, ORDER, Counts, Couples, Credit, Objective, Rollout, Term, View
 
 
@@ -99,6 +100,7 @@ def accumulate(
             log.add(terms, here)
             log.gap(values, rollout, index, here)
             log.entropy(values, here)
+            log.forward_is_done(len(plan))
     else:
         leaves = _values_without_grad(policy, rollout, plan, needs, view, log)
         gradient = _gradient_of_values(objective, leaves, view, processes, coupled, log)
@@ -107,6 +109,7 @@ def accumulate(
             parts = [(gradient[k].flatten()[index] * v).sum() for k, v in trained.items() if v.requires_grad]
             with phase("train_network"):
                 sum(parts).backward()
+            log.forward_is_done(len(plan))
     return log.result(processes, len(plan))
 
 
@@ -193,6 +196,7 @@ class _Log:
         self._terms: dict[str, float] = defaultdict(float)
         self._stats: dict[str, float] = defaultdict(float)
         self._gap = 0.0
+        self._forwards = 0
 
     def add(self, terms: Sequence[Term], view: View, *, share: float = 1.0) -> None:
         for term in terms:
@@ -206,6 +210,10 @@ class _Log:
             difference = (values["logprobs"].detach() - behaviour).abs().nan_to_num(torch.inf, torch.inf)
             difference = difference.masked_fill(behaviour.isnan(), 0)  # rows that no engine sampled
             self._gap = max(self._gap, float(difference.where(view.mask.bool(), 0).max()))
+
+    def forward_is_done(self, of: int) -> None:
+        self._forwards += 1
+        report("training, forwards", self._forwards, of)
 
     def entropy(self, values: Mapping[str, Tensor], view: View) -> None:
         """Its mean over the trained actions, where the objective reads it."""

@@ -180,7 +180,9 @@ class VlmEngine:
         """Tokens of a rollout, for the log. answer_tokens: drawn, end of turn included. prompt_tokens: of the prompts with their
         media, once for each answer that was drawn behind them."""
         record = rollout.record
-        drawn_N = ~rollout.columns["demo"].bool() if "demo" in rollout.columns else torch.ones_like(record.length_N).bool()
+        drawn_N = (
+            ~rollout.columns["demo"].bool() if "demo" in rollout.columns else torch.ones_like(record.length_N).bool()
+        )
         prompt_C = torch.tensor([len(context) for context in record.contexts])
         return {
             "prompt_tokens": int(prompt_C[record.context_N[drawn_N]].sum()),

@@ -17,6 +17,7 @@ from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.prompting.shared_media import roots
 from grpo_mm.pipelines.vlm.sampling.running import Running, begun
 from grpo_mm.processes.clock import phase
+from grpo_mm.processes.progress import report
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class HfGenerator:
                         max_new_tokens=draw.max_new_tokens,
                     ))  # fmt: skip
                 running = drawing.step(running)
+                ended = len(requests) - sum(map(len, waiting)) - (0 if running is None else len(running.live))
+                report("texts", ended, len(requests))
                 if running is not None and not waiting and 2 * len(running.live) <= len(running.row_n):
                     running = running.only(running.live)
         return drawing.made
