@@ -16,6 +16,8 @@ from grpo_mm.config.run_config import RunConfig, Scorer, read
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
 from grpo_mm.looking.progress_lines import Nobody, ProgressLines, Told, heard
+from grpo_mm.looking.report.page import write_report
+from grpo_mm.looking.trackers import Trackers, check_installed
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.training.run_folder import (
     check_folder,
@@ -87,21 +89,26 @@ def train(
         return summary
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(folder.path))
+    check_installed(config.trackers)
+    processes = Processes(device=config.device)
+    trackers = None
+    if processes.is_main and config.trackers:
+        trackers = Trackers(config.trackers, folder.path, name=config.name)
     with exclusive(folder) if processes.is_main else nullcontext():
         told = (told if told is not None else ProgressLines()) if processes.is_main else Nobody()
-        trainer = Trainer(config, folder, processes, told=told)
+        trainer = Trainer(config, folder, processes, told=told, trackers=trackers)
         if processes.is_main:
             open_folder(config, fresh=fresh)
         processes.barrier()
-        if config.trackers:
-            processes.accelerator.init_trackers(config.name)
         try:
             with heard():
-                return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+                summary = trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+            if trackers is not None:
+                trackers.report(write_report(folder.path))
+            return summary
         finally:
-            if config.trackers:
-                processes.accelerator.end_training()
+            if trackers is not None:
+                trackers.finish()
 
 
 def _own_state(config: RunConfig) -> RunConfig:

@@ -17,11 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import CheckpointError, UserError
 from grpo_mm.looking import metrics, samples, transcripts
 from grpo_mm.looking.model_card import write_model_card
 from grpo_mm.looking.progress_lines import Nobody, Plan, Told
+from grpo_mm.looking.trackers import Trackers
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
 from grpo_mm.processes import clock, progress
@@ -30,7 +31,7 @@ from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
-from grpo_mm.training.onlooker import illustrator
+from grpo_mm.training.onlooker import illustrator, is_shown
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
 from grpo_mm.types import Prompt
@@ -47,9 +48,19 @@ OnStep = Callable[[int, dict[str, float]], None]
 class Trainer:
     """One run in one process."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, processes: Processes, *, told: Told | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        processes: Processes,
+        *,
+        told: Told | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
+        """told, trackers: of the main process; None: nobody hears of the run, or sees it."""
         self.config, self.folder, self.processes = config, folder, processes
         self.told = told if told is not None else Nobody()
+        self.trackers = trackers
         self.eval_prompts = held_out_prompts(config)
         self.learner = Learner(config, processes, samples=folder.samples)
         self.rules = Rules(config.watch)
@@ -84,6 +95,9 @@ class Trainer:
                 self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
             )
         self.processes.barrier()
+        if self.trackers is not None:
+            run = self.folder.run
+            self.trackers.start(plain(config), step=state["step"], run_id=run.id if run else config.name)
         every = config.evaluation.every
         self.told.begins(Plan(state["step"], config.steps, tuple(config.rewards), every, bool(self.eval_prompts)))
         if path is None:
@@ -96,6 +110,8 @@ class Trainer:
                 row = self._timed_step(state["step"])
                 state["step"] += 1
                 alarms = self._record({"step": state["step"], **row}, weights_step=state["step"] - 1)
+                if self.trackers is not None and is_shown(state["step"] - 1, every=config.samples_every):
+                    self.trackers.samples(f"step_{state['step']:06d}")
                 self.told.stepped(state["step"], row)
                 if on_step is not None:
                     on_step(state["step"], row)
@@ -161,6 +177,8 @@ class Trainer:
             self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
             self._show(result, step, name=name)
+            if self.trackers is not None:
+                self.trackers.samples(name)
         self.told.evaluated(step, score=result.metrics["eval/score"], seconds=seconds)
         return result.metrics
 
@@ -193,8 +211,8 @@ class Trainer:
             row = row | fields
         if self.processes.is_main:
             metrics.append(self.folder.metrics, row)
-            if self.config.trackers:
-                self.processes.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+            if self.trackers is not None:
+                self.trackers.metrics(row)
         return alarms
 
     def _tell_silent_rules(self, row: dict[str, float]) -> None:
