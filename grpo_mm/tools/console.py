@@ -14,6 +14,7 @@ from rich.table import Table as Sheet
 from rich.text import Text
 
 from grpo_mm.looking.progress_lines import Plan, ProgressLines, Told, reward_words
+from grpo_mm.looking.same_figures import shown_once
 from grpo_mm.outside import finite_number, plain
 
 
@@ -74,11 +75,13 @@ def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None
         sheet = Sheet(title=f"held-out, {summary.get('steps', '?')} steps")
         for column in ("", "before", "after", "difference"):
             sheet.add_column(column, justify="left" if not column else "right")
-        for name in sorted(after, key=lambda n: (n != "score", n)):
+        order = sorted(after, key=lambda n: (n != "score", n))
+        for name, names in shown_once(order, before, after).items():
             was, now = finite_number(before.get(name)), finite_number(after[name])
             gain = None if was is None or now is None else f"{now - was:+.4f}"
             sheet.add_row(
-                Text(plain(name, 120)), *("–" if cell is None else cell for cell in (_number(was), _number(now), gain))
+                Text(" = ".join(plain(one, 120) for one in names)),
+                *("–" if cell is None else cell for cell in (_number(was), _number(now), gain)),
             )
         console.print(sheet)
     train, evaluation = (finite_number((summary.get("seconds") or {}).get(part)) for part in ("train", "eval"))
