@@ -100,8 +100,8 @@ def train(
     settings = read(config, overrides or [], trust=trust)
     folder = settings.folder.absolute()  # a reward may change the working folder
     try:
-        with progress(settings) if is_main() else nullcontext() as on_step:
-            summary = run(settings, fresh=fresh, accept=accept, checkpoint=checkpoint, on_step=on_step)
+        with progress() if is_main() else nullcontext() as told:
+            summary = run(settings, fresh=fresh, accept=accept, checkpoint=checkpoint, told=told)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the newest checkpoint", err=True)
         raise typer.Exit(130) from None

@@ -17,7 +17,10 @@ from grpo_mm.config.run_config import RunConfig, Scorer, read
 from grpo_mm.config.without_effect import tell_what_has_no_effect
 from grpo_mm.errors import ConfigError
 from grpo_mm.links import check_links
-from grpo_mm.outside import reason, shown
+from grpo_mm.looking.progress_lines import Nobody, ProgressLines, Told, heard
+from grpo_mm.looking.report.page import write_report
+from grpo_mm.looking.trackers import Trackers, check_installed
+from grpo_mm.outside import shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.reward_use import check_call
 from grpo_mm.training.run_folder import (
@@ -43,6 +46,7 @@ def train(
     accept: bool = False,
     checkpoint: str | None = None,
     on_step: OnStep | None = None,
+    told: Told | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Runs a config to its end, or goes on with it where it was interrupted.
@@ -55,6 +59,8 @@ def train(
         accept: go on although noted settings, code or data have changed (docs/reference.md); the record tells them.
         checkpoint: go on from this one ("step_000020") instead of the newest.
         on_step: called after each step with its number and metrics.
+        told: who hears of the run while it goes on; None: `ProgressLines()`, lines through logging ("grpo_mm.progress"), which go
+            to the standard error stream where logging is not set up.
         trust: import what a config.yaml that lies in a run folder names, see `grpo_mm.config.run_config.read`.
 
     Returns:
@@ -99,29 +105,26 @@ def train(
             part.check_files() if hasattr(part, "check_files") else None  # that only a run from the start reads
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(folder.path))
+    check_installed(config.trackers)
+    processes = Processes(device=config.device)
+    trackers = None
+    if processes.is_main and config.trackers:
+        trackers = Trackers(config.trackers, folder.path, name=config.name)
     with exclusive(folder) if processes.is_main else nullcontext():
-        trainer = Trainer(config, folder, processes)
+        told = (told if told is not None else ProgressLines()) if processes.is_main else Nobody()
+        trainer = Trainer(config, folder, processes, told=told, trackers=trackers)
         if processes.is_main:
             open_folder(config, fresh=fresh, start=start)
         processes.barrier()
-        if config.trackers:
-            _start_trackers(config, processes)
         try:
-            return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+            with heard():
+                summary = trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+            if trackers is not None:
+                trackers.report(write_report(folder.path))
+            return summary
         finally:
-            if config.trackers:
-                processes.accelerator.end_training()
-
-
-def _start_trackers(config: RunConfig, processes: Processes) -> None:
-    """Raises ConfigError for whatever a tracker raises: no key, no network, no such project."""
-    try:
-        processes.accelerator.init_trackers(config.name)
-    except Exception as error:
-        raise ConfigError(
-            f"trackers: {', '.join(config.trackers)} cannot be started: {reason(error)}. trackers=[] goes without."
-        ) from error
+            if trackers is not None:
+                trackers.finish()
 
 
 def _own_state(config: RunConfig) -> RunConfig:

@@ -153,7 +153,7 @@ def read_sheets(folder: Path, damage: list[str] | None = None) -> list[Sheet]:
     sheets = []
     for path in sorted(folder.glob("*.json")):
         try:
-            sheets.append(_read(path))
+            sheets.append(read_sheet(path))
         except Exception as error:  # whatever a damaged sheet makes of its reader
             if damage is not None:
                 damage.append(f"samples/{plain(path.name, MAX_NAME)} is left out ({reason(error)})")
@@ -217,7 +217,7 @@ def _box(layout: Mapping[str, Any], row: int, column: int) -> tuple[int, int, in
     return left, top, left + width, top + height
 
 
-def _read(path: Path) -> Sheet:
+def read_sheet(path: Path) -> Sheet:
     said: list[str] = []
     found = json_object(path, path.parent, said)
     if said:

@@ -70,6 +70,11 @@ class PromptStream:
         order = torch.randperm(count, generator=stream(seed, "prompts/mix", step))
         return [drawn[i] for i in order.tolist()]
 
+    def epochs(self, steps: int, count: int) -> dict[str, float]:
+        """How often each source has been gone through after so many steps of `count` prompts: prompts drawn over prompts there are."""
+        drawn = self._positions(steps * count)
+        return {name: number / len(self._prompts[name]) for name, number in zip(self._prompts, drawn)}
+
     def _positions(self, total: int) -> list[int]:
         """How many of the first `total` prompts each source gives.
 
@@ -138,6 +143,16 @@ class PhasedStream:
         if drawn is None:
             raise ConfigError(f"no prompt source is drawn in step {step}; look at from_step and until_step.")
         return drawn.batch(step - start, count, seed)
+
+    def epochs(self, steps: int, count: int) -> dict[str, float]:
+        """As `PromptStream.epochs`, over all phases that the first `steps` steps went through."""
+        found: dict[str, float] = {}
+        ends = [start for start, _ in self._phases[1:]] + [steps]
+        for (start, drawn), end in zip(self._phases, ends):
+            if drawn is not None and start < steps:
+                for name, share in drawn.epochs(min(end, steps) - start, count).items():
+                    found[name] = found.get(name, 0.0) + share
+        return found
 
 
 def phases(steps: Mapping[str, tuple[int, int | None]]) -> list[tuple[int, list[str]]]:

@@ -15,6 +15,7 @@ from grpo_mm.identity import FREE
 from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.progress import report
 from grpo_mm.registry import Role
 from grpo_mm.rollout.isolated import IsolatedReward, sendable
 from grpo_mm.rollout.own_copies import is_own, own_prompt
@@ -129,6 +130,7 @@ class Scoring:
             if isinstance(chosen, Pictures):
                 chosen, _ = sound_items(chosen)
             group = group_U[index] if group_U is not None and is_relative(scorer.use) else None
+            report(f"scoring by {plain(name, 60)}", 0, len(applies))
             with phase("reward"):
                 scores, failures = self._scored(name, scorer, chosen, [prompts[i] for i in applies], group)
             errors += failures

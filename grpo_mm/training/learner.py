@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -28,12 +29,13 @@ from grpo_mm.rollout.groups import group_ids
 from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
+from grpo_mm.rollout.spread import reward_spread
 from grpo_mm.rollout.table import Table, gather, local_table
 from grpo_mm.training.evaluate import check_sources
 from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
 from grpo_mm.training.preflight import check_media, check_scoring
 from grpo_mm.training.settled import settled
-from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
+from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, is_pictures, prompts_of
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
 from grpo_mm.weights.optim import grad_norm
@@ -74,6 +76,8 @@ class Learner:
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
         self.policy.snapshots.take("ema") if config.ema else None
         self.policy.snapshots.take("sampling") if config.sampling else None
+        self._sampled: Counter[str] = Counter()
+        """What this rank has sampled in a step, groups that a collector leaves out included."""
         self.lr_scale = 1.0
         """Of every learning rate; watch rules lower it, and their state keeps it."""
         self.counters: dict[str, int] = {
@@ -96,11 +100,22 @@ class Learner:
         found: dict[str, float] = {}
         for batch in batches:
             found |= self._train_on(batch, part_N, step)
+        found |= self._amounts(step)
         return found | self._after_step(step, found)
+
+    def _amounts(self, step: int) -> dict[str, float]:
+        """What was sampled in the step on all ranks, and how often each source has been gone through."""
+        ranks = self.processes.gather(dict(self._sampled))
+        totals = {name: float(sum(rank.get(name, 0) for rank in ranks)) for name in sorted(set().union(*ranks))}
+        epochs = self.prompts.epochs(step + 1, self.config.prompts_per_step)
+        return {f"rollout/{name}": total for name, total in totals.items()} | {
+            f"data/{name}/epochs": share for name, share in epochs.items()
+        }
 
     def rollout(self, step: int) -> tuple[list[Batch], Tensor]:
         """This rank's scored batches of a step, and the update part of each row, [N]."""
         config = self.config
+        self._sampled.clear()
         prompts = seen_by(self.policy, self.prompts.batch(step, config.prompts_per_step, config.seed))
         parts = config.updates.count if config.updates.by == "group" else 1
         rows, part_N = plan_rows(
@@ -149,9 +164,14 @@ class Learner:
 
     def _sample(self, rows: Rows, step: int) -> tuple[Rollout, Outputs]:
         with clock.phase("rollout"):
-            return self.config.engine.sample(
+            rollout, outputs = self.config.engine.sample(
                 self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
             )
+        if is_pictures(outputs.items):
+            self._sampled["pictures"] += len(outputs.items)
+        elif hasattr(self.config.engine, "amounts"):
+            self._sampled.update(self.config.engine.amounts(rollout))
+        return rollout, outputs
 
     def _score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
         """Every item once; outputs that share an item share its scores."""
@@ -227,6 +247,7 @@ class Learner:
                     else "no exception: the reward returned NaN for every row; a warning above may say why."
                 )
             )
+        found |= reward_spread(table)
         found["reward/failed_frac"] = float(table.columns["failed"].double().mean())
         earned = credit(table, self.config.advantage, rollout=batch.rollout, rank=self.processes.rank)
         if 1.0 in (earned.metrics["advantage/zero_groups_frac"], earned.metrics["advantage/left_out_frac"]):
@@ -239,7 +260,7 @@ class Learner:
 
     def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
         """Means over the rows of all ranks, demonstrations left out, of the columns that the engine wants logged."""
-        names = getattr(self.config.engine, "logged", ())
+        names = [name for name in getattr(self.config.engine, "logged", ()) if name in rollout.columns]
         own_N = ~is_demo(rollout)
         local = {name: rollout.columns[name][own_N].double() for name in names}
         sums = {name: (float(value_N.nansum()), int(value_N.isfinite().sum())) for name, value_N in local.items()}

@@ -66,7 +66,7 @@ class Onlooker:
             found |= mean_scores(watched, self.processes, prefix="watch", names={}, applied=self.watch.applied(prompts))
             if config.offload_rewards:
                 self.watch.leave_device()
-        due = bool(config.samples_every) and (step == 0 or (step + 1) % config.samples_every == 0)
+        due = is_shown(step, every=config.samples_every)
         with clock.phase("look"):
             if is_pictures(outputs.items):
                 images, sound = sound_items(_items(outputs, shown))
@@ -142,6 +142,11 @@ class Onlooker:
                 ],
                 sketch=config.sketch, illustrate=illustrator(config),
             )  # fmt: skip
+
+
+def is_shown(step: int, *, every: int) -> bool:
+    """Whether a sheet or a transcript of a step (from 0) is written."""
+    return bool(every) and (step == 0 or (step + 1) % every == 0)
 
 
 def illustrator(config: RunConfig) -> Callable[[Prompt], Tensor | None] | None:

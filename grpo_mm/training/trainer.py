@@ -17,22 +17,25 @@ from typing import Any
 
 from torch import Tensor
 
-from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import CheckpointError, UserError
 from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking.progress_lines import Nobody, Plan, Told
+from grpo_mm.looking.trackers import Trackers
 from grpo_mm.looking.truth import truth_of
 from grpo_mm.looking.verdict import verdict_of_folder
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
-from grpo_mm.processes import clock
+from grpo_mm.processes import clock, progress
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.clearing import clear_product
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
-from grpo_mm.training.onlooker import illustrator, player
+from grpo_mm.training.onlooker import illustrator, is_shown, player
 from grpo_mm.training.preflight import check_disk
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
@@ -44,14 +47,27 @@ log = logging.getLogger(__name__)
 
 OF_PARTS = ("learner", "rules", "default_rules")
 """What a checkpoint keeps beside the state of the loop."""
+AMOUNTS = ("pictures", "prompt_tokens", "answer_tokens")
+"""What is sampled in a step: logged, and also as a rate over the entire step."""
 OnStep = Callable[[int, dict[str, float]], None]
 
 
 class Trainer:
     """One run in one process."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, processes: Processes) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        processes: Processes,
+        *,
+        told: Told | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
+        """told, trackers: of the main process; None: nobody hears of the run, or sees it."""
         self.config, self.folder, self.processes = config, folder, processes
+        self.told = told if told is not None else Nobody()
+        self.trackers = trackers
         self.eval_prompts = held_out_prompts(config)
         self.learner = Learner(config, processes, samples=folder.samples, held_out=self.eval_prompts)
         if config.preflight and processes.is_main:
@@ -74,8 +90,11 @@ class Trainer:
         Raises:
             SystemExit, KeyboardInterrupt: after SIGTERM or Ctrl-C, when the step is done and a checkpoint is written.
         """
-        with failing_disk_stops(self.folder):
-            return self._run(from_checkpoint, on_step)
+        try:
+            with failing_disk_stops(self.folder), progress.heard_by(self.told.working):
+                return self._run(from_checkpoint, on_step)
+        finally:
+            self.told.ends()
 
     def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
         self._clock = clock.use(clock.Clock())
@@ -90,6 +109,11 @@ class Trainer:
                 self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
             )
         self.processes.barrier()
+        if self.trackers is not None:
+            run = self.folder.run
+            self.trackers.start(plain(config), step=state["step"], run_id=run.id if run else config.name)
+        every = config.evaluation.every
+        self.told.begins(Plan(state["step"], config.steps, tuple(config.rewards), every, bool(self.eval_prompts)))
         if path is not None:
             self._evaluate_what_is_due()
         if path is None:
@@ -102,6 +126,9 @@ class Trainer:
                 row = self._timed_step(state["step"])
                 state["step"] += 1
                 alarms = self._record({"step": state["step"], **row}, weights_step=state["step"] - 1)
+                if self.trackers is not None and is_shown(state["step"] - 1, every=config.samples_every):
+                    self.trackers.samples(f"step_{state['step']:06d}")
+                self.told.stepped(state["step"], row)
                 if on_step is not None:
                     on_step(state["step"], row)
                 self._act(alarms)
@@ -128,11 +155,16 @@ class Trainer:
         seconds, counts = self._clock.take()
         total = time.perf_counter() - began
         self.state["seconds"]["train"] += total
-        ranks = self.processes.gather(counts)
+        everywhere = self.processes.gather((counts, peak_gib(self.processes.device)))
+        ranks, peaks = [counts for counts, _ in everywhere], [peak for _, peak in everywhere]
         for name in sorted(set().union(*ranks)):
             row[f"calls/{name}"] = sum(rank.get(name, 0) for rank in ranks)
             self.state["calls"][name] = self.state["calls"].get(name, 0) + row[f"calls/{name}"]
         row |= {f"time/{name}_seconds": s for name, s in sorted(seconds.items())}
+        row |= {
+            f"time/{name}_per_second": row[f"rollout/{name}"] / total for name in AMOUNTS if f"rollout/{name}" in row
+        }
+        row |= {f"time/{name}_gib": max(peak[name] for peak in peaks) for name in peaks[0]}
         return row | {"time/step_seconds": total}
 
     def _after_step(self, *, must_save: bool) -> None:
@@ -160,6 +192,7 @@ class Trainer:
             return {}
         began = time.perf_counter()
         learner = self.learner
+        self.told.evaluating(step, samples=len(self.eval_prompts) * self.config.evaluation.samples_per_prompt)
         with learner.evaluation_weights():
             result = evaluate(
                 self.config, learner.policy, self.eval_prompts, learner.rewards, learner.onlooker.watch, self.processes
@@ -173,6 +206,9 @@ class Trainer:
         if self.processes.is_main:
             held_out.append(self.folder.held_out, step=step, ids=result.ids, values=result.by_prompt)
             self._show(result, step, name=name)
+            if self.trackers is not None:
+                self.trackers.samples(name)
+        self.told.evaluated(step, score=result.metrics["eval/score"], seconds=seconds)
         return result.metrics
 
     def _show(self, result: EvalResult, step: int, *, name: str) -> None:
@@ -205,8 +241,8 @@ class Trainer:
                 row, alarms = row | fields, alarms + acting
         if self.processes.is_main:
             metrics.append(self.folder.metrics, row)
-            if self.config.trackers:
-                self.processes.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+            if self.trackers is not None:
+                self.trackers.metrics(row)
         return alarms
 
     def _tell_silent_rules(self, row: dict[str, float]) -> None:

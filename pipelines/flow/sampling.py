@@ -13,6 +13,7 @@ from grpo_mm.pipelines.flow.own_schedule import in_plain_diffusers, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Schedule
 from grpo_mm.processes.clock import count, phase
+from grpo_mm.processes.progress import report
 from grpo_mm.processes.rng import stream
 from grpo_mm.types import Pictures, Prompt, Rows
 
@@ -85,6 +86,7 @@ class OdeSampler:
                 velocity = sampling_velocity(policy, x, sigma.expand(x.shape[0]), here, size=size)
                 x = x + velocity * (sigma_next - sigma)
             finished.append(x)
+            report("pictures", int(chunk[-1]) + 1, len(rows))
         return torch.cat(finished)
 
     def evaluation_noise(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:

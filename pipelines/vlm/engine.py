@@ -51,8 +51,8 @@ class VlmEngine:
 
     provides = PROVIDES
     output_noun = "texts"
-    logged = ("length", "truncated", "media_failed", "logprob_mean")
-    """Columns worth a line in the log: their means over rows that are no demonstrations."""
+    logged = ("length", "truncated", "media_failed", "logprob_mean", "entropy_mean")
+    """Columns worth a line in the log: their means over rows that are no demonstrations. entropy_mean: where the generator tells."""
 
     @property
     def snapshots(self) -> frozenset[str]:
@@ -157,6 +157,9 @@ class VlmEngine:
         columns = text_columns(
             token_NA, length_N, behaviour_NA, stop=policy.loaded.stop, demo_N=demo_N if self.demonstrate else None
         )
+        if made.entropy_NA is not None:
+            columns["entropy_mean"] = torch.full((shape[0],), torch.nan)
+            columns["entropy_mean"][drawn] = made.entropy_NA.sum(1) / made.length_N
         if self.answer_likelihood is not None:
             columns["answer_likelihood"] = self.answer_likelihood(policy, record, policy.processor.tokenizer.decode)
         if self.reference_log_ratio:
@@ -173,6 +176,19 @@ class VlmEngine:
         shown = torch.nonzero(~failed_N).flatten()
         texts = row_texts(policy, token_NA[shown], length_N[shown])
         return rollout, Outputs(items=texts, row_M=shown)
+
+    def amounts(self, rollout: Rollout) -> dict[str, int]:
+        """Tokens of a rollout, for the log. answer_tokens: drawn, end of turn included. prompt_tokens: of the prompts with their
+        media, once for each answer that was drawn behind them."""
+        record = rollout.record
+        drawn_N = (
+            ~rollout.columns["demo"].bool() if "demo" in rollout.columns else torch.ones_like(record.length_N).bool()
+        )
+        prompt_C = torch.tensor([len(context) for context in record.contexts])
+        return {
+            "prompt_tokens": int(prompt_C[record.context_N[drawn_N]].sum()),
+            "answer_tokens": int(record.length_N[drawn_N].sum()),
+        }
 
     def _drawn(self, policy: VlmPolicy, requests: Sequence[Request], draw: Draw) -> Generated:
         count("rollout_calls", len(requests))

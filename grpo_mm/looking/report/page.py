@@ -28,6 +28,7 @@ from grpo_mm.looking.report.pictures import before_and_after, rollout_strip, spr
 from grpo_mm.looking.report.rules import bands_of, read_events, rules_of, sentences, upon_curves
 from grpo_mm.looking.report.texts import before_and_after_texts, rollout_texts
 from grpo_mm.looking.report.words import change_of, count, duration, finite, flat, score
+from grpo_mm.looking.same_figures import shown_once
 from grpo_mm.looking.samples import Sheet, read_sheets
 from grpo_mm.looking.transcripts import Transcript, read_transcripts
 from grpo_mm.looking.verdict import Verdict, verdict
@@ -294,9 +295,7 @@ def _scores(
         evaluations[-1] if evaluations else None,
     )
     rows = []
-    for key in dict.fromkeys([*before, *after]):
-        if held_out.repeats_its_mean(key, before, after):
-            continue
+    for key, same in shown_once(list(dict.fromkeys([*before, *after])), before, after).items():
         name, _, part = key.partition("/")
         role = "watched" if name not in names else "optimised" if part == "mean" else "part"
         role = "primary" if key == "score" else role
@@ -305,7 +304,9 @@ def _scores(
         is_share = all(finite(x) and 0 <= x <= 1 for x in (b, a)) and not key.endswith("rmse")
         ends = (100 * b, 100 * a) if is_share else None
         words = {"before": score(b), "after": score(a), "change": change_of(b, a)}
-        rows.append({"key": key, "role": role, "place": place, **words, "ends": ends, **_errors(key, sides)})
+        rows.append(
+            {"key": " = ".join(same), "role": role, "place": place, **words, "ends": ends, **_errors(key, sides)}
+        )
         if rows[-1]["change"] and rows[-1]["within_error"]:
             rows[-1]["change"]["sign"] = "same"
     return sorted(rows, key=lambda row: row["place"])
