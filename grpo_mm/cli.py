@@ -100,6 +100,7 @@ def train(
             summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the newest checkpoint", err=True)
+        say(f"grpo-mm export {folder} --checkpoint best|last|STEP writes what any checkpoint holds", err=True)
         raise typer.Exit(130) from None
     if is_main():
         report = write_report(folder)

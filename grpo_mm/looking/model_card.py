@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.looking.origin import Origin
 from grpo_mm.outside import finite_number, plain
 
 LONGEST_CELL = 200
@@ -14,16 +15,24 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _MARKDOWN = re.compile(r"[\\`*{}\[\]()#+!|~<>&$:@]|(?<!\w)_|_(?!\w)|^\d+(?=[.)]\s)|^[-=]+(?=\s|$)", re.ASCII)
 
 
-def write_model_card(folder: Path, summary: Mapping[str, Any], *, usage: Mapping[str, str]) -> Path:
+def write_model_card(
+    folder: Path, summary: Mapping[str, Any], *, usage: Mapping[str, str], origin: Origin | None = None
+) -> Path:
     """Writes README.md: what it is, how to load it without this package, held-out scores before and after.
 
-    `usage`: "base_model", the "library" that loads the product, the "code" that does, and where it makes no pictures the
-    hub's "tags" for what it does.
+    Args:
+        usage: "base_model", the "library" that loads the product, the "code" that does, the settings that the code draws at in
+            words ("drawn"), and where it makes no pictures the hub's "tags" for what it does.
+        origin: which weights of the run they are.
     """
     before, after = summary["eval_before"], summary["eval_after"]
     rows = [f"| {markdown(k)} | {_number(before.get(k))} | {_number(after[k])} |" for k in after]
     table = (
-        "\n".join(["| held-out | before | after |", "| --- | --- | --- |", *rows]) if rows else "No held-out prompts."
+        "\n".join(["| held-out | before | after |", "| --- | --- | --- |", *rows])
+        if rows
+        else "These weights were not evaluated on the held-out prompts."
+        if before
+        else "No held-out prompts."
     )
     base = usage["base_model"]
     header = [
@@ -44,10 +53,12 @@ def write_model_card(folder: Path, summary: Mapping[str, Any], *, usage: Mapping
             f"{base if on_hub else markdown(Path(base).name)}, aligned in {summary['steps']} steps of group-relative policy "
             f"optimisation with grpo_mm {markdown(summary.get('versions', {}).get('grpo_mm', ''))}.",
             "",
+            *(_of(origin) if origin is not None else []),
             "```python",
             usage["code"],
             "```",
             "",
+            *([f"{usage['drawn']} These are the settings of the run's evaluation.", ""] if "drawn" in usage else []),
             table,
             "",
         ]
@@ -55,6 +66,11 @@ def write_model_card(folder: Path, summary: Mapping[str, Any], *, usage: Mapping
     path = folder / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _of(origin: Origin) -> list[str]:
+    better = re.sub(r"grpo-mm .+", r"`\g<0>`", origin.better() or "")
+    return [f"These are the {markdown(origin.words())}." + (f" Of the run, {better}." if better else ""), ""]
 
 
 def markdown(text: Any) -> str:

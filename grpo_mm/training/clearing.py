@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 OF_A_RUN = re.compile(
-    r"(\.writing_)?(config\.yaml|versions\.json|events\.jsonl|summary\.json|checkpoints\.jsonl|report\.html)"
+    r"(\.writing_)?(config\.yaml|versions\.json|events\.jsonl|summary\.json|product\.json|checkpoints\.jsonl|report\.html)"
     r"|metrics\.(jsonl|writing)|\.writing_(report|metrics\.jsonl)"
 )
 WITHIN = {
@@ -18,6 +18,7 @@ WITHIN = {
     "model": r"README\.md|([^/]+/)?[^/]+\.(safetensors|json|jinja|txt|model)",
 }
 """Folder → what a run writes there. Records of trackers are known by their own names, wherever they lie."""
+WITHIN |= {f".writing_{name}": WITHIN[name] for name in ("adapter", "model")}
 OF_A_TRACKER = re.compile(r"events\.out\.tfevents\.[^/]*|hparams\.yml")
 
 

@@ -88,6 +88,7 @@ LINKED_TO = (
     "metrics.jsonl",
     "events.jsonl",
     "summary.json",
+    "product.json",
     "checkpoints.jsonl",
 )
 """What is never written or deleted through a link."""

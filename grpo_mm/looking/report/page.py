@@ -20,6 +20,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_mm.errors import UserError
+from grpo_mm.looking.origin import Origin, read_product
 from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of
 from grpo_mm.looking.report.curves import Columns, charts_of, columns_of
 from grpo_mm.looking.report.pictures import before_and_after, rollout_strip, spread_over
@@ -53,6 +54,10 @@ class Run:
     summary: Mapping[str, Any]
     sheets: Sequence[Sheet]
     transcripts: Sequence[Transcript]
+    product: tuple[str, Origin] | None = None
+    """What lies there for others to use, and which step it is of; of a run that was interrupted as well."""
+    folder: str = "RUN"
+    """For commands that the page gives."""
     damage: Sequence[str] = ()
     """What cannot be used of them, a sentence each."""
 
@@ -103,6 +108,8 @@ def read_run(folder: Path) -> Run:
         summary=summary,
         sheets=read_sheets(samples, damage),
         transcripts=read_transcripts(samples, damage),
+        product=read_product(folder, damage),
+        folder=plain(str(folder)),
         damage=damage,
     )
 
@@ -134,6 +141,7 @@ def view(run: Run) -> dict[str, Any]:
         "name": run.name,
         "headline": _headline(run, columns, before, after, last),
         "facts": part("config.yaml", [], _facts, run.config, run.summary),
+        "product": _product(run, last),
         "scores": part("held-out scores", [], _scores, rewards if isinstance(rewards, dict) else {}, before, after),
         "pictures": part("pictures before and after in samples", None, before_and_after, evals),
         "rules": rules,
@@ -231,6 +239,15 @@ def _facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
         facts.append(f"{_brief(config['prompts_per_step'])} prompts × {_brief(config['group_size'])} samples a step")
     facts += [f"seed {_brief(config['seed'])}"] if "seed" in config else []
     return facts + ([f"product: {summary['product']}"] if "product" in summary else [])
+
+
+def _product(run: Run, last: int) -> str:
+    """Which step the product is of, and where another was better, in a sentence; empty where nothing says so."""
+    if run.product is None or run.product[1].step > last:
+        return ""
+    name, origin = run.product
+    better = origin.better(run.folder)
+    return f"The {name} that lies in the run folder holds the {origin.words()}" + (f"; {better}." if better else ".")
 
 
 def _brief(value: Any) -> str:
