@@ -334,7 +334,10 @@ class Trainer:
         size = getattr(policy, "product_bytes", 0)
         if size > LARGEST_AT_AN_INTERRUPT:
             log.warning(
-                "no product of %.1f GB was written now; `grpo-mm export %s` makes it of step %d", size / 1e9, path, state["step"]
+                "no product of %.1f GB was written now; `grpo-mm export %s` makes it of step %d",
+                size / 1e9,
+                path,
+                state["step"],
             )
             return
         origin, last = self._origin(why), state["eval_last"]
