@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, sample, eval, show, calibrate, methods, report, bench, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, calibrate, methods, report, bench, zoo."""
 
 from __future__ import annotations
 
@@ -110,6 +110,23 @@ def train(
 def is_main() -> bool:
     """Whether this is the only process, or the first of several."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder, whether the run has ended or not")],
+    checkpoint: Annotated[str, typer.Option(help="best (held-out score), last, or a step's number")] = "last",
+    to: Annotated[Path | None, typer.Option(parser=at_home, help="a new folder; default: RUN/export/step_…")] = None,
+    merged: Annotated[
+        bool,
+        typer.Option("--merged", help="the adapter in the weights of a whole checkpoint, which loads without peft"),
+    ] = False,
+    trust: Trust = False,
+) -> None:
+    """Writes the adapter or model of any checkpoint, with its card, as plain diffusers, transformers and peft load it."""
+    from grpo_mm.tools.export import export as write
+
+    say(write(run, checkpoint=checkpoint, to=to, merged=merged, trust=trust))
 
 
 @app.command()

@@ -70,7 +70,7 @@ def write_model_card(
 
 def _of(origin: Origin) -> list[str]:
     better = re.sub(r"grpo-mm .+", r"`\g<0>`", origin.better() or "")
-    return [f"These are the {markdown(origin.words())}." + (f" Of the run, {better}." if better else ""), ""]
+    return [f"These are the {markdown(origin.words())}." + (f" Within the run, {better}." if better else ""), ""]
 
 
 def markdown(text: Any) -> str:

@@ -23,8 +23,9 @@ from grpo_mm.outside import is_text, place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring
 from grpo_mm.training.evaluate import evaluate as score_held_out
-from grpo_mm.training.run_folder import RunFolder, find_checkpoint
+from grpo_mm.training.run_folder import RunFolder
 from grpo_mm.training.trainer import held_out_prompts
+from grpo_mm.training.which_checkpoint import chosen_checkpoint
 from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
 from grpo_mm.weights import checkpoint as checkpoints
 
@@ -39,7 +40,7 @@ class Loaded:
         run: Path,
         *,
         overrides: Sequence[str],
-        checkpoint: str | None,
+        checkpoint: str | int | None,
         scores: bool,
         media: bool = False,
         trust: bool = False,
@@ -61,11 +62,18 @@ class Loaded:
             torch.set_num_threads(config.threads)
         self.processes = Processes(device=config.device)
         self.policy = config.policy.load(self.processes.device)
-        self.trained = path is not None
+        self.trained, self.step, self.state = path is not None, 0, {}
+        """Whether a run trained it; to which step, and the plain values of that checkpoint."""
         if path is not None:
             loaded = checkpoints.read(path, RunFolder(run).run)
+            self.step, self.state = int(loaded.state.get("step", 0)), loaded.state
             checkpoints.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=str(path))
             self.policy.snapshots.load(loaded.tensors["snapshots"])
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights that the run evaluates and leaves are the averaged ones."""
+        return self.trained and self.config.ema is not None and self.config.ema.evaluate
 
     def weights(self):
         """Those that the run itself evaluates and leaves as its product: the averaged ones where `ema.evaluate` says so.
@@ -73,24 +81,24 @@ class Loaded:
         Raises:
             ConfigError: they are asked for, and the checkpoint has none.
         """
-        if self.config.ema is None or not self.config.ema.evaluate:
+        if not self.averaged:
             return nullcontext()
-        if self.trained and "ema" not in self.policy.snapshots:
+        if "ema" not in self.policy.snapshots:
             raise ConfigError(
                 "`ema` asks for averaged weights, but the run kept none. Leave it out, or ema.evaluate=false."
             )
-        return self.policy.snapshots.use("ema") if self.trained else nullcontext()
+        return self.policy.snapshots.use("ema")
 
 
-def _checkpoint(run: Path, name: str | None) -> Path | None:
+def _checkpoint(run: Path, name: str | int | None) -> Path | None:
     if not run.is_dir():
         if name is not None:
             raise ConfigError(f"--checkpoint {name} needs a run folder; {run} is a config, which has no checkpoints.")
         return None
     folder = RunFolder(run)
-    path = find_checkpoint(folder, name)
-    if path is None:
+    if not checkpoints.steps(folder.checkpoints):
         raise ConfigError(f"{run} has no checkpoint yet. Give its config file to use the untrained model.")
+    path = chosen_checkpoint(folder, "last" if name is None else name)
     checkpoints.verify(path, folder.run)
     return path
 

@@ -295,8 +295,8 @@ class Trainer:
             "name": self.config.name,
             "steps": step,
             "stopped_early": state["stopped_early"],
-            "eval_before": _short(state["eval_before"] or {}),
-            "eval_after": _short(after),
+            "eval_before": short_metrics(state["eval_before"] or {}),
+            "eval_after": short_metrics(after),
             "best_step": state["best_step"],
             "seconds": {**state["seconds"], "total": sum(state["seconds"].values())},
             "network_calls": {k: v for k, v in state["calls"].items() if k in clock.NETWORK_CALLS},
@@ -343,8 +343,8 @@ class Trainer:
         origin, last = self._origin(why), state["eval_last"]
         after = last["metrics"] if last and last["step"] == state["step"] else {}
         summary = {
-            "name": self.config.name, "steps": state["step"], "eval_before": _short(state["eval_before"] or {}),
-            "eval_after": _short(after), "versions": json.loads((path / "versions.json").read_text()),
+            "name": self.config.name, "steps": state["step"], "eval_before": short_metrics(state["eval_before"] or {}),
+            "eval_after": short_metrics(after), "versions": json.loads((path / "versions.json").read_text()),
         }  # fmt: skip
         self._write_product(summary, origin)
         log.info("%s: %s", path / policy.product, origin.words())
@@ -365,7 +365,7 @@ def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
     return tuple(prompt for prompts in sources.values() for prompt in prompts)
 
 
-def _short(found: dict[str, float]) -> dict[str, float | None]:
+def short_metrics(found: dict[str, float]) -> dict[str, float | None]:
     """For the summary: without the statistics of the pictures, which the record and the report have."""
     found = {key.removeprefix("eval/"): value for key, value in found.items() if not key.startswith("eval/image/")}
     return {key: value if math.isfinite(value) else None for key, value in found.items()}
