@@ -137,15 +137,25 @@ def sample(
         list[Path] | None,
         typer.Option("--media", parser=at_home, help="a picture or video that every prompt is about; may be repeated"),
     ] = None,
-    out: Annotated[Path, typer.Option(parser=at_home, help="folder for the pictures, or for answers.json")] = Path(
-        "samples"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=at_home, help="folder for the pictures, or for answers.json; default: RUN/samples_drawn/001, 002, …"
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="of the initial noise, or of the tokens")] = 0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, last (default), or a step's number")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="the bare text, without the template of the run's prompts")
+    ] = False,
+    source: Annotated[str | None, typer.Option(help="whose template, where the run's prompts have several")] = None,
+    word: Annotated[list[str] | None, typer.Option("--word", help="NAME=TEXT for {NAME} in the template")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
     trust: Trust = False,
 ) -> None:
-    """Draws pictures, or prints answers, with the sampler of the evaluation.
+    """Draws pictures, or prints answers, with the sampler of the evaluation and the prompt template of training.
 
     Pictures: latents.safetensors holds the initial noise of each. Answers: all of a prompt are the same unless the run
     evaluates at a temperature, e.g. --set engine.eval_temperature=1.
@@ -153,9 +163,14 @@ def sample(
     from grpo_mm.tools.inference import sample as draw
 
     opened = [_media_file(path) for path in media or []]
+    words = dict(text.partition("=")[::2] for text in word or [])
     made = draw(
-        run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust
-    )
+        run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust,
+        checkpoint=checkpoint, raw=raw, source=source, words=words,
+    )  # fmt: skip
+    if as_json:
+        say(json.dumps(made.as_json(), indent=1, ensure_ascii=False))
+        return
     for text, answers in zip(prompt, made.answers):
         say(text)
         for answer in answers:

@@ -33,11 +33,11 @@ class Origin:
         return f"{self.weights} weights of step {self.step} of {self.steps}, {self.why}"
 
     def better(self, run: str = "RUN") -> str | None:
-        """Where another step's held-out score was better: which, and the command that writes it; `run` is its folder."""
+        """Where the best held-out score is that of another step: which, and the command that writes it; `run` is its folder."""
         if self.best_step in (None, self.step):
             return None
         how = "before training" if self.best_step == 0 else f"grpo-mm export {run} --checkpoint best"
-        return f"the best held-out score was that of step {self.best_step}: {how}"
+        return f"no held-out score was better than that of step {self.best_step}: {how}"
 
 
 def origin_of(found: Any) -> Origin | None:
