@@ -11,7 +11,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
 from grpo_mm.outside import expanded
 from grpo_mm.tools.plain_output import PlainFormatter, say, say_error
+
+if TYPE_CHECKING:
+    from grpo_mm.tools.held_out import HeldOut
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -197,7 +200,11 @@ def evaluate(
         ),
     ] = None,
     overrides: Overrides = None,
-    checkpoint: Annotated[str | None, typer.Option(help="a checkpoint of the run; default: the newest")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, last (default), or a step's number")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=at_home, help="a new folder for predictions and result; default: RUN/evals/001, 002, …"),
+    ] = None,
     predictions: Annotated[
         list[Path] | None,
         typer.Option("--predictions", parser=at_home, help="a file of predictions to score; may be repeated"),
@@ -223,17 +230,20 @@ def evaluate(
     if predictions:
         from grpo_mm.tools.prediction_files import score_files
 
-        if run is not None or checkpoint is not None:
-            raise UserError("--predictions asks no model: leave out the run, its overrides and --checkpoint.")
+        if run is not None or checkpoint is not None or out is not None:
+            raise UserError("--predictions asks no model: leave out the run, its overrides, --checkpoint and --out.")
         if form is None or not annotations:
             raise UserError("--predictions needs --annotations FILE and --as FORM beside it.")
         found = score_files(form, predictions=predictions, annotations=annotations, answered_only=answered_only)
     elif run is None or annotations or form or answered_only:
         raise UserError("eval needs a run folder or a config, or else --predictions, --annotations and --as.")
     else:
-        from grpo_mm.tools.inference import evaluate as score
+        from grpo_mm.tools.held_out import held_out
 
-        found = score(run, overrides=overrides or [], checkpoint=checkpoint, trust=trust)
+        told = held_out(run, overrides=overrides or [], checkpoint=checkpoint, out=out, trust=trust)
+        if is_main():
+            say(json.dumps(told.as_json(), indent=1)) if as_json else _tell(told)
+        return
     if as_json:
         numbers = {name: value if math.isfinite(value) else None for name, value in found.items()}
         say(json.dumps(numbers, indent=1))
@@ -241,6 +251,23 @@ def evaluate(
     for name, value in found.items():
         digits = 0 if name.endswith("queries") else 2 if predictions else 4
         say(f"{name:40s} {value:.{digits}f}")
+
+
+def _tell(told: HeldOut) -> None:
+    """A line for each metric, with its standard error where it is a mean over prompts; then of what, and where the evidence is."""
+    for name, value in told.metrics.items():
+        error = told.standard_errors.get(name)
+        say(f"{name:40s} {value:.4f}" + ("" if error is None else f" ± {error:.4f}"))
+    say(
+        f"{told.prompts} prompts, {told.samples_per_prompt} sample{'s' * (told.samples_per_prompt > 1)} each, {told.weights} weights"
+        + (f" of step {told.step}" if told.step else "")
+        + "; ± is one standard error over the prompts"
+    )
+    say(
+        f"predictions  {told.folder / 'predictions.jsonl'}"
+        if told.folder
+        else "nothing was written; --out FOLDER keeps the predictions"
+    )
 
 
 @app.command()

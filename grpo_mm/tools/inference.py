@@ -24,6 +24,7 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring
 from grpo_mm.tools.asking import phrased
 from grpo_mm.tools.numbered import numbered_folder
+from grpo_mm.training.evaluate import EvalResult
 from grpo_mm.training.evaluate import evaluate as score_held_out
 from grpo_mm.training.run_folder import RunFolder
 from grpo_mm.training.trainer import held_out_prompts
@@ -269,16 +270,27 @@ def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: 
 
 
 def evaluate(
-    run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None = None, trust: bool = False
+    run: Path, *, overrides: Sequence[str] = (), checkpoint: str | int | None = None, trust: bool = False
 ) -> dict[str, float]:
-    """Held-out metrics of a run's checkpoint or of an untrained model; `trust`: import code that a run folder names."""
-    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)
+    """Held-out metrics of a run's checkpoint or of an untrained model; `trust`: import code that a run folder names.
+
+    Nothing is written; `grpo_mm.tools.held_out` keeps predictions and gives standard errors.
+    """
+    return evaluated(Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)).metrics
+
+
+def evaluated(loaded: Loaded) -> EvalResult:
+    """The held-out prompts of a loaded run, asked and scored.
+
+    Raises:
+        ConfigError: it has none.
+    """
     config, device = loaded.config, loaded.processes.device
     prompts = held_out_prompts(config)
     if not prompts:
         raise ConfigError("the config has no `eval_prompts`.")
     with loaded.weights():
-        result = score_held_out(
+        return score_held_out(
             config,
             loaded.policy,
             prompts,
@@ -286,4 +298,3 @@ def evaluate(
             Scoring(config.watched_rewards, device),
             loaded.processes,
         )
-    return result.metrics

@@ -20,7 +20,7 @@ from grpo_mm.rollout.rows import evaluation_rows, seen_by
 from grpo_mm.rollout.scoring import Scoring, mean_scores
 from grpo_mm.training.benchmarks import benchmark_scores
 from grpo_mm.training.onlooker import mean_statistics
-from grpo_mm.types import Pictures, Prompt, is_pictures, is_relative, pick_items, shown_items, sound_items
+from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, is_relative, pick_items, shown_items, sound_items
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,26 @@ class EvalResult:
     """uint8 pictures [m, 3, H, W], or m texts; None for one that could not be asked."""
     shown_prompts: list[Prompt]
     shown_rewards: dict[str, Tensor]
+    scored: Scored
+    """Row by row, of this rank."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What one rank asked and how it was scored."""
+
+    rows: Rows
+    prompts: list[Prompt]
+    """Of each row."""
+    items: Any
+    """N pictures or texts; None for one that came to nothing."""
+    scores: Mapping[str, Mapping[str, Tensor]]
+    """Of rewards: name → part → [N], NaN where it does not apply or failed."""
+    watched: Mapping[str, Mapping[str, Tensor]]
+    score_weights: Mapping[str, float]
+    """Metric → its weight in "eval/score"."""
+    shown_m: Tensor
+    """The rows that are shown."""
 
 
 def evaluate(
@@ -60,12 +80,11 @@ def evaluate(
     asked = rewards.applied(prompts)
     absolute = {n: s for n, s in config.rewards.items() if s.weight and asked[n] and not is_relative(s.use)}
     if absolute or not watched:
-        metrics["eval/score"] = sum(s.weight * metrics[f"eval/{name}/mean"] for name, s in absolute.items())
+        score_weights = {f"eval/{name}/mean": s.weight for name, s in absolute.items()}
     else:  # rewards that compare samples of a group say nothing of progress
         entries = config.watched_rewards
-        metrics["eval/score"] = sum(
-            entries[n].weight * metrics[f"eval/{n}/score"] for n in watched if entries[n].weight
-        )
+        score_weights = {f"eval/{n}/score": entries[n].weight for n in watched if entries[n].weight}
+    metrics["eval/score"] = sum(weight * metrics[name] for name, weight in score_weights.items())
     diversity = pairwise_distance(images, rows.prompt_N[sound]) if len(images) else torch.zeros(0)
     ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))
     if sum(n for _, n in ranks):
@@ -77,6 +96,7 @@ def evaluate(
         shown=shown_items(pick_items(items, first)) if is_pictures(items) else pick_items(items, first),
         shown_prompts=[row_prompts[i] for i in first.tolist()],
         shown_rewards={name: parts["score"][first] for name, parts in scores.items()},
+        scored=Scored(rows, row_prompts, items, scores, watched, score_weights, first),
     )
 
 
