@@ -10,13 +10,18 @@ from typing import Any
 from grpo_mm.looking.origin import Origin
 from grpo_mm.outside import finite_number, plain
 
-LONGEST_CELL = 200
+LONGEST_CELL, LONGEST_LINE, MOST_LINES = 200, 2000, 60
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _MARKDOWN = re.compile(r"[\\`*{}\[\]()#+!|~<>&$:@]|(?<!\w)_|_(?!\w)|^\d+(?=[.)]\s)|^[-=]+(?=\s|$)", re.ASCII)
 
 
 def write_model_card(
-    folder: Path, summary: Mapping[str, Any], *, usage: Mapping[str, str], origin: Origin | None = None
+    folder: Path,
+    summary: Mapping[str, Any],
+    *,
+    usage: Mapping[str, str],
+    origin: Origin | None = None,
+    asked: Mapping[str, str] = {},  # noqa: B006
 ) -> Path:
     """Writes README.md: what it is, how to load it without this package, held-out scores before and after.
 
@@ -24,6 +29,7 @@ def write_model_card(
         usage: "base_model", the "library" that loads the product, the "code" that does, the settings that the code draws at in
             words ("drawn"), and where it makes no pictures the hub's "tags" for what it does.
         origin: which weights of the run they are.
+        asked: source → template, where training put one around its questions.
     """
     before, after = summary["eval_before"], summary["eval_after"]
     rows = [f"| {markdown(k)} | {_number(before.get(k))} | {_number(after[k])} |" for k in after]
@@ -58,6 +64,7 @@ def write_model_card(
             usage["code"],
             "```",
             "",
+            *(_asked(asked) if asked else []),
             *([f"{usage['drawn']} These are the settings of the run's evaluation.", ""] if "drawn" in usage else []),
             table,
             "",
@@ -71,6 +78,14 @@ def write_model_card(
 def _of(origin: Origin) -> list[str]:
     better = re.sub(r"grpo-mm .+", r"`\g<0>`", origin.better() or "")
     return [f"These are the {markdown(origin.words())}." + (f" Within the run, {better}." if better else ""), ""]
+
+
+def _asked(templates: Mapping[str, str]) -> list[str]:
+    """As indented code, which needs no escapes."""
+    lines = ["Its questions were put like this in training; ask it the same way:", ""]
+    for template in dict.fromkeys(templates.values()):
+        lines += [*(f"    {plain(line, LONGEST_LINE)}" for line in template.splitlines()[:MOST_LINES]), ""]
+    return lines
 
 
 def markdown(text: Any) -> str:

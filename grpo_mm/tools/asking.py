@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from string import Formatter
@@ -14,6 +14,7 @@ from grpo_mm.config.typed_yaml import component
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.registry import Role, only_known
+from grpo_mm.rollout.phrasing import Way, template_of, way_of
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ def phrased(
     if source is not None and source not in named:
         raise ConfigError(f"--source {shown(source)}: the run trains on {', '.join(map(str, named)) or 'no prompts'}.")
     chosen = {name: entry for name, entry in named.items() if source in (None, name)}
-    trusted = trust or not is_recorded(run) or is_own(run if run.is_dir() else run.parent)
-    ways = {name: _way(name, entry, run, trusted=trusted) for name, entry in chosen.items()}
+    ways = {name: _way(name, entry, run, trust=trust) for name, entry in chosen.items()}
     templates = {way for way in ways.values() if isinstance(way, str)}
     unused = sorted(set(words) - set().union(*map(_names, templates)))
     if unused:
@@ -62,27 +62,29 @@ def phrased(
     return first
 
 
-def _way(name: str, entry: Any, run: Path, *, trusted: bool) -> str | Callable[[str], str] | None:
-    """How a source asks: a template, a function, or None: the text as it is."""
+def templates(sources: Any, *, run: Path, trust: bool) -> dict[str, str]:
+    """The templates of the sources that have one, by their names."""
+    named = sources if isinstance(sources, Mapping) else {}
+    found = {name: template_of(_way(name, entry, run, trust=trust)) for name, entry in named.items()}
+    return {str(name): template for name, template in found.items() if template is not None}
+
+
+def _way(name: str, entry: Any, run: Path, *, trust: bool) -> Way | None:
     template = _template(entry)
     if template is not None:
         return template
+    trusted = trust or not is_recorded(run) or is_own(run if run.is_dir() else run.parent)
     try:
         with nullcontext() if trusted else only_known(str(run)):
             use = entry.get("use") if isinstance(entry, Mapping) else None
             reader = component(Role("prompts"), use, path=f"prompts.{name}.use")
     except ConfigError as error:
-        log.warning("prompts.%s: the text is asked as it is, for how its reader asks is not known: %s", name, error)
+        log.warning("prompts.%s: how its reader asks is not known, so texts stand as they are: %s", name, error)
         return None
-    while reader is not None:
-        for way in (getattr(reader, "phrase", None), getattr(reader, "template", None)):
-            if callable(way) or isinstance(way, str):
-                return way
-        reader = getattr(reader, "of", None)
-    return None
+    return way_of(reader)
 
 
-def _said(way: str | Callable[[str], str] | None, text: str, words: Mapping[str, str], source: str) -> str:
+def _said(way: Way | None, text: str, words: Mapping[str, str], source: str) -> str:
     if way is None:
         return text
     return _filled(way, text, words, source) if isinstance(way, str) else way(text)

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.config.recorded import read_recorded
 from grpo_mm.errors import ConfigError
 from grpo_mm.looking import metrics
 from grpo_mm.looking.origin import Origin
 from grpo_mm.outside import finite_number, place
+from grpo_mm.tools.asking import templates
 from grpo_mm.tools.inference import Loaded
 from grpo_mm.training.product import save_product
 from grpo_mm.training.run_folder import RunFolder, failing_disk_stops
@@ -63,8 +65,10 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the product cannot be written to {out}: {error}. Give another --to.") from error
+    asked = templates(read_recorded(path).get("prompts"), run=path, trust=trust)
+    summary = _summary(folder, loaded, step)
     with failing_disk_stops(folder), loaded.weights():
-        save_product(policy, out, origin=origin, summary=_summary(folder, loaded, step), usage=usage)
+        save_product(policy, out, origin=origin, summary=summary, usage=usage, asked=asked)
     return out
 
 

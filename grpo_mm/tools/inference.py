@@ -186,6 +186,8 @@ def sample(
     if not raw:
         sources = _mapping(run, overrides).get("prompts")
         texts = phrased(prompts, sources, run=run, trust=trust, source=source, words=words)
+        if not media and any(mark in text for text in set(texts) - set(prompts) for mark in ("<image>", "<video>")):
+            log.warning("the run's questions are about a picture or a video, and none is given: --media")
     if out is not None:
         out = place(out, what="--out")
         try:

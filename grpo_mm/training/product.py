@@ -20,7 +20,13 @@ LARGEST_AT_AN_INTERRUPT = 2 * 2**30
 
 
 def save_product(
-    policy: Any, folder: Path, *, origin: Origin, summary: Mapping[str, Any], usage: Mapping[str, str]
+    policy: Any,
+    folder: Path,
+    *,
+    origin: Origin,
+    summary: Mapping[str, Any],
+    usage: Mapping[str, str],
+    asked: Mapping[str, str],
 ) -> None:
     """Writes the policy's product, with the weights that it has now, and its card into `folder`.
 
@@ -28,13 +34,13 @@ def save_product(
     earlier one. What else lies in the folder stays.
 
     Args:
-        summary: what `write_model_card` takes: "name", "steps", "eval_before", "eval_after", "versions".
+        summary, usage, asked: what `write_model_card` takes.
     """
     aside = folder.with_name(f".writing_{folder.name}")
     _remove(aside)
     try:
         policy.save(aside)
-        write_model_card(aside, summary, usage=usage, origin=origin)
+        write_model_card(aside, summary, usage=usage, origin=origin, asked=asked)
         _move_over(aside, folder)
     except BaseException:
         with suppress(OSError):

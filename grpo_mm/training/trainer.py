@@ -25,6 +25,7 @@ from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.phrasing import template_of, way_of
 from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
@@ -322,8 +323,11 @@ class Trainer:
         """Main process only. An engine knows how evaluation drew; the card's lines draw so too."""
         policy, engine = self.learner.policy, self.config.engine
         usage = engine.usage(policy) if hasattr(engine, "usage") else policy.usage()
+        asked = {name: template_of(way_of(source.use)) for name, source in self.config.prompts.items()}
+        told = {name: template for name, template in asked.items() if template is not None}
+        path = self.folder.path / policy.product
         with self.learner.evaluation_weights():
-            save_product(policy, self.folder.path / policy.product, origin=origin, summary=summary, usage=usage)
+            save_product(policy, path, origin=origin, summary=summary, usage=usage, asked=told)
         note_product(self.folder.path, policy.product, origin)
 
     def _leave_product(self, why: str) -> None:
