@@ -92,7 +92,7 @@ def test_the_card_draws_the_pictures_of_the_report(run):
     loaded = Loaded(run, overrides=[], checkpoint=None, scores=True)
     prompts = tuple(p for source in loaded.config.eval_prompts.values() for p in source.use.load())
     (sheet,) = [s for s in read_sheets(run / "samples") if s.name == "eval_after" or s.name == "eval_step_000003"]
-    (cell,) = [cell for row in sheet.cells for cell in row if cell.prompt == prompts[1].text]
+    (cell,) = [cell for cell in sheet.cells if cell.prompt == prompts[1].text]
     rows = Rows(prompts, torch.tensor([1]), torch.tensor([0]), 1)
     noise = loaded.config.engine.evaluation_noise(loaded.policy, rows, seed=loaded.config.evaluation.seed)
     in_report = np.asarray(Image.open(sheet.png).crop(cell.box_px)).astype(float)

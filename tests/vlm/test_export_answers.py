@@ -26,7 +26,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vqa")
     settings = {
         "name": "vqa", "steps": 1, "prompts_per_step": 2, "group_size": 4, "threads": 1, "device": "cpu", "seed": 3,
-        "policy": {"kind": "vlm", "path": "zoo:vision_language", "lora": {"rank": 2}},
+        "policy": {"kind": "vlm", "path": "zoo:vision_language", "lora": {"rank": 2}, "temperature": 2.0},
         "engine": {"kind": "vlm", "max_new_tokens": 16},
         "prompts": {"scenes": {"use": {"kind": "scene_world", "count": 8}}},
         "eval_prompts": {"scenes": {"use": {"kind": "scene_world", "split": "report", "count": 2}}},
