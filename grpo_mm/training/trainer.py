@@ -99,7 +99,9 @@ class Trainer:
             log.warning(
                 "%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"]
             )
-            self._leave_product(f"interrupted by {signal.Signals(asked).name}")
+            if self.processes.is_main:
+                self._leave_product(f"interrupted by {signal.Signals(asked).name}")
+            self.processes.barrier()  # a rank that ends makes launchers kill the others
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
 
@@ -331,10 +333,9 @@ class Trainer:
         note_product(self.folder.path, policy.product, origin)
 
     def _leave_product(self, why: str) -> None:
-        """The product of a run that ends before its end; a large one is left to `grpo-mm export`, which the log says."""
+        """The product of a run that ends before its end; a large one is left to `grpo-mm export`, which the log says. Main process
+        only."""
         state, policy, path = self.state, self.learner.policy, self.folder.path
-        if not self.processes.is_main:
-            return
         size = getattr(policy, "product_bytes", 0)
         if size > LARGEST_AT_AN_INTERRUPT:
             log.warning(
