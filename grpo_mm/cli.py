@@ -166,6 +166,8 @@ def sample(
     from grpo_mm.tools.inference import sample as draw
 
     opened = [_media_file(path) for path in media or []]
+    if unnamed := [text for text in word or [] if "=" not in text]:
+        raise UserError(f"--word {unnamed[0]}: wanted NAME=TEXT.")
     words = dict(text.partition("=")[::2] for text in word or [])
     made = draw(
         run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust,
