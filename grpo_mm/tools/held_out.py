@@ -71,9 +71,11 @@ def held_out(
     record = path / RECORD if path.is_dir() and out is None else None
     if record is not None and record.is_symlink():
         raise ConfigError(f"{record} is a link, which is not written through. Give --out.")
+    folder = None if out is None else new_folder(place(out, what="--out"))
     loaded = Loaded(path, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)
     is_main = loaded.processes.is_main
-    folder = _folder(path, out) if is_main else None
+    if is_main and folder is None and path.is_dir():
+        folder = numbered_folder(path / FOLDER)
     try:
         result = evaluated(loaded)
         rows = prediction_rows(result.scored, loaded.processes)
@@ -86,7 +88,7 @@ def held_out(
             weights="averaged" if loaded.averaged else "trained" if loaded.trained else "untrained",
             folder=folder,
         )
-        if folder is not None:
+        if folder is not None and is_main:
             write_pictures(loaded, result.scored, rows, folder)
             _write(found, folder, rows, loaded, overrides)
             if record is not None:
@@ -96,12 +98,6 @@ def held_out(
             folder.rmdir() if folder is not None else None  # if nothing is in it
         raise
     return found
-
-
-def _folder(run: Path, out: str | Path | None) -> Path | None:
-    if out is not None:
-        return new_folder(place(out, what="--out"))
-    return numbered_folder(run / FOLDER) if run.is_dir() else None
 
 
 def _line(found: HeldOut, loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
