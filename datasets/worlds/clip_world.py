@@ -198,6 +198,10 @@ class ClipWorld:
     count: int = 1024
     style: Style = "direct"
 
+    def phrase(self, query: str) -> str:
+        """A question of one's own, asked as these are."""
+        return f"{query}<video>{REQUESTS[self.style]}"
+
     def load(self) -> list[Prompt]:
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         return [self._prompt(index) for index in range(self.count)]

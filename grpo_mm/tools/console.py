@@ -14,6 +14,7 @@ from rich.table import Table as Sheet
 from rich.text import Text
 
 from grpo_mm.looking import held_out
+from grpo_mm.looking.origin import origin_of
 from grpo_mm.looking.progress_lines import Plan, ProgressLines, Told, reward_words
 from grpo_mm.looking.same_figures import shown_once
 from grpo_mm.outside import finite_number, plain
@@ -85,9 +86,12 @@ def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None
     train, evaluation = (finite_number((summary.get("seconds") or {}).get(part)) for part in ("train", "eval"))
     if train is not None and evaluation is not None:
         _print(console, f"{train:.0f} s of training, {evaluation:.0f} s of evaluation")
-    _print(
-        console, f"run folder  {folder}\nproduct     {folder / str(summary.get('product', '?'))}\nreport      {report}"
-    )
+    origin = origin_of(summary.get("product_of"))
+    product = f"{folder / str(summary.get('product', '?'))}" + (f"  ({origin.words()})" if origin else "")
+    better = origin and origin.better(str(folder))
+    _print(console, f"run folder  {folder}\nproduct     {product}\nreport      {report}")
+    if better:
+        _print(console, better)
 
 
 def _held_out_sheet(before: Mapping[str, Any], after: Mapping[str, Any], folder: Path, *, steps: Any) -> Sheet:

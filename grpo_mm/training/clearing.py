@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 OF_A_RUN = re.compile(
-    r"(\.writing_)?(config\.yaml|versions\.json|sources\.json|events\.jsonl|changes\.jsonl|summary\.json|checkpoints\.jsonl|report\.html)"
+    r"(\.writing_)?(config\.yaml|versions\.json|sources\.json|events\.jsonl|changes\.jsonl|summary\.json|product\.json|checkpoints\.jsonl|report\.html)"
     r"|(metrics|held_out)\.(jsonl|writing)|\.writing_(report|metrics\.jsonl)"
 )
 WITHIN = {
@@ -20,6 +20,7 @@ WITHIN = {
 """Folder → what a run writes there. Records of trackers are known by their own names, wherever they lie."""
 PROBES = ("config.json", "state.json", f"{'0' * 16}.png")
 """What stands for the files that a folder within these is for."""
+WITHIN |= {f".writing_{name}": WITHIN[name] for name in ("adapter", "model")}
 OF_A_TRACKER = re.compile(r"events\.out\.tfevents\.[^/]*|hparams\.yml")
 
 
@@ -35,11 +36,6 @@ def clear(folder: Path, *, name: str) -> list[str]:
         if place not in ("run.json", ".writing_run.json", "checkpoints"):
             _clear(folder, place, name, left)
     return sorted(set(left))
-
-
-def clear_product(folder: Path, product: str) -> None:
-    """Deletes an earlier product of the run, so that a new one is written into no file that another folder shares."""
-    _clear(folder, product, product, [])
 
 
 def links(folder: Path) -> list[str]:

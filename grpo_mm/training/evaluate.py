@@ -37,9 +37,29 @@ class EvalResult:
     """uint8 pictures [m, 3, H, W], or m texts; None for one that could not be asked."""
     shown_prompts: list[Prompt]
     shown_rewards: dict[str, Tensor]
+    scored: Scored
+    """Row by row, of this rank."""
     ids: tuple[str, ...] = ()
     by_prompt: ByPrompt = field(default_factory=dict)
     """What the means in `metrics` are means of, by metric without eval/; aligned with `ids`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What one rank asked and how it was scored."""
+
+    rows: Rows
+    prompts: list[Prompt]
+    """Of each row."""
+    items: Any
+    """N pictures or texts; None for one that came to nothing."""
+    scores: Mapping[str, Mapping[str, Tensor]]
+    """Of rewards: name → part → [N], NaN where it does not apply or failed."""
+    watched: Mapping[str, Mapping[str, Tensor]]
+    score_weights: Mapping[str, float]
+    """Metric → its weight in "eval/score"."""
+    shown_m: Tensor
+    """The rows that are shown."""
 
 
 def evaluate(
@@ -66,14 +86,15 @@ def evaluate(
     asked = rewards.applied(prompts)
     absolute = {n: s for n, s in config.rewards.items() if s.weight and asked[n] and not is_relative(s.use)}
     if absolute or not watched:
-        weights = {f"{name}/mean": s.weight for name, s in absolute.items()}
+        score_weights = {f"eval/{name}/mean": s.weight for name, s in absolute.items()}
     else:  # rewards that compare samples of a group say nothing of progress
         entries = config.watched_rewards
-        weights = {f"{n}/score": entries[n].weight for n in watched if entries[n].weight}
-    metrics["eval/score"] = sum(weight * metrics[f"eval/{name}"] for name, weight in weights.items())
+        score_weights = {f"eval/{n}/score": entries[n].weight for n in watched if entries[n].weight}
+    metrics["eval/score"] = sum(weight * metrics[name] for name, weight in score_weights.items())
     alone = by_prompt(scores, rows, processes, names={"score": "mean"})
     alone |= by_prompt(watched, rows, processes, names={})
-    alone = {"score": score_by_prompt(alone, weights)} | alone
+    bare = {name.removeprefix("eval/"): weight for name, weight in score_weights.items()}
+    alone = {"score": score_by_prompt(alone, bare)} | alone
     diversity = pairwise_distance(images, rows.prompt_N[sound]) if len(images) else torch.zeros(0)
     ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))
     if sum(n for _, n in ranks):
@@ -98,6 +119,7 @@ def evaluate(
         shown_rewards={name: parts["score"][first] for name, parts in scores.items()},
         ids=tuple(prompt.id for prompt in prompts),
         by_prompt=alone,
+        scored=Scored(rows, row_prompts, items, scores, watched, score_weights, first),
     )
 
 

@@ -101,6 +101,7 @@ LINKED_TO = (
     "summary.json",
     "changes.jsonl",
     "sources.json",
+    "product.json",
     "checkpoints.jsonl",
 )
 """What is never written or deleted through a link."""

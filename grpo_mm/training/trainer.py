@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import CheckpointError, UserError
 from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.changes import read_changes
-from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking.origin import Origin
 from grpo_mm.looking.progress_lines import Nobody, Plan, Told
 from grpo_mm.looking.trackers import Trackers
 from grpo_mm.looking.truth import truth_of
@@ -31,12 +31,13 @@ from grpo_mm.outside import reason
 from grpo_mm.processes import clock, progress
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import peak_gib
+from grpo_mm.rollout.phrasing import template_of, way_of
 from grpo_mm.rollout.scoring import Scorer
-from grpo_mm.training.clearing import clear_product
 from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator, is_shown, player
 from grpo_mm.training.preflight import check_disk
+from grpo_mm.training.product import LARGEST_AT_AN_INTERRUPT, forget_later_product, note_product, save_product
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
 from grpo_mm.types import Prompt
@@ -108,6 +109,7 @@ class Trainer:
             cut_back(
                 self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
             )
+            forget_later_product(self.folder.path, step=state["step"] if path else -1)
         self.processes.barrier()
         if self.trackers is not None:
             run = self.folder.run
@@ -139,6 +141,9 @@ class Trainer:
             log.warning(
                 "%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"]
             )
+            if self.processes.is_main:
+                self._leave_product(f"interrupted by {signal.Signals(asked).name}")
+            self.processes.barrier()  # a rank that ends makes launchers kill the others
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
 
@@ -357,41 +362,80 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """The last evaluation, the product and the summary, which is written last: it says that the run is done."""
-        config, state, step, policy = self.config, self.state, self.state["step"], self.learner.policy
+        state, step, policy = self.state, self.state["step"], self.learner.policy
         last = state["eval_last"]
         after = last["metrics"] if last and last["step"] == step else self.evaluate(step, name="eval_after")
         self._prune() if self.processes.is_main else None
         if self.learner.counters["updates"] == 0:
             log.warning("every update was skipped, so the product is the model as it was; look at the warnings above.")
+        stopped = state["stopped_early"]
+        origin = self._origin(f"stopped early by {stopped}" if stopped else "the last step")
         summary = {
             "name": self.config.name,
             "steps": step,
             "stopped_early": state["stopped_early"],
-            "eval_before": _short(state["eval_before"] or {}),
-            "eval_after": _short(after),
+            "eval_before": short_metrics(state["eval_before"] or {}),
+            "eval_after": short_metrics(after),
             "best_step": state["best_step"],
             "seconds": {**state["seconds"], "total": sum(state["seconds"].values())},
             "network_calls": {k: v for k, v in state["calls"].items() if k in clock.NETWORK_CALLS},
             "reward_calls": {k: v for k, v in state["calls"].items() if k not in clock.NETWORK_CALLS},
             "bad_updates": self.learner.counters["bad_updates"],
             "product": policy.product,
+            "product_of": asdict(origin),
         }
         if self.processes.is_main:
             summary["changes"] = [str(change) for change in read_changes(self.folder.path)]
             found = verdict_of_folder(
-                self.folder.path, rules=config.default_rules | self.rules.watched, watched=list(config.watched_rewards)
+                self.folder.path,
+                rules=self.config.default_rules | self.rules.watched,
+                watched=list(self.config.watched_rewards),
             )
             summary["verdict"] = found.to_json()
-            # An engine knows how evaluation drew; the card's lines draw so too.
-            usage = config.engine.usage(policy) if hasattr(config.engine, "usage") else policy.usage()
             summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
-            with self.learner.evaluation_weights():
-                clear_product(self.folder.path, policy.product)
-                policy.save(self.folder.path / policy.product)
-            write_model_card(self.folder.path / policy.product, summary, usage=usage)
+            self._write_product(summary, origin)
             replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))
         self.processes.barrier()
         return summary
+
+    def _origin(self, why: str) -> Origin:
+        """Of a product of the present weights."""
+        state, averaged = self.state, self.config.ema is not None and self.config.ema.evaluate
+        weights = "averaged" if averaged else "trained"
+        return Origin(state["step"], self.config.steps, weights, why, state["best_step"])
+
+    def _write_product(self, summary: dict[str, Any], origin: Origin) -> None:
+        """Main process only. An engine knows how evaluation drew; the card's lines draw so too."""
+        policy, engine = self.learner.policy, self.config.engine
+        usage = engine.usage(policy) if hasattr(engine, "usage") else policy.usage()
+        asked = {name: template_of(way_of(source.use)) for name, source in self.config.prompts.items()}
+        told = {name: template for name, template in asked.items() if template is not None}
+        path = self.folder.path / policy.product
+        with self.learner.evaluation_weights():
+            save_product(policy, path, origin=origin, summary=summary, usage=usage, asked=told)
+        note_product(self.folder.path, policy.product, origin)
+
+    def _leave_product(self, why: str) -> None:
+        """The product of a run that ends before its end; a large one is left to `grpo-mm export`, which the log says. Main process
+        only."""
+        state, policy, path = self.state, self.learner.policy, self.folder.path
+        size = getattr(policy, "product_bytes", 0)
+        if size > LARGEST_AT_AN_INTERRUPT:
+            log.warning(
+                "no product of %.1f GB was written now; `grpo-mm export %s` makes it of step %d",
+                size / 1e9,
+                path,
+                state["step"],
+            )
+            return
+        origin, last = self._origin(why), state["eval_last"]
+        after = last["metrics"] if last and last["step"] == state["step"] else {}
+        summary = {
+            "name": self.config.name, "steps": state["step"], "eval_before": short_metrics(state["eval_before"] or {}),
+            "eval_after": short_metrics(after), "versions": json.loads((path / "versions.json").read_text()),
+        }  # fmt: skip
+        self._write_product(summary, origin)
+        log.info("%s: %s", path / policy.product, origin.words())
 
 
 def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
@@ -409,7 +453,7 @@ def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
     return tuple(prompt for prompts in sources.values() for prompt in prompts)
 
 
-def _short(found: dict[str, float]) -> dict[str, float | None]:
+def short_metrics(found: dict[str, float]) -> dict[str, float | None]:
     """For the summary: without the statistics of pictures and texts, which the record and the report have."""
     found = {
         key.removeprefix("eval/"): value

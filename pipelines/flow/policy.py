@@ -39,6 +39,8 @@ class FlowPolicyConfig:
     """None: full fine-tuning of the transformer, with float32 master weights."""
     merge_adapter: str | None = None
     """An adapter that is merged into the weights before training starts."""
+    save_merged: bool = False
+    """What a run with `lora` leaves is a whole pipeline with the adapter in its weights, not the adapter alone."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """What the network computes in. Latents, log-probabilities and trained weights are float32 whatever this is."""
     guidance: float = field(default=1.0, metadata=NOTED)
@@ -114,6 +116,8 @@ class FlowPolicyConfig:
         self.model.check()
         if self.lora is not None:
             self.lora.check()
+        elif self.save_merged:
+            raise ConfigError("policy.save_merged: there is no adapter; full fine-tuning leaves a whole pipeline.")
         for name in ("height", "width", "eval_height", "eval_width"):
             value = getattr(self, name)
             side = pixels_per_token(self.model.path)
@@ -308,7 +312,15 @@ class FlowPolicy:
     @property
     def product(self) -> str:
         """What a run leaves: "adapter" or "model"."""
-        return "model" if self.config.lora is None else "adapter"
+        return "model" if self.config.lora is None or self.config.save_merged else "adapter"
+
+    @property
+    def product_bytes(self) -> int:
+        """About so many it takes to write: the trained factors in float32, or all weights of the pipeline."""
+        if self.product == "adapter":
+            return 4 * sum(p.numel() for p in self.trainable.values())
+        parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
     def usage(self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None) -> dict[str, str]:
         """For the model card: the base model and the lines that load the product into plain diffusers.
@@ -328,6 +340,8 @@ class FlowPolicy:
         """
         if self.config.lora is None:
             adapters.save_pipeline(self.pipe, folder, dtype=self.dtype)
+        elif self.config.save_merged:
+            adapters.save_merged(self.pipe, folder)
         else:
             adapters.save_adapter(self.pipe, folder)
             if self.merged:

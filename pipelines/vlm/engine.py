@@ -207,7 +207,10 @@ class VlmEngine:
         """For the model card: what loads the product into plain transformers and answers as evaluation does."""
         chance = self.eval_temperature > 0
         drawn = {"temperature": self.eval_temperature, "top_p": self.top_p, "top_k": 0} if chance else {}
-        return policy.usage(do_sample=chance, **drawn, max_new_tokens=self.eval_max_new_tokens or self.max_new_tokens)
+        most = self.eval_max_new_tokens or self.max_new_tokens
+        how = f"drawn at temperature {self.eval_temperature:g} and top-p {self.top_p:g}" if chance else "greedy"
+        words = {"drawn": f"Answers are {how}, of at most {most} tokens."}
+        return policy.usage(do_sample=chance, **drawn, max_new_tokens=most) | words
 
     @torch.no_grad()
     def render(self, policy: VlmPolicy, rows: Rows, *, seed: int) -> list[str | None]:

@@ -294,6 +294,13 @@ class VlmPolicy:
         """What a run leaves: "adapter" or "model"."""
         return "model" if self.config.lora is None or self.config.save_merged else "adapter"
 
+    @property
+    def product_bytes(self) -> int:
+        """About so many it takes to write: the trained factors in float32, or all weights."""
+        if self.product == "adapter":
+            return 4 * sum(p.numel() for p in self.trainable.values())
+        return sum(p.numel() * self.dtype.itemsize for p in self.model.parameters())
+
     def usage(self, **drawn: Any) -> dict[str, str]:
         """For the model card: the base model and the lines that load the product into plain transformers and peft.
 

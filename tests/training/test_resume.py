@@ -23,7 +23,7 @@ from tiny_runs import PYTHONPATH, ROOT, record, summary, weights, write_config
 from grpo_mm.config.recorded import is_own
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
-from grpo_mm.training import learner, run_folder, trainer
+from grpo_mm.training import learner, product, run_folder, trainer
 from grpo_mm.weights import checkpoint
 
 STEPS = 3
@@ -97,16 +97,16 @@ def half_deleted(folder, keep):
 MOMENTS = {
     "making the folder": (run_folder, "replace_text", at_call(1, run_folder.replace_text)),
     "with a config and nothing else": (run_folder, "replace_text", at_call(2, run_folder.replace_text)),
-    "evaluating before training": (tiny_rewards, "bright", at_call(1, tiny_rewards.bright)),
-    "rollout of step 3": (tiny_rewards, "bright", at_call(5, tiny_rewards.bright)),
+    "evaluating before training": (tiny_rewards, "bright", at_call(2, tiny_rewards.bright)),
+    "rollout of step 3": (tiny_rewards, "bright", at_call(6, tiny_rewards.bright)),
     "between the updates of step 2": (learner.Learner, "_average", at_call(4, learner.Learner._average)),
     "writing a row": (trainer.metrics, "append", at_call(3, trainer.metrics.append, then=torn_row)),
     "between row and checkpoint": (trainer.metrics, "append", at_call(3, trainer.metrics.append, before=False)),
     "writing the first checkpoint": (checkpoint, "_sha256", at_call(2, checkpoint._sha256)),
     "writing the last checkpoint": (checkpoint, "_sync", at_call(16, checkpoint._sync, then=torn_state)),
     "deleting an old checkpoint": (checkpoint, "prune", at_call(4, checkpoint.prune, then=half_deleted)),
-    "evaluating after training": (tiny_rewards, "bright", at_call(6, tiny_rewards.bright)),
-    "writing the model card": (trainer, "write_model_card", at_call(1, trainer.write_model_card)),
+    "evaluating after training": (tiny_rewards, "bright", at_call(7, tiny_rewards.bright)),
+    "writing the model card": (product, "write_model_card", at_call(1, product.write_model_card)),
     "writing the summary": (trainer, "replace_text", at_call(4, trainer.replace_text)),
 }
 

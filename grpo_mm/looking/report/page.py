@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from grpo_mm.errors import UserError
 from grpo_mm.looking import held_out
 from grpo_mm.looking.changes import Change, read_changes
+from grpo_mm.looking.origin import Origin, read_product
 from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of, tell_of_steps
 from grpo_mm.looking.report.curves import Columns, charts_of, columns_of
 from grpo_mm.looking.report.pictures import before_and_after, rollout_strip, spread_over
@@ -59,6 +60,10 @@ class Run:
     transcripts: Sequence[Transcript]
     evaluations: Sequence[held_out.Evaluation] = ()
     """held_out.jsonl: scores by prompt."""
+    product: tuple[str, Origin] | None = None
+    """What lies there for others to use, and which step it is of; of a run that was interrupted as well."""
+    folder: str = "RUN"
+    """For commands that the page gives."""
     damage: Sequence[str] = ()
     """What cannot be used of them, a sentence each."""
     changes: Sequence[Change] = ()
@@ -114,6 +119,8 @@ def read_run(folder: Path) -> Run:
         sheets=read_sheets(samples, damage),
         transcripts=read_transcripts(samples, damage),
         evaluations=held_out.read(folder / held_out.NAME, damage),
+        product=read_product(folder, damage),
+        folder=plain(str(folder)),
         damage=damage,
         changes=read_changes(folder, damage),
     )
@@ -155,6 +162,7 @@ def view(run: Run) -> dict[str, Any]:
         "scores": part(
             "held-out scores", [], _scores, rewards if isinstance(rewards, dict) else {}, before, after, evaluations
         ),
+        "product": _product(run, last),
         "pictures": part("pictures before and after in samples", None, before_and_after, evals),
         "rules": rules,
         "events": part("events.jsonl", [], sentences, run.events),
@@ -272,6 +280,15 @@ def _facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
         facts.append(f"{_brief(config['prompts_per_step'])} prompts × {_brief(config['group_size'])} samples a step")
     facts += [f"seed {_brief(config['seed'])}"] if "seed" in config else []
     return facts + ([f"product: {summary['product']}"] if "product" in summary else [])
+
+
+def _product(run: Run, last: int) -> str:
+    """Which step the product is of, and where another was better, in a sentence; empty where nothing says so."""
+    if run.product is None or run.product[1].step > last:
+        return ""
+    name, origin = run.product
+    better = origin.better(run.folder)
+    return f"The {name} that lies in the run folder holds the {origin.words()}" + (f"; {better}." if better else ".")
 
 
 def _brief(value: Any) -> str:

@@ -122,13 +122,35 @@ def save_adapter(pipe: Any, folder: Path) -> None:
     pipe.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata)
 
 
+def save_merged(pipe: Any, folder: Path) -> None:
+    """Writes the whole pipeline with the adapter in the transformer's weights; the one that is trained stays as it is.
+
+    Sums are computed in float32 at least and rounded once, to the dtype of the weights.
+    """
+    merged = copy.deepcopy(pipe.transformer).cpu()
+    layers = {name: m for name, m in merged.named_modules() if hasattr(m, "lora_A") and "default" in m.lora_A}
+    pairs = {}
+    for name, layer in layers.items():
+        a, b = (factor["default"].weight.detach() for factor in (layer.lora_A, layer.lora_B))
+        pairs[name] = Pair(a, b, alpha=layer.scaling["default"] * a.shape[0])
+    merged.unload_lora()
+    merge_into(merged, pairs, where="the adapter")
+    _save_with(pipe, merged, folder)
+
+
 def save_pipeline(pipe: Any, folder: Path, *, dtype: torch.dtype) -> None:
     """Writes the whole pipeline, the transformer in `dtype`."""
+    network = pipe.transformer
+    same = next(network.parameters()).dtype == dtype
+    _save_with(pipe, network if same else copy.deepcopy(network).to(dtype), folder)
+
+
+def _save_with(pipe: Any, transformer: nn.Module, folder: Path) -> None:
+    """Writes the pipeline with another transformer in the place of its own."""
     from diffusers.utils import logging
 
     network, level = pipe.transformer, logging.get_verbosity()
-    if next(network.parameters()).dtype != dtype:
-        pipe.register_modules(transformer=copy.deepcopy(network).to(dtype))
+    pipe.register_modules(transformer=transformer)
     logging.set_verbosity_error()  # it warns of every encoder that the checkpoint has always been without
     try:
         pipe.save_pretrained(folder)

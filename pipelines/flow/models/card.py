@@ -29,11 +29,11 @@ def loading_code(
         scheduler: settings of the Euler scheduler that shifts them; None: the pipeline's own does.
     """
     name = type(pipe).__name__
-    adapter, euler = config.lora is not None, "FlowMatchEulerDiscreteScheduler"
+    adapter, euler = config.lora is not None and not config.save_merged, "FlowMatchEulerDiscreteScheduler"
     lines = ["import numpy"] if sigmas and "numpy" in sigmas else []
     lines += ["import torch", f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}", ""]
     lines.append(
-        f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe)])})"
+        f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe, adapter=adapter)])})"
     )
     if merged and adapter:
         lines += [
@@ -62,9 +62,9 @@ def _source(config: Any, *, adapter: bool) -> str:
     return as_python(from_root(resolve(config.model.path))) if adapter else FOLDER
 
 
-def _settings(config: Any, pipe: Any) -> list[str]:
+def _settings(config: Any, pipe: Any, *, adapter: bool) -> list[str]:
     """What tells `from_pretrained` which files to read and how."""
-    asked = {name: getattr(config.model, name, None) for name in ("revision", "variant") if config.lora is not None}
+    asked = {name: getattr(config.model, name, None) for name in ("revision", "variant") if adapter}
     settings = [f"{name}={as_python(value)}" for name, value in asked.items() if value is not None]
     absent = [part for part, value in pipe.components.items() if value is None]
     absent = [part for kind in ("encoder", "tokenizer") for part in absent if kind in part]
