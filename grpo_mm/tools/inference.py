@@ -297,5 +297,4 @@ def evaluated(loaded: Loaded) -> EvalResult:
     for scoring in (rewards, watched):
         scoring.load(leave=config.offload_rewards)
     with loaded.weights():
-        result = score_held_out(config, loaded.policy, prompts, rewards, watched, loaded.processes)
-    return result.metrics
+        return score_held_out(config, loaded.policy, prompts, rewards, watched, loaded.processes)
