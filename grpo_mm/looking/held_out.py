@@ -118,8 +118,9 @@ def paired(before: Evaluation, after: Evaluation, metric: str) -> Estimate | Non
 def repeats_its_mean(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether a part of a reward says the same as its mean, or as its score where it is watched."""
     name, _, part = metric.rpartition("/")
-    whole = next((key for key in (f"{name}/mean", f"{name}/score") if key in after), metric)
-    return part not in ("mean", "score") and all(side.get(metric) == side.get(whole) for side in (before, after))
+    whole = next((key for key in (f"{name}/mean", f"{name}/score") if name and key in after), None)
+    same = whole is not None and all(side.get(metric) == side.get(whole) for side in (before, after))
+    return same and part not in ("mean", "score")
 
 
 def _estimate(values: Sequence[float]) -> Estimate | None:

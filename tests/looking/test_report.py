@@ -381,7 +381,7 @@ def a_text_run(tmp_path, *, prompt=CLIP, texts=("9 to 4", LONG), sketch=None, fr
 def test_answers_before_and_after_stand_beside_each_other(tmp_path):
     path = write_report(a_text_run(tmp_path))
     text = text_of(path)
-    assert "The same questions before training and after step 12." in text
+    assert "The same questions before training and after step 12, the largest change first" in text
     assert "0 10 s before 0.250 9 to 4 iou 0.250 format 1.000 after 0.250" in text
     assert "<answer>" not in text and "&lt;answer&gt;2 to 5&lt;/answer&gt;" in text
     assert "When is the &lt;b&gt;cat&lt;/b&gt; seen?" in text and "<b>cat" not in path.read_text()

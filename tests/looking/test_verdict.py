@@ -179,3 +179,11 @@ def test_a_folder_is_read_as_it_is(tmp_path):
     found = verdict_of_folder(tmp_path, rules=DEFAULT_RULES, watched=[]).to_json()
     assert json.loads(json.dumps(found)) == found and found["verdict"] == "better"
     assert found["score"]["n"] == 40 and found["score"]["gain"] == pytest.approx(0.1)
+
+
+def test_a_part_that_repeats_its_mean_is_known_and_nothing_else_is():
+    scores = {"score": 0.5, "iou/mean": 0.5, "iou/iou": 0.5, "iou/r1": 0.6, "diversity": 0.2, "quality/score": 9.0, "quality/sharpness": 9.0}  # fmt: skip
+    assert [name for name in scores if held_out.repeats_its_mean(name, scores, scores)] == [
+        "iou/iou",
+        "quality/sharpness",
+    ]
