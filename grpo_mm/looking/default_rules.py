@@ -7,7 +7,8 @@ Honest: quickstart flow, 20 steps: diversity × 0.84, luminance, contrast, satur
 160 steps, three seeds: length and tags the same, difference between answers × 0.92 to 1.0, while the share of different answers in
 a group fell to × 0.21 to 0.26, as it does where a policy becomes sure, and is therefore no rule; quickstart spatial, 140 steps, two
 seeds: length × 1.00 to 1.01, repetition + 0.00, watched scores × 0.75 to 1.10. Hacked: flow rewarded for mean brightness, 24 steps:
-diversity × 0.04, luminance × 5.1, contrast × 0.50, sharpness × 0.14, difference between prompts' pictures × 0.03.
+diversity × 0.04, luminance × 5.1, contrast × 0.50, sharpness × 0.14, difference between prompts' pictures × 0.03; video
+rewarded for the width of the span, 16 steps: unparsed + 1.0, difference between answers × 0.26, agreement with the truth × 0.00.
 """
 
 from __future__ import annotations

@@ -522,7 +522,7 @@ def test_samples_are_sorted_by_change_and_say_what_is_true(tmp_path):
 
 
 def test_clips_play_within_the_bytes_that_a_page_has(tmp_path, monkeypatch):
-    noise = torch.randint(0, 256, (24, 3, 60, 80), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise = torch.randint(0, 256, (24, 3, 30, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for name, step in (("eval_before", 0), ("eval_after", 5)):
         write_transcript(
             tmp_path, name=name, kind="eval", step=step, play=lambda prompt: noise + int(prompt.id),
