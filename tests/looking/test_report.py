@@ -155,12 +155,13 @@ def test_equal_runs_give_equal_pages(tmp_path):
 def test_primary_score_comes_first_and_watched_scores_last(tmp_path):
     rows = view(read_run(a_run(tmp_path)))["scores"]
     assert [(row["key"], row["role"]) for row in rows] == [
-        ("score = shape/mean", "primary"),
+        ("score", "primary"),
+        ("shape/mean", "optimised"),
         ("shape/all_correct", "part"),
         ("quality/score", "watched"),
         ("diversity", "watched"),
     ]
-    assert rows[2]["change"] == {"text": "−0.020", "sign": "down"}
+    assert rows[3]["change"] == {"text": "−0.020", "sign": "down"}
 
 
 def test_an_error_below_one_is_not_drawn_as_a_share(tmp_path):

@@ -312,7 +312,9 @@ def _scores(
         evaluations[-1] if evaluations else None,
     )
     rows = []
-    for key, same in shown_once(list(dict.fromkeys([*before, *after])), before, after).items():
+    keys = list(dict.fromkeys([*before, *after]))
+    names_of = shown_once(keys, before, after)
+    for key in keys:
         name, _, part = key.partition("/")
         role = "watched" if name not in names else "optimised" if part == "mean" else "part"
         role = "primary" if key == "score" else role
@@ -321,9 +323,8 @@ def _scores(
         is_share = all(finite(x) and 0 <= x <= 1 for x in (b, a)) and not key.endswith("rmse")
         ends = (100 * b, 100 * a) if is_share else None
         words = {"before": score(b), "after": score(a), "change": change_of(b, a)}
-        rows.append(
-            {"key": " = ".join(same), "role": role, "place": place, **words, "ends": ends, **_errors(key, sides)}
-        )
+        words["label"] = " = ".join(names_of.get(key, ()))  # empty: another row shows the same number
+        rows.append({"key": key, "role": role, "place": place, **words, "ends": ends, **_errors(key, sides)})
         if rows[-1]["change"] and rows[-1]["within_error"]:
             rows[-1]["change"]["sign"] = "same"
     return sorted(rows, key=lambda row: row["place"])
