@@ -123,6 +123,7 @@ class VlmEngine:
             torch.arange(shape[1]).expand(shape), length_N, torch.full(shape, -1.0),
             stop=frozenset(), demo_N=None if self.demonstrate is None else torch.zeros(group_size, dtype=torch.bool),
         )  # fmt: skip
+        columns["entropy_mean"] = torch.ones(group_size)
         if self.answer_likelihood is not None:
             columns["answer_likelihood"] = torch.full((group_size,), 0.5)
         if self.reference_log_ratio:
