@@ -11,6 +11,7 @@ from typing import Any
 from grpo_mm.datasets.media.media_files import ImageFile
 from grpo_mm.datasets.media.pictures import PictureError, open_picture, picture_data, picture_format
 from grpo_mm.datasets.media.pictures import picture_size as upright_size
+from grpo_mm.datasets.shared.columns import noted
 from grpo_mm.datasets.shared.row_files import check_columns, check_file, read_rows
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import reason, shown
@@ -106,7 +107,8 @@ def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             check_columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 for row in batch.to_pylist():
-                    yield f"{path}, row {number}", row
+                    where = f"{path}, row {number}"
+                    yield where, noted(row, where)
                     number += 1
     except UserError:
         raise

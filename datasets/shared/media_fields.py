@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 from grpo_mm.datasets.shared.annotated_rows import picture
+from grpo_mm.datasets.shared.columns import cells
 from grpo_mm.datasets.shared.row_check import text_problem
 from grpo_mm.errors import ConfigError
 from grpo_mm.media_words import media_key
@@ -46,7 +47,7 @@ def media_of(
             values = value if isinstance(value, (list, tuple)) else [value]
             found[kind] = [medium(one, kind, folders[kind], f"{where}: {key}") for one in values]
     known = {*KEYS["image"], *KEYS["video"], *left_alone}
-    if key := media_key({name: value for name, value in row.items() if name not in known}):
+    if key := media_key({name: value for name, value in cells(row) if name not in known}):
         raise ConfigError(
             f"{where}: {shown(key)} holds {shown(row[key], 60)}, which looks like a picture, video or sound and would not be shown. "
             f"Put pictures under 'images' and videos under 'videos', or name the key in `for_rewards` if only rewards want it."
