@@ -216,14 +216,15 @@ def show(
     overrides: Overrides = None,
     trust: Trust = False,
 ) -> None:
-    """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model.
+    """Prints the resolved config, the batch arithmetic, an estimate of memory and what the data hold; loads no model.
 
-    What still keeps it from training (files that are not there) comes last, with exit code 2.
+    What still keeps it from training (files that are not there, media that nobody reads) comes last, with exit code 2.
     """
     import yaml
 
     from grpo_mm.config import run_config
     from grpo_mm.config.arithmetic import lines
+    from grpo_mm.training.data import data_lines
 
     settings = run_config.read(config, overrides or [], trust=trust)
     settings.check_settings()
@@ -231,6 +232,8 @@ def show(
     for line in lines(settings):
         say(line)
     settings.check()
+    for line in data_lines(settings):
+        say(line)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.frame_folder import FrameFolder
 from grpo_mm.datasets.media.frame_sampling import FrameGrid
 from grpo_mm.datasets.media.media_files import (
@@ -89,8 +90,8 @@ class FrameStore:
             return {error.path: error.reason for error in self._failed.values()}
 
     def load(self, item: Any) -> Any:
-        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, the bytes of a picture
-        file, a PIL picture of any mode → a PIL picture in RGB, see `open_picture`; others as is.
+        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, `EncodedPicture`, the bytes
+        of a picture file, a PIL picture of any mode → a PIL picture in RGB, see `open_picture`; others as is.
 
         Raises:
             VideoError: a video that cannot be read.
@@ -100,6 +101,8 @@ class FrameStore:
             return self.get(item)
         if isinstance(item, ImageFile):
             return open_picture(item.path)
+        if isinstance(item, EncodedPicture):
+            return item.open()
         if isinstance(item, bytes):
             return open_picture(item)
         return as_shown(item) if hasattr(item, "getexif") else item
@@ -125,11 +128,13 @@ class FrameStore:
         self._grid = grid
 
     def picture_size(self, item: Any) -> tuple[int, int] | None:
-        """(width, height) of an `ImageFile` as it is shown, from the head of the file; None for anything else.
+        """(width, height) of an `ImageFile` or `EncodedPicture` as it is shown, from the head of the file; else None.
 
         Raises:
             PictureError: a picture that cannot be read.
         """
+        if isinstance(item, EncodedPicture):
+            return item.size()
         return picture_size(item.path) if isinstance(item, ImageFile) else None
 
     def get(self, video: VideoFile | PictureSequence, sampling: FrameSampling | None = None) -> Frames:

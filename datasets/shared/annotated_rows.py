@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.media_files import ImageFile
 from grpo_mm.datasets.media.pictures import PictureError, open_picture, picture_data, picture_format
 from grpo_mm.datasets.media.pictures import picture_size as upright_size
@@ -75,7 +76,7 @@ def picture(value: Any, folder: str, where: str, *, unpack: str | None = None) -
     except PictureError as error:
         what = f"{len(value)} bytes" if isinstance(value, bytes) else "a data URL"
         raise ConfigError(f"{where}: {what} that are no picture: {error.reason}.") from error
-    return ImageFile(_written(data, Path(unpack), suffix))
+    return ImageFile(written(data, Path(unpack), suffix))
 
 
 def picture_size(item: Any, where: str) -> tuple[int, int]:
@@ -84,10 +85,10 @@ def picture_size(item: Any, where: str) -> tuple[int, int]:
     Raises:
         ConfigError: the file is not there or is no picture.
     """
-    if not isinstance(item, ImageFile):
+    if not isinstance(item, ImageFile | EncodedPicture):
         return item.size
     try:
-        return upright_size(item.path)
+        return item.size() if isinstance(item, EncodedPicture) else upright_size(item.path)
     except PictureError as error:
         raise ConfigError(
             f"{where}: the row has no width and height, and its picture cannot tell them: {error}."
@@ -116,7 +117,7 @@ def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ConfigError(f"{path}: cannot be read as parquet after {number} rows: {reason(error)}") from error
 
 
-def _written(data: bytes, folder: Path, suffix: str) -> str:
+def written(data: bytes, folder: Path, suffix: str) -> str:
     """The path of a file with these bytes; its name is their hash, so that a second run finds it."""
     path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
     if not path.is_file():

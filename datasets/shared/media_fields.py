@@ -6,17 +6,20 @@ import base64
 import binascii
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-from grpo_mm.datasets.shared.annotated_rows import picture
+from grpo_mm.datasets.media.pictures import PictureError
 from grpo_mm.datasets.shared.columns import cells
+from grpo_mm.datasets.shared.markers import Kind
 from grpo_mm.datasets.shared.row_check import text_problem
 from grpo_mm.errors import ConfigError
 from grpo_mm.media_words import media_key
 from grpo_mm.outside import plain, shown
 
-Kind = Literal["image", "video"]
+BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+"""Of JPEG, PNG, GIF and WEBP files."""
 KEYS: dict[Kind, tuple[str, ...]] = {
     "image": ("images", "image", "image_path", "image_paths", "img", "imgs", "img_path", "picture", "pictures"),
     "video": ("videos", "video", "video_path", "video_paths"),
@@ -65,20 +68,29 @@ def medium(value: Any, kind: Kind, folder: str, where: str) -> ImageFile | Video
         value = _inside(value, kind, where)
     if isinstance(value, str) and value.lstrip().lower().startswith("data:"):
         value = _decoded(value.strip(), where)
+    elif isinstance(value, str) and kind == "image" and value.lstrip().startswith(BASE64_STARTS) and len(value) > 64:
+        value = _decoded(f"data:;base64,{value.strip()}", where)
     if isinstance(value, str) and not text_problem(value):
         name = value.strip().removeprefix("file://")
         if "://" in name:
             raise ConfigError(f"{where}: {shown(name, 80)} is an address; nothing is downloaded. Give a file name.")
         return (ImageFile if kind == "image" else VideoFile)(str(Path(folder) / name))
-    if kind == "image" and isinstance(value, bytes):
-        return picture(value, folder, where)
+    if kind == "image" and (isinstance(value, bytes) or hasattr(value, "to_pybytes")):
+        return _encoded(value, where)
+    if kind == "image" and hasattr(value, "convert"):
+        return value
+    if isinstance(value, bytes) or hasattr(value, "to_pybytes"):
+        raise ConfigError(
+            f"{where} holds the bytes of a {kind}; wanted the name of a file. Set `unpack` of {{kind: table}} to a folder for them."
+        )
     raise ConfigError(f"{where} is {shown(value, 80)}, wanted a file name ({kind}), or a list of file names.")
 
 
 def content_parts(
     content: Any, folders: Mapping[Kind, str], where: str
 ) -> tuple[str, list[tuple[Kind, ImageFile | VideoFile | Any | None]]]:
-    """The text of a turn's content with a marker for each medium, and the media; None for one that another key of the row holds.
+    """The text of a turn's content with a marker for each medium, and the media; None for one that another key of the row holds, or
+    its number there ("index", from 0).
 
     A content is a text, or a list of {"type": "text", "text": …}, {"type": "image", "image": name}, {"type": "image_url",
     "image_url": {"url": name}}, {"type": "video", "video": name}, and {"type": "image"} alone.
@@ -104,11 +116,13 @@ def content_parts(
         own: Kind | None = next((k for k in KEYS if kind in (k, f"{k}_url", f"input_{k}")), None)
         if own is None:
             raise ConfigError(f"{where}: a part of a turn has the type {shown(kind)}; wanted text, image or video.")
-        held = [value for name, value in part.items() if name != "type" and value is not None]
+        held = [value for name, value in part.items() if name not in ("type", "index") and value not in (None, "")]
         named = next((part[name] for name in (own, f"{own}_url", "url", "path") if part.get(name)), None)
         if named is None and held:
             raise ConfigError(f"{where}: {shown(part)} names no file; wanted it under {own!r}.")
-        media.append((own, None if named is None else medium(named, own, folders[own], where)))
+        index = part.get("index")
+        place = index if type(index) is int and named is None else None
+        media.append((own, place if named is None else medium(named, own, folders[own], where)))
         texts.append(f"<{own}>")
     text = "".join(texts)
     if media and sum(text.count(f"<{kind}>") for kind in KEYS) != len(media):
@@ -124,6 +138,18 @@ def check_markers(markers: Sequence[str], found: Mapping[Kind, Sequence[Any]], w
             raise ConfigError(f"{where}: {count} markers <{kind}> for {len(items)} files.")
 
 
+def _encoded(value: Any, where: str) -> EncodedPicture:
+    """Looked at no further than its head: what is damaged behind it fails when it is shown, as a file does."""
+    found = EncodedPicture(value, where)
+    if value[:4] in (b"\x89PNG", b"GIF8", b"RIFF") or value[:3] == b"\xff\xd8\xff":
+        return found  # a view of a large table stays one
+    try:
+        found.size()
+    except PictureError as error:
+        raise ConfigError(f"{where}: {len(found.encoded)} bytes that are no picture: {error.reason}.") from error
+    return found
+
+
 def _is_none(value: Any) -> bool:
     return value is None or (isinstance(value, (str, list, tuple)) and not value)
 
@@ -133,7 +159,7 @@ def _inside(value: Mapping[str, Any], kind: Kind, where: str) -> Any:
     held = {name: one for name, one in value.items() if not _is_none(one)}
     for name in ("bytes", "path", "url", "filename", "file_name", kind):
         if name in held:
-            if name == "bytes" and isinstance(held[name], str):
+            if name == "bytes" and isinstance(held[name], str) and not held[name].startswith("data:"):
                 return f"data:;base64,{held[name]}"
             return held[name]
     raise ConfigError(f"{where} is {shown(value, 80)}, wanted a file name ({kind}) under 'path'.")

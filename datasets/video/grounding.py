@@ -15,6 +15,7 @@ from grpo_mm.datasets.shared.files import check_limit
 from grpo_mm.datasets.shared.gathered import NAMED
 from grpo_mm.datasets.shared.row_check import checked_prompt, row_net
 from grpo_mm.datasets.shared.row_files import check_file, read_json, read_rows
+from grpo_mm.datasets.shared.span_values import BROKEN, span_problem
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
@@ -111,7 +112,7 @@ class GroundingPrompts:
                 problems.setdefault(problem, []).append(row.id)
                 if self.unusable == "drop":
                     continue
-                if problem in ("inverted span", "negative start"):
+                if problem in BROKEN:
                     raise ConfigError(f"{row.where}: {problem}: {list(row.spans)}. Set unusable: drop to leave it out.")
             if row.id in seen:
                 raise ConfigError(f"{row.where}: the id {shown(row.id)} stands twice.")
@@ -145,19 +146,8 @@ class GroundingPrompts:
 
     def _problem(self, row: GroundingRow, path: str | None) -> str:
         """Why a row is unusable; empty if it is not."""
-        if not row.spans:
-            return "no span"
-        if any(end < start for start, end in row.spans):
-            return "inverted span"
-        if any(start < 0 for start, _ in row.spans):
-            return "negative start"
-        if any(end == start for start, end in row.spans):
-            return "span of zero length"
-        if row.duration is not None:
-            latest = max(end for _, end in row.spans)
-            if latest > row.duration + self.max_overrun_seconds or any(s >= row.duration for s, _ in row.spans):
-                return "span outside the video"
-        return "no video file" if self.check_videos and path is None else ""
+        missing = "no video file" if self.check_videos and path is None else ""
+        return span_problem(row.spans, row.duration, self.max_overrun_seconds) or missing
 
     def _prompt(self, row: GroundingRow, path: str) -> Prompt:
         words = {"query": row.query, **row.words}

@@ -12,7 +12,7 @@ import os
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -196,6 +196,9 @@ class ClipWorld:
     split: Split = "train"
     count: int = 1024
     style: Style = "direct"
+
+    is_drawn: ClassVar[bool] = True
+    """Loading makes media."""
 
     def load(self) -> list[Prompt]:
         Path(self.folder).mkdir(parents=True, exist_ok=True)

@@ -86,6 +86,7 @@ def check_sources(config: RunConfig, sources: Mapping[str, Sequence[Prompt]], sc
         sources,
         scorers,
         shows_media=hasattr(config.engine, "illustrate"),
+        edits=bool(getattr(config.engine, "edits", False)),
         engine=str(kind_of("engine", type(config.engine))),
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.table import Table, gather, local_table
-from grpo_mm.training.evaluate import check_sources
+from grpo_mm.training.data import training_prompts
 from grpo_mm.training.onlooker import Onlooker, is_demo
 from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
 from grpo_mm.weights import checkpoint
@@ -44,10 +44,17 @@ log = logging.getLogger(__name__)
 class Learner:
     """The policy with its optimiser. Everything random is keyed by the step, so state is weights and a few counters."""
 
-    def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        processes: Processes,
+        *,
+        samples: Path,
+        sources: Mapping[str, Sequence[Prompt]] | None = None,
+    ) -> None:
+        """`sources`: the prompts, where they are read already (`training_prompts`)."""
         self.config, self.processes = config, processes
-        sources = {name: source.use.load() for name, source in config.prompts.items()}
-        check_sources(config, sources, config.rewards | config.watched_rewards)
+        sources = training_prompts(config) if sources is None else sources
         self.prompts = PhasedStream(
             sources,
             {name: source.weight for name, source in config.prompts.items()},

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.rollout.scoring import Scorer
-from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
+from grpo_mm.training.data import held_out_prompts, overlap, training_prompts
+from grpo_mm.training.evaluate import EvalResult, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
-from grpo_mm.types import Prompt
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
 
@@ -45,8 +43,9 @@ class Trainer:
 
     def __init__(self, config: RunConfig, folder: RunFolder, processes: Processes) -> None:
         self.config, self.folder, self.processes = config, folder, processes
-        self.eval_prompts = held_out_prompts(config)
-        self.learner = Learner(config, processes, samples=folder.samples)
+        sources, self.eval_prompts = training_prompts(config), held_out_prompts(config)
+        self.overlap = overlap(sources, self.eval_prompts)
+        self.learner = Learner(config, processes, samples=folder.samples, sources=sources)
         self.rules = Rules(config.watch)
         self.state: dict[str, Any] = {
             "step": 0, "best_score": None, "best_step": None, "evaluations_without_gain": 0,
@@ -138,7 +137,8 @@ class Trainer:
             )
         seconds = time.perf_counter() - began
         self.state["seconds"]["eval"] += seconds
-        alarms = self._record({"step": step, **result.metrics, "time/eval_seconds": seconds}, weights_step=step)
+        row = {"step": step, **result.metrics, **self.overlap, "time/eval_seconds": seconds}
+        alarms = self._record(row, weights_step=step)
         self.state["eval_last"] = {"step": step, "metrics": result.metrics}
         if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
             self._note_score(result.metrics["eval/score"], step)
@@ -309,21 +309,6 @@ class Trainer:
             replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))
         self.processes.barrier()
         return summary
-
-
-def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
-    """The evaluation prompts of all sources, each carrying its source's name."""
-    limit = config.evaluation.limit
-    sources = {
-        name: [replace(prompt, source=name) for prompt in source.use.load()[:limit]]
-        for name, source in config.eval_prompts.items()
-    }
-    benchmarks = {
-        f"evaluation.benchmarks.{name}": Scorer(use, sources=getattr(use, "sources", None))
-        for name, use in config.evaluation.benchmarks.items()
-    }
-    check_sources(config, sources, config.rewards | config.watched_rewards | benchmarks)
-    return tuple(prompt for prompts in sources.values() for prompt in prompts)
 
 
 def _short(found: dict[str, float]) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,12 @@ def mean_rouge(prediction: str, answer: str) -> float:
     return (rouge_n(own, other, 1) + rouge_n(own, other, 2) + rouge_l(own, other)) / 3
 
 
+def same_words(prediction: str, answer: str) -> float:
+    """1 if the texts are the same without case, marks, stops behind and an article in front ("The red one." is "red one"), else 0."""
+    own, other = (_ARTICLE.sub("", " ".join(folded(text).split())) for text in (prediction, answer))
+    return float(own == other != "")
+
+
 def relative_closeness(prediction: str, answer: str) -> float:
     """1 - min(1, |error| / (|answer| + 1e-9)); 0 for what is no `whole_number`. 0 for 0 is right: 1."""
     own, other = whole_number(prediction), whole_number(answer)
@@ -112,9 +119,12 @@ ACCURACY: dict[str, Callable[[str, str], float]] = {
     "numerical": same_number,
     "ocr": word_accuracy,
     "free text": mean_rouge,
+    "short answer": same_words,
     "regression": relative_closeness,
 }
-"""Type of an answer → its rule (prediction, answer) -> [0, 1]. Source: Video-R1, arXiv:2503.21776; also GRPO-CARE. Grade A."""
+"""Type of an answer → its rule (prediction, answer) -> [0, 1]. Source: Video-R1, arXiv:2503.21776; also GRPO-CARE. Grade A.
+"short answer" is ours: exact match, for answers of a few words, where ROUGE gives an exact word 2/3."""
+_ARTICLE = re.compile(r"(?:an?|the) (?=\S)")
 _OTHER_NAMES = {"free-form": "free text", "mcq": "multiple choice"}
 
 
@@ -133,7 +143,8 @@ def answer_accuracy(prediction: str, answer: str | float, answer_type: str, choi
 
 @dataclass(frozen=True)
 class TypedAnswer:
-    """score = `answer_accuracy` of the last answer element against prompt.target["answer"], by target["answer_type"].
+    """score = `answer_accuracy` of the last answer element against prompt.target["answer"], by target["answer_type"]; the best of
+    several where target["accepted"] lists others that are right as well.
 
     Part: "parse_failed" (1 where the element is missing). Deviates from Video-R1, which takes the type of the first row
     for all of a batch.
@@ -172,8 +183,14 @@ class TypedAnswer:
         kind = prompt.target.get("answer_type") or self.default_type
         if given is None and self.require_tag:
             return 0.0, 1.0
-        accuracy = answer_accuracy(answer_text(text, self.tag), answer, kind, choices_of(prompt))
+        said, choices = answer_text(text, self.tag), choices_of(prompt)
+        accuracy = max(answer_accuracy(said, right, kind, choices) for right in (answer, *_also_right(prompt)))
         return accuracy, float(given is None)
+
+
+def _also_right(prompt: Prompt) -> tuple[str, ...]:
+    found = prompt.target.get("accepted")
+    return tuple(found) if isinstance(found, list) and all(isinstance(one, str) for one in found) else ()
 
 
 def _answer(prompt: Prompt) -> Any:

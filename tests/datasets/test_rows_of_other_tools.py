@@ -99,7 +99,7 @@ def test_encoded_pictures_are_shown_and_what_is_for_rewards_is_left(tmp_path, re
     encoded = base64.b64encode(png()).decode()
     for value in (f"data:image/png;base64,{encoded}", {"bytes": encoded}):
         (found,) = read(tmp_path, {"image": value}).media
-        assert found.size == (6, 4) and found.getpixel((0, 0)) == (255, 0, 0)
+        assert found.size() == (6, 4) and found.open().getpixel((0, 0)) == (255, 0, 0)
     assert read(tmp_path, {"image": "a.png", "reference_image": "r.png"}, for_rewards=["reference_image"]).media == (A,)
     assert chat(tmp_path, {"audio": "r.wav"}, for_rewards=["audio"]).target == {"audio": "r.wav"}
 
