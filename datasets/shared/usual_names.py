@@ -34,7 +34,7 @@ USUAL: dict[str, tuple[str, ...]] = {
 """What a column holds → its names, the likeliest first."""
 SPAN_PAIRS = (
     ("start", "end"), ("start_time", "end_time"), ("start_sec", "end_sec"), ("start_seconds", "end_seconds"),
-    ("start_s", "end_s"), ("t_start", "t_end"), ("begin", "end"), ("start_timestamp", "end_timestamp"), ("from", "to"),
+    ("start_s", "end_s"), ("t_start", "t_end"), ("begin", "end"), ("start", "stop"), ("start_timestamp", "end_timestamp"), ("from", "to"),
 )  # fmt: skip
 """Two columns of one span."""
 

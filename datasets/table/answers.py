@@ -53,9 +53,9 @@ def read_options(row: Mapping[str, Any], columns: Sequence[str], where: str) -> 
 
 
 def read_answer(value: Any, options: Sequence[str], kind: str | None, where: str) -> dict[str, Any]:
-    """The part of a target that says what is right: "answer", "answer_type" and, with options, "choices".
+    """The part of a target that says what is right: "answer", "answer_type", with options "choices", and "accepted".
 
-    A list with one answer is that answer; with several, all of which are right, the commonest comes first. The answer of a text
+    A list with one answer is that answer; with several, all of which are right, the commonest is, and all are "accepted". The answer of a text
     with an element <answer>…</answer>, a last line "#### …" or a \\boxed{…} is what stands there. With options it becomes the
     letter "(B)", from a letter, the text of an option, or its number counted from 0.
 
@@ -78,10 +78,8 @@ def read_answer(value: Any, options: Sequence[str], kind: str | None, where: str
             raise ConfigError(f"{where}: {len(letters)} options are right; wanted one.")
         return {"answer": letters[0], "answer_type": "multiple choice", "choices": list(options)}
     texts = list(dict.fromkeys(_said(answer) for answer in answers))
-    return {
-        "answer": texts[0] if len(texts) == 1 else texts,
-        "answer_type": known or max(map(_type, texts), key=_breadth),
-    }
+    made = {"answer": texts[0], "answer_type": known or max(map(_type, texts), key=_breadth)}
+    return made | ({"accepted": texts} if len(texts) > 1 else {})
 
 
 def final_answer(text: str) -> str:

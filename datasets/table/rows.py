@@ -234,7 +234,7 @@ class RowPrompts:
         answer = made.get("answer")
         words = {n: v for n, v in row.items() if str(n).isidentifier() and isinstance(v, (str, int, float))}
         words |= {n: made[n] for n in ("width", "height", "duration") if n in made}
-        words |= {"answer": answer[0] if isinstance(answer, list) else answer} if answer is not None else {}
+        words |= {"answer": answer} if answer is not None else {}
         return words | {"options": lettered(options)}
 
     def _template(self, made: Mapping[str, Any], found: Mapping[Any, list[Any]], *, is_talk: bool) -> str:
