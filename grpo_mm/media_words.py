@@ -161,8 +161,8 @@ def _is_medium(key: str, value: Any) -> bool:
         if value and isinstance(value[0], (int, float, type(None))):
             return "pixel" in key.lower()  # numbers of frames or clips are no pictures
         return any(_is_medium(key, one) for one in value[:100])
-    if isinstance(value, (bytes, bytearray)):
-        return bool(value)
+    if isinstance(value, (bytes, bytearray)) or hasattr(value, "to_pybytes"):  # the latter: bytes of an arrow table
+        return len(value) > 0
     return hasattr(value, "convert") or hasattr(value, "frames_FCHW") or (names_media(key) and hasattr(value, "shape"))
 
 

@@ -43,7 +43,7 @@ def media_of(
     """
     found: dict[Kind, list[Any]] = {"image": [], "video": []}
     for kind, keys in KEYS.items():
-        own = {key: row[key] for key in row if key in keys and key not in left_alone and not _is_none(row[key])}
+        own = {key: row[key] for key in row if key in keys and key not in left_alone and not is_empty(row[key])}
         if len(own) > 1 and any(value != next(iter(own.values())) for value in own.values()):
             raise ConfigError(f"{where}: {' and '.join(map(shown, own))} both hold {kind}s; wanted one of them.")
         for key, value in list(own.items())[:1]:
@@ -150,13 +150,14 @@ def _encoded(value: Any, where: str) -> EncodedPicture:
     return found
 
 
-def _is_none(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, "", []; whatever the types of others make of `==`."""
     return value is None or (isinstance(value, (str, list, tuple)) and not value)
 
 
 def _inside(value: Mapping[str, Any], kind: Kind, where: str) -> Any:
     """The one name, address or bytes of an object."""
-    held = {name: one for name, one in value.items() if not _is_none(one)}
+    held = {name: one for name, one in value.items() if not is_empty(one)}
     for name in ("bytes", "path", "url", "filename", "file_name", kind):
         if name in held:
             if name == "bytes" and isinstance(held[name], str) and not held[name].startswith("data:"):

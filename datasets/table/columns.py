@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_mm.datasets.shared.columns import no_field
+from grpo_mm.datasets.shared.media_fields import is_empty
 from grpo_mm.datasets.shared.usual_names import SPAN_PAIRS, USUAL, folded
 from grpo_mm.errors import ConfigError
 from grpo_mm.media_words import names_media
@@ -169,7 +170,7 @@ def _may_be(kind: str, rows: Sequence[Mapping[str, Any]], name: str, features: M
 
 
 def _is_used(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return any(row.get(name) not in (None, "", []) for row in rows)
+    return any(not is_empty(row.get(name)) for row in rows)
 
 
 def _usual_spans(named: Mapping[str, Any], free: dict[str, str], found: dict[str, tuple[str, ...]]) -> None:

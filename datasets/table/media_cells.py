@@ -13,7 +13,7 @@ from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 from grpo_mm.datasets.media.pictures import picture_format
 from grpo_mm.datasets.shared.annotated_rows import written
 from grpo_mm.datasets.shared.markers import Kind
-from grpo_mm.datasets.shared.media_fields import medium
+from grpo_mm.datasets.shared.media_fields import is_empty, medium
 from grpo_mm.datasets.table.media_folder import PICTURES
 from grpo_mm.datasets.video.grounding import EXTENSIONS, find_video
 from grpo_mm.errors import ConfigError
@@ -34,7 +34,7 @@ class MediaCells:
         if isinstance(value, str) and value.strip().startswith("["):
             value = _list_of(value, where)
         values = value if isinstance(value, (list, tuple)) else [value]
-        return [self._one(one, kind, where) for one in values if one not in (None, "")]
+        return [self._one(one, kind, where) for one in values if not is_empty(one)]
 
     def base(self, name: str) -> str:
         """The folder that names are relative to, found out with the first of them."""

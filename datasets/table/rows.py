@@ -11,6 +11,7 @@ from grpo_mm.datasets.chat.talk import read_talk
 from grpo_mm.datasets.shared.annotated_boxes import box_problem, read_boxes, take_size
 from grpo_mm.datasets.shared.checked_fields import fill
 from grpo_mm.datasets.shared.markers import place_media
+from grpo_mm.datasets.shared.media_fields import is_empty
 from grpo_mm.datasets.shared.picture_questions import CHOICE_TEMPLATE, lettered
 from grpo_mm.datasets.shared.row_check import take_id, text_problem
 from grpo_mm.datasets.shared.span_values import BROKEN, read_seconds, read_spans, span_problem
@@ -38,6 +39,12 @@ OVERRUN_SECONDS = 2.0
 """So far may a span end after its video."""
 _ASKED = ("messages", "question", "image", "video", "source_image", "id", "system", "history")
 """Roles whose columns are no part of the target."""
+
+
+def _shown(value: Any) -> str:
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    is_encoded = isinstance(data, bytes) or hasattr(data, "to_pybytes")
+    return f"{len(data)} encoded bytes" if is_encoded else shown(value, 60)
 
 
 class Unusable(ConfigError):
@@ -92,10 +99,9 @@ class RowPrompts:
         rest = {n: v for n, v in row.items() if n not in used and n not in settings.ignore}
         aside = {name: rest.pop(name) for name in settings.for_rewards if name in rest}
         for name, value in rest.items():
-            is_empty = value is None or value == "" or value == []
-            if not is_empty and (media_key({name: value}) or looks_like_media(name, self.source.features)):
+            if not is_empty(value) and (media_key({name: value}) or looks_like_media(name, self.source.features)):
                 raise ConfigError(
-                    f"{where}: the column {shown(name)} holds {shown(value, 60)}, which looks like a picture, video or sound, and nobody "
+                    f"{where}: the column {shown(name)} holds {_shown(value)}, which looks like a picture, video or sound, and nobody "
                     f"would see it. Set `image` or `video` to it, or name it in `for_rewards` or `ignore`; taken so far: "
                     f"{', '.join(map(shown, sorted(used))) or 'nothing'}."
                 )
@@ -109,7 +115,8 @@ class RowPrompts:
             return value
         kind = self.source.features.get(name, "image")
         if isinstance(value, str) and not value.lower().startswith("data:"):
-            return value
+            path = Path(self.media.base(value.strip())) / value.strip()
+            return str(path) if path.is_file() else value
         if kind == "audio" or isinstance(value, str):
             return value
         items = self.media.read(value, kind, f"{where}: {name}")  # type: ignore[arg-type]
@@ -144,7 +151,7 @@ class RowPrompts:
         texts = []
         for place, column in enumerate(self.taken["question"]):
             value = row.get(column)
-            if place and (value is None or value == ""):  # the second column of an instruction
+            if place and is_empty(value):  # the second column of an instruction
                 continue
             if problem := text_problem(value):
                 raise ConfigError(f"{where}: {column!r} is {shown(value)}, {problem}.")
@@ -161,8 +168,8 @@ class RowPrompts:
         value = row.get(column) if column else None
         if is_talk(value):
             value = said_last(value, where)
-        value = said if value is None or value == "" or value == [] else value
-        if value is None or value == "":
+        value = said if is_empty(value) else value
+        if is_empty(value):
             return {"choices": list(options)} if options else {}
         if self.settings.boxes is not None and self.settings.boxes == column:
             return {}
@@ -182,10 +189,10 @@ class RowPrompts:
 
     def _spans(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
         length = next((row.get(column) for column in self.taken["duration"]), None)
-        duration = None if length in (None, "") else read_seconds(length, "duration", where)
+        duration = None if is_empty(length) else read_seconds(length, "duration", where)
         held = [row.get(column) for column in self.taken["span"]]
         made = {} if duration is None else {"duration": duration}
-        if not held or all(value in (None, "", []) for value in held):
+        if not held or all(map(is_empty, held)):
             return made
         spans = read_spans(held if len(held) == 2 else held[0], where)
         problem = span_problem(spans, duration, OVERRUN_SECONDS)

@@ -38,12 +38,10 @@ def check_prompts(
         edits: whether the engine begins with the picture under "source_image" of a prompt's target.
 
     Raises:
-        ConfigError: the first files of media are not there, not one of them; a text that no tokenizer reads; a picture to be
-            edited and an engine that does not edit; pictures, videos or earlier turns that the engine would drop; a picture or
+        ConfigError: a text that no tokenizer reads; a picture to be edited and an engine that does not edit; pictures, videos or earlier turns that the engine would drop; a picture or
             video in a row or a marker in its text where the prompt shows none; a reward that cannot say whether it applies.
     """
     for source, prompts in sources.items():
-        _check_first_files(source, prompts)
         odd: list[str] = []
         for prompt in prompts:
             where = f"prompt {shown(prompt.id)} of {source!r}"
@@ -65,15 +63,20 @@ def check_prompts(
                 _check_applies(name, scorer.use, prompts, source)
 
 
-def _check_first_files(source: str, prompts: Sequence[Prompt]) -> None:
-    """A wrong folder shows at once, before a model is loaded for rows that all fail."""
-    paths = (item.path for prompt in prompts for item in prompt.media if isinstance(getattr(item, "path", None), str))
-    first = list(islice(paths, FIRST_FILES))
-    if not first or any(map(os.path.exists, first)):
-        return
+def check_first_files(sources: Mapping[str, Sequence[Prompt]]) -> None:
+    """Raises ConfigError for a source of which not one of the first files of media is there: a wrong folder shows at once, before a
+    model is loaded for rows that all fail."""
+    for source, prompts in sources.items():
+        items = (item for prompt in prompts for item in prompt.media)
+        first = list(islice((i.path for i in items if isinstance(getattr(i, "path", None), str)), FIRST_FILES))
+        if first and not any(map(os.path.exists, first)):
+            raise _no_files(source, first)
+
+
+def _no_files(source: str, first: Sequence[str]) -> ConfigError:
     folder = os.path.dirname(first[0]) or "."
     lacks = "" if os.path.isdir(folder) else f" There is no folder {plain(folder, 400)}."
-    raise ConfigError(
+    return ConfigError(
         f"prompts {source!r}: not one of the first {len(first)} pictures and videos is there, beginning with {plain(first[0], 400)} "
         f"(looked in {plain(os.path.abspath(folder), 400)}).{lacks} Set the reader's folder to where they lie."
     )
