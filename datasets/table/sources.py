@@ -76,6 +76,7 @@ def check_source(path: str) -> None:
         _check_folder(place)
         return
     looks_local = path.startswith((".", "/", "~")) or place.suffix.lower() in SUFFIXES or path.count("/") > 1
+    looks_local = looks_local or ("/" in path and place.parent.is_dir())
     if looks_local or not _HUB_NAME.fullmatch(path):
         near = _near(place)
         raise ConfigError(
@@ -166,7 +167,8 @@ def _data_set(path: str, split: str | None, config: str | None, revision: str | 
     except ConfigError:
         raise
     except Exception as error:  # unknown name, configuration, split or revision; damaged files; no network
-        raise ConfigError(f"{path} [{split or 'train'}]: it cannot be read: {reason(error)}") from error
+        here = "" if Path(path).exists() else " There is no file or folder of that name here either."
+        raise ConfigError(f"{path} [{split or 'train'}]: it cannot be read: {reason(error)}.{here}") from error
 
     def batches() -> Iterator[Any]:
         for table in tables.iter(batch_size=256):
