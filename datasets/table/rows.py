@@ -181,7 +181,7 @@ class RowPrompts:
         try:
             return read_answer(value, options, kind, where)
         except ConfigError as error:
-            if column is None or "answer" not in self.taken.found:
+            if column is None or "answer" not in self.taken.found or "answer type" in str(error):
                 raise
             raise ConfigError(
                 f"{error} (The column {shown(column)} was taken for the answer by its name: set `answer`, or name it in `ignore`.)"
