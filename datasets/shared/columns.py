@@ -128,6 +128,13 @@ def noted(values: dict[str, Any], where: str) -> dict[str, Any]:
     return columns.row(values, where) if columns is not None and where.startswith(columns.source) else values
 
 
+def tell_kept(source: str, names: Iterable[str]) -> None:
+    """Names in one line of the log the columns that only a reward may read."""
+    kept = list(dict.fromkeys(names))
+    if kept:
+        log.info("%s: read by nobody but rewards that ask for them: %s", plain(source, 400), shown_keys(kept))
+
+
 def cells(row: Mapping[str, Any]) -> Any:
     """(name, value) of all columns; the row was not asked for them."""
     return dict.items(row) if isinstance(row, dict) else row.items()

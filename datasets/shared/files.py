@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.shared.checked_fields import shown_keys, take_field, take_text
-from grpo_mm.datasets.shared.columns import cells
+from grpo_mm.datasets.shared.columns import cells, tell_kept
 from grpo_mm.datasets.shared.row_check import checked_prompt, row_net, take_id
 from grpo_mm.datasets.shared.row_files import check_file, read_rows
 from grpo_mm.errors import ConfigError
@@ -67,6 +67,7 @@ class PromptFile:
                 break
         if not prompts:
             raise ConfigError(f"{self.path}: there is no prompt in this file.")
+        tell_kept(self.path, (name for prompt in prompts for name in prompt.target or ()))
         return prompts
 
     def _prompt(self, row: dict[str, Any], where: str, number: int) -> Prompt:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.datasets.shared.hub import data_set_split
 from grpo_mm.datasets.shared.row_files import check_columns, read_json, read_rows
 from grpo_mm.datasets.table.arrow_rows import arrow_file, arrow_rows, column_features
 from grpo_mm.datasets.table.media_folder import METADATA, has_media, media_rows
@@ -159,7 +160,7 @@ def _object_rows(path: str) -> list[tuple[str, dict[str, Any]]] | None:
 def _data_set(path: str, split: str | None, config: str | None, revision: str | None) -> Source:
     """Of the hub, of `save_to_disk`, or of a folder of data files; memory-mapped by Hugging Face's own package."""
     try:
-        data = _split_of(path, split or "train", config, revision)
+        data = data_set_split(path, split or "train", config, revision)
         # As arrow tables: no picture is decoded, and what is memory-mapped stays so.
         tables = data.with_format("arrow")
         features, labels = column_features({b"huggingface": data.features.to_dict()}, data.features.arrow_schema)
@@ -178,17 +179,3 @@ def _data_set(path: str, split: str | None, config: str | None, revision: str | 
     return Source(
         name, Path(path).name, folder, lambda: arrow_rows(batches(), name, labels), tuple(data.column_names), features
     )
-
-
-def _split_of(path: str, split: str, config: str | None, revision: str | None) -> Any:
-    # A folder called `datasets` at the root of a checkout does not shadow this: it has no __init__.py.
-    from datasets import load_dataset, load_from_disk
-
-    if any((Path(path) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        saved = load_from_disk(path)
-        splits = saved if isinstance(saved, dict) else {str(saved.split or split): saved}
-    else:
-        splits = load_dataset(path, config, revision=revision)
-    if split not in splits:
-        raise ConfigError(f"{path}: no split {split!r}; found {', '.join(map(repr, splits))}.")
-    return splits[split]

@@ -105,7 +105,7 @@ def _check_dropped(prompt: Prompt, where: str, engine: str) -> None:
     if dropped:
         raise ConfigError(
             f"{where} has {dropped}, of which the engine {engine} would show the model nothing. Use other prompts, or an engine that "
-            "shows them; with {{kind: table}} a column of pictures is left out by `ignore`, or kept for rewards by `for_rewards`."
+            "shows them; with {kind: table} a column of pictures is left out by `ignore`, or kept for rewards by `for_rewards`."
         )
 
 
