@@ -92,8 +92,8 @@ def final_answer(text: str) -> str:
 
 
 def _answers(value: Any, where: str) -> list[Any]:
-    if isinstance(value, Mapping):  # verl's reward_model
-        value = value.get("ground_truth", value.get("answer", value.get("value")))
+    if isinstance(value, Mapping):  # verl's reward_model, SQuAD's answers
+        value = next((value[name] for name in ("ground_truth", "answer", "text", "value") if name in value), None)
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     given = [one.get("answer") if isinstance(one, Mapping) else one for one in values]  # VQAv2's ten answers
     fine = [

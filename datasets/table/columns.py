@@ -90,10 +90,10 @@ def take_columns(
         if "question" not in named and {"instruction", "input"} <= set(free):  # the second goes on where the first ends
             found["question"] = (free.pop("instruction"), free.pop("input"))
         usual("question", USUAL["question"])
-    if "video" in named or "video" in found:
+    if talks or "video" in named or "video" in found:
         _usual_spans(named, free, found)
         usual("duration", USUAL["duration"])
-    if any(role in named or role in found for role in ("image", "source_image")):
+    if talks or any(role in named or role in found for role in ("image", "source_image")):
         usual("boxes", USUAL["boxes"])
         usual("width", USUAL["width"])
         usual("height", USUAL["height"])

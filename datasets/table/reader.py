@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from grpo_mm.datasets.shared.columns import no_field
 from grpo_mm.datasets.shared.files import check_limit
 from grpo_mm.datasets.shared.gathered import NAMED, gathered
 from grpo_mm.datasets.shared.row_check import row_net
+from grpo_mm.datasets.shared.usual_names import folded
 from grpo_mm.datasets.table.answers import TYPES
 from grpo_mm.datasets.table.columns import Taken, take_columns
 from grpo_mm.datasets.table.rows import RowPrompts, Unusable
@@ -26,6 +28,10 @@ from grpo_mm.types import Prompt
 
 FIRST = 200
 """Rows by which columns are told where rows may differ (JSON)."""
+POINTERS = re.compile(
+    r"(?:image|img|picture|photo|video|vid|clip|youtube)_?(?:id|url|key|idx|index)|vid|youtube_id|coco_id|videoid"
+)
+"""Names of columns, folded, that tell by an id which picture or video is meant."""
 Column = str | list[str] | None
 log = logging.getLogger(__name__)
 
@@ -179,7 +185,7 @@ class Table:
         """What was taken for what, and what nobody reads, in one line."""
         said = [f"{len(prompts)} prompts"]
         said += [taken.told()] if taken.found else []
-        kinds = Counter(p.target["answer_type"] for p in prompts if p.target and "answer" in p.target)
+        kinds = Counter(p.target["answer_type"] for p in prompts if p.target and "answer_type" in p.target)
         said += ["answers: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())] if kinds else []
         said += [f"{made.repeated} ids stand twice and got the number of their row"] if made.repeated else []
         said += [f"{count} {what} kept" for what, count in made.odd.items()]
@@ -187,6 +193,11 @@ class Table:
         said += [f"media lie in {base}"] if base not in (None, self.folder, source.folder) else []
         said += [f"read by nobody but rewards of your own: {shown_keys(made.unread)}"] if made.unread else []
         log.info("%s: %s", source.name, "; ".join(said))
+        if not made.has_media and (pointers := [name for name in made.unread if POINTERS.fullmatch(folded(name))]):
+            log.warning(
+                "%s: the model is shown no picture and no video, but %s may say which ones belong to the rows: set `image` or `video`, or "
+                "name it in `ignore`", source.name, " and ".join(map(shown, pointers)),
+            )  # fmt: skip
         if made.dropped:
             log.warning(
                 "%s: %d rows left out: unusable (%s)", source.name, len(made.dropped), ", ".join(made.dropped[:NAMED])

@@ -19,7 +19,7 @@ from grpo_mm.datasets.table.answers import TYPES, final_answer, read_answer, rea
 from grpo_mm.datasets.table.columns import Taken, is_talk, looks_like_media
 from grpo_mm.datasets.table.media_cells import MediaCells
 from grpo_mm.datasets.table.sources import Source
-from grpo_mm.datasets.table.turns import said_last, turns_of
+from grpo_mm.datasets.table.turns import said_last, turns_of, with_objects
 from grpo_mm.datasets.video.grounding import TEMPLATE as SPAN_TEMPLATE
 from grpo_mm.errors import ConfigError
 from grpo_mm.media_words import media_key
@@ -37,6 +37,8 @@ SLACK_PX = 2.0
 """So far may a box reach beyond its picture; it is kept as it is."""
 OVERRUN_SECONDS = 2.0
 """So far may a span end after its video."""
+RESERVED = ("answer", "answer_type", "choices", "accepted", "spans", "boxes", "box_names", "source_image")
+"""What rewards read in a target: another column of that name is not passed for it."""
 _ASKED = ("messages", "question", "image", "video", "source_image", "id", "system", "history")
 """Roles whose columns are no part of the target."""
 
@@ -61,6 +63,7 @@ class RowPrompts:
         self.unread: dict[str, None] = {}
         self.repeated = 0
         self.odd: Counter[str] = Counter()
+        self.has_media = False
         self.dropped: list[str] = []
         self._ids: set[str] = set()
 
@@ -76,6 +79,7 @@ class RowPrompts:
         made = self._answer(row, options, said, where) | self._spans(row, where) | self._boxes(row, pictures, where)
         if self.taken["source_image"]:
             made |= self._source_image(row, where)
+        self.has_media = self.has_media or bool(pictures or found["video"] or self.taken["source_image"])
         words = self._words(row, made, options)
         query = talk.question if talk else self._query(row, where)
         template = self._template(made, found, is_talk=talk is not None)
@@ -107,7 +111,7 @@ class RowPrompts:
                 )
             self.unread.setdefault(name)
         seen = {name: self._shown_to_rewards(name, value, where) for name, value in aside.items() if value is not None}
-        return {name: value for name, value in rest.items() if value is not None} | seen
+        return {n: value for n, value in rest.items() if value is not None and n not in RESERVED} | seen
 
     def _shown_to_rewards(self, name: str, value: Any, where: str) -> Any:
         """Pictures and videos are opened by path or bytes; whatever else stays as it is."""
@@ -135,6 +139,7 @@ class RowPrompts:
         system = next((row.get(column) for column in self.taken["system"]), None)
         history = next((row.get(column) for column in self.taken["history"]), None)
         turns = turns_of(value, where, system=system, history=history)
+        turns = with_objects(turns, next((row.get(column) for column in self.taken["boxes"]), None), where)
         base = self.settings.folder or self.source.folder
         return read_talk(turns, found, {"image": base, "video": base}, where, name=columns[0])
 
@@ -161,7 +166,7 @@ class RowPrompts:
     def _kept(self, row: Mapping[str, Any]) -> dict[str, Any]:
         asked = {column for role in _ASKED for column in self.taken[role]}
         used = self.taken.used
-        return {n: value for n, value in row.items() if n in used and n not in asked and value is not None}
+        return {n: value for n, value in row.items() if n in used and n not in asked and not is_empty(value)}
 
     def _answer(self, row: Mapping[str, Any], options: tuple[str, ...], said: str | None, where: str) -> dict[str, Any]:
         column = next(iter(self.taken["answer"]), None)
@@ -211,7 +216,10 @@ class RowPrompts:
             return {}
         if isinstance(value, str):
             value = final_answer(value)
-        form = self.settings.box_form or ("xywh" if column == "objects" else "xyxy")
+        is_coco = (
+            column == "objects" and isinstance(value, Mapping) and "ref" not in value
+        )  # ms-swift's have "ref" and corners
+        form = self.settings.box_form or ("xywh" if is_coco else "xyxy")
         found = read_boxes(value, where, form=form)
         names = [name for _, name in found if name]
         made: dict[str, Any] = {"boxes": [box for box, _ in found]}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, shown
 
+_OBJECT = re.compile("<ref-object>|<bbox>")
 SPEAKERS = {
     "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant",
     "bot": "assistant", "chatgpt": "assistant",
@@ -39,6 +41,27 @@ def turns_of(value: Any, where: str, *, system: Any = None, history: Any = None)
         [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() and not has_system else []
     )
     return [*first, *(turns[:1] if has_system else []), *earlier, *(turns[1:] if has_system else turns)]
+
+
+def with_objects(turns: list[dict[str, Any]], objects: Any, where: str) -> list[dict[str, Any]]:
+    """Turns with ms-swift's <ref-object> and <bbox> replaced, in order, by the names and boxes of {"ref": […], "bbox": […]}.
+
+    Raises:
+        ConfigError: there are more of them than objects.
+    """
+    held = objects if isinstance(objects, Mapping) else {}
+    left = {"<ref-object>": list(held.get("ref") or []), "<bbox>": list(held.get("bbox") or [])}
+
+    def put(match: re.Match[str]) -> str:
+        if not left[match[0]]:
+            raise ConfigError(f"{where}: its text has a {match[0]} more than the row has objects.")
+        value = left[match[0]].pop(0)
+        return value if isinstance(value, str) else str(value)
+
+    return [
+        turn | {"content": _OBJECT.sub(put, turn["content"])} if isinstance(turn["content"], str) else turn
+        for turn in turns
+    ]
 
 
 def said_last(value: Any, where: str) -> str | None:

@@ -61,6 +61,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, tuple[str, ...], dict[str, Any], str
     "yes and no": ({"image": A, "question": "Is it?", "answer": True}, "Is it?", (A,), {"answer": "yes", "answer_type": "multiple choice"}, None),
     "COCO's objects": ({"image": A, "expression": "the cup", "objects": {"bbox": [[10, 10, 20, 30]], "categories": [0]}}, "the cup", (A,), {"boxes": [[10, 10, 30, 40]], "box_names": ["0"], "width": 84, "height": 64}, "<answer>[10, 10, 30, 40]</answer>"),
     "VLM-R1's boxes": ({"image": A, "problem": "the cup", "bbox": '[{"bbox_2d": [1, 2, 30, 40], "label": "cup"}]'}, "the cup", (A,), {"boxes": [[1, 2, 30, 40]], "box_names": ["cup"]}, None),
+    "ms-swift, grounding": ({"messages": [said("user", "<image>Locate <ref-object>"), said("assistant", "<bbox>")], "images": [A], "objects": {"ref": ["cup"], "bbox": [[1, 2, 30, 40]]}}, "<image>Locate cup", (A,), {"boxes": [[1, 2, 30, 40]], "box_names": ["cup"]}, "[1, 2, 30, 40]"),
     "Alpaca": ({"instruction": "<image>Say", "input": "in short", "output": "a red square", "images": [A]}, "<image>Say\nin short", (A,), {"answer": "a red square"}, None),
     "Qwen's markers": ({"image": A, "question": "<|vision_start|><|image_pad|><|vision_end|>What?", "answer": "x"}, "<image>What?", (A,), {}, None),
     "Phi's markers": ({"images": [A, B], "question": "<|image_2|> or <|image_1|>?", "answer": "x"}, "<image> or <image>?", (B, A), {}, None),
@@ -146,6 +147,14 @@ def test_a_line_says_what_was_taken_and_what_nobody_reads(tmp_path, caplog):
     (line,) = [record.getMessage() for record in caplog.records]
     assert "1 prompts; question from 'question', image from 'img', answer from 'solution'" in line
     assert "read by nobody but rewards of your own: 'difficulty', 'from_whom'" in line
+
+
+def test_rows_that_only_point_at_their_media_are_warned_of(tmp_path, caplog):
+    read(write(tmp_path, {"question": "What is he doing?", "videoID": "fFj", "answer": "B"}))
+    assert "shown no picture and no video, but 'videoID' may say which ones" in caplog.text
+    caplog.clear()
+    read(write(tmp_path, {"question": "What?", "image": A, "image_id": 3}))
+    assert not caplog.records
 
 
 REFUSED = {
