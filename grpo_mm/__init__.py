@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from grpo_mm import moved
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""OpenMP reads it when torch is imported: threads that spin while they wait take the cores of other processes."""
 moved.install()
 __version__ = "0.1.0"
 

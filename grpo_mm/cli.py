@@ -81,7 +81,11 @@ def _is_in_a_run(arguments: list[str]) -> bool:
 def train(
     config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option(help="start over, deleting the run folder")] = False,
+    fresh: Annotated[bool, typer.Option(help="start over; the run that lies there is moved to NAME.1")] = False,
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="go on with noted changes (docs/reference.md), and write them into the record"),
+    ] = False,
     checkpoint: Annotated[str | None, typer.Option(help="go on from this checkpoint instead of the newest")] = None,
     trust: Trust = False,
 ) -> None:
@@ -97,7 +101,7 @@ def train(
     folder = settings.folder.absolute()  # a reward may change the working folder
     try:
         with progress(settings) if is_main() else nullcontext() as on_step:
-            summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
+            summary = run(settings, fresh=fresh, accept=accept, checkpoint=checkpoint, on_step=on_step)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the newest checkpoint", err=True)
         raise typer.Exit(130) from None
@@ -147,12 +151,15 @@ def sample(
 
 
 def _media_file(path: Path) -> object:
-    """A picture by its ending, else a video: its decoder tells whether it is one."""
+    """A picture by its ending or by what it holds, else a video: its decoder tells whether it is one."""
     from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+    from grpo_mm.datasets.media.pictures import is_picture
 
     if not path.is_file():
         raise UserError(f"--media {path}: there is no such file.")
-    return ImageFile(str(path)) if path.suffix.lower() in PICTURE_ENDINGS else VideoFile(str(path))
+    ending = path.suffix.lower()
+    shown_still = ending in PICTURE_ENDINGS or (ending != ".apng" and is_picture(str(path)))
+    return ImageFile(str(path)) if shown_still else VideoFile(str(path))
 
 
 @app.command("eval")
@@ -218,20 +225,31 @@ def show(
 ) -> None:
     """Prints the resolved config, the batch arithmetic, an estimate of memory and what the data hold; loads no model.
 
+    Values that the file does not say are marked: a default and whose, of the method, set on the command line.
     What still keeps it from training (files that are not there, media that nobody reads) comes last, with exit code 2.
     """
     import yaml
 
     from grpo_mm.config import run_config
     from grpo_mm.config.arithmetic import lines
+    from grpo_mm.config.origins import marked_yaml
+    from grpo_mm.config.without_effect import without_effect
+    from grpo_mm.looking.changes import read_changes
     from grpo_mm.training.data import data_lines
 
     settings = run_config.read(config, overrides or [], trust=trust)
     settings.check_settings()
-    say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
+    if config.is_dir():  # a run keeps all values, wherever they came from
+        say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
+        for change in read_changes(config):
+            say(f"changed {change}")
+    else:
+        say(marked_yaml(config, overrides or [], settings))
     for line in lines(settings):
         say(line)
     settings.check()
+    for line in without_effect(settings):
+        say(line)
     for line in data_lines(settings):
         say(line)
 

@@ -123,7 +123,7 @@ def modules(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-BASE = "types errors registry moved outside media_words"
+BASE = "types errors registry identity moved outside media_words"
 """Files of grpo_mm itself that every room may use; the other files there are doors (cli, entry, links)."""
 MAY_IMPORT = {
     "processes": "",
@@ -145,7 +145,7 @@ MAY_IMPORT = {
     "looking.report": "looking processes",
     "config": "advantages looking objectives rollout rollout.collectors weights",
     "training": "advantages config looking processes rollout rollout.collectors weights",
-    "tools": "advantages config datasets.shared datasets.worlds objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
+    "tools": "advantages config datasets.shared datasets.worlds looking objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.text rewards.video rollout training weights",
     "pipelines": "",
     "pipelines.zoo": "processes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,15 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import reason, shown
 from grpo_mm.types import Prompt
 
+MISSING = ("", "nan", "NaN", "-nan", "-NaN", "#N/A")
+"""What says in a .csv file that there is nothing; the words None, NA and null are words."""
+
 
 @dataclass
 class HubPrompts:
     """Prompts from a split of a dataset on the hub, of a folder of data files, or of one written by `save_to_disk`.
+
+    A category (ClassLabel) is given by its name, as a model would write it.
 
     Ids are "<last part of the name>/<row number>" or "<last part of the name>/<value of id_field>".
     """
@@ -60,9 +65,11 @@ class HubPrompts:
         if self.limit is not None:
             dataset = dataset.select(range(min(self.limit, len(dataset))))
         rows = dataset.select_columns(list(dict.fromkeys(wanted)))
+        names = {column: rows.features[column].names for column in wanted if hasattr(rows.features[column], "names")}
         prompts, seen = [], set()
         for here, row in _numbered(rows, where):
             with row_net(here):
+                row |= {column: _category(row[column], named) for column, named in names.items()}
                 prompt = self._prompt(row, len(prompts), here, text_field, target_fields)
             if prompt.id in seen:
                 raise ConfigError(
@@ -100,15 +107,23 @@ def data_set_split(name: str, split: str, config: str | None = None, revision: s
         ConfigError: what was saved has no such split. Whatever else fails raises what Hugging Face's package raises.
     """
     # A folder called `datasets` at the root of a checkout does not shadow this: it has no __init__.py.
-    from datasets import load_dataset, load_from_disk
+    import datasets as hugging_face
 
     if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "dataset_info.json")):
-        saved = load_from_disk(name)
+        saved = hugging_face.load_from_disk(name)
         splits = saved if isinstance(saved, dict) else {str(saved.split or split): saved}
         if split not in splits:
             raise ConfigError(f"{name}: no split {split!r}; found {', '.join(map(repr, splits))}.")
         return splits[split]
-    return load_dataset(name, config, split=split, revision=revision)
+    builder = hugging_face.load_dataset_builder(name, config, revision=revision)
+    is_table = hasattr(builder.config, "keep_default_na")
+    words = {"keep_default_na": False, "na_values": list(MISSING)} if is_table else {}
+    return hugging_face.load_dataset(name, config, split=split, revision=revision, **words)
+
+
+def _category(value: Any, names: Sequence[str]) -> str | None:
+    """The name of a category; None for one that nobody gave, which is stored as -1."""
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
 
 def _numbered(rows: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, dict[str, Any]]]:

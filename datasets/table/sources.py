@@ -16,7 +16,7 @@ from grpo_mm.datasets.table.media_folder import METADATA, has_media, media_rows
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, reason, shown
 
-TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
+TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 TABLES = (".parquet", ".arrow")
 SUFFIXES = TEXTS + TABLES
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 
 from grpo_mm import outside
+from grpo_mm.config.by_policy import filled
 from grpo_mm.config.checks import check_settings
 from grpo_mm.config.methods import preset
-from grpo_mm.config.overrides import override
+from grpo_mm.config.overrides import check_overrides, override
 from grpo_mm.config.recorded import is_own, is_recorded, read_recorded
 from grpo_mm.config.settings import Checkpoints, Evaluation, Settings, Updates
 from grpo_mm.config.typed_yaml import build, convert, dump, read_yaml
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import place, shown
 from grpo_mm.registry import only_known
 from grpo_mm.rollout.prompt_stream import Source
 from grpo_mm.rollout.scoring import Scorer
+from grpo_mm.rollout.surroundings import interrupted, kept
 
 __all__ = ["Checkpoints", "Evaluation", "RunConfig", "Scorer", "Source", "Updates", "differences", "plain", "read"]
 
@@ -38,9 +40,10 @@ class RunConfig(Settings):
         """Raises ConfigError for anything that cannot run, before any model is loaded."""
         self.check_settings(world)
         self.policy.check()
-        for part in (*self.prompts.values(), *self.eval_prompts.values(), *self.rewards.values(), *self.watch.values()):
-            if hasattr(part.use, "check"):
-                part.use.check()
+        for parts in (self.prompts, self.eval_prompts, self.rewards, self.watch):
+            for name, part in parts.items():
+                with kept(name, "code of"):
+                    _check_part(name, part.use)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto."
@@ -49,6 +52,21 @@ class RunConfig(Settings):
     def check_settings(self, world: int = 1) -> None:
         """The part of `check` that looks at no file and no machine: contradictions of the settings themselves."""
         check_settings(self, world)
+
+
+def _check_part(name: str, use: Any) -> None:
+    """Its own `check`; raises ConfigError for whatever code that is not ours raises there."""
+    check = getattr(use, "check", None)
+    try:
+        if callable(check):
+            check()
+    except UserError:
+        raise
+    except BaseException as error:
+        ours = type(use).__module__.partition(".")[0] == "grpo_mm"
+        if ours or isinstance(error, KeyboardInterrupt) and interrupted():
+            raise
+        raise ConfigError(f"{name}: its check fails: {outside.reason(error)}.") from error
 
 
 def read(path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False) -> RunConfig:
@@ -71,6 +89,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
 
 def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The plain config of a run folder, with overrides on top."""
+    check_overrides(overrides)
     mapping = read_recorded(folder)
     for text in overrides:
         mapping = override(mapping, text, RunConfig)
@@ -82,10 +101,10 @@ def build_config(mapping: Mapping[str, Any], path: Path, overrides: Sequence[str
     if trust or not is_recorded(path) or is_own(path if path.is_dir() else path.parent):
         if path.is_file() and (beside := str(path.resolve().parent)) not in sys.path:
             sys.path.append(beside)  # a user's own rewards may lie beside the config
-        return build(RunConfig, mapping)
+        return build(RunConfig, filled(mapping))
     _refuse_secrets(mapping, path, overrides)
     with only_known(str(path), named=overrides):
-        return build(RunConfig, mapping)
+        return build(RunConfig, filled(mapping))
 
 
 def _refuse_secrets(value: Any, path: Path, overrides: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,17 @@ def write_model_card(folder: Path, summary: Mapping[str, Any], *, usage: Mapping
             "",
             table,
             "",
+            *_changes(summary.get("changes") or []),
         ]
     )
     path = folder / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _changes(said: Sequence[Any]) -> list[str]:
+    """What was changed while the run was trained, so that nobody takes its config for that of all steps."""
+    return ["Changed on the way:", "", *(f"- {markdown(one)}" for one in said), ""] if said else []
 
 
 def markdown(text: Any) -> str:

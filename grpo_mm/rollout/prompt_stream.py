@@ -20,7 +20,9 @@ class Source:
     """A named set of prompts, its share of the mixture, and the steps in which it is drawn."""
 
     use: Annotated[Any, Role("prompts")]
+    """What reads the prompts."""
     weight: float = 1.0
+    """Share of the mixture, relative to the other sources."""
     from_step: int = 0
     until_step: int | None = None
     """Steps [from_step, until_step), counted from 0: a curriculum by phases. None: to the end."""

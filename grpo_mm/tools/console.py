@@ -13,8 +13,12 @@ from rich.table import Table as Sheet
 from rich.text import Text
 
 from grpo_mm.config.run_config import RunConfig
+from grpo_mm.looking import held_out
+from grpo_mm.looking.held_out import repeats_its_mean
 from grpo_mm.outside import finite_number, plain
 from grpo_mm.training.trainer import OnStep
+
+VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "suspect": "bold yellow"}
 
 
 @contextmanager
@@ -53,26 +57,45 @@ def progress(config: RunConfig) -> Iterator[OnStep]:
 
 
 def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None:
-    """The held-out table and where to look; what a summary does not tell is left out."""
+    """The held-out table, the verdict and where to look; what a summary does not tell is left out."""
     console = Console()
+    if "nothing_was_run" in summary:
+        _print(console, str(summary["nothing_was_run"]))
     before, after = summary.get("eval_before") or {}, summary.get("eval_after") or {}
     if after:
-        sheet = Sheet(title=f"held-out, {summary.get('steps', '?')} steps")
-        for column in ("", "before", "after", "difference"):
-            sheet.add_column(column, justify="left" if not column else "right")
-        for name in sorted(after, key=lambda n: (n != "score", n)):
-            was, now = finite_number(before.get(name)), finite_number(after[name])
-            gain = None if was is None or now is None else f"{now - was:+.4f}"
-            sheet.add_row(
-                Text(plain(name, 120)), *("–" if cell is None else cell for cell in (_number(was), _number(now), gain))
-            )
-        console.print(sheet)
+        console.print(_held_out_sheet(before, after, folder, steps=summary.get("steps", "?")))
+    found = summary.get("verdict")
+    if isinstance(found, Mapping) and isinstance(found.get("sentence"), str):
+        style = VERDICT_STYLES.get(str(found.get("verdict")), "")
+        console.print(Text(plain(found["sentence"], 2000), style=style), soft_wrap=True)
     train, evaluation = (finite_number((summary.get("seconds") or {}).get(part)) for part in ("train", "eval"))
     if train is not None and evaluation is not None:
         _print(console, f"{train:.0f} s of training, {evaluation:.0f} s of evaluation")
     _print(
         console, f"run folder  {folder}\nproduct     {folder / str(summary.get('product', '?'))}\nreport      {report}"
     )
+
+
+def _held_out_sheet(before: Mapping[str, Any], after: Mapping[str, Any], folder: Path, *, steps: Any) -> Sheet:
+    """Each score with the standard error of its difference over prompts; a part that repeats its reward's mean is left out."""
+    sheet = Sheet(title=f"held-out, {steps} steps", caption="± standard error of the difference, paired by prompt")
+    for column in ("", "before", "after", "difference", "±", "prompts"):
+        sheet.add_column(column, justify="left" if not column else "right")
+    evaluations = held_out.read(folder / held_out.NAME, [])
+    for name in sorted(after, key=lambda n: (n != "score", n)):
+        if repeats_its_mean(name, before, after):
+            continue
+        was, now = finite_number(before.get(name)), finite_number(after[name])
+        change = held_out.paired(evaluations[0], evaluations[-1], name) if len(evaluations) > 1 else None
+        gain = None if was is None or now is None else Text(f"{now - was:+.4f}", style=_style(change))
+        cells = (_number(was), _number(now), gain, _number(change and change.error), str(change.n) if change else None)
+        sheet.add_row(Text(plain(name, 120)), *("–" if cell is None else cell for cell in cells))
+    return sheet
+
+
+def _style(change: held_out.Estimate | None) -> str:
+    """Grey within the error."""
+    return "" if change is None else "dim" if change.within_error else "bold"
 
 
 def _print(console: Console, text: str) -> None:

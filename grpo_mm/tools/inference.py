@@ -135,6 +135,8 @@ def sample(
     """
     if count < 1 or not prompts:
         raise ConfigError(f"{len(prompts)} prompts × count = {count} samples; wanted at least one of each.")
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
+        raise ConfigError(f"the prompts are {shown(prompts)}; wanted a list of texts.")
     for text in prompts:
         if not is_text(text):
             raise ConfigError(f"--prompt {shown(text)} holds bytes that are not UTF-8; give it in UTF-8.")
@@ -225,13 +227,9 @@ def evaluate(
     prompts = held_out_prompts(config)
     if not prompts:
         raise ConfigError("the config has no `eval_prompts`.")
+    rewards, watched = (Scoring(scorers, device) for scorers in (config.rewards, config.watched_rewards))
+    for scoring in (rewards, watched):
+        scoring.load(leave=config.offload_rewards)
     with loaded.weights():
-        result = score_held_out(
-            config,
-            loaded.policy,
-            prompts,
-            Scoring(config.rewards, device),
-            Scoring(config.watched_rewards, device),
-            loaded.processes,
-        )
+        result = score_held_out(config, loaded.policy, prompts, rewards, watched, loaded.processes)
     return result.metrics

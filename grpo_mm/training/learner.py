@@ -30,7 +30,9 @@ from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.table import Table, gather, local_table
 from grpo_mm.training.data import training_prompts
-from grpo_mm.training.onlooker import Onlooker, is_demo
+from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
+from grpo_mm.training.preflight import check_media, check_scoring
+from grpo_mm.training.settled import settled
 from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
@@ -51,8 +53,14 @@ class Learner:
         *,
         samples: Path,
         sources: Mapping[str, Sequence[Prompt]] | None = None,
+        held_out: Sequence[Prompt] = (),
     ) -> None:
-        """`sources`: the prompts, where they are read already (`training_prompts`)."""
+        """Raises ConfigError for what the run will need and does not find (`preflight`), before the policy is loaded.
+
+        Args:
+            sources: the prompts, where they are read already (`training_prompts`).
+            held_out: the evaluation prompts, which `preflight` tries as well.
+        """
         self.config, self.processes = config, processes
         sources = training_prompts(config) if sources is None else sources
         self.prompts = PhasedStream(
@@ -60,12 +68,18 @@ class Learner:
             {name: source.weight for name, source in config.prompts.items()},
             {name: (source.from_step, source.until_step) for name, source in config.prompts.items()},
         )
+        self.rewards = Scoring(config.rewards, processes.device)
+        self.onlooker = Onlooker(config, processes, samples=samples)
+        for scoring in (self.rewards, self.onlooker.watch):
+            scoring.load(leave=config.offload_rewards)
+        if config.preflight and hasattr(config.policy, "stand_ins"):
+            self._preflight(
+                [replace(prompt, source=name) for name, prompts in sources.items() for prompt in prompts], held_out
+            )
         torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
         self.policy = config.policy.load(processes.device)
         self.params = list(self.policy.trainable.values())
         self.optimizer = config.optim.build(self.params)
-        self.rewards = Scoring(config.rewards, processes.device)
-        self.onlooker = Onlooker(config, processes, samples=samples)
         reads = frozenset(getattr(config.engine, "snapshots", ()))
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
         self.policy.snapshots.take("ema") if config.ema else None
@@ -75,6 +89,16 @@ class Learner:
         self.counters: dict[str, int] = {
             "updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0, "since_reset": 0,
         }  # fmt: skip
+
+    def _preflight(self, training: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+        stand_ins, prompts = self.config.policy.stand_ins, [*training, *held_out]
+        if hasattr(self.config.policy, "probe_media"):
+            check_media(prompts, self.config.policy.probe_media)
+        check_scoring(self.rewards, prompts, stand_ins, place="rewards", must_apply=training)
+        check_scoring(self.onlooker.watch, prompts, stand_ins, place="watch")
+        if self.config.offload_rewards:
+            self.rewards.leave_device()
+            self.onlooker.watch.leave_device()
 
     def step(self, step: int) -> dict[str, float]:
         """Rollout, credit and updates of training step `step` (from 0); returns what is logged."""
@@ -220,7 +244,8 @@ class Learner:
                 "step %d: nothing to learn from, every advantage is 0 or left out; do the rewards differ?", step + 1
             )
         found |= earned.metrics
-        return found | self.onlooker(batch, earned, step), earned
+        why = partial(settled, table, self.config.advantage, prompts=SHOWN_GROUPS)
+        return found | self.onlooker(batch, earned, step, why=why), earned
 
     def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
         """Means over the rows of all ranks, demonstrations left out, of the columns that the engine wants logged."""
@@ -303,6 +328,13 @@ class Learner:
         }
         parts = {path: part.state_dict() for path, part in stateful_parts(self.config)}
         return tensors, {"counters": self.counters, "parts": parts}
+
+    def checkpoint_bytes(self) -> tuple[int, int]:
+        """(of a checkpoint, of the weights alone): what they will take on disk."""
+        weights = sum(p.numel() * p.element_size() for p in self.params)
+        tensors, _ = self.checkpoint()
+        moments = 0 if tensors["optimizer"] else 2 * weights
+        return moments + sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values()), weights
 
     def load(self, loaded: Checkpoint, *, name: str) -> None:
         """The inverse of `checkpoint`; `name` is for messages."""

@@ -18,16 +18,21 @@ from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, UserError
-from grpo_mm.looking import metrics, samples, transcripts
+from grpo_mm.looking import held_out, metrics, samples, transcripts
+from grpo_mm.looking.changes import read_changes
 from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking.truth import truth_of
+from grpo_mm.looking.verdict import verdict_of_folder
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.training.clearing import clear_product
 from grpo_mm.training.data import held_out_prompts, overlap, training_prompts
 from grpo_mm.training.evaluate import EvalResult, evaluate
 from grpo_mm.training.learner import Learner
-from grpo_mm.training.onlooker import illustrator
+from grpo_mm.training.onlooker import illustrator, player
+from grpo_mm.training.preflight import check_disk
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
 from grpo_mm.weights import checkpoint
@@ -35,6 +40,8 @@ from grpo_mm.weights.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
+OF_PARTS = ("learner", "rules", "default_rules")
+"""What a checkpoint keeps beside the state of the loop."""
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -45,8 +52,15 @@ class Trainer:
         self.config, self.folder, self.processes = config, folder, processes
         sources, self.eval_prompts = training_prompts(config), held_out_prompts(config)
         self.overlap = overlap(sources, self.eval_prompts)
-        self.learner = Learner(config, processes, samples=folder.samples, sources=sources)
+        self.learner = Learner(config, processes, samples=folder.samples, sources=sources, held_out=self.eval_prompts)
+        if config.preflight and processes.is_main:
+            size, product = self.learner.checkpoint_bytes()
+            check_disk(
+                folder.path, checkpoint_bytes=size, product_bytes=product,
+                kept=config.checkpoints.keep_last + config.checkpoints.keep_best,
+            )  # fmt: skip
         self.rules = Rules(config.watch)
+        self.default_rules = Rules(config.default_rules)
         self.state: dict[str, Any] = {
             "step": 0, "best_score": None, "best_step": None, "evaluations_without_gain": 0,
             "calls": {}, "seconds": {"train": 0.0, "eval": 0.0}, "eval_before": None, "eval_last": None,
@@ -75,6 +89,8 @@ class Trainer:
                 self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
             )
         self.processes.barrier()
+        if path is not None:
+            self._evaluate_what_is_due()
         if path is None:
             state["eval_before"] = self.evaluate(0, name="eval_before")
             if self.rules.can_go_back:
@@ -98,6 +114,12 @@ class Trainer:
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
 
+    def _evaluate_what_is_due(self) -> None:
+        """A run that goes on after what was its last step has still to do what it would have done there on its way."""
+        last, step = self.state["eval_last"], self.state["step"]
+        if step > 0 and (last is None or last["step"] != step) and self._evaluate_on_the_way(step):
+            self.save(step)
+
     def _timed_step(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
         self._clock.take()
@@ -115,15 +137,21 @@ class Trainer:
     def _after_step(self, *, must_save: bool) -> None:
         """Evaluation and checkpoint where they are due; notes when patience ends the run."""
         config, state, step = self.config, self.state, self.state["step"]
-        every, patience = config.evaluation.every, config.evaluation.patience
-        if every and step % every == 0 and step < config.steps and self.eval_prompts:
-            self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
-            if patience is not None and state["evaluations_without_gain"] >= patience:
-                state["stopped_early"] = state["stopped_early"] or "patience"
+        self._evaluate_on_the_way(step)
         is_due = config.checkpoints.every and step % config.checkpoints.every == 0
         is_best = config.checkpoints.keep_best and state["best_step"] == step
         if must_save or is_due or is_best or state["stopped_early"] or step == config.steps:
             self.save(step)
+
+    def _evaluate_on_the_way(self, step: int) -> bool:
+        """Where it is due; the last one is that of the end."""
+        every, patience = self.config.evaluation.every, self.config.evaluation.patience
+        if not every or step % every or step >= self.config.steps or not self.eval_prompts:
+            return False
+        self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
+        if patience is not None and self.state["evaluations_without_gain"] >= patience:
+            self.state["stopped_early"] = self.state["stopped_early"] or "patience"
+        return True
 
     def evaluate(self, step: int, *, name: str) -> dict[str, float]:
         """Held-out metrics at `step`, written to the record, with a sheet or a transcript; watch rules may act on them."""
@@ -143,6 +171,7 @@ class Trainer:
         if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
             self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
+            held_out.append(self.folder.held_out, step=step, ids=result.ids, values=result.by_prompt)
             self._show(result, step, name=name)
         return result.metrics
 
@@ -151,7 +180,7 @@ class Trainer:
         if isinstance(shown, Tensor):
             samples.write_eval_sheet(
                 self.folder.samples, name=name, step=step, images_MCHW=shown, prompts=[p.text for p in prompts],
-                rewards=rewards,
+                rewards=rewards, truths=[truth_of(p) for p in prompts],
             )  # fmt: skip
             return
         answers = [
@@ -161,18 +190,19 @@ class Trainer:
         transcripts.write_transcript(
             self.folder.samples, name=name, kind="eval", step=step,
             asked=[(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)],
-            sketch=self.config.sketch, illustrate=illustrator(self.config),
+            sketch=self.config.sketch, illustrate=illustrator(self.config), play=player(self.config),
         )  # fmt: skip
 
     def _record(self, row: dict[str, float], *, weights_step: int) -> list[Alarm]:
         """Writes a row with what the watch rules say of it; returns those that act, the same on every rank."""
         alarms: list[Alarm] = []
-        if self.rules.watched:
-            if row["step"] == 1 and weights_step == 0:
-                self._tell_silent_rules(row)
-            seen = self.processes.gather({metric: row.get(metric) for metric in self.rules.metrics.values()})[0]
-            fields, alarms = self.rules.observe(seen, weights_step=weights_step)
-            row = row | fields
+        if self.rules.watched and row["step"] == 1 and weights_step == 0:
+            self._tell_silent_rules(row)
+        for rules in (self.rules, self.default_rules):
+            if rules.watched:
+                seen = self.processes.gather({metric: row.get(metric) for metric in rules.metrics.values()})[0]
+                fields, acting = rules.observe(seen, weights_step=weights_step)
+                row, alarms = row | fields, alarms + acting
         if self.processes.is_main:
             metrics.append(self.folder.metrics, row)
             if self.config.trackers:
@@ -243,6 +273,7 @@ class Trainer:
         tensors, learner_state = self.learner.checkpoint()
         if self.processes.is_main:
             state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
+            state["default_rules"] = self.default_rules.state_dict()
             checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step, run=self.folder.run)
             self._prune()
         self.processes.barrier()
@@ -269,14 +300,24 @@ class Trainer:
         check_state(state, self.state, name=str(path))
         try:
             self.learner.load(loaded, name=str(path))
-            self.state = {key: value for key, value in state.items() if key not in ("learner", "rules")}
+            self.state = {key: value for key, value in state.items() if key not in OF_PARTS}
             if "rules" in state:
-                self.rules.load_state_dict(state["rules"])
+                # Rules may come and go on the way (`config.differences`): a new one has seen nothing yet.
+                seen = {name: state["rules"]["seen"].get(name, begun) for name, begun in self.rules.seen.items()}
+                self.rules.load_state_dict({**state["rules"], "seen": seen})
+            if set(state.get("default_rules", {}).get("seen", ())) == set(self.default_rules.seen):
+                self.default_rules.load_state_dict(
+                    state["default_rules"]
+                )  # else of a version with other ones: they begin anew
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise CheckpointError(f"{path} holds a state that no run has written: {reason(error)}.") from error
         self.learner.lr_scale = self.rules.lr_scale
+        patience = self.config.evaluation.patience
+        if self.state["stopped_early"] == "patience":
+            waits = patience is None or self.state["evaluations_without_gain"] < patience
+            self.state["stopped_early"] = None if waits else "patience"
 
     def _finish(self) -> dict[str, Any]:
         """The last evaluation, the product and the summary, which is written last: it says that the run is done."""
@@ -300,10 +341,16 @@ class Trainer:
             "product": policy.product,
         }
         if self.processes.is_main:
+            summary["changes"] = [str(change) for change in read_changes(self.folder.path)]
+            found = verdict_of_folder(
+                self.folder.path, rules=config.default_rules | self.rules.watched, watched=list(config.watched_rewards)
+            )
+            summary["verdict"] = found.to_json()
             # An engine knows how evaluation drew; the card's lines draw so too.
             usage = config.engine.usage(policy) if hasattr(config.engine, "usage") else policy.usage()
             summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
             with self.learner.evaluation_weights():
+                clear_product(self.folder.path, policy.product)
                 policy.save(self.folder.path / policy.product)
             write_model_card(self.folder.path / policy.product, summary, usage=usage)
             replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))
@@ -312,8 +359,12 @@ class Trainer:
 
 
 def _short(found: dict[str, float]) -> dict[str, float | None]:
-    """For the summary: without the statistics of the pictures, which the record and the report have."""
-    found = {key.removeprefix("eval/"): value for key, value in found.items() if not key.startswith("eval/image/")}
+    """For the summary: without the statistics of pictures and texts, which the record and the report have."""
+    found = {
+        key.removeprefix("eval/"): value
+        for key, value in found.items()
+        if not key.startswith(("eval/image/", "eval/text/"))
+    }
     return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import NOTED
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.memory import memory_lines
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
-from grpo_mm.pipelines.vlm.prompting.illustration import thumbnails
+from grpo_mm.pipelines.vlm.prompting.illustration import clip, thumbnails
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Generated, HfGenerator, Request
 from grpo_mm.processes.clock import count, phase
@@ -31,11 +32,11 @@ log = logging.getLogger(__name__)
 class VlmEngine:
     """How answers are sampled. The temperature is the policy's: `policy.temperature`."""
 
-    max_new_tokens: int = 512
-    top_p: float = 1.0
+    max_new_tokens: int = field(default=512, metadata=NOTED)
+    top_p: float = field(default=1.0, metadata=NOTED)
     """Below 1 rare tokens are not drawn, while log-probabilities are those of the whole distribution, before and after:
     ratios stay exact, the rollout is then slightly off-policy (as in GRPO-CARE and TempSamp-R1, .95 and .85)."""
-    generator: Annotated[Any, Role("generator")] = field(default_factory=HfGenerator)
+    generator: Annotated[Any, Role("generator")] = field(default_factory=HfGenerator, metadata=NOTED)
     demonstrate: Annotated[Any, Role("demonstration")] | None = None
     """Which rows of a group are demonstrations instead of samples; None: no row."""
     answer_likelihood: AnswerLikelihood | None = None
@@ -43,9 +44,9 @@ class VlmEngine:
     reference_log_ratio: bool = False
     """Adds the column `ref_log_ratio`, the log-probability of a row when sampled minus that of the reference: for
     {kind: kl_in_reward}. A forward pass of the reference more for each row."""
-    eval_temperature: float = 0.0
+    eval_temperature: float = field(default=0.0, metadata=NOTED)
     """Of held-out evaluation; 0: the most probable token each time."""
-    eval_max_new_tokens: int | None = None
+    eval_max_new_tokens: int | None = field(default=None, metadata=NOTED)
     """None: as in training."""
 
     provides = PROVIDES
@@ -181,6 +182,10 @@ class VlmEngine:
         """The prompt's first picture, uint8 [1, 3, H, W], or a few frames of its first video [K, 3, H, W], frame k from the
         moment (k + 1/2) / K of its length; small. None where there is nothing to see."""
         return thumbnails(policy.media, prompt)
+
+    def clip(self, policy: VlmPolicyConfig, prompt: Prompt) -> Tensor | None:
+        """The prompt's first video for playing, uint8 [K, 3, H, W], small; None where it has none."""
+        return clip(policy.media, prompt)
 
     def usage(self, policy: VlmPolicy) -> dict[str, str]:
         """For the model card: what loads the product into plain transformers and answers as evaluation does."""

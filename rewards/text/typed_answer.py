@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.answers.choices import LETTERS, folded, named_letter, read_letter, read_truth
+from grpo_mm.rewards.answers.choices import LETTERS, TRUTH, folded, named_letter, read_letter, read_truth
 from grpo_mm.rewards.answers.numbers import has_decimals, whole_number
 from grpo_mm.rewards.answers.tags import answer_text, last_element
 from grpo_mm.rewards.answers.writing import normal_form
@@ -37,7 +37,7 @@ def same_choice(prediction: str, answer: str, choices: Sequence[str] = ()) -> fl
         return 1.0
     if (letter := named_letter(answer)) is not None:
         return float(read_letter(prediction, choices or len(LETTERS)) == letter)
-    truth = read_truth(answer) if folded(answer) in ("yes", "no", "true", "false") else None
+    truth = read_truth(answer) if folded(answer) in TRUTH else None
     return float(truth is not None and read_truth(prediction) is truth)
 
 

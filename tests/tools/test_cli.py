@@ -430,3 +430,17 @@ def test_the_command_runs_under_accelerate_launch_and_goes_on_after_kill_9(proce
     assert record(runs["killed"]) == record(runs["left alone"]) and len(record(runs["killed"])) == 32
     assert weights(runs["killed"], 30) == weights(runs["left alone"], 30)
     assert record(runs["killed"])[1]["watch/rank/score"] == (processes - 1) / 2
+
+
+@pytest.mark.parametrize(("name", "still"), [("a.jfif", True), ("photo", True), ("a.JPG", True), ("a.mp4", False)])
+def test_media_of_sample_are_pictures_by_what_they_hold(name, still, tmp_path):
+    from PIL import Image
+
+    from grpo_mm.cli import _media_file
+    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+
+    if still:
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG")
+    else:
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypisom")
+    assert isinstance(_media_file(tmp_path / name), ImageFile if still else VideoFile)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.forwards.packing import pack
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
@@ -68,9 +69,9 @@ class HfGenerator:
     (their number changes logits by rounding, which moves a draw once in about 10⁶ tokens of float32).
     """
 
-    batch: int = 64
+    batch: int = field(default=64, metadata=FREE)
     """Rows drawn at once; changes memory and speed. Others join when a quarter of the places is free."""
-    batch_tokens: int | None = None
+    batch_tokens: int | None = field(default=None, metadata=FREE)
     """At most so many tokens, prompt and answer of every row at its longest, at once; at least one row goes. None: no
     limit."""
 
