@@ -362,7 +362,7 @@ def test_a_picture_in_bare_base64_is_shown(tmp_path):
     file = BytesIO()
     Image.effect_noise((16, 16), 50).save(file, "PNG")
     (found,) = chat(tmp_path, {"image": base64.b64encode(file.getvalue()).decode()}).media
-    assert found.size == (16, 16)
+    assert found.size() == (16, 16)
 
 
 def test_a_conversation_names_its_speakers_either_way_and_its_last_answer_counts(tmp_path):

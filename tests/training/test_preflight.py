@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import tiny_rewards
 import torch
-from conftest import write_config
+from tiny_runs import write_config
 
 from grpo_mm import train
 from grpo_mm.errors import ConfigError
