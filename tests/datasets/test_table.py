@@ -270,3 +270,22 @@ def test_ids_and_parts_of_a_file(tmp_path, caplog):
         Table(str(tmp_path / "t.json"), id="id").load()
     (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(Table(str(tmp_path / "lines.json")).load()) == 6
+
+
+def test_own_data_say_which_part_of_a_video_is_meant_and_nothing_of_a_turn_is_dropped(tmp_path):
+    part = {"type": "video", "video": CLIP, "video_start": 1, "video_end": 2.5}
+    for row in (
+        {"messages": [said("user", [part, {"type": "text", "text": "What?"}])]},
+        {"video": {"path": CLIP, "start": 1, "end": 2.5}, "question": "What?"},
+    ):
+        (found,) = read(write(tmp_path, row)).media
+        assert (Path(found.path).name, found.start, found.end) == (CLIP, 1.0, 2.5)
+    with pytest.raises(ConfigError, match="holds 'tool_calls'"):
+        read(write(tmp_path, {"messages": [said("user", "What?") | {"tool_calls": [{"name": "zoom"}]}]}))
+
+
+def test_lines_of_any_name_are_read(tmp_path):
+    (tmp_path / "rows.ndjson").write_text('{"question": "x", "answer": 1}\n{"question": "y", "answer": 2}\n')
+    assert [prompt.text for prompt in Table(str(tmp_path / "rows.ndjson")).load()] == ["x", "y"]
+    (tmp_path / "ROWS.JSONL").write_text('{"question": "z", "answer": 1}\n')
+    assert read(tmp_path / "ROWS.JSONL").text == "z"
