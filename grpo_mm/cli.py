@@ -285,10 +285,10 @@ def show(
     overrides: Overrides = None,
     trust: Trust = False,
 ) -> None:
-    """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model.
+    """Prints the resolved config, the batch arithmetic, an estimate of memory and what the data hold; loads no model.
 
     Values that the file does not say are marked: a default and whose, of the method, set on the command line.
-    What still keeps it from training (files that are not there) comes last, with exit code 2.
+    What still keeps it from training (files that are not there, media that nobody reads) comes last, with exit code 2.
     """
     import yaml
 
@@ -297,6 +297,7 @@ def show(
     from grpo_mm.config.origins import marked_yaml
     from grpo_mm.config.without_effect import without_effect
     from grpo_mm.looking.changes import read_changes
+    from grpo_mm.training.data import data_lines
 
     settings = run_config.read(config, overrides or [], trust=trust)
     settings.check_settings()
@@ -310,6 +311,8 @@ def show(
         say(line)
     settings.check()
     for line in without_effect(settings):
+        say(line)
+    for line in data_lines(settings):
         say(line)
 
 

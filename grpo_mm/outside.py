@@ -38,8 +38,18 @@ def parse_json(text: str) -> Any:
         BadJson: not JSON; NaN or an infinity; a number that no double or no decoder holds; a key that stands twice; half of a
             character (a lone surrogate); nested more than 200 levels.
     """
+    start = len(text) - len(text.lstrip(" \t\n\r"))
+    value, end = parse_json_at(text, start)
+    if rest := text[end:].lstrip(" \t\n\r"):
+        extra = json.JSONDecodeError("Extra data", text, len(text) - len(rest))
+        raise BadJson(f"not JSON: Extra data at column {extra.colno}", line=extra.lineno)
+    return value
+
+
+def parse_json_at(text: str, start: int) -> tuple[Any, int]:
+    """The value that begins at `start`, and where it ends; what follows is not looked at. Raises BadJson as `parse_json`."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
+        value, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         raise BadJson(f"not JSON: {error.msg} at column {error.colno}", line=error.lineno) from None
     except RecursionError:
@@ -48,11 +58,12 @@ def parse_json(text: str) -> Any:
         raise
     except ValueError as error:  # a whole number of thousands of digits
         raise BadJson(f"not JSON that can be read: {reason(error)}") from None
-    if not is_text(text) or "\\ud" in text.lower():
+    piece = text[start:end]
+    if not is_text(piece) or "\\ud" in piece or "\\uD" in piece:
         _no_halves(value)
-    if text.count("[") + text.count("{") > DEEPEST:
+    if piece.count("[") + piece.count("{") > DEEPEST:
         _not_deep(value)
-    return value
+    return value, end
 
 
 def finite_number(value: Any) -> float | None:
@@ -175,6 +186,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise BadJson(f"the key {shown(twice)} stands twice")
     return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
 
 
 def _levels(value: Any):  # noqa: ANN202

@@ -73,6 +73,7 @@ ROOMS = (
     "grpo_mm.datasets.spatial",
     "grpo_mm.datasets.video",
     "grpo_mm.datasets.chat",
+    "grpo_mm.datasets.table",
     "grpo_mm.datasets.media",
     "grpo_mm.rewards.images",
     "grpo_mm.rewards.text",

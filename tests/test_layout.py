@@ -178,6 +178,7 @@ MAY_IMPORT = {
     "datasets.spatial": "datasets.shared",
     "datasets.video": "datasets.media datasets.shared",
     "datasets.chat": "datasets.shared",
+    "datasets.table": "datasets.chat datasets.media datasets.shared datasets.video",
     "datasets.worlds": "datasets.media",
 }
 """Room -> rooms that it may import from, beside itself and the base. Another arrow is a decision: put it here, or move the code."""

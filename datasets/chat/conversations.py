@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.datasets.shared.annotated_boxes import Box, box_problem, take_box, take_size
+from grpo_mm.datasets.shared.annotated_boxes import box_problem, read_boxes, take_size
 from grpo_mm.datasets.shared.checked_fields import fill, take_field, take_text
 from grpo_mm.datasets.shared.gathered import RowReader
 from grpo_mm.datasets.shared.media_fields import check_markers, media_of
 from grpo_mm.datasets.shared.row_check import take_id
 from grpo_mm.errors import ConfigError
-from grpo_mm.outside import BadJson, parse_json, shown
+from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
 
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 MARKER = re.compile(r"<(image|video)>")
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-BOX_KEYS = ("bbox_2d", "bbox", "box", "position")
-"""Of an object with a box, whatever the case; beside it "label"."""
-_FENCE = re.compile(r"\s*```(?:json)?(.*)```\s*", re.DOTALL)
 
 
 @dataclass
@@ -83,52 +79,13 @@ class Conversations(RowReader):
         if not media or getattr(media[0], "is_video", False):
             raise ConfigError(f"{where}: boxes without a picture.")
         width, height = take_size(row, media[0], where)
-        found = _boxes(answer, where)
+        found = read_boxes(answer, where)
         for box, _ in found:
             if why := box_problem(box, (width, height), slack_px=self.slack_px):
                 raise ConfigError(f"{where}: the box {box} is {why}, {width} x {height} pixels.")
         names = [name for _, name in found if name]
         target = {"boxes": [box for box, _ in found], "width": width, "height": height}
         return target | ({"box_names": names} if names and len(names) == len(found) else {})
-
-
-def _boxes(answer: str, where: str) -> list[tuple[Box, str]]:
-    """Boxes and labels of an answer, in its order: JSON, or a Python literal as Visual-RFT writes them."""
-    fenced = _FENCE.fullmatch(answer)
-    try:
-        value = _literal(fenced[1] if fenced else answer)
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"{where}: the answer {shown(answer)} is no list of boxes.") from error
-    if value is None or value == []:
-        return []
-    is_one = isinstance(value, dict) or (isinstance(value, list) and not isinstance(value[0], (dict, list)))
-    rows = [value] if is_one else value
-    if not isinstance(rows, list):
-        raise ConfigError(f"{where}: the answer is {shown(value)}, wanted a list of boxes.")
-    return [_box(one, where) for one in rows]
-
-
-def _box(value: Any, where: str) -> tuple[Box, str]:
-    if not isinstance(value, dict):
-        return take_box(value, where), ""
-    fields = {str(name).lower(): field for name, field in value.items()}
-    key = next((key for key in BOX_KEYS if key in fields), None)
-    if key is None:
-        raise ConfigError(f"{where}: {shown(value)} has no box; wanted one of {', '.join(BOX_KEYS)}.")
-    return take_box(fields[key], where), _label(fields.get("label"), where)
-
-
-def _label(value: Any, where: str) -> str:
-    if not isinstance(value, str | None):
-        raise ConfigError(f"{where}: the label of a box is {shown(value)}, wanted a text.")
-    return value or ""
-
-
-def _literal(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except BadJson:
-        return ast.literal_eval(text.strip())
 
 
 def _turns(turns: Any, where: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.frame_folder import FrameFolder
 from grpo_mm.datasets.media.frame_sampling import FrameGrid
 from grpo_mm.datasets.media.media_files import (
@@ -93,9 +94,9 @@ class FrameStore:
             return {error.path: error.reason for error in self._failed.values()}
 
     def load(self, item: Any) -> Any:
-        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, the bytes of a picture
-        file, {"bytes": …, "path": …}, a PIL picture of any mode, uint8 [H, W, 3] → a PIL picture in RGB, see `open_picture` and
-        `array_as_shown`; others as is.
+        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, `EncodedPicture`, the bytes
+        of a picture file, {"bytes": …, "path": …}, a PIL picture of any mode, uint8 [H, W, 3] → a PIL picture in RGB, see
+        `open_picture` and `array_as_shown`; others as is.
 
         Raises:
             VideoError: a video that cannot be read.
@@ -105,6 +106,8 @@ class FrameStore:
             return self.get(item)
         if isinstance(item, ImageFile):
             return open_picture(item.path)
+        if isinstance(item, EncodedPicture):
+            return item.open()
         if isinstance(item, bytes | bytearray | memoryview):
             return open_picture(bytes(item))
         if is_feature(item):
@@ -139,11 +142,13 @@ class FrameStore:
         self._grid = grid
 
     def picture_size(self, item: Any) -> tuple[int, int] | None:
-        """(width, height) of an `ImageFile` as it is shown, from the head of the file; None for anything else.
+        """(width, height) of an `ImageFile` or `EncodedPicture` as it is shown, from the head of the file; else None.
 
         Raises:
             PictureError: a picture that cannot be read.
         """
+        if isinstance(item, EncodedPicture):
+            return item.size()
         return picture_size(item.path) if isinstance(item, ImageFile) else None
 
     def get(self, video: VideoFile | PictureSequence, sampling: FrameSampling | None = None) -> Frames:

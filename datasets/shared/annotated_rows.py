@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.media_files import ImageFile
 from grpo_mm.datasets.media.pictures import PictureError, open_picture, picture_data, picture_format
 from grpo_mm.datasets.media.pictures import picture_size as upright_size
 from grpo_mm.datasets.media.written_media import file_name, from_base64, written_bytes
+from grpo_mm.datasets.shared.columns import noted
 from grpo_mm.datasets.shared.row_files import check_columns, check_file, read_rows
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import reason, shown
@@ -77,7 +79,7 @@ def picture(value: Any, folder: str, where: str, *, unpack: str | None = None) -
         data = picture_data(value)
     except PictureError as error:
         raise ConfigError(f"{where}: {len(value)} bytes that are no picture: {error.reason}.") from error
-    return ImageFile(_written(data, Path(unpack), suffix))
+    return ImageFile(written(data, Path(unpack), suffix))
 
 
 def _of_base64(text: str, where: str, *, any_text: bool = False) -> bytes | None:
@@ -95,10 +97,10 @@ def picture_size(item: Any, where: str) -> tuple[int, int]:
     Raises:
         ConfigError: the file is not there or is no picture.
     """
-    if not isinstance(item, ImageFile):
+    if not isinstance(item, ImageFile | EncodedPicture):
         return item.size
     try:
-        return upright_size(item.path)
+        return item.size() if isinstance(item, EncodedPicture) else upright_size(item.path)
     except PictureError as error:
         raise ConfigError(
             f"{where}: the row has no width and height, and its picture cannot tell them: {error}."
@@ -118,7 +120,8 @@ def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             check_columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 for row in batch.to_pylist():
-                    yield f"{path}, row {number}", row
+                    where = f"{path}, row {number}"
+                    yield where, noted(row, where)
                     number += 1
     except UserError:
         raise
@@ -126,7 +129,7 @@ def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ConfigError(f"{path}: cannot be read as parquet after {number} rows: {reason(error)}") from error
 
 
-def _written(data: bytes, folder: Path, suffix: str) -> str:
+def written(data: bytes, folder: Path, suffix: str) -> str:
     """The path of a file with these bytes; its name is their hash, so that a second run finds it."""
     path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
     if not path.is_file():

@@ -6,17 +6,19 @@ import functools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-from grpo_mm.datasets.media.written_media import file_name, is_data_url
-from grpo_mm.datasets.shared.annotated_rows import picture
+from grpo_mm.datasets.media.pictures import PictureError
+from grpo_mm.datasets.media.written_media import file_name, is_data_url, written_bytes
+from grpo_mm.datasets.shared.columns import cells
+from grpo_mm.datasets.shared.markers import Kind
 from grpo_mm.datasets.shared.row_check import text_problem
 from grpo_mm.errors import ConfigError
 from grpo_mm.media_words import media_key
 from grpo_mm.outside import finite_number, plain, shown
 
-Kind = Literal["image", "video"]
 KEYS: dict[Kind, tuple[str, ...]] = {
     "image": ("images", "image", "image_path", "image_paths", "img", "imgs", "img_path", "picture", "pictures"),
     "video": ("videos", "video", "video_path", "video_paths"),
@@ -52,14 +54,14 @@ def media_of(
     """
     found: dict[Kind, list[Any]] = {"image": [], "video": []}
     for kind, keys in KEYS.items():
-        own = {key: row[key] for key in row if key in keys and key not in left_alone and not _is_none(row[key])}
+        own = {key: row[key] for key in row if key in keys and key not in left_alone and not is_empty(row[key])}
         if len(own) > 1 and any(value != next(iter(own.values())) for value in own.values()):
             raise ConfigError(f"{where}: {' and '.join(map(shown, own))} both hold {kind}s; wanted one of them.")
         for key, value in list(own.items())[:1]:
             values = value if isinstance(value, (list, tuple)) else [value]
             found[kind] = [medium(one, kind, folders[kind], f"{where}: {key}") for one in values]
     known = {*KEYS["image"], *KEYS["video"], *left_alone}
-    if key := media_key({name: value for name, value in row.items() if name not in known}):
+    if key := media_key({name: value for name, value in cells(row) if name not in known}):
         raise ConfigError(
             f"{where}: {shown(key)} holds {shown(row[key], 60)}, which looks like a picture, video or sound and would not be shown. "
             f"Put pictures under 'images' and videos under 'videos', or name the key in `for_rewards` if only rewards want it."
@@ -77,22 +79,27 @@ def medium(value: Any, kind: Kind, folder: str, where: str) -> ImageFile | Video
     if isinstance(value, Mapping):
         window = video_window(value, where) if kind == "video" else window
         value = _inside(value, kind, where)
-    if kind == "image":
-        named = value.strip() if isinstance(value, str) else ""
-        if isinstance(value, bytes | bytearray | memoryview) or (
-            named and not text_problem(named) and "://" not in named
-        ):
-            return picture(value, folder, where)
-        if is_data_url(named) or named[:7].lower() == "file://":
-            return picture(value, folder, where)
+    if isinstance(value, bytearray | memoryview):
+        value = bytes(value)
+    if isinstance(value, str):
+        value = _decoded(value, kind, where)
     if isinstance(value, str) and not text_problem(value):
         name = file_name(value)
         if "://" in name:
             raise ConfigError(f"{where}: {shown(name, 80)} is an address; nothing is downloaded. Give a file name.")
-        if kind == "video" and name.lower().endswith(STILL):
+        if kind == "image":
+            return ImageFile(str(Path(folder) / name))
+        if name.lower().endswith(STILL):
             raise ConfigError(f"{where}: {shown(name, 80)} is a picture, and stands where a video does. {NO_FRAMES}")
-        if kind == "video" and not is_data_url(name):
-            return VideoFile(str(Path(folder) / name), *window)
+        return VideoFile(str(Path(folder) / name), *window)
+    if kind == "image" and (isinstance(value, bytes) or hasattr(value, "to_pybytes")):
+        return _encoded(value, where)
+    if kind == "image" and hasattr(value, "convert"):
+        return value
+    if isinstance(value, bytes) or hasattr(value, "to_pybytes"):
+        raise ConfigError(
+            f"{where} holds the bytes of a {kind}; wanted the name of a file. Set `unpack` of {{kind: table}} to a folder for them."
+        )
     advice = NO_FRAMES if kind == "video" and isinstance(value, list) else ""
     raise ConfigError(
         f"{where} is {shown(value, 80)}, wanted a file name ({kind}), or a list of file names. {advice}".rstrip()
@@ -126,7 +133,8 @@ def video_window(value: Mapping[str, Any], where: str) -> tuple[float | None, fl
 def content_parts(
     content: Any, folders: Mapping[Kind, str], where: str
 ) -> tuple[str, list[tuple[Kind, ImageFile | VideoFile | Any | None]]]:
-    """The text of a turn's content with a marker for each medium, and the media; None for one that another key of the row holds.
+    """The text of a turn's content with a marker for each medium, and the media; None for one that another key of the row holds, or
+    its number there ("index", from 0).
 
     A content is a text, or a list of {"type": "text", "text": …}, {"type": "image", "image": name}, {"type": "image_url",
     "image_url": {"url": name}}, {"type": "video", "video": name, "video_start": 1.0, "video_end": 2.5}, and {"type": "image"} alone.
@@ -161,7 +169,7 @@ def content_parts(
         cut = next((name for name in ("video_start", "video_end") if part.get(name) is not None), None)
         if own != "video" and cut:
             raise ConfigError(f"{where}: {shown(part)} is no video, but has {cut!r}.")
-        held = [value for name, value in part.items() if name != "type" and value is not None]
+        held = [value for name, value in part.items() if name not in ("type", "index") and value not in (None, "")]
         named = next((part[name] for name in (own, f"{own}_url", "url", "path") if part.get(name)), None)
         if named is None and (encoded := part.get("base64")):
             named = {"bytes": encoded}
@@ -169,7 +177,9 @@ def content_parts(
             raise ConfigError(f"{where}: {shown(part)} names no file; wanted it under {own!r}.")
         if own == "video" and isinstance(named, str):
             named = {"path": named} | {key: part[key] for keys in WINDOW for key in keys if key in part}
-        media.append((own, None if named is None else medium(named, own, folders[own], where)))
+        index = part.get("index")
+        place = index if type(index) is int and named is None else None
+        media.append((own, place if named is None else medium(named, own, folders[own], where)))
         texts.append(f"<{own}>")
     text = "".join(texts)
     if media and sum(text.count(f"<{kind}>") for kind in KEYS) != len(media):
@@ -203,13 +213,37 @@ def check_markers(markers: Sequence[str], found: Mapping[Kind, Sequence[Any]], w
             raise ConfigError(f"{where}: {count} markers <{kind}> for {len(items)} files.")
 
 
-def _is_none(value: Any) -> bool:
+def _decoded(text: str, kind: Kind, where: str) -> str | bytes:
+    """The bytes of a data URL or of a picture in bare base64; any other text as it is."""
+    try:
+        data = written_bytes(text) if kind == "image" or is_data_url(text.strip()) else None
+    except ValueError as error:
+        raise ConfigError(
+            f"{where}: {shown(text, 60)} is a {'picture' if kind == 'image' else kind} that cannot be decoded: {error}."
+        ) from error
+    return text if data is None else data
+
+
+def _encoded(value: Any, where: str) -> EncodedPicture:
+    """Looked at no further than its head: what is damaged behind it fails when it is shown, as a file does."""
+    found = EncodedPicture(value, where)
+    if value[:4] in (b"\x89PNG", b"GIF8", b"RIFF") or value[:3] == b"\xff\xd8\xff":
+        return found  # a view of a large table stays one
+    try:
+        found.size()
+    except PictureError as error:
+        raise ConfigError(f"{where}: {len(found.encoded)} bytes that are no picture: {error.reason}.") from error
+    return found
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, "", []; whatever the types of others make of `==`."""
     return value is None or (isinstance(value, (str, list, tuple)) and not value)
 
 
 def _inside(value: Mapping[str, Any], kind: Kind, where: str) -> Any:
     """The one name, address or bytes of an object."""
-    held = {name: one for name, one in value.items() if not _is_none(one)}
+    held = {name: one for name, one in value.items() if not is_empty(one)}
     for name in ("bytes", "path", "url", "filename", "file_name", kind):
         if name in held:
             is_text = name == "bytes" and isinstance(held[name], str) and not is_data_url(held[name])

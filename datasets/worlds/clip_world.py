@@ -12,7 +12,7 @@ import os
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -197,6 +197,9 @@ class ClipWorld:
     split: Split = "train"
     count: int = 1024
     style: Style = "direct"
+
+    is_drawn: ClassVar[bool] = True
+    """Loading makes media."""
 
     def phrase(self, query: str) -> str:
         """A question of one's own, asked as these are."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,7 +31,7 @@ from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.spread import reward_spread
 from grpo_mm.rollout.table import Table, gather, local_table
-from grpo_mm.training.evaluate import check_sources
+from grpo_mm.training.data import training_prompts
 from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
 from grpo_mm.training.preflight import check_media, check_scoring
 from grpo_mm.training.settled import settled
@@ -49,12 +49,22 @@ class Learner:
     """The policy with its optimiser. Everything random is keyed by the step, so state is weights and a few counters."""
 
     def __init__(
-        self, config: RunConfig, processes: Processes, *, samples: Path, held_out: Sequence[Prompt] = ()
+        self,
+        config: RunConfig,
+        processes: Processes,
+        *,
+        samples: Path,
+        sources: Mapping[str, Sequence[Prompt]] | None = None,
+        held_out: Sequence[Prompt] = (),
     ) -> None:
-        """Raises ConfigError for what the run will need and does not find (`preflight`), before the policy is loaded."""
+        """Raises ConfigError for what the run will need and does not find (`preflight`), before the policy is loaded.
+
+        Args:
+            sources: the prompts, where they are read already (`training_prompts`).
+            held_out: the evaluation prompts, which `preflight` tries as well.
+        """
         self.config, self.processes = config, processes
-        sources = {name: source.use.load() for name, source in config.prompts.items()}
-        check_sources(config, sources, config.rewards | config.watched_rewards)
+        sources = training_prompts(config) if sources is None else sources
         self.prompts = PhasedStream(
             sources,
             {name: source.weight for name, source in config.prompts.items()},

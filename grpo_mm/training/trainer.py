@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,14 @@ from grpo_mm.processes import clock, progress
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.phrasing import template_of, way_of
-from grpo_mm.rollout.scoring import Scorer
-from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
+from grpo_mm.training.data import held_out_prompts, overlap, training_prompts
+from grpo_mm.training.evaluate import EvalResult, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator, is_shown, player
 from grpo_mm.training.preflight import check_disk
 from grpo_mm.training.product import LARGEST_AT_AN_INTERRUPT, forget_later_product, note_product, save_product
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
-from grpo_mm.types import Prompt
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
 
@@ -69,8 +68,9 @@ class Trainer:
         self.config, self.folder, self.processes = config, folder, processes
         self.told = told if told is not None else Nobody()
         self.trackers = trackers
-        self.eval_prompts = held_out_prompts(config)
-        self.learner = Learner(config, processes, samples=folder.samples, held_out=self.eval_prompts)
+        sources, self.eval_prompts = training_prompts(config), held_out_prompts(config)
+        self.overlap = overlap(sources, self.eval_prompts)
+        self.learner = Learner(config, processes, samples=folder.samples, sources=sources, held_out=self.eval_prompts)
         if config.preflight and processes.is_main:
             size, product = self.learner.checkpoint_bytes()
             check_disk(
@@ -204,7 +204,8 @@ class Trainer:
             )
         seconds = time.perf_counter() - began
         self.state["seconds"]["eval"] += seconds
-        alarms = self._record({"step": step, **result.metrics, "time/eval_seconds": seconds}, weights_step=step)
+        row = {"step": step, **result.metrics, **self.overlap, "time/eval_seconds": seconds}
+        alarms = self._record(row, weights_step=step)
         self.state["eval_last"] = {"step": step, "metrics": result.metrics}
         if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
             self._note_score(result.metrics["eval/score"], step)
@@ -436,21 +437,6 @@ class Trainer:
         }  # fmt: skip
         self._write_product(summary, origin)
         log.info("%s: %s", path / policy.product, origin.words())
-
-
-def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
-    """The evaluation prompts of all sources, each carrying its source's name."""
-    limit = config.evaluation.limit
-    sources = {
-        name: [replace(prompt, source=name) for prompt in source.use.load()[:limit]]
-        for name, source in config.eval_prompts.items()
-    }
-    benchmarks = {
-        f"evaluation.benchmarks.{name}": Scorer(use, sources=getattr(use, "sources", None))
-        for name, use in config.evaluation.benchmarks.items()
-    }
-    check_sources(config, sources, config.rewards | config.watched_rewards | benchmarks)
-    return tuple(prompt for prompts in sources.values() for prompt in prompts)
 
 
 def short_metrics(found: dict[str, float]) -> dict[str, float | None]:

@@ -100,7 +100,7 @@ def test_encoded_pictures_are_shown_and_what_is_for_rewards_is_left(tmp_path, re
     encoded = base64.b64encode(png()).decode()
     for value in (f"data:image/png;base64,{encoded}", {"bytes": encoded}):
         (found,) = read(tmp_path, {"image": value}).media
-        assert found.size == (6, 4) and found.getpixel((0, 0)) == (255, 0, 0)
+        assert found.size() == (6, 4) and found.open().getpixel((0, 0)) == (255, 0, 0)
     assert read(tmp_path, {"image": "a.png", "reference_image": "r.png"}, for_rewards=["reference_image"]).media == (A,)
     assert chat(tmp_path, {"audio": "r.wav"}, for_rewards=["audio"]).target == {"audio": "r.wav"}
 
@@ -362,7 +362,7 @@ def test_a_picture_in_bare_base64_is_shown(tmp_path):
     file = BytesIO()
     Image.effect_noise((16, 16), 50).save(file, "PNG")
     (found,) = chat(tmp_path, {"image": base64.b64encode(file.getvalue()).decode()}).media
-    assert found.size == (16, 16)
+    assert found.size() == (16, 16)
 
 
 def test_a_conversation_names_its_speakers_either_way_and_its_last_answer_counts(tmp_path):

@@ -176,8 +176,20 @@ def view(run: Run) -> dict[str, Any]:
         "changes": part("changes.jsonl", [], lambda: [plain(str(change), 300) for change in run.changes]),
         "config_text": run.config_text,
         "versions": dict(list(part("versions.json", {}, flat, run.versions).items())[:MAX_SCORES]),
+        "held_out_claim": _held_out_claim(run.rows),
         "damage": damage,
     }
+
+
+def _held_out_claim(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the record says of the held-out prompts: whether they are trained on was looked at, or was not."""
+    told = [(r.get("data/held_out_in_training"), r.get("data/held_out")) for r in rows]
+    twice, count = next((pair for pair in reversed(told) if all(map(finite, pair))), (None, None))
+    if twice is None:
+        return "Held-out prompts"
+    if not twice:
+        return "Prompts never trained on"
+    return f"{twice:g} of these {count:g} prompts are trained on as well, so it tells what was learnt by heart too"
 
 
 def _part(damage: list[str], name: str, without: Any, make: Callable[..., Any], /, *given: Any, **how: Any) -> Any:
