@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from grpo_mm import registry
 from grpo_mm.config.methods import preset
 from grpo_mm.config.overrides import merge, override
+from grpo_mm.config.shipped import config_file, near_names, shipped_file
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import expanded, place, plain, reason, shown
@@ -34,16 +35,27 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None =
 
     `of`: the dataclass that the file describes; its fields say what the text of an override means.
     """
-    path = place(path, what="the config")
-    mapping = _load(path)
+    path = config_file(place(path, what="the config"))
+    return resolved(_load(path), overrides, of, where=str(path), folder=path.parent)
+
+
+def resolved(
+    mapping: dict[str, Any], overrides: Sequence[str], of: type | None, *, where: str, folder: Path
+) -> dict[str, Any]:
+    """The plain mapping of a config with its parent and its method below it, overrides on top, ${data.NAME} filled in.
+
+    Args:
+        where: what messages call the config.
+        folder: where an `inherit`ed file is looked for; then among those that ship with the package.
+    """
     parent_name = mapping.pop("inherit", None)
     if parent_name is not None:
         if not isinstance(parent_name, str):
-            raise ConfigError(f"{path}: inherit is {shown(parent_name)}, wanted the name of one file.")
-        parent = _load(path.parent / place(parent_name, what=f"{path}: inherit"))
+            raise ConfigError(f"{where}: inherit is {shown(parent_name)}, wanted the name of one file.")
+        parent = _load(_parent_file(place(parent_name, what=f"{where}: inherit"), folder))
         if "inherit" in parent:
             raise ConfigError(
-                f"{path}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
+                f"{where}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
                 "so that a config can be read back: copy what you need into one of them."
             )
         mapping = merge(parent, mapping)
@@ -60,13 +72,18 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None =
         )  # what the file says stands above what its method says
     for text in overrides:
         mapping = override(mapping, text, of)
-    return _filled(mapping, _data_of(mapping, path), where=str(path))
+    return _filled(mapping, _data_of(mapping, where), where=where)
 
 
-def _data_of(mapping: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+def _parent_file(name: Path, folder: Path) -> Path:
+    beside = folder / name
+    return beside if _is_file(beside) else shipped_file(name) or beside
+
+
+def _data_of(mapping: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     data = mapping.get("data") or {}
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{path}: data is {shown(data)}, wanted a mapping of names.")
+        raise ConfigError(f"{where}: data is {shown(data)}, wanted a mapping of names.")
     return data
 
 
@@ -103,11 +120,19 @@ def _load(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"no config file {plain(str(path))}."
             + (f" In that folder: {', '.join(sorted(near)[:20])}." if near else "")
+            + _shipped_hint(path)
         )
     mapping = read_yaml_file(path)
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} holds {type(mapping).__name__}, wanted a mapping of settings.")
     return mapping
+
+
+def _shipped_hint(path: Path) -> str:
+    names = near_names(path)
+    if names:
+        return f" Configs that ship with the package: {', '.join(names)}; `grpo-mm configs` lists all."
+    return " `grpo-mm configs` lists those that ship with the package."
 
 
 def _is_file(path: Path) -> bool:

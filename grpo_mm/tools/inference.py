@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from grpo_mm import registry
-from grpo_mm.config.run_config import RunConfig, build_config, recorded_mapping
+from grpo_mm.config.run_config import RunConfig, build_config, read_mapping, recorded_mapping
+from grpo_mm.config.shipped import config_file
 from grpo_mm.config.sizes import check_sizes
-from grpo_mm.config.typed_yaml import read_yaml
+from grpo_mm.config.typed_yaml import build, read_yaml
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import is_text, place, shown
 from grpo_mm.processes.distributed import Processes
@@ -36,7 +37,7 @@ class Loaded:
 
     def __init__(
         self,
-        run: Path,
+        run: Path | Mapping[str, Any],
         *,
         overrides: Sequence[str],
         checkpoint: str | None,
@@ -44,7 +45,7 @@ class Loaded:
         media: bool = False,
         trust: bool = False,
     ) -> None:
-        run = place(run, what="the run")
+        run = run if isinstance(run, Mapping) else config_file(place(run, what="the run"))
         self.config = config = _config(run, overrides, scores=scores, trust=trust)
         if media and not hasattr(config.engine, "illustrate"):
             raise ConfigError(
@@ -82,10 +83,11 @@ class Loaded:
         return self.policy.snapshots.use("ema") if self.trained else nullcontext()
 
 
-def _checkpoint(run: Path, name: str | None) -> Path | None:
-    if not run.is_dir():
+def _checkpoint(run: Path | Mapping[str, Any], name: str | None) -> Path | None:
+    if isinstance(run, Mapping) or not run.is_dir():
         if name is not None:
-            raise ConfigError(f"--checkpoint {name} needs a run folder; {run} is a config, which has no checkpoints.")
+            told = "what was given" if isinstance(run, Mapping) else run
+            raise ConfigError(f"--checkpoint {name} needs a run folder; {told} is a config, which has no checkpoints.")
         return None
     folder = RunFolder(run)
     path = find_checkpoint(folder, name)
@@ -95,11 +97,16 @@ def _checkpoint(run: Path, name: str | None) -> Path | None:
     return path
 
 
-def _config(run: Path, overrides: Sequence[str], *, scores: bool, trust: bool) -> RunConfig:
-    """The config of a run folder or of a file. Sampling needs neither prompt files nor the user's own rewards."""
-    mapping = recorded_mapping(run, overrides) if run.is_dir() else read_yaml(run, overrides, RunConfig)
+def _config(run: Path | Mapping[str, Any], overrides: Sequence[str], *, scores: bool, trust: bool) -> RunConfig:
+    """The config of a run folder, of a file, or a mapping. Sampling needs neither prompt files nor the user's own rewards."""
+    if isinstance(run, Mapping):
+        mapping = read_mapping(run, overrides)
+    else:
+        mapping = recorded_mapping(run, overrides) if run.is_dir() else read_yaml(run, overrides, RunConfig)
     if not scores:
         mapping |= {"prompts": {}, "eval_prompts": {}, "rewards": {}, "watch": {}}
+    if isinstance(run, Mapping):
+        return build(RunConfig, mapping)
     return build_config(mapping, run, overrides, trust=trust)
 
 
@@ -114,7 +121,7 @@ class Sampled:
 
 
 def sample(
-    run: Path,
+    run: Path | Mapping[str, Any],
     *,
     prompts: Sequence[str],
     out: Path,
@@ -217,7 +224,7 @@ def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: 
 
 
 def evaluate(
-    run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None = None, trust: bool = False
+    run: Path | Mapping[str, Any], *, overrides: Sequence[str] = (), checkpoint: str | None = None, trust: bool = False
 ) -> dict[str, float]:
     """Held-out metrics of a run's checkpoint or of an untrained model; `trust`: import code that a run folder names."""
     loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)
