@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, sample, eval, show, calibrate, methods, report, bench, zoo."""
+"""`grpo-mm`: train, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, zoo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 from grpo_mm.errors import TrainingStopped, UserError
 from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
-from grpo_mm.outside import expanded
+from grpo_mm.outside import expanded, shown
 from grpo_mm.tools.plain_output import PlainFormatter, say, say_error
 
 app = typer.Typer(
@@ -36,9 +36,6 @@ def at_home(text: str | Path) -> Path:
 
 Trust = Annotated[bool, typer.Option("--trust", help="import code that a run folder's config names")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
-
-
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def main() -> None:
@@ -132,9 +129,10 @@ def sample(
     Pictures: latents.safetensors holds the initial noise of each. Answers: all of a prompt are the same unless the run
     evaluates at a temperature, e.g. --set engine.eval_temperature=1.
     """
+    from grpo_mm.entry import opened_medium
     from grpo_mm.tools.inference import sample as draw
 
-    opened = [_media_file(path) for path in media or []]
+    opened = [opened_medium(path, what="--media") for path in media or []]
     made = draw(
         run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust
     )
@@ -144,15 +142,6 @@ def sample(
             say(f"  {'(not asked; see above)' if answer is None else answer}")
     for path in made.files:
         say(path)
-
-
-def _media_file(path: Path) -> object:
-    """A picture by its ending, else a video: its decoder tells whether it is one."""
-    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-
-    if not path.is_file():
-        raise UserError(f"--media {path}: there is no such file.")
-    return ImageFile(str(path)) if path.suffix.lower() in PICTURE_ENDINGS else VideoFile(str(path))
 
 
 @app.command("eval")
@@ -220,17 +209,10 @@ def show(
 
     What still keeps it from training (files that are not there) comes last, with exit code 2.
     """
-    import yaml
+    from grpo_mm.tools.show import shown_lines
 
-    from grpo_mm.config import run_config
-    from grpo_mm.config.arithmetic import lines
-
-    settings = run_config.read(config, overrides or [], trust=trust)
-    settings.check_settings()
-    say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
-    for line in lines(settings):
+    for line in shown_lines(config, overrides or [], trust=trust):
         say(line)
-    settings.check()
 
 
 @app.command()
@@ -288,18 +270,34 @@ def methods(
         say(f"{row['kind']:12s} {row['name']:20s} {row['paper']:18s} {row['module'] or row['config']}")
 
 
+@app.command("configs")
+def shipped_configs(
+    name: Annotated[Path | None, typer.Argument(help="print where this one lies")] = None,
+) -> None:
+    """Lists the configs that ship with the package; each name does where a command takes a config's file."""
+    from grpo_mm.config.shipped import SHIPPED, first_line, near_names, shipped_file, shipped_names
+
+    if name is None:
+        for one in shipped_names():
+            say(f"{one:44s} {first_line(one)}")
+        say(f"They lie in {SHIPPED}, with files for `accelerate launch --config_file` in accelerate/.")
+        return
+    found = shipped_file(name)
+    if found is None:
+        near = near_names(name)
+        raise UserError(
+            f"no config {shown(str(name))} ships with the package."
+            + (f" Did you mean {', '.join(near)}?" if near else " `grpo-mm configs` lists those that do.")
+        )
+    say(found)
+
+
 @app.command()
 def report(run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder")]) -> None:
     """Writes the run as one HTML page."""
-    from grpo_mm.config.recorded import is_recorded_run
-    from grpo_mm.looking.report.page import write_report
+    from grpo_mm.entry import report as write
 
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml.")
-    page = run / "report.html"
-    if page.is_symlink() or (page.exists() and not is_recorded_run(run)):
-        raise UserError(f"{page} is there, in a folder that no run has written, so it is not overwritten.")
-    say(write_report(run))
+    say(write(run))
 
 
 @app.command()

@@ -37,7 +37,7 @@ class Loaded:
 
     def __init__(
         self,
-        run: Path | Mapping[str, Any],
+        run: str | Path | Mapping[str, Any],
         *,
         overrides: Sequence[str],
         checkpoint: str | None,
@@ -121,10 +121,10 @@ class Sampled:
 
 
 def sample(
-    run: Path | Mapping[str, Any],
+    run: str | Path | Mapping[str, Any],
     *,
     prompts: Sequence[str],
-    out: Path,
+    out: str | Path,
     media: Sequence[Any] = (),
     count: int = 1,
     seed: int = 0,
@@ -224,7 +224,11 @@ def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: 
 
 
 def evaluate(
-    run: Path | Mapping[str, Any], *, overrides: Sequence[str] = (), checkpoint: str | None = None, trust: bool = False
+    run: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    checkpoint: str | None = None,
+    trust: bool = False,
 ) -> dict[str, float]:
     """Held-out metrics of a run's checkpoint or of an untrained model; `trust`: import code that a run folder names."""
     loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)
