@@ -270,6 +270,19 @@ def methods(
         say(f"{row['kind']:12s} {row['name']:20s} {row['paper']:18s} {row['module'] or row['config']}")
 
 
+@app.command()
+def explain(
+    words: Annotated[
+        list[str], typer.Argument(help="policy.micro_batch, micro_batch, reward temporal_iou, dapo, num_generations …")
+    ],
+) -> None:
+    """Tells what a key of a config, a component or a method means: type, default, kinds, unit."""
+    from grpo_mm.tools.explain import explain as told
+
+    for line in told(*words):
+        say(line)
+
+
 @app.command("configs")
 def shipped_configs(
     name: Annotated[Path | None, typer.Argument(help="print where this one lies")] = None,

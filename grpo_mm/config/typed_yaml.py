@@ -22,8 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_mm import registry
 from grpo_mm.config.methods import preset
-from grpo_mm.config.overrides import merge, override
+from grpo_mm.config.overrides import annotation_at, merge, override
 from grpo_mm.config.shipped import config_file, near_names, shipped_file
+from grpo_mm.config.synonyms import here_it_is
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import expanded, place, plain, reason, shown
@@ -156,11 +157,8 @@ def build(cls: type, mapping: Any, *, path: str = "") -> Any:
         raise ConfigError(f"{where}: found {mapping!r}, wanted a mapping with the keys {', '.join(_names(cls))}.")
     for key in mapping:
         if key not in _names(cls):
-            near = difflib.get_close_matches(str(key), _names(cls), n=1)
             raise ConfigError(
-                f"{where}: unknown key {shown(key)}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" Known keys: {', '.join(_names(cls))}."
+                f"{where}: unknown key {shown(key)}{_meant(cls, mapping, str(key), path)} Known keys: {', '.join(_names(cls))}."
             )
     hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
@@ -178,6 +176,31 @@ def build(cls: type, mapping: Any, *, path: str = "") -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _meant(cls: type, mapping: Mapping[str, Any], key: str, path: str) -> str:
+    """How the sentence on an unknown key ends: the nearest name, where that key stands, or what another tool kit's word is here."""
+    near = difflib.get_close_matches(key, _names(cls), n=1)
+    if near and difflib.SequenceMatcher(None, key, near[0]).ratio() > SURELY:
+        return f". Did you mean {near[0]!r}?"
+    parts = [name for name in PARTS if name in _names(cls)] if not path else []
+    within = [name for name in parts if annotation_at(cls, mapping, [name, key]) is not None]
+    if within:
+        return f": it stands under {within[0]}, as {within[0]}.{key}."
+    here = here_it_is(key) if WORDS_OF_OTHERS.fullmatch(path) else None
+    if here is not None:
+        return f": {here}."
+    return f". Did you mean {near[0]!r}?" if near else "."
+
+
+PARTS = ("policy", "engine", "optim", "updates", "evaluation", "checkpoints")
+"""Of a run, whose keys are looked for where one stands a level too high."""
+WORDS_OF_OTHERS = re.compile(
+    r"|policy(\.(lora|chat|model))?|engine|optim|updates|evaluation|checkpoints|ema|(objective|advantage)\.\d+"
+)
+"""Where a name of another tool kit is taken for what it is there; elsewhere names belong to components of their own."""
+SURELY = 0.85
+"""So alike, a name is misspelt rather than another tool kit's."""
 
 
 def _names(cls: type) -> list[str]:
@@ -209,6 +232,8 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
         return value if isinstance(value, annotation) else build(annotation, value, path=path)
     if isinstance(value, bool) and annotation in (int, float):
         raise ConfigError(f"{path}: found {shown(value)}; input should be a number.")
+    if _is_list_of_any_length(annotation) and isinstance(value, (str, int, float)):
+        value = [value]
     if isinstance(value, str) and (annotation is bool or bool in args):
         value = SWITCHES.get(value.lower(), value)
     try:
@@ -220,6 +245,12 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
         raise ConfigError(f"{path}: found a value that is nested too deeply.") from error
     _check_numbers(found, value, path=path)
     return _with_homes(found)
+
+
+def _is_list_of_any_length(annotation: Any) -> bool:
+    """Of plain values; what stands there alone is then a list of one."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    return origin is list or (origin is tuple and len(args) == 2 and args[1] is Ellipsis)
 
 
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
