@@ -271,6 +271,22 @@ def methods(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="vqa, video or image")],
+    folder: Annotated[Path, typer.Argument(parser=at_home, help="is made; existing files are never overwritten")],
+) -> None:
+    """Writes a folder to start from: a commented config, your own reward, sample data. It trains at once, on a tiny model."""
+    from grpo_mm.starters.new import new as write
+    from grpo_mm.starters.new import next_steps
+
+    for path in write(kind, folder):
+        say(f"wrote {path}")
+    say("\nNext:")
+    for line in next_steps(kind, folder):
+        say(f"  {line}")
+
+
+@app.command()
 def explain(
     words: Annotated[
         list[str], typer.Argument(help="policy.micro_batch, micro_batch, reward temporal_iou, dapo, num_generations …")
