@@ -20,6 +20,7 @@ from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import UserError
 from grpo_mm.outside import shown
 from grpo_mm.tools.field_docs import default_of, doc_of, type_of
+from grpo_mm.tools.key_texts import TEXTS
 
 UNNAMED = ("preset", "prediction_file")
 """Roles that no key of a config names."""
@@ -136,7 +137,7 @@ def _told(keys: list[Key]) -> list[str]:
         lines.append(f"  also {', '.join(where[1:4])}{f' and {len(where) - 4} more' if len(where) > 4 else ''}")
     lines.append(f"  {type_of(key.annotation)}; default: {default_of(key.field)}")
     role = _role_within(key.annotation)
-    doc = doc_of(key.cls, key.field.name)
+    doc = _text(key.cls, key.field.name)
     if doc:
         lines += _indented(doc)
     elif key.cls is not Settings:
@@ -148,6 +149,10 @@ def _told(keys: list[Key]) -> list[str]:
         lines += _indented(_paragraph(inspect.getdoc(settings) or ""))
         lines += _settings(settings)
     return lines
+
+
+def _text(cls: type, name: str) -> str:
+    return doc_of(cls, name) or TEXTS.get((cls.__name__, name), "")
 
 
 def _of_the_whole(key: Key) -> list[str]:
@@ -174,7 +179,7 @@ def _settings(cls: type) -> list[str]:
     lines = []
     for field in dataclasses.fields(cls):
         if field.init:
-            doc = " ".join(doc_of(cls, field.name).split())
+            doc = " ".join(_text(cls, field.name).split())
             lines.append(
                 f"    {field.name}: {type_of(hints[field.name])}; default: {default_of(field)}{'. ' + doc if doc else ''}"
             )
