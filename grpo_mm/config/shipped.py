@@ -35,7 +35,7 @@ def shipped_file(path: Path) -> Path | None:
     for first in ("grpo_mm", "configs"):
         if parts[:1] == [first]:
             parts.pop(0)
-    if not parts or ".." in parts:
+    if path.is_absolute() or not parts or ".." in parts:
         return None
     try:
         candidates = [SHIPPED.joinpath(*parts), SHIPPED.joinpath(*parts[:-1], f"{parts[-1]}.yaml")]
