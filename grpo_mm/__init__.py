@@ -6,6 +6,7 @@ A config is the path of a YAML file, the name of one that ships with the package
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from grpo_mm.config.run_config import RunConfig
+    from grpo_mm.looking.progress_lines import Told
     from grpo_mm.tools.inference import Sampled
     from grpo_mm.tools.loaded_run import LoadedRun
 
 __all__ = ["evaluate", "export", "load_run", "report", "sample", "show", "train"]
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""OpenMP reads it when torch is imported: threads that spin while they wait take the cores of other processes."""
 moved.install()
 __version__ = "0.1.0"
 
@@ -30,8 +34,10 @@ def train(
     *,
     rewards: Mapping[str, Callable[..., Any]] | None = None,
     fresh: bool = False,
+    accept: bool = False,
     checkpoint: str | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    told: Told | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Trains a config to its end, or goes on where the run was interrupted.
@@ -42,10 +48,13 @@ def train(
     Args:
         config: a file, the name of a shipped config, or a dict of the same keys; in a dict values may be objects, such as a reader.
         overrides: "key.sub=value" texts, as on the command line.
-        rewards: by name, in place of the config's: functions `(images or texts, prompts, metadata) -> list[float]`, or reward objects.
-        fresh: start over, deleting the run folder.
+        rewards: by name, in place of the config's: functions, whose arguments are filled in by their names
+            (`grpo_mm.rollout.reward_arguments`), or reward objects.
+        fresh: start over; the run that lies in the folder is moved aside, to NAME.1 and so on.
+        accept: go on although noted settings, code or data have changed (docs/reference.md); the record tells them.
         checkpoint: go on from this one ("step_000020") instead of the newest.
         on_step: called after each step with its number and metrics.
+        told: who hears of the run while it goes on; None: lines through logging ("grpo_mm.progress").
         trust: import code that the config of a run folder names.
 
     Returns:
@@ -59,23 +68,26 @@ def train(
     from grpo_mm.entry import train_and_report
 
     return train_and_report(
-        config, overrides, rewards=rewards, fresh=fresh, checkpoint=checkpoint, on_step=on_step, trust=trust
-    )
+        config, overrides, rewards=rewards, fresh=fresh, accept=accept, checkpoint=checkpoint, on_step=on_step, told=told,
+        trust=trust,
+    )  # fmt: skip
 
 
 def evaluate(
     run: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
-    checkpoint: str | None = None,
+    checkpoint: str | int | None = None,
     trust: bool = False,
 ) -> dict[str, float]:
     """Held-out metrics, "eval/score" and others, of a run's checkpoint, or of a config's untrained model.
 
+    Nothing is written; `grpo_mm.tools.held_out.held_out` keeps predictions, as the command does, and gives standard errors.
+
     Args:
         run: a run folder; a config (file, shipped name or dict) for the untrained model.
         overrides: "key.sub=value" texts, as on the command line.
-        checkpoint: of the run ("step_000020"); None: the newest.
+        checkpoint: of the run: "last" (as None), "best", a step, or a name ("step_000020").
         trust: import code that the config of a run folder names, such as your own rewards.
 
     Raises:
@@ -91,22 +103,32 @@ def sample(
     prompts: str | Sequence[str],
     *,
     media: Sequence[Any] = (),
-    out: str | Path = "samples",
+    out: str | Path | None = None,
     count: int = 1,
     seed: int = 0,
     overrides: Sequence[str] = (),
+    checkpoint: str | int | None = None,
+    raw: bool = False,
+    source: str | None = None,
+    words: Mapping[str, str] | None = None,
     trust: bool = False,
 ) -> Sampled:
-    """Pictures or answers of a run, by the sampler of its evaluation; `files` were written into `out`, `answers` are texts.
+    """Pictures or answers of a run, by the sampler of its evaluation, asked in the words of its training.
+
+    `files` were written into `out`, `answers` are texts, `asked` is each prompt as it was asked.
 
     Args:
         run: a run folder; a config (file, shipped name or dict) for the untrained model.
         prompts: one text, or several.
         media: what every prompt is about: names of pictures and videos, or PIL pictures.
-        out: a folder.
+        out: a folder; None: the next number in RUN/samples_drawn, or in samples_drawn here where `run` is a config.
         count: samples of each prompt.
         seed: of the initial noise, or of the tokens.
         overrides: "key.sub=value" texts, as on the command line.
+        checkpoint: of the run: "last" (as None), "best", a step, or a name ("step_000020").
+        raw: the bare texts, without the template of the run's prompts.
+        source: whose template, where the sources of the run's prompts have several.
+        words: for further names in the template.
         trust: import code that the config of a run folder names.
 
     Raises:
@@ -117,7 +139,10 @@ def sample(
 
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     given = [opened_medium(item, what="media") for item in media]
-    return draw(run, prompts=asked, media=given, out=out, count=count, seed=seed, overrides=overrides, trust=trust)
+    return draw(
+        run, prompts=asked, media=given, out=out, count=count, seed=seed, overrides=overrides, trust=trust,
+        checkpoint=checkpoint, raw=raw, source=source, words=words or {},
+    )  # fmt: skip
 
 
 def report(run: str | Path) -> Path:
@@ -133,7 +158,7 @@ def report(run: str | Path) -> Path:
 
 def export(
     run: str | Path,
-    checkpoint: str | int = "best",
+    checkpoint: str | int = "last",
     to: str | Path | None = None,
     *,
     merged: bool = False,
@@ -143,9 +168,9 @@ def export(
 
     Args:
         run: a run folder.
-        checkpoint: "best", "last" or the number of a step.
-        to: a folder; None: beside the run's own product.
-        merged: fold an adapter into the weights.
+        checkpoint: "last", "best" (held-out score), a step, or a name ("step_000020").
+        to: a folder that is not there yet, or is empty; None: RUN/export/step_000020, with _merged behind it if so.
+        merged: an adapter goes into the weights of a whole checkpoint, which loads without peft.
         trust: import code that the run's config names.
 
     Raises:

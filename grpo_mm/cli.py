@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, zoo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
 from grpo_mm.outside import expanded, shown
 from grpo_mm.tools.plain_output import PlainFormatter, say, say_error
+
+if TYPE_CHECKING:
+    from grpo_mm.tools.held_out import HeldOut
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -78,7 +81,11 @@ def _is_in_a_run(arguments: list[str]) -> bool:
 def train(
     config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option(help="start over, deleting the run folder")] = False,
+    fresh: Annotated[bool, typer.Option(help="start over; the run that lies there is moved to NAME.1")] = False,
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="go on with noted changes (docs/reference.md), and write them into the record"),
+    ] = False,
     checkpoint: Annotated[str | None, typer.Option(help="go on from this checkpoint instead of the newest")] = None,
     trust: Trust = False,
 ) -> None:
@@ -93,10 +100,11 @@ def train(
     settings = read(config, overrides or [], trust=trust)
     folder = settings.folder.absolute()  # a reward may change the working folder
     try:
-        with progress(settings) if is_main() else nullcontext() as on_step:
-            summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
+        with progress() if is_main() else nullcontext() as told:
+            summary = run(settings, fresh=fresh, accept=accept, checkpoint=checkpoint, told=told)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the newest checkpoint", err=True)
+        say(f"grpo-mm export {folder} --checkpoint best|last|STEP writes what any checkpoint holds", err=True)
         raise typer.Exit(130) from None
     if is_main():
         report = write_report(folder)
@@ -109,6 +117,23 @@ def is_main() -> bool:
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder, whether the run has ended or not")],
+    checkpoint: Annotated[str, typer.Option(help="best (held-out score), last, or a step's number")] = "last",
+    to: Annotated[Path | None, typer.Option(parser=at_home, help="a new folder; default: RUN/export/step_…")] = None,
+    merged: Annotated[
+        bool,
+        typer.Option("--merged", help="the adapter in the weights of a whole checkpoint, which loads without peft"),
+    ] = False,
+    trust: Trust = False,
+) -> None:
+    """Writes the adapter or model of any checkpoint, with its card, as plain diffusers, transformers and peft load it."""
+    from grpo_mm.tools.export import export as write
+
+    say(write(run, checkpoint=checkpoint, to=to, merged=merged, trust=trust))
+
+
+@app.command()
 def sample(
     run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder, or a config for the untrained model")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="may be given several times")],
@@ -116,15 +141,25 @@ def sample(
         list[Path] | None,
         typer.Option("--media", parser=at_home, help="a picture or video that every prompt is about; may be repeated"),
     ] = None,
-    out: Annotated[Path, typer.Option(parser=at_home, help="folder for the pictures, or for answers.json")] = Path(
-        "samples"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=at_home, help="folder for the pictures, or for answers.json; default: RUN/samples_drawn/001, 002, …"
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="of the initial noise, or of the tokens")] = 0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, last (default), or a step's number")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="the bare text, without the template of the run's prompts")
+    ] = False,
+    source: Annotated[str | None, typer.Option(help="whose template, where the run's prompts have several")] = None,
+    word: Annotated[list[str] | None, typer.Option("--word", help="NAME=TEXT for {NAME} in the template")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
     trust: Trust = False,
 ) -> None:
-    """Draws pictures, or prints answers, with the sampler of the evaluation.
+    """Draws pictures, or prints answers, with the sampler of the evaluation and the prompt template of training.
 
     Pictures: latents.safetensors holds the initial noise of each. Answers: all of a prompt are the same unless the run
     evaluates at a temperature, e.g. --set engine.eval_temperature=1.
@@ -133,9 +168,16 @@ def sample(
     from grpo_mm.tools.inference import sample as draw
 
     opened = [opened_medium(path, what="--media") for path in media or []]
+    if unnamed := [text for text in word or [] if "=" not in text]:
+        raise UserError(f"--word {unnamed[0]}: wanted NAME=TEXT.")
+    words = dict(text.partition("=")[::2] for text in word or [])
     made = draw(
-        run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust
-    )
+        run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust,
+        checkpoint=checkpoint, raw=raw, source=source, words=words,
+    )  # fmt: skip
+    if as_json:
+        say(json.dumps(made.as_json(), indent=1, ensure_ascii=False))
+        return
     for text, answers in zip(prompt, made.answers):
         say(text)
         for answer in answers:
@@ -153,7 +195,11 @@ def evaluate(
         ),
     ] = None,
     overrides: Overrides = None,
-    checkpoint: Annotated[str | None, typer.Option(help="a checkpoint of the run; default: the newest")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, last (default), or a step's number")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=at_home, help="a new folder for predictions and result; default: RUN/evals/001, 002, …"),
+    ] = None,
     predictions: Annotated[
         list[Path] | None,
         typer.Option("--predictions", parser=at_home, help="a file of predictions to score; may be repeated"),
@@ -179,17 +225,20 @@ def evaluate(
     if predictions:
         from grpo_mm.tools.prediction_files import score_files
 
-        if run is not None or checkpoint is not None:
-            raise UserError("--predictions asks no model: leave out the run, its overrides and --checkpoint.")
+        if run is not None or checkpoint is not None or out is not None:
+            raise UserError("--predictions asks no model: leave out the run, its overrides, --checkpoint and --out.")
         if form is None or not annotations:
             raise UserError("--predictions needs --annotations FILE and --as FORM beside it.")
         found = score_files(form, predictions=predictions, annotations=annotations, answered_only=answered_only)
     elif run is None or annotations or form or answered_only:
         raise UserError("eval needs a run folder or a config, or else --predictions, --annotations and --as.")
     else:
-        from grpo_mm.tools.inference import evaluate as score
+        from grpo_mm.tools.held_out import held_out
 
-        found = score(run, overrides=overrides or [], checkpoint=checkpoint, trust=trust)
+        told = held_out(run, overrides=overrides or [], checkpoint=checkpoint, out=out, trust=trust)
+        if is_main():
+            say(json.dumps(told.as_json(), indent=1)) if as_json else _tell(told)
+        return
     if as_json:
         numbers = {name: value if math.isfinite(value) else None for name, value in found.items()}
         say(json.dumps(numbers, indent=1))
@@ -197,6 +246,23 @@ def evaluate(
     for name, value in found.items():
         digits = 0 if name.endswith("queries") else 2 if predictions else 4
         say(f"{name:40s} {value:.{digits}f}")
+
+
+def _tell(told: HeldOut) -> None:
+    """A line for each metric, with its standard error where it is a mean over prompts; then of what, and where the evidence is."""
+    for name, value in told.metrics.items():
+        error = told.standard_errors.get(name)
+        say(f"{name:40s} {value:.4f}" + ("" if error is None else f" ± {error:.4f}"))
+    say(
+        f"{told.prompts} prompts, {told.samples_per_prompt} sample{'s' * (told.samples_per_prompt > 1)} each, {told.weights} weights"
+        + (f" of step {told.step}" if told.step else "")
+        + "; ± is one standard error over the prompts"
+    )
+    say(
+        f"predictions  {told.folder / 'predictions.jsonl'}"
+        if told.folder
+        else "nothing was written; --out FOLDER keeps the predictions"
+    )
 
 
 @app.command()
@@ -207,6 +273,7 @@ def show(
 ) -> None:
     """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model.
 
+    Values that the file does not say are marked: a default and whose, of the method, set on the command line.
     What still keeps it from training (files that are not there) comes last, with exit code 2.
     """
     from grpo_mm.tools.show import shown_lines

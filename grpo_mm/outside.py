@@ -108,6 +108,11 @@ def reason(error: BaseException, limit: int = 2 * LONGEST_SHOWN) -> str:
     return plain(f"{type(error).__name__}: {text}" if text else type(error).__name__, limit)
 
 
+def from_root(name: str) -> str:
+    """The whole path of a file or folder that is there, whatever folder is the working one later; else (a hub name) as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
 HOME = re.compile(r"~[\w.-]*(?=/|$)")
 
 
@@ -119,6 +124,17 @@ def expanded(text: str) -> str:
     return os.path.expanduser(text) if HOME.match(text) else text
 
 
+VARIABLE = re.compile(r"(?:^|(?<=/))\$(?:\{[\w.:,-]+\}|[A-Z_][A-Z0-9_]*)(?=/|$)")
+
+
+def variable_in(text: str) -> str | None:
+    """The first part of a path that is a variable of a shell or of another tool ($HOME, ${USER}, ${oc.env:X}); else None."""
+    if "$" not in text or (any(map(str.isspace, text)) and text[0] not in "/~.$"):
+        return None
+    found = VARIABLE.search(text)
+    return found and found[0]
+
+
 def place(text: str | Path, *, what: str) -> Path:
     """The path that a user's text names, `~` expanded; `what` is the setting or argument that it comes from.
 
@@ -128,6 +144,11 @@ def place(text: str | Path, *, what: str) -> Path:
     text = expanded(str(text))
     if "\0" in text or not is_text(text):
         raise ConfigError(f"{what} is {shown(text)}, which can be no path.")
+    variable = variable_in(text)
+    if variable and not os.path.lexists(text[: text.index(variable) + len(variable)]):
+        raise ConfigError(
+            f"{what} is {shown(text)}: {plain(variable, 80)} is not filled in here. Write what it stands for, or let the shell do it."
+        )
     first = text.partition("/")[0]
     if HOME.match(text) and not os.path.lexists(first):
         raise ConfigError(

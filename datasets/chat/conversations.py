@@ -18,8 +18,9 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, shown
 from grpo_mm.types import Prompt
 
-ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
+ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 MARKER = re.compile(r"<(image|video)>")
+SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 BOX_KEYS = ("bbox_2d", "bbox", "box", "position")
 """Of an object with a box, whatever the case; beside it "label"."""
 _FENCE = re.compile(r"\s*```(?:json)?(.*)```\s*", re.DOTALL)
@@ -32,7 +33,7 @@ class Conversations(RowReader):
 
     Markers <image> and <video> in the question say where each picture and video stands; without any, pictures come first,
     then videos. Another key that looks like media is refused by its name. The second turn is the answer: target =
-    {"answer": …}, without its answer element if it has one.
+    {"answer": …}, that of its last answer element if it has one.
 
     With `boxes` that answer is [x1, y1, x2, y2], or a list of such or of {"bbox_2d": […], "label": "cat"}, in pixels of the first
     picture: target = {"boxes", "box_names" (where all have a label), "width", "height"}. An empty list, or None, says that
@@ -68,8 +69,7 @@ class Conversations(RowReader):
         markers = MARKER.findall(query)
         check_markers(markers, found, where)
         media = tuple(found[kind].pop(0) for kind in markers) or (*found["image"], *found["video"])
-        match = ANSWER.search(answer)
-        answer = match[1].strip() if match else answer
+        answer = (ANSWER.findall(answer) or [answer])[-1].strip()
         target: dict[str, Any] = {"answer": answer} | ({"answer_type": self.answer_type} if self.answer_type else {})
         return Prompt(
             id=f"{Path(self.path).stem}/{take_id(row, 'id', where, default=number)}",
@@ -132,7 +132,19 @@ def _literal(text: str) -> Any:
 
 
 def _turns(turns: Any, where: str) -> tuple[str, str]:
-    fine = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    if not fine or [turn.get("from") for turn in turns] != ["human", "gpt"]:
-        raise ConfigError(f"{where}: wanted one turn from 'human' and one from 'gpt', found {shown(turns)}.")
+    turns = [turn if "from" in turn else _named(turn) for turn in turns] if _are_objects(turns) else turns
+    if not _are_objects(turns) or [SPEAKERS.get(str(turn.get("from"))) for turn in turns] != ["human", "gpt"]:
+        raise ConfigError(
+            f"{where}: wanted one turn from 'human' and one from 'gpt', found {shown(turns)}. For a system turn or several "
+            "questions use {kind: messages}, which reads them as {'role': …, 'content': …}."
+        )
     return take_text(turns[0], "value", where), take_text(turns[1], "value", where)
+
+
+def _are_objects(turns: Any) -> bool:
+    return isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+
+
+def _named(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn {"role", "content"} as {"from", "value"}."""
+    return {{"role": "from", "content": "value"}.get(name, name): value for name, value in turn.items()}

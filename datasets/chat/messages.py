@@ -97,6 +97,11 @@ def _turns(turns: Any, where: str) -> list[Mapping[str, Any]]:
             f"{where}: messages are {shown(turns)}; wanted turns with a role of {ROLES} and a text, one of a user."
         )
     for turn in turns:
+        if dropped := [name for name in ("tool_calls", "reasoning_content", "thinking") if turn.get(name)]:
+            raise ConfigError(
+                f"{where}: a turn holds {shown(dropped[0])}, which the model would not be shown. Write it into the turn's content, "
+                "as its chat template has it, or take it out."
+            )
         if key := media_key({name: value for name, value in turn.items() if name not in ("role", "content")}):
             raise ConfigError(
                 f"{where}: a turn holds {shown(key)}, which would not be shown. Put it under 'images' or 'videos' of the row."

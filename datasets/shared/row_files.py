@@ -12,6 +12,8 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, plain, reason, shown
 
 BOM = "\ufeff"
+LONGEST_FIELD = 2**28
+"""Characters of a field of a table; Python's own limit is 131,072, which is less than an encoded picture has."""
 NO_TEXT = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -37,7 +39,7 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ConfigError: broken JSON, a row that is no object, a table row with too many or too few columns, a column or key
             that stands twice, a NUL character, a file that is not UTF-8.
     """
-    suffix = Path(path).suffix
+    suffix = _suffix(path)
     if suffix == ".json":
         yield from _json_list(path)
         return
@@ -79,8 +81,14 @@ def check_file(path: str, suffixes: tuple[str, ...]) -> None:
         raise ConfigError(f"{shown(path)}: no such file ({reason(error)}).") from error
     if not found:
         raise ConfigError(f"{plain(path)}: no such file (looked in {Path(path).absolute().parent}).")
-    if Path(path).suffix not in suffixes:
+    if _suffix(path) not in suffixes:
         raise ConfigError(f"{path}: unknown suffix {Path(path).suffix!r}, wanted one of {', '.join(suffixes)}.")
+
+
+def _suffix(path: str) -> str:
+    """In lower case; .ndjson is .jsonl."""
+    suffix = Path(path).suffix.lower()
+    return ".jsonl" if suffix == ".ndjson" else suffix
 
 
 def _opened(path: str, *, newline: str | None) -> IO[str]:
@@ -159,6 +167,8 @@ def _place(text: str) -> str:
 def _json_list(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with _opened(path, newline=None) as file:
         text = "".join(line for _, line in _lines(path, file))
+    if _is_lines(text):
+        raise ConfigError(f"{path}: it holds one object a line, as .jsonl does. Rename it to {Path(path).stem}.jsonl.")
     rows = _parsed(text, path, whole=True) if text.strip() else []
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: found a JSON {type(rows).__name__}, wanted a list of objects or strings.")
@@ -167,16 +177,28 @@ def _json_list(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, _as_row(row, where)
 
 
+def _is_lines(text: str) -> bool:
+    """Whether the first two lines of a text are an object each."""
+    first, _, rest = text.lstrip().partition("\n")
+    second = rest.lstrip().partition("\n")[0]
+    try:
+        return all(isinstance(parse_json(line), dict) for line in (first, second))
+    except BadJson:
+        return False
+
+
 def _as_row(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"prompt": value}
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: found {shown(value)}, wanted an object or a string.")
+        whole = " A file that is one list is called .json." if isinstance(value, list) else ""
+        raise ConfigError(f"{where}: found {shown(value)}, wanted an object or a string.{whole}")
     return value
 
 
 def _table(path: str, lines: Iterator[str], *, quoted: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     settings: dict[str, Any] = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
     reader = csv.DictReader(lines, **settings)
     try:
         check_columns(reader.fieldnames or (), f"{path}, line 1")

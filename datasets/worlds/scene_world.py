@@ -171,6 +171,10 @@ class SceneWorld:
     style: Style = "think"
     question_types: tuple[QuestionType, ...] = QUESTION_TYPES
 
+    def phrase(self, query: str) -> str:
+        """A question of one's own, asked as these are."""
+        return f"{query}<image>{REQUESTS[self.style]}"
+
     def load(self) -> list[Prompt]:
         return [self._prompt(index) for index in range(self.count)]
 

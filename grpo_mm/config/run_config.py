@@ -14,19 +14,21 @@ import torch
 
 from grpo_mm import outside
 from grpo_mm.config.beside import with_files_beside
+from grpo_mm.config.by_policy import filled
 from grpo_mm.config.checks import check_settings
 from grpo_mm.config.methods import preset
-from grpo_mm.config.overrides import override
+from grpo_mm.config.overrides import check_overrides, override
 from grpo_mm.config.python_values import as_yaml_would
 from grpo_mm.config.recorded import is_own, is_recorded, read_recorded
 from grpo_mm.config.settings import Checkpoints, Evaluation, Settings, Updates
 from grpo_mm.config.shipped import config_file
-from grpo_mm.config.typed_yaml import build, convert, dump, read_yaml, resolved
-from grpo_mm.errors import ConfigError
+from grpo_mm.config.typed_yaml import build, convert, dump, read_yaml, resolved, with_parent
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import place, shown
 from grpo_mm.registry import only_known
 from grpo_mm.rollout.prompt_stream import Source
 from grpo_mm.rollout.scoring import Scorer
+from grpo_mm.rollout.surroundings import interrupted, kept
 
 __all__ = [
     "Checkpoints",
@@ -52,9 +54,10 @@ class RunConfig(Settings):
         """Raises ConfigError for anything that cannot run, before any model is loaded."""
         self.check_settings(world)
         self.policy.check()
-        for part in (*self.prompts.values(), *self.eval_prompts.values(), *self.rewards.values(), *self.watch.values()):
-            if hasattr(part.use, "check"):
-                part.use.check()
+        for parts in (self.prompts, self.eval_prompts, self.rewards, self.watch):
+            for name, part in parts.items():
+                with kept(name, "code of"):
+                    _check_part(name, part.use)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto."
@@ -63,6 +66,21 @@ class RunConfig(Settings):
     def check_settings(self, world: int = 1) -> None:
         """The part of `check` that looks at no file and no machine: contradictions of the settings themselves."""
         check_settings(self, world)
+
+
+def _check_part(name: str, use: Any) -> None:
+    """Its own `check`; raises ConfigError for whatever code that is not ours raises there."""
+    check = getattr(use, "check", None)
+    try:
+        if callable(check):
+            check()
+    except UserError:
+        raise
+    except BaseException as error:
+        ours = type(use).__module__.partition(".")[0] == "grpo_mm"
+        if ours or isinstance(error, KeyboardInterrupt) and interrupted():
+            raise
+        raise ConfigError(f"{name}: its check fails: {outside.reason(error)}.") from error
 
 
 def read(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, trust: bool = False) -> RunConfig:
@@ -78,7 +96,7 @@ def read(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
     where = "the config"
     try:
         if isinstance(config, Mapping):
-            found = build(RunConfig, read_mapping(config, overrides))
+            found = build(RunConfig, filled(read_mapping(config, overrides)))
         else:
             path = config_file(place(config, what="the config"))
             where = str(path)
@@ -93,11 +111,18 @@ def read(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
 
 def read_mapping(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The plain mapping of a config that was written in Python; an `inherit`ed file is looked for in the current folder."""
-    return resolved(as_yaml_would(config), overrides, RunConfig, where="the config", folder=Path())
+    check_overrides(overrides)
+    return resolved(own_mapping(config), overrides, RunConfig, where="the config")
+
+
+def own_mapping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What such a config says, with its parent below it: without a method and overrides."""
+    return with_parent(as_yaml_would(config), where="the config", folder=Path())
 
 
 def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The plain config of a run folder, with overrides on top."""
+    check_overrides(overrides)
     mapping = read_recorded(folder)
     for text in overrides:
         mapping = override(mapping, text, RunConfig)
@@ -107,14 +132,19 @@ def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 def build_config(mapping: Mapping[str, Any], path: Path, overrides: Sequence[str], *, trust: bool) -> RunConfig:
     """The run that a plain mapping describes; `path` is where it was read."""
     if trust or not is_recorded(path) or is_own(path if path.is_dir() else path.parent):
-        if path.is_file() and (beside := str(path.resolve().parent)) not in sys.path:
-            sys.path.append(beside)  # a user's own rewards may lie beside the config
-        if path.is_file() and not is_recorded(path):
-            mapping = with_files_beside(mapping, path.parent)
-        return build(RunConfig, mapping)
+        return build(RunConfig, filled(with_what_lies_beside(mapping, path)))
     _refuse_secrets(mapping, path, overrides)
     with only_known(str(path), named=overrides):
-        return build(RunConfig, mapping)
+        return build(RunConfig, filled(mapping))
+
+
+def with_what_lies_beside(mapping: Any, path: Path, *, key: str = "") -> Any:
+    """A plain config, or its part `key`, with the files that lie beside the config's file; code there can be imported then."""
+    if not path.is_file():
+        return mapping
+    if (beside := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(beside)  # a user's own rewards may lie beside the config
+    return mapping if is_recorded(path) else with_files_beside(mapping, path.parent, key)
 
 
 def _refuse_secrets(value: Any, path: Path, overrides: Sequence[str]) -> None:

@@ -116,6 +116,12 @@ def pixels_per_token(path: str) -> int:
     return 2 ** len(blocks)
 
 
+def takes_guidance(path: str) -> bool:
+    """Whether the network of a checkpoint has guidance as an input, or is guided from outside; True where no file tells."""
+    file = Path(resolve(path)).expanduser() / "transformer" / "config.json"
+    return not file.is_file() or read_settings(file).get("guidance_embeds", True) is not False
+
+
 def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -> Any:
     """`from_pretrained` with the family's revision and variant, everything frozen and in eval mode."""
     from diffusers.utils import logging as diffusers_logging
