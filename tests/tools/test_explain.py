@@ -23,7 +23,7 @@ def told(*words: str) -> str:
         "policy.micro_batch": ("policy flow", "default: 16", "policy vlm", "default: 8", "not the gradient"),
         "micro_batch": ("policy.micro_batch",),
         "optim.lr": ("number; default: 0.0003", "Learning rate"),
-        "group_size": ("whole number; default: required", "Samples of each prompt"),
+        "group_size": ("whole number; default: required", "Samples of a prompt"),
         "objective.0.clip_low": ("objective.N.clip_low", "objective clipped_ratio", "objective gmpo"),
         "rewards.mine.use.iou": ("reward temporal_iou", "one of hull, set, timestamp_aware, union"),
         "engine": ("kinds: flow, forward_process, vlm",),
