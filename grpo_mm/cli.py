@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, export, sample, eval, show, calibrate, methods, report, bench, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, zoo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 from grpo_mm.errors import TrainingStopped, UserError
 from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
-from grpo_mm.outside import expanded
+from grpo_mm.outside import expanded, shown
 from grpo_mm.tools.plain_output import PlainFormatter, say, say_error
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ def at_home(text: str | Path) -> Path:
 
 Trust = Annotated[bool, typer.Option("--trust", help="import code that a run folder's config names")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
-
-
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def main() -> None:
@@ -167,9 +164,10 @@ def sample(
     Pictures: latents.safetensors holds the initial noise of each. Answers: all of a prompt are the same unless the run
     evaluates at a temperature, e.g. --set engine.eval_temperature=1.
     """
+    from grpo_mm.entry import opened_medium
     from grpo_mm.tools.inference import sample as draw
 
-    opened = [_media_file(path) for path in media or []]
+    opened = [opened_medium(path, what="--media") for path in media or []]
     if unnamed := [text for text in word or [] if "=" not in text]:
         raise UserError(f"--word {unnamed[0]}: wanted NAME=TEXT.")
     words = dict(text.partition("=")[::2] for text in word or [])
@@ -186,18 +184,6 @@ def sample(
             say(f"  {'(not asked; see above)' if answer is None else answer}")
     for path in made.files:
         say(path)
-
-
-def _media_file(path: Path) -> object:
-    """A picture by its ending or by what it holds, else a video: its decoder tells whether it is one."""
-    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-    from grpo_mm.datasets.media.pictures import is_picture
-
-    if not path.is_file():
-        raise UserError(f"--media {path}: there is no such file.")
-    ending = path.suffix.lower()
-    shown_still = ending in PICTURE_ENDINGS or (ending != ".apng" and is_picture(str(path)))
-    return ImageFile(str(path)) if shown_still else VideoFile(str(path))
 
 
 @app.command("eval")
@@ -290,29 +276,9 @@ def show(
     Values that the file does not say are marked: a default and whose, of the method, set on the command line.
     What still keeps it from training (files that are not there, media that nobody reads) comes last, with exit code 2.
     """
-    import yaml
+    from grpo_mm.tools.show import shown_lines
 
-    from grpo_mm.config import run_config
-    from grpo_mm.config.arithmetic import lines
-    from grpo_mm.config.origins import marked_yaml
-    from grpo_mm.config.without_effect import without_effect
-    from grpo_mm.looking.changes import read_changes
-    from grpo_mm.training.data import data_lines
-
-    settings = run_config.read(config, overrides or [], trust=trust)
-    settings.check_settings()
-    if config.is_dir():  # a run keeps all values, wherever they came from
-        say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
-        for change in read_changes(config):
-            say(f"changed {change}")
-    else:
-        say(marked_yaml(config, overrides or [], settings))
-    for line in lines(settings):
-        say(line)
-    settings.check()
-    for line in without_effect(settings):
-        say(line)
-    for line in data_lines(settings):
+    for line in shown_lines(config, overrides or [], trust=trust):
         say(line)
 
 
@@ -372,17 +338,62 @@ def methods(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="vqa, video or image")],
+    folder: Annotated[Path, typer.Argument(parser=at_home, help="is made; existing files are never overwritten")],
+) -> None:
+    """Writes a folder to start from: a commented config, your own reward, sample data. It trains at once, on a tiny model."""
+    from grpo_mm.starters.new import new as write
+    from grpo_mm.starters.new import next_steps
+
+    for path in write(kind, folder):
+        say(f"wrote {path}")
+    say("\nNext:")
+    for line in next_steps(kind, folder):
+        say(f"  {line}")
+
+
+@app.command()
+def explain(
+    words: Annotated[
+        list[str], typer.Argument(help="policy.micro_batch, micro_batch, reward temporal_iou, dapo, num_generations …")
+    ],
+) -> None:
+    """Tells what a key of a config, a component or a method means: type, default, kinds, unit."""
+    from grpo_mm.tools.explain import explain as told
+
+    for line in told(*words):
+        say(line)
+
+
+@app.command("configs")
+def shipped_configs(
+    name: Annotated[Path | None, typer.Argument(help="print where this one lies")] = None,
+) -> None:
+    """Lists the configs that ship with the package; each name does where a command takes a config's file."""
+    from grpo_mm.config.shipped import SHIPPED, first_line, near_names, shipped_file, shipped_names
+
+    if name is None:
+        for one in shipped_names():
+            say(f"{one:44s} {first_line(one)}")
+        say(f"They lie in {SHIPPED}, with files for `accelerate launch --config_file` in accelerate/.")
+        return
+    found = shipped_file(name)
+    if found is None:
+        near = near_names(name)
+        raise UserError(
+            f"no config {shown(str(name))} ships with the package."
+            + (f" Did you mean {', '.join(near)}?" if near else " `grpo-mm configs` lists those that do.")
+        )
+    say(found)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder")]) -> None:
     """Writes the run as one HTML page."""
-    from grpo_mm.config.recorded import is_recorded_run
-    from grpo_mm.looking.report.page import write_report
+    from grpo_mm.entry import report as write
 
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml.")
-    page = run / "report.html"
-    if page.is_symlink() or (page.exists() and not is_recorded_run(run)):
-        raise UserError(f"{page} is there, in a folder that no run has written, so it is not overwritten.")
-    say(write_report(run))
+    say(write(run))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`train`: the Python entry, and what the command line calls."""
+"""What the verbs of `grpo_mm` and the command line call: `train`, its report, media by name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
+from grpo_mm.config.recorded import is_recorded_run
 from grpo_mm.config.run_config import RunConfig, Scorer, read
 from grpo_mm.config.without_effect import tell_what_has_no_effect
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.links import check_links
 from grpo_mm.looking.progress_lines import Nobody, ProgressLines, Told, heard
 from grpo_mm.looking.report.page import write_report
 from grpo_mm.looking.trackers import Trackers, check_installed
-from grpo_mm.outside import shown
+from grpo_mm.outside import place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.reward_use import check_call
 from grpo_mm.training.run_folder import (
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig | str | Path,
+    config: RunConfig | str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
     rewards: Mapping[str, Callable[..., Any] | Scorer] | None = None,
@@ -52,7 +53,7 @@ def train(
     """Runs a config to its end, or goes on with it where it was interrupted.
 
     Args:
-        config: a config, or the path of its file.
+        config: a config, the path of its file, the name of a shipped one, or a dict of the same keys.
         overrides: "key.sub=value" texts, as on the command line.
         rewards: replaces the config's rewards by functions (arguments by name: `grpo_mm.rollout.reward_arguments`) or reward objects.
         fresh: start over; the run that lies in the folder is moved aside, to NAME.1 and so on.
@@ -72,15 +73,7 @@ def train(
         TrainingStopped: every reward failed, too many non-finite updates, or the disk is full.
     """
     check_links()
-    if not isinstance(config, RunConfig):
-        if Path(config).is_dir():
-            raise ConfigError(f"{config} is a folder; train takes the config's file, such as {config}/config.yaml.")
-        config = read(config, overrides, trust=trust)
-    elif overrides:
-        raise ConfigError(
-            "overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace."
-        )
-    config = _own_state(config)
+    config = _own_state(_as_run_config(config, overrides, trust=trust))
     if rewards is not None and not isinstance(rewards, Mapping):
         raise ConfigError(f"rewards is {shown(rewards)}; wanted a dict of names: {{'mine': my_reward}}.")
     if rewards:
@@ -125,6 +118,74 @@ def train(
         finally:
             if trackers is not None:
                 trackers.finish()
+
+
+def train_and_report(
+    config: RunConfig | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    trust: bool = False,
+    **how: Any,
+) -> dict[str, Any]:
+    """`train` with what is left of it: the summary also says the "folder" and the "report" that was written there."""
+    config = _as_run_config(config, overrides, trust=trust)
+    folder = folder_of(config).path  # a reward may change the working folder
+    summary = train(config, trust=trust, **how)
+    if os.environ.get("RANK", "0") == "0":
+        write_report(folder)
+    return summary | {"folder": str(folder), "report": str(folder / "report.html")}
+
+
+def report(run: str | Path) -> Path:
+    """Writes `report.html` into a run folder.
+
+    Raises:
+        UserError: no run lies there, the page is not the run's own, or it cannot be written.
+    """
+    run = place(run, what="the run")
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml.")
+    page = run / "report.html"
+    if page.is_symlink() or (page.exists() and not is_recorded_run(run)):
+        raise UserError(f"{page} is there, in a folder that no run has written, so it is not overwritten.")
+    return write_report(run)
+
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def opened_medium(item: Any, *, what: str) -> Any:
+    """What stands in `Prompt.media` for the name of a file: a picture by its ending or by what it holds, else a video (its decoder
+    tells whether it is one). An object, such as a picture of PIL, is taken as it is.
+
+    Raises:
+        UserError: there is no such file; `what` is the argument that named it.
+    """
+    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+    from grpo_mm.datasets.media.pictures import is_picture
+
+    if not isinstance(item, (str, os.PathLike)):
+        return item
+    path = place(os.fspath(item), what=what)
+    if not path.is_file():
+        raise UserError(f"{what} {path}: there is no such file.")
+    ending = path.suffix.lower()
+    is_still = ending in PICTURE_ENDINGS or (ending != ".apng" and is_picture(str(path)))
+    return ImageFile(str(path)) if is_still else VideoFile(str(path))
+
+
+def _as_run_config(
+    config: RunConfig | str | Path | Mapping[str, Any], overrides: Sequence[str], *, trust: bool
+) -> RunConfig:
+    if isinstance(config, RunConfig):
+        if overrides:
+            raise ConfigError(
+                "overrides go with the path of a config file or a dict; a RunConfig is changed with dataclasses.replace."
+            )
+        return config
+    if not isinstance(config, Mapping) and place(config, what="the config").is_dir():
+        raise ConfigError(f"{config} is a folder; train takes the config's file, such as {config}/config.yaml.")
+    return read(config, overrides, trust=trust)
 
 
 def _own_state(config: RunConfig) -> RunConfig:

@@ -145,8 +145,9 @@ MAY_IMPORT = {
     "looking.report": "looking processes",
     "config": "advantages looking objectives rollout rollout.collectors weights",
     "training": "advantages config looking processes rollout rollout.collectors weights",
-    "tools": "advantages config datasets.shared datasets.worlds looking objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
+    "tools": "advantages config datasets.shared datasets.worlds looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.text rewards.video rollout training weights",
+    "starters": "datasets.worlds",
     "pipelines": "",
     "pipelines.zoo": "processes",
     "pipelines.flow.models": "pipelines.zoo weights",

@@ -9,20 +9,24 @@ from typing import Any
 import yaml
 
 from grpo_mm.config.by_policy import filled, policy_kind
+from grpo_mm.config.run_config import own_mapping, read_mapping
 from grpo_mm.config.settings import Settings
 from grpo_mm.config.typed_yaml import dump, own_settings, read_yaml
 
 ABSENT = object()
 
 
-def marked_yaml(path: Path, overrides: Sequence[str], config: Settings) -> str:
-    """YAML of `config`, which was read from the file `path` with `overrides`; comments say where values come from.
+def marked_yaml(source: Path | Mapping[str, Any], overrides: Sequence[str], config: Settings) -> str:
+    """YAML of `config`, which was read from a file or a mapping with `overrides`; comments say where values come from.
 
     Example of a line: `clip_low: 0.2  # default for texts: policy vlm`
     """
-    given = read_yaml(path, overrides, type(config))
+    if isinstance(source, Mapping):
+        own, given = own_mapping(source), read_mapping(source, overrides)
+    else:
+        own, given = own_settings(source), read_yaml(source, overrides, type(config))
     layers = Layers(
-        own=own_settings(path), overridden=[text.partition("=")[0] for text in overrides], method=given.get("method"),
+        own=own, overridden=[text.partition("=")[0] for text in overrides], method=given.get("method"),
         given=given, by_policy=filled(given), policy=policy_kind(config.policy),
     )  # fmt: skip
     return "\n".join(_lines(dump(config), (), "run", layers)) + "\n"
@@ -60,8 +64,10 @@ def _at(settings: Any, key: Sequence[str]) -> Any:
             settings = settings.get(name, ABSENT)
         elif isinstance(settings, str) and name == "kind":
             return settings
-        else:
+        elif settings is None or isinstance(settings, (str, int, float)):
             return ABSENT
+        else:
+            return settings  # an object of a mapping: all of it is the user's own
         if settings is ABSENT:
             return ABSENT
     return settings

@@ -23,7 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_mm import registry
 from grpo_mm.config.methods import preset
-from grpo_mm.config.overrides import check_overrides, merge, override
+from grpo_mm.config.overrides import annotation_at, check_overrides, merge, override
+from grpo_mm.config.shipped import config_file, near_names, shipped_file
+from grpo_mm.config.synonyms import here_it_is
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import expanded, place, plain, reason, shown, variable_in
@@ -37,8 +39,15 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None =
     `of`: the dataclass that the file describes; its fields say what the text of an override means.
     """
     check_overrides(overrides)
-    path = place(path, what="the config")
-    mapping = own_settings(path)
+    path = config_file(place(path, what="the config"))
+    return resolved(own_settings(path), overrides, of, where=str(path))
+
+
+def resolved(mapping: dict[str, Any], overrides: Sequence[str], of: type | None, *, where: str) -> dict[str, Any]:
+    """The plain mapping of a config with its method below it, overrides on top, ${data.NAME} filled in.
+
+    `where`: what messages call the config.
+    """
     for text in overrides:
         if text.startswith("method="):
             mapping = override(mapping, text, of)
@@ -52,36 +61,45 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None =
         )  # what the file says stands above what its method says
     for text in overrides:
         mapping = override(mapping, text, of)
-    return _filled(mapping, _data_of(mapping, path), where=str(path))
+    return _filled(mapping, _data_of(mapping, where), where=where)
 
 
 def own_settings(path: Path) -> dict[str, Any]:
     """What a config file says, with its parent below it: without a method and overrides."""
-    mapping = _load(path)
+    return with_parent(_load(path), where=str(path), folder=path.parent)
+
+
+def with_parent(mapping: dict[str, Any], *, where: str, folder: Path) -> dict[str, Any]:
+    """A config on top of the one it `inherit`s, which is looked for in `folder`, then among those that ship with the package."""
     parent_name = mapping.pop("inherit", None)
-    if parent_name is not None:
-        if not isinstance(parent_name, str):
-            raise ConfigError(f"{path}: inherit is {shown(parent_name)}, wanted the name of one file.")
-        parent = _load(path.parent / place(parent_name, what=f"{path}: inherit"))
-        if "inherit" in parent:
-            raise ConfigError(
-                f"{path}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
-                "so that a config can be read back: copy what you need into one of them."
-            )
-        mapping = merge(parent, mapping)
-    return mapping
+    if parent_name is None:
+        return mapping
+    if not isinstance(parent_name, str):
+        raise ConfigError(f"{where}: inherit is {shown(parent_name)}, wanted the name of one file.")
+    parent = _load(_parent_file(place(parent_name, what=f"{where}: inherit"), folder))
+    if "inherit" in parent:
+        raise ConfigError(
+            f"{where}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
+            "so that a config can be read back: copy what you need into one of them."
+        )
+    return merge(parent, mapping)
 
 
-def _data_of(mapping: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+def _parent_file(name: Path, folder: Path) -> Path:
+    beside = folder / name
+    return beside if _is_file(beside) else shipped_file(name) or beside
+
+
+def _data_of(mapping: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """The entries of `data`, those filled in that name others."""
     data = mapping.get("data") or {}
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{path}: data is {shown(data)}, wanted a mapping of names.")
-    filled = _filled(data, data, where=f"{path}: data")
+        raise ConfigError(f"{where}: data is {shown(data)}, wanted a mapping of names.")
+    filled = _filled(data, data, where=f"{where}: data")
     for name, value in filled.items():
         if isinstance(value, str) and (again := PLACE.search(value)):
             raise ConfigError(
-                f"{path}: data.{plain(str(name), 80)} is {shown(data[name])}, and what that names is filled in itself ({shown(again[0])}). "
+                f"{where}: data.{plain(str(name), 80)} is {shown(data[name])}, and what that names is filled in itself ({shown(again[0])}). "
                 "One level is allowed: write that one out."
             )
     return filled
@@ -147,11 +165,19 @@ def _load(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"no config file {plain(str(path))}."
             + (f" In that folder: {', '.join(sorted(near)[:20])}." if near else "")
+            + _shipped_hint(path)
         )
     mapping = read_yaml_file(path)
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} holds {type(mapping).__name__}, wanted a mapping of settings.")
     return mapping
+
+
+def _shipped_hint(path: Path) -> str:
+    names = near_names(path)
+    if names:
+        return f" Configs that ship with the package: {', '.join(names)}; `grpo-mm configs` lists all."
+    return " `grpo-mm configs` lists those that ship with the package."
 
 
 def _is_file(path: Path) -> bool:
@@ -175,11 +201,8 @@ def build(cls: type, mapping: Any, *, path: str = "") -> Any:
         raise ConfigError(f"{where}: found {mapping!r}, wanted a mapping with the keys {', '.join(_names(cls))}.")
     for key in mapping:
         if key not in _names(cls):
-            near = difflib.get_close_matches(str(key), _names(cls), n=1)
             raise ConfigError(
-                f"{where}: unknown key {shown(key)}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" Known keys: {', '.join(_names(cls))}."
+                f"{where}: unknown key {shown(key)}{_meant(cls, mapping, str(key), path)} Known keys: {', '.join(_names(cls))}."
             )
     hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
@@ -197,6 +220,31 @@ def build(cls: type, mapping: Any, *, path: str = "") -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _meant(cls: type, mapping: Mapping[str, Any], key: str, path: str) -> str:
+    """How the sentence on an unknown key ends: the nearest name, where that key stands, or what another tool kit's word is here."""
+    near = difflib.get_close_matches(key, _names(cls), n=1)
+    if near and difflib.SequenceMatcher(None, key, near[0]).ratio() > SURELY:
+        return f". Did you mean {near[0]!r}?"
+    parts = [name for name in PARTS if name in _names(cls)] if not path else []
+    within = [name for name in parts if annotation_at(cls, mapping, [name, key]) is not None]
+    if within:
+        return f": it stands under {within[0]}, as {within[0]}.{key}."
+    here = here_it_is(key) if WORDS_OF_OTHERS.fullmatch(path) else None
+    if here is not None:
+        return f": {here}."
+    return f". Did you mean {near[0]!r}?" if near else "."
+
+
+PARTS = ("policy", "engine", "optim", "updates", "evaluation", "checkpoints")
+"""Of a run, whose keys are looked for where one stands a level too high."""
+WORDS_OF_OTHERS = re.compile(
+    r"|policy(\.(lora|chat|model))?|engine|optim|updates|evaluation|checkpoints|ema|(objective|advantage)\.\d+"
+)
+"""Where a name of another tool kit is taken for what it is there; elsewhere names belong to components of their own."""
+SURELY = 0.85
+"""So alike, a name is misspelt rather than another tool kit's."""
 
 
 def _names(cls: type) -> list[str]:
@@ -230,6 +278,8 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
         return value if isinstance(value, annotation) else build(annotation, value, path=path)
     if isinstance(value, bool) and annotation in (int, float):
         raise ConfigError(f"{path}: found {shown(value)}; input should be a number.")
+    if _is_list_of_any_length(annotation) and isinstance(value, (str, int, float)):
+        value = [value]
     if isinstance(value, str) and (annotation is bool or bool in args):
         value = SWITCHES.get(value.lower(), value)
     try:
@@ -254,6 +304,12 @@ def _check_variables(value: Any, *, path: str) -> None:
                 f"environment it was started in. Write what it stands for, name it under `data` (${{data.NAME}}), or give "
                 f"{path}=… on the command line, where the shell fills it in."
             )
+
+
+def _is_list_of_any_length(annotation: Any) -> bool:
+    """Of plain values; what stands there alone is then a list of one."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    return origin is list or (origin is tuple and len(args) == 2 and args[1] is Ellipsis)
 
 
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}

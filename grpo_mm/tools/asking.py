@@ -24,7 +24,13 @@ LONGEST_FORMAT = 8
 
 
 def phrased(
-    texts: Sequence[str], sources: Any, *, run: Path, trust: bool, source: str | None = None, words: Mapping[str, str]
+    texts: Sequence[str],
+    sources: Any,
+    *,
+    run: Path | Mapping[str, Any],
+    trust: bool,
+    source: str | None = None,
+    words: Mapping[str, str],
 ) -> list[str]:
     """Each text as a prompt of training would ask it.
 
@@ -69,11 +75,11 @@ def templates(sources: Any, *, run: Path, trust: bool) -> dict[str, str]:
     return {str(name): template for name, template in found.items() if template is not None}
 
 
-def _way(name: str, entry: Any, run: Path, *, trust: bool) -> Way | None:
+def _way(name: str, entry: Any, run: Path | Mapping[str, Any], *, trust: bool) -> Way | None:
     template = _template(entry)
     if template is not None:
         return template
-    trusted = trust or not is_recorded(run) or is_own(run if run.is_dir() else run.parent)
+    trusted = trust or isinstance(run, Mapping) or not is_recorded(run) or is_own(run if run.is_dir() else run.parent)
     try:
         with nullcontext() if trusted else only_known(str(run)):
             use = entry.get("use") if isinstance(entry, Mapping) else None

@@ -13,7 +13,7 @@ from typing import Any
 from grpo_mm.errors import ConfigError
 from grpo_mm.looking.metrics import append
 from grpo_mm.outside import place
-from grpo_mm.tools.inference import Loaded, evaluated
+from grpo_mm.tools.inference import Loaded, evaluated, place_of
 from grpo_mm.tools.numbered import new_folder, numbered_folder
 from grpo_mm.tools.prediction_rows import json_value, prediction_rows, standard_errors, write_pictures
 
@@ -44,7 +44,7 @@ class HeldOut:
 
 
 def held_out(
-    run: str | Path,
+    run: str | Path | Mapping[str, Any],
     *,
     overrides: Sequence[str] = (),
     checkpoint: str | int | None = None,
@@ -67,14 +67,15 @@ def held_out(
     Raises:
         ConfigError: there are no held-out prompts, or nothing can be written there.
     """
-    path = place(run, what="the run")
-    record = path / RECORD if path.is_dir() and out is None else None
+    run = place_of(run)
+    path = run if isinstance(run, Path) and run.is_dir() else None
+    record = path / RECORD if path is not None and out is None else None
     if record is not None and record.is_symlink():
         raise ConfigError(f"{record} is a link, which is not written through. Give --out.")
     folder = None if out is None else new_folder(place(out, what="--out"))
-    loaded = Loaded(path, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)
+    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)
     is_main = loaded.processes.is_main
-    if is_main and folder is None and path.is_dir():
+    if is_main and folder is None and path is not None:
         folder = numbered_folder(path / FOLDER)
     try:
         result = evaluated(loaded)

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from grpo_mm import registry
-from grpo_mm.config.run_config import RunConfig, build_config, recorded_mapping
+from grpo_mm.config.by_policy import filled
+from grpo_mm.config.recorded import is_recorded
+from grpo_mm.config.run_config import RunConfig, build_config, read_mapping, recorded_mapping, with_what_lies_beside
+from grpo_mm.config.shipped import config_file
 from grpo_mm.config.sizes import check_sizes
-from grpo_mm.config.typed_yaml import read_yaml
+from grpo_mm.config.typed_yaml import build, read_yaml
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import is_text, place, shown
 from grpo_mm.processes.distributed import Processes
@@ -40,7 +43,7 @@ class Loaded:
 
     def __init__(
         self,
-        run: Path,
+        run: str | Path | Mapping[str, Any],
         *,
         overrides: Sequence[str],
         checkpoint: str | int | None,
@@ -48,7 +51,7 @@ class Loaded:
         media: bool = False,
         trust: bool = False,
     ) -> None:
-        run = place(run, what="the run")
+        run = place_of(run)
         self.config = config = _config(run, overrides, scores=scores, trust=trust)
         if media and not hasattr(config.engine, "illustrate"):
             raise ConfigError(
@@ -93,10 +96,16 @@ class Loaded:
         return self.policy.snapshots.use("ema")
 
 
-def _checkpoint(run: Path, name: str | int | None) -> Path | None:
-    if not run.is_dir():
+def place_of(run: str | Path | Mapping[str, Any]) -> Path | Mapping[str, Any]:
+    """A run folder, a config's file, which may be a shipped one, or a mapping as it is."""
+    return run if isinstance(run, Mapping) else config_file(place(run, what="the run"))
+
+
+def _checkpoint(run: Path | Mapping[str, Any], name: str | int | None) -> Path | None:
+    if isinstance(run, Mapping) or not run.is_dir():
         if name is not None:
-            raise ConfigError(f"--checkpoint {name} needs a run folder; {run} is a config, which has no checkpoints.")
+            told = "what was given" if isinstance(run, Mapping) else run
+            raise ConfigError(f"--checkpoint {name} needs a run folder; {told} is a config, which has no checkpoints.")
         return None
     folder = RunFolder(run)
     if not checkpoints.steps(folder.checkpoints):
@@ -106,15 +115,19 @@ def _checkpoint(run: Path, name: str | int | None) -> Path | None:
     return path
 
 
-def _config(run: Path, overrides: Sequence[str], *, scores: bool, trust: bool) -> RunConfig:
-    """The config of a run folder or of a file. Sampling needs neither prompt files nor the user's own rewards."""
+def _config(run: Path | Mapping[str, Any], overrides: Sequence[str], *, scores: bool, trust: bool) -> RunConfig:
+    """The config of a run folder, of a file, or a mapping. Sampling needs neither prompt files nor the user's own rewards."""
     mapping = _mapping(run, overrides)
     if not scores:
         mapping |= {"prompts": {}, "eval_prompts": {}, "rewards": {}, "watch": {}}
+    if isinstance(run, Mapping):
+        return build(RunConfig, filled(mapping))
     return build_config(mapping, run, overrides, trust=trust)
 
 
-def _mapping(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def _mapping(run: Path | Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    if isinstance(run, Mapping):
+        return read_mapping(run, overrides)
     return recorded_mapping(run, overrides) if run.is_dir() else read_yaml(run, overrides, RunConfig)
 
 
@@ -145,10 +158,10 @@ class Sampled:
 
 
 def sample(
-    run: Path,
+    run: str | Path | Mapping[str, Any],
     *,
     prompts: Sequence[str],
-    out: Path | None = None,
+    out: str | Path | None = None,
     media: Sequence[Any] = (),
     count: int = 1,
     seed: int = 0,
@@ -183,10 +196,10 @@ def sample(
             raise ConfigError(f"--prompt {shown(text)} holds bytes that are not UTF-8; give it in UTF-8.")
     if raw and (source is not None or words):
         raise ConfigError("--raw asks the bare text: leave out --source and --word.")
-    run = place(run, what="the run")
+    run = place_of(run)
     texts = list(prompts)
     if not raw:
-        sources = _mapping(run, overrides).get("prompts")
+        sources = _sources(run, overrides)
         texts = phrased(prompts, sources, run=run, trust=trust, source=source, words=words)
         if not media and any(mark in text for text in set(texts) - set(prompts) for mark in ("<image>", "<video>")):
             log.warning("the run's questions are about a picture or a video, and none is given: --media")
@@ -198,7 +211,9 @@ def sample(
             raise ConfigError(f"the samples cannot be written to {out}: {error}.") from error
         _check_overwritten(out)
     loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=False, media=bool(media), trust=trust)
-    out = numbered_folder((run if run.is_dir() else Path()) / "samples_drawn") if out is None else out
+    if out is None:
+        within = run if isinstance(run, Path) and run.is_dir() else Path()
+        out = numbered_folder(within / "samples_drawn")
     asked = tuple(Prompt(id=f"sample/{i}", text=text, media=tuple(media)) for i, text in enumerate(texts))
     size = len(asked)
     rows = Rows(asked, torch.arange(size).repeat_interleave(count), torch.arange(count).repeat(size), count)
@@ -214,6 +229,14 @@ def sample(
     ]
     path.write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8", errors="replace")
     return Sampled([path], answers, texts, loaded.step, loaded.averaged)
+
+
+def _sources(run: Path | Mapping[str, Any], overrides: Sequence[str]) -> Any:
+    """`prompts` of the plain config; of a file with what lies beside it, as where it is built."""
+    found = _mapping(run, overrides).get("prompts")
+    if isinstance(run, Mapping) or not run.is_file() or is_recorded(run):
+        return found
+    return with_what_lies_beside(found, run, key="prompts")
 
 
 def _check_overwritten(out: Path) -> None:
@@ -274,7 +297,11 @@ def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: 
 
 
 def evaluate(
-    run: Path, *, overrides: Sequence[str] = (), checkpoint: str | int | None = None, trust: bool = False
+    run: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    checkpoint: str | int | None = None,
+    trust: bool = False,
 ) -> dict[str, float]:
     """Held-out metrics of a run's checkpoint or of an untrained model; `trust`: import code that a run folder names.
 

@@ -18,7 +18,7 @@ class Optim:
     """AdamW; the defaults are those of the Flow-GRPO scripts (flow models, LoRA)."""
 
     lr: float = field(default=3e-4, metadata=NOTED)
-    """Its highest value."""
+    """Learning rate, at its highest."""
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=NOTED)
     """Of AdamW."""
     weight_decay: float = field(default=1e-4, metadata=NOTED)

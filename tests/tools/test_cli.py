@@ -448,11 +448,11 @@ def test_the_command_runs_under_accelerate_launch_and_goes_on_after_kill_9(proce
 def test_media_of_sample_are_pictures_by_what_they_hold(name, still, tmp_path):
     from PIL import Image
 
-    from grpo_mm.cli import _media_file
     from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+    from grpo_mm.entry import opened_medium
 
     if still:
         Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG")
     else:
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypisom")
-    assert isinstance(_media_file(tmp_path / name), ImageFile if still else VideoFile)
+    assert isinstance(opened_medium(tmp_path / name, what="--media"), ImageFile if still else VideoFile)

@@ -90,11 +90,13 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
                 f"model path {path!r} is neither an existing folder nor a hub name of the form owner/name."
             )
         return
+    if not folder.exists():
+        raise ConfigError(f"model path: there is no folder {plain(path)}.")
     index = folder / "model_index.json"
     if not index.is_file():
         raise ConfigError(
             f"{path} is not a diffusers checkpoint: it has no model_index.json. "
-            + ("The folder does not exist." if not folder.exists() else "Give the folder that `save_pretrained` wrote.")
+            "Give the folder that `save_pretrained` wrote."
         )
     found = read_index(folder).get("_class_name")
     if found != pipeline_class:
