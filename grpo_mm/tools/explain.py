@@ -13,13 +13,14 @@ from functools import cache
 from typing import Any
 
 from grpo_mm import registry
+from grpo_mm.config.key_docs import default_of, doc_of
 from grpo_mm.config.methods import METHODS, Method
 from grpo_mm.config.settings import Settings
 from grpo_mm.config.synonyms import here_it_is
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import UserError
 from grpo_mm.outside import shown
-from grpo_mm.tools.field_docs import default_of, doc_of, type_of
+from grpo_mm.tools.field_docs import type_of
 from grpo_mm.tools.key_texts import TEXTS
 
 UNNAMED = ("preset", "prediction_file")
@@ -135,7 +136,7 @@ def _told(keys: list[Key]) -> list[str]:
     lines = [where[0]]
     if len(where) > 1:
         lines.append(f"  also {', '.join(where[1:4])}{f' and {len(where) - 4} more' if len(where) > 4 else ''}")
-    lines.append(f"  {type_of(key.annotation)}; default: {default_of(key.field)}")
+    lines.append(f"  {type_of(key.annotation)}; default: {default_of(key.field) or 'its own defaults'}")
     role = _role_within(key.annotation)
     doc = _text(key.cls, key.field.name)
     if doc:
@@ -181,7 +182,7 @@ def _settings(cls: type) -> list[str]:
         if field.init:
             doc = " ".join(_text(cls, field.name).split())
             lines.append(
-                f"    {field.name}: {type_of(hints[field.name])}; default: {default_of(field)}{'. ' + doc if doc else ''}"
+                f"    {field.name}: {type_of(hints[field.name])}; default: {default_of(field) or 'its own defaults'}{'. ' + doc if doc else ''}"
             )
     return lines
 
