@@ -33,6 +33,7 @@ class Watched:
     timeout_seconds: float | None = None
     isolate: bool = False
     device: str | None = None
+    workers: int = 1
     """These as for an entry of `rewards`."""
     metric: str | None = None
     """A name of metrics.jsonl; None: the score of `use`, watch/NAME/score."""

@@ -79,9 +79,10 @@ class IsolatedReward:
     in `score_safely`. Starting and loading are no part of the time limit.
     """
 
-    def __init__(self, use: Any, *, name: str, timeout_seconds: float | None = None) -> None:
-        """Raises ConfigError as `sendable`."""
+    def __init__(self, use: Any, *, name: str, timeout_seconds: float | None = None, share: int = 1) -> None:
+        """share: how many processes the threads of torch are divided among. Raises ConfigError as `sendable`."""
         self.name = name
+        self._share = share
         self._sent = sendable(name, use)
         self._limit = own_limit(use) if timeout_seconds is None else timeout_seconds
         self._process: _Process | None = None
@@ -136,7 +137,8 @@ class IsolatedReward:
         if self._process is None:
             self._process = _Process.start()
             weakref.finalize(self, self._process.kill)
-            settings = {"use": self._sent, "device": str(device), "threads": torch.get_num_threads(), "name": self.name}
+            threads = max(1, torch.get_num_threads() // self._share)
+            settings = {"use": self._sent, "device": str(device), "threads": threads, "name": self.name}
             ready = json.loads(self._process.exchange(pickle.dumps(settings), START_SECONDS, "it was not ready"))
             if ready.get("error"):
                 raise _Ended(plain(f"the reward could not be made in a process of its own: {ready['error']}"))

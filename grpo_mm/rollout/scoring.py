@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.progress import report
 from grpo_mm.registry import Role
 from grpo_mm.rollout.isolated import IsolatedReward, sendable
+from grpo_mm.rollout.isolated_pool import IsolatedPool
 from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.reward_use import as_reward, in_sets, move
@@ -48,6 +50,9 @@ class Scorer:
     """In a process of its own: it may crash, be killed or hang (with a time limit) without ending the run."""
     device: str | None = field(default=None, metadata=FREE)
     """Of an isolated reward, e.g. cpu or cuda:1; None: the run's."""
+    workers: int = field(default=1, metadata=FREE)
+    """Of an isolated reward: so many processes share its outputs, for one that looks at each output alone and is slow on a
+    CPU, as reading texts in pictures is."""
 
 
 def check_isolated(scorers: Mapping[str, Any]) -> None:
@@ -55,9 +60,17 @@ def check_isolated(scorers: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: an isolated reward that a process of its own cannot make, a device that torch does not know, or one that is
-            set for a reward in our own process.
+            set for a reward in our own process; workers for such a one, or for a reward that compares outputs.
     """
     for name, scorer in scorers.items():
+        if scorer.workers < 1:
+            raise ConfigError(f"{name}: workers = {scorer.workers}; wanted at least 1.")
+        if scorer.workers > 1 and not scorer.isolate:
+            raise ConfigError(f"{name}: workers: {scorer.workers} are processes of a reward with isolate: true.")
+        if scorer.workers > 1 and is_relative(as_reward(scorer.use)):
+            raise ConfigError(
+                f"{name}: workers: {scorer.workers} share outputs, but this reward compares those of a group; wanted 1."
+            )
         if scorer.device is not None and not scorer.isolate:
             raise ConfigError(
                 f"{name}: device: {scorer.device} is for a reward with isolate: true; others are on the run's device."
@@ -73,6 +86,26 @@ def check_isolated(scorers: Mapping[str, Any]) -> None:
             sendable(name, scorer.use)
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What one scorer is asked."""
+
+    index_u: Tensor
+    """Which of the rows, [u]."""
+    items: Any
+    prompts: list[Prompt]
+    group_U: Tensor | None
+    errors: list[str]
+    """Why it could not be asked about some."""
+
+
+def _isolated(name: str, scorer: Scorer) -> IsolatedReward | IsolatedPool:
+    limit = scorer.timeout_seconds
+    if scorer.workers == 1:
+        return IsolatedReward(scorer.use, name=name, timeout_seconds=limit)
+    return IsolatedPool(scorer.use, name=name, workers=scorer.workers, timeout_seconds=limit)
+
+
 class Scoring:
     """Named scorers on a device. `errors` keeps the first failure of each, for the message if nothing can be scored."""
 
@@ -82,11 +115,7 @@ class Scoring:
         self.first_error: dict[str, str] = {}
         self._warned: set[str] = set()
         self._parts: dict[str, set[str]] = {name: set() for name in scorers}
-        self._isolated = {
-            name: IsolatedReward(scorer.use, name=name, timeout_seconds=scorer.timeout_seconds)
-            for name, scorer in scorers.items()
-            if scorer.isolate
-        }
+        self._isolated = {name: _isolated(name, scorer) for name, scorer in scorers.items() if scorer.isolate}
 
     def __call__(
         self, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None = None
@@ -96,10 +125,14 @@ class Scoring:
 
         `group_U`: [U] int64, the comparison sets, for rewards that compare items with each other; without it they are
         left out.
+
+        Rewards in processes of their own are asked first, and score beside those that follow; the result is the same.
         """
         self._tell_of_none(items, prompts)
         asked = {n: s for n, s in self.scorers.items() if group_U is not None or not is_relative(s.use)}
-        return {name: self._one(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
+        tasks = {name: self._task(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
+        found = self._answers(tasks)
+        return {name: self._told(name, tasks[name], found.get(name), len(prompts)) for name in asked}
 
     def rehearse(self, name: str, items: Any, prompts: Sequence[Prompt]) -> str | None:
         """Why this reward cannot score any of these outputs, which are not counted; None where it scored or left out some."""
@@ -112,9 +145,7 @@ class Scoring:
         """Scorer name → how many of the prompts it applies to, or cannot say whether it does: those are failures."""
         return {name: sum(applies_to(scorer, prompt) for prompt in prompts) for name, scorer in self.scorers.items()}
 
-    def _one(
-        self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _task(self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None) -> _Task:
         different = {id(prompt): prompt for prompt in prompts}.values()
         with kept(name):
             rules = {id(prompt): _ruling(scorer, prompt) for prompt in different}
@@ -123,21 +154,49 @@ class Scoring:
         applies = [i for i, rule in enumerate(ruled) if rule is True]
         if not isinstance(items, Tensor):
             applies = [i for i in applies if items[i] is not None]
-        scores: dict[str, Tensor] = {"score": torch.zeros(0)}
         index = torch.tensor(applies, dtype=torch.int64)
-        if applies:
-            chosen = pick_items(items, index)
-            if isinstance(chosen, Pictures):
-                chosen, _ = sound_items(chosen)
-            group = group_U[index] if group_U is not None and is_relative(scorer.use) else None
-            report(f"scoring by {plain(name, 60)}", 0, len(applies))
-            with phase("reward"):
-                scores, failures = self._scored(name, scorer, chosen, [prompts[i] for i in applies], group)
-            errors += failures
-            count(self.counter, len(applies))
-        self._tell(name, errors)
+        chosen = pick_items(items, index) if applies else []
+        if isinstance(chosen, Pictures):
+            chosen, _ = sound_items(chosen)
+        group = group_U[index] if group_U is not None and is_relative(scorer.use) else None
+        return _Task(index, chosen, [prompts[i] for i in applies], group, errors)
+
+    def _answers(self, tasks: Mapping[str, _Task]) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
+        """What the scorers that have something to score say; those in other processes all at once."""
+        asked = {name: task for name, task in tasks.items() if task.prompts}
+        apart = [name for name in asked if name in self._isolated]
+
+        def answer(name: str) -> tuple[dict[str, Tensor], list[str]]:
+            task = asked[name]
+            return self._scored(name, self.scorers[name], task.items, task.prompts, task.group_U)
+
+        with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="grpo_mm-scores") as threads:
+            try:
+                waiting = {name: threads.submit(answer, name) for name in apart} if len(asked) > 1 else {}
+                found = {}
+                for name, task in asked.items():
+                    report(f"scoring by {plain(name, 60)}", 0, len(task.prompts))
+                    if name not in waiting:
+                        with phase("reward"):
+                            found[name] = answer(name)
+                with phase("reward"):
+                    found |= {name: one.result() for name, one in waiting.items()}
+            except BaseException:  # Ctrl-C, or weights that cannot be loaded: the threads would wait for their answers
+                for name in apart:
+                    self._isolated[name].end()
+                raise
+        return found
+
+    def _told(
+        self, name: str, task: _Task, answer: tuple[dict[str, Tensor], list[str]] | None, rows: int
+    ) -> dict[str, Tensor]:
+        """The answer as columns of all rows, once its failures are told and its calls counted."""
+        scores, failures = ({"score": torch.zeros(0)}, []) if answer is None else answer
+        if answer is not None:
+            count(self.counter, len(task.prompts))
+        self._tell(name, [*task.errors, *failures])
         return {
-            part: torch.full((len(prompts),), torch.nan).index_put_((index,), value)
+            part: torch.full((rows,), torch.nan).index_put_((task.index_u,), value)
             for part, value in self._known_parts(name, scores).items()
         }
 

@@ -86,6 +86,7 @@ class Learner:
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
         self.policy.snapshots.take("ema") if config.ema else None
         self.policy.snapshots.take("sampling") if config.sampling else None
+        self._plans: dict[int, tuple[Rows, Tensor]] = {}
         self._sampled: Counter[str] = Counter()
         """What this rank has sampled in a step, groups that a collector leaves out included."""
         self.lr_scale = 1.0
@@ -126,13 +127,31 @@ class Learner:
         """This rank's scored batches of a step, and the update part of each row, [N]."""
         config = self.config
         self._sampled.clear()
-        prompts = seen_by(self.policy, self.prompts.batch(step, config.prompts_per_step, config.seed))
-        parts = config.updates.count if config.updates.by == "group" else 1
-        rows, part_N = plan_rows(
-            prompts, group_size=config.group_size, parts=parts, rank=self.processes.rank, world=self.processes.world
-        )
+        rows, part_N = self._planned(step)
+        more = self._more(step, self._parts)
         with self._sampling_weights():
-            return config.collector(lambda r: self._sample(r, step), self._score, rows, self._more(step, parts)), part_N
+            return config.collector(lambda r: self._sample(r, step), self._score, rows, more), part_N
+
+    @property
+    def _parts(self) -> int:
+        updates = self.config.updates
+        return updates.count if updates.by == "group" else 1
+
+    def _planned(self, step: int) -> tuple[Rows, Tensor]:
+        """This rank's rows of a step and the update part of each; only the last step that was asked for is kept."""
+        if step not in self._plans:
+            config, processes = self.config, self.processes
+            prompts = seen_by(self.policy, self.prompts.batch(step, config.prompts_per_step, config.seed))
+            self._plans = {step: plan_rows(
+                prompts, group_size=config.group_size, parts=self._parts, rank=processes.rank, world=processes.world
+            )}  # fmt: skip
+        return self._plans[step]
+
+    def _announce(self, step: int) -> None:
+        """Tells the policy, where it wants to know, which prompts it is asked in a step, so that it reads them meanwhile."""
+        if hasattr(self.policy, "announce") and step not in self._plans and step < self.config.steps:
+            rows, _ = self._planned(step)
+            self.policy.announce([rows.prompts[p] for p in rows.prompt_N.unique().tolist()])
 
     def _more(self, step: int, parts: int) -> More:
         seed, share = self.config.seed, {"rank": self.processes.rank, "world": self.processes.world}
@@ -177,6 +196,7 @@ class Learner:
             rollout, outputs = self.config.engine.sample(
                 self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
             )
+        self._announce(step + 1)
         if is_pictures(outputs.items):
             self._sampled["pictures"] += len(outputs.items)
         elif hasattr(self.config.engine, "amounts"):

@@ -53,6 +53,8 @@ class Onlooker:
     ) -> dict[str, float]:
         """`watch/…`, `image/…` or `text/…`, and `diversity/mean` of the rollout; a sheet or a transcript every `samples_every` steps.
 
+        What is watched, and statistics, are means over at most 128 outputs of a rank (`MEASURED_PICTURES`).
+
         `why` says what settled the advantages of pictures; it is asked for a sheet alone.
         Demonstrations that were put into a group are shown, and measured nowhere.
         """
@@ -60,7 +62,7 @@ class Onlooker:
         found: dict[str, float] = {}
         shown = outputs.pictures()  # one for each row, however many were scored
         if config.watched_rewards:
-            own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
+            own = _spread(shown[~is_demo(batch.rollout)[outputs.row_M[shown]]], MEASURED_PICTURES)
             prompts = prompts_of(batch.rollout, outputs.row_M[own])
             watched = self.watch(_items(outputs, own), prompts)
             found |= mean_scores(watched, self.processes, prefix="watch", names={}, applied=self.watch.applied(prompts))
@@ -172,6 +174,11 @@ def _items(outputs: Outputs, which: Tensor) -> Any:
     return pick_items(outputs.items, outputs.item_index()[which])
 
 
+def _spread(index: Tensor, most: int) -> Tensor:
+    """At most so many of an index [m], evenly spread over it."""
+    return index[torch.linspace(0, len(index) - 1, most).round().long()] if len(index) > most else index
+
+
 def _mean_advantage(earned: Credit) -> Tensor:
     """[N], over the actions that count; NaN where none does."""
     kept_NA = earned.keep_NA
@@ -189,7 +196,7 @@ def mean_statistics(images: Tensor, processes: Processes, *, prefix: str) -> dic
     """Means of `image_statistics` over the pictures of all ranks; nothing for pictures smaller than 3 × 3."""
     local: dict[str, tuple[float, int]] = {}
     if len(images) and min(images.shape[2:]) >= 3:
-        chosen = torch.linspace(0, len(images) - 1, min(MEASURED_PICTURES, len(images))).round().long()
+        chosen = _spread(torch.arange(len(images)), MEASURED_PICTURES)
         chunks = [image_statistics(images[part]) for part in chosen.split(16)]
         local = {name: (sum(float(c[name].double().sum()) for c in chunks), len(chosen)) for name in chunks[0]}
     ranks = processes.gather(local)
@@ -201,7 +208,7 @@ def mean_statistics(images: Tensor, processes: Processes, *, prefix: str) -> dic
 
 def mean_text_statistics(texts: Sequence[str], processes: Processes, *, prefix: str) -> dict[str, float]:
     """Means of `text_statistics` over the texts of all ranks; nothing where there is none."""
-    chosen = torch.linspace(0, len(texts) - 1, min(MEASURED_TEXTS, len(texts))).round().long() if texts else []
+    chosen = _spread(torch.arange(len(texts)), MEASURED_TEXTS).tolist()
     ranks = [rank for rank in processes.gather(text_means([texts[i] for i in chosen])) if rank]
     return {
         f"{prefix}/{name}": sum(rank[name][0] for rank in ranks) / sum(rank[name][1] for rank in ranks)

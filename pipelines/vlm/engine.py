@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.identity import NOTED
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.memory import memory_lines
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
@@ -21,6 +21,7 @@ from grpo_mm.pipelines.vlm.prompting.illustration import clip, thumbnails
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Generated, HfGenerator, Request
 from grpo_mm.processes.clock import count, phase
+from grpo_mm.processes.progress import report
 from grpo_mm.processes.rng import stream
 from grpo_mm.registry import Role
 from grpo_mm.types import WHOLE_ROW, Outputs, Prompt, Rollout, Rows
@@ -48,6 +49,8 @@ class VlmEngine:
     """Of held-out evaluation; 0: the most probable token each time."""
     eval_max_new_tokens: int | None = field(default=None, metadata=NOTED)
     """None: as in training."""
+    eval_prompts_at_once: int = field(default=256, metadata=FREE)
+    """Prompts of a held-out set whose media are in memory at once, on each rank."""
 
     provides = PROVIDES
     output_noun = "texts"
@@ -69,7 +72,7 @@ class VlmEngine:
         """Raises ConfigError for settings that cannot work together."""
         if not isinstance(policy, VlmPolicyConfig):
             raise ConfigError(f"engine vlm samples from policy vlm, found {type(policy).__name__}.")
-        for name in ("max_new_tokens", "eval_max_new_tokens"):
+        for name in ("max_new_tokens", "eval_max_new_tokens", "eval_prompts_at_once"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"engine.{name} = {value}; wanted at least 1.")
@@ -215,7 +218,21 @@ class VlmEngine:
 
     @torch.no_grad()
     def render(self, policy: VlmPolicy, rows: Rows, *, seed: int) -> list[str | None]:
-        """Texts of the rows for evaluation; None for a prompt that cannot be read."""
+        """Texts of the rows for evaluation; None for a prompt that cannot be read.
+
+        The contexts of `eval_prompts_at_once` prompts are in memory; the next ones are read meanwhile.
+        """
+        windows = _windows(rows, self.eval_prompts_at_once)
+        texts: list[str | None] = []
+        for window, following in zip(windows, [*windows[1:], None]):
+            if following is not None:
+                policy.announce([following.prompts[p] for p in following.prompt_N.unique().tolist()])
+            texts += self._rendered(policy, window, seed=seed)
+            if len(windows) > 1:
+                report("rows of the held-out set", len(texts), len(rows))
+        return texts
+
+    def _rendered(self, policy: VlmPolicy, rows: Rows, *, seed: int) -> list[str | None]:
         contexts, context_N = _encode(policy, rows)
         keys = _keys(rows)
         whose = [contexts[c] for c in context_N.tolist()]
@@ -285,6 +302,14 @@ def _encode(policy: VlmPolicy, rows: Rows) -> tuple[list[Context], Tensor]:
             count("failed_prompts", 1)
             log.warning("its rows are left out: %s", context.failure)
     return contexts, context_N
+
+
+def _windows(rows: Rows, prompts: int) -> list[Rows]:
+    """The rows in order, cut so that each piece has so many different prompts; a prompt's rows stand side by side."""
+    different = torch.unique_consecutive(rows.prompt_N, return_inverse=True)[1]
+    return [
+        rows.take(torch.nonzero(different // prompts == k).flatten()) for k in (different // prompts).unique().tolist()
+    ]
 
 
 def _keys(rows: Rows) -> Sequence[tuple[str, int]]:

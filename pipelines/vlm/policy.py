@@ -23,6 +23,7 @@ from grpo_mm.pipelines.vlm.models.families import check_model, resolve
 from grpo_mm.pipelines.vlm.models.loading import load
 from grpo_mm.pipelines.vlm.models.positions import VideoPositions
 from grpo_mm.pipelines.vlm.prompt_sharing.replay import Replay, Sharing
+from grpo_mm.pipelines.vlm.prompting.ahead import EncodedAhead
 from grpo_mm.pipelines.vlm.prompting.chat import Chat
 from grpo_mm.pipelines.vlm.prompting.contexts import Encoder
 from grpo_mm.pipelines.vlm.prompting.open_media import fit_media
@@ -88,6 +89,9 @@ class VlmPolicyConfig:
     """Tokens whose distribution over the vocabulary exists at once."""
     gradient_checkpointing: bool = field(default=False, metadata=FREE)
     """Activations are computed again in the backward pass: less memory, more time."""
+    encode_workers: int = field(default=1, metadata=FREE)
+    """Threads that open the media of the next step's prompts and put them through the processor while this step is scored and
+    trained; 0: they are read when they are asked. Changes no number; the contexts of one step more are in main memory."""
 
     @property
     def sharing(self) -> Sharing:
@@ -162,6 +166,8 @@ class VlmPolicyConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"policy.{name} = {value}; wanted at least 1.")
+        if self.encode_workers < 0:
+            raise ConfigError(f"policy.encode_workers = {self.encode_workers}; wanted 0 (none) or more.")
         if self.temperature <= 0:
             raise ConfigError(
                 f"policy.temperature = {self.temperature}; wanted above 0: without chance there are no log-probabilities."
@@ -222,12 +228,17 @@ class VlmPolicy:
                 f"policy.chat.frame_times: a {loaded.family.model_type} processor puts times before frames by itself; leave it out."
             )
         fit_media(config.media, loaded.processor.video_processor, loaded.family)
-        self.encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
+        encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
+        self.encode = EncodedAhead(encode, workers=config.encode_workers)
         self.snapshots = Snapshots(self.trainable)
 
     def as_seen(self, prompt: Prompt) -> Prompt:
         """The prompt with the sizes of its picture, before and after the processor's resize, in its target."""
         return with_picture_size(prompt, self.config.media, self.processor.image_processor)
+
+    def announce(self, prompts: Sequence[Prompt]) -> None:
+        """These prompts are asked next: their media are read beside what is done until then."""
+        self.encode.announce(prompts)
 
     def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
         """Flat positions [n, A] of the rows with a masked action: whole rows, those of one prompt beside each other."""

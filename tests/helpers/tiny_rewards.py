@@ -1,6 +1,7 @@
 """Rewards as a user writes them, for tests."""
 
 import os
+import time
 
 import numpy as np
 
@@ -28,3 +29,12 @@ def rank(images, prompts, metadata):
 def letters(texts, prompts, metadata):
     """A number that differs between any two texts of a tiny model, so that there is something to learn from."""
     return [sum(map(ord, text)) % 97 / 97 for text in texts]
+
+
+def slept(images, prompts, metadata):
+    """The number in each prompt's text, after a nap for each; the process dies at "die"."""
+    for prompt in prompts:
+        if prompt == "die":
+            os._exit(3)
+        time.sleep(0.01)
+    return [float(prompt) for prompt in prompts]

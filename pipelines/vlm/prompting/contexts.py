@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,14 +65,18 @@ class Encoder:
     chat: Chat
     media: Any
 
-    def __call__(self, prompt: Prompt) -> Context:
-        """Raises PromptTooLong where `too_long` says so; unreadable media give a context with `failure`."""
+    def __call__(self, prompt: Prompt, *, turn: AbstractContextManager[Any] | None = None) -> Context:
+        """turn: held while the processor works, which serves one thread at a time; media are opened before.
+
+        Raises PromptTooLong where `too_long` says so; unreadable media give a context with `failure`.
+        """
         for text in (prompt.text, *(turn["content"] for turn in prompt.messages)):
             if not isinstance(text, str) or not is_text(text):
                 return failed(prompt, f"its text is {shown(text)}, which no tokenizer reads.")
         try:
             loaded = [open_media(self.media, item) for item in prompt.media]
-            return self._context(prompt, loaded)
+            with turn or nullcontext():
+                return self._context(prompt, loaded)
         except PromptTooLong as error:
             if self.chat.too_long == "error":
                 raise
