@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,9 @@ class FlowPolicyConfig:
     """What the network computes in. Latents, log-probabilities and trained weights are float32 whatever this is."""
     guidance: float = field(default=1.0, metadata=NOTED)
     """> 1: the guided velocity is the policy, in rollout, training and evaluation alike."""
+    detach_unconditional: bool = field(default=False, metadata=NOTED)
+    """What the network says without the text is a constant of the gradient, as in the released code of Flow-GRPO: the same values, a
+    gradient that leaves this half out, and half of the activations; for models that are guided by two network rows."""
     height: int = 512
     """Pixels of a rollout."""
     width: int = 512
@@ -106,6 +110,8 @@ class FlowPolicyConfig:
             found.append(
                 f"policy.guidance = {self.guidance:g} has no effect: the checkpoint's network does not take it (guidance_embeds is false)."
             )
+        if self.detach_unconditional and self.guidance <= 1:
+            found.append("policy.detach_unconditional has no effect: policy.guidance is not above 1.")
         if self.vae_slicing and self.decode_batch == 1:
             found.append(
                 "policy.vae_slicing has no effect: policy.decode_batch = 1 decodes pictures one by one already."
@@ -133,6 +139,10 @@ class FlowPolicyConfig:
             )
         if self.merge_adapter is not None:
             check_adapter(self.merge_adapter)
+        if self.detach_unconditional and "detach_unconditional" not in signature(self.model.velocity).parameters:
+            raise ConfigError(
+                f"policy.detach_unconditional: {type(self.model).__name__} has no unconditional half that could be detached; leave it out."
+            )
 
     def stand_ins(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """What rewards are tried with before anything is sampled: pictures of random pixels, and a light and a
@@ -230,6 +240,7 @@ class FlowPolicy:
                 condition,
                 guidance=guidance,
                 size=size,
+                **({"detach_unconditional": True} if self.config.detach_unconditional else {}),
             )
         return velocity.to(self.math_dtype)
 
