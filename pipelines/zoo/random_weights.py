@@ -20,9 +20,10 @@ SD3_TRANSFORMERS: dict[str, dict[str, Any]] = {
         num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=384,
         dual_attention_layers=tuple(range(13)),
     ),
+    "sd3_width384": dict(num_layers=8, num_attention_heads=6, caption_projection_dim=384, pos_embed_max_size=96),
     "sd35_large": dict(num_layers=38, num_attention_heads=38, caption_projection_dim=2432, pos_embed_max_size=192),
 }  # fmt: skip
-"""From the models' published configurations."""
+"""From the models' published configurations; sd3_width384 is a small one for comparisons on a CPU."""
 
 FLUX_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "flux_dev": dict(num_layers=19, num_single_layers=38, num_attention_heads=24, attention_head_dim=128)
