@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, zoo."""
 
 from __future__ import annotations
 
@@ -411,6 +411,22 @@ def bench(
 
     result = measure(config, overrides or [], steps=steps, vs=vs or [], trust=trust)
     say(json.dumps(result, indent=1) if as_json else table(result))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
+    overrides: Overrides = None,
+    trust: Trust = False,
+) -> None:
+    """Compares sampler and trainer on a few prompts: why a ratio is not 1. Ends with 1 at a difference."""
+    from grpo_mm.tools.doctor import doctor as examine
+    from grpo_mm.tools.doctor import report
+
+    text, is_well = report(examine(config, overrides or [], trust=trust))
+    say(text)
+    if not is_well:
+        raise typer.Exit(1)
 
 
 @zoo_app.command("build")

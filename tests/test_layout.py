@@ -123,7 +123,7 @@ def modules(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-BASE = "types errors registry identity moved outside media_words"
+BASE = "types errors registry identity moved outside media_words findings"
 """Files of grpo_mm itself that every room may use; the other files there are doors (cli, entry, links)."""
 MAY_IMPORT = {
     "processes": "",
@@ -155,7 +155,7 @@ MAY_IMPORT = {
     "pipelines.flow.trees": "pipelines.flow processes",
     "pipelines.flow.engines": "pipelines.flow pipelines.flow.trees processes",
     "pipelines.vlm.models": "pipelines.zoo weights",
-    "pipelines.vlm.prompting": "pipelines.vlm.models",
+    "pipelines.vlm.prompting": "pipelines.vlm.models processes",
     "pipelines.vlm.forwards": "pipelines.vlm.models pipelines.vlm.prompting processes",
     "pipelines.vlm.prompt_sharing": "pipelines.vlm.forwards pipelines.vlm.prompting processes",
     "pipelines.vlm.sampling": "pipelines.vlm.forwards pipelines.vlm.prompt_sharing pipelines.vlm.prompting processes",

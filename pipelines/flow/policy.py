@@ -220,6 +220,10 @@ class FlowPolicy:
                 del self._embeddings[next(iter(self._embeddings))]
         return condition
 
+    def forget_texts(self) -> None:
+        """What is kept of encoded texts is encoded again when it is asked for."""
+        self._embeddings.clear()
+
     def _move(self, names: Sequence[str], device: torch.device | str, part: Literal["encoders", "decoder"]) -> None:
         if part in self.config.offload:
             for name in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.findings import Finding
 from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
+from grpo_mm.pipelines.vlm.examine import examine
 from grpo_mm.pipelines.vlm.memory import memory_lines
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
@@ -206,6 +208,10 @@ class VlmEngine:
     def clip(self, policy: VlmPolicyConfig, prompt: Prompt) -> Tensor | None:
         """The prompt's first video for playing, uint8 [K, 3, H, W], small; None where it has none."""
         return clip(policy.media, prompt)
+
+    def examine(self, policy: VlmPolicy, rows: Rows, *, seed: int) -> Iterator[Finding]:
+        """Whether the generator and the trainer see and compute the same; see `examine`."""
+        return examine(self, policy, rows, seed=seed)
 
     def usage(self, policy: VlmPolicy) -> dict[str, str]:
         """For the model card: what loads the product into plain transformers and answers as evaluation does."""

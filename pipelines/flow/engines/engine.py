@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Annotated, Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.findings import Finding
 from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
+from grpo_mm.pipelines.flow.engines.examine import examine
 from grpo_mm.pipelines.flow.memory import memory_lines
 from grpo_mm.pipelines.flow.noise import AllSteps, trained_subset
 from grpo_mm.pipelines.flow.own_schedule import check_scheduler_files
@@ -319,6 +322,10 @@ class FlowEngine(OdeSampler):
             columns=columns,
         )
         return rollout, forest.outputs()
+
+    def examine(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Iterator[Finding]:
+        """Whether the sampler and the trainer compute the same; see `examine`."""
+        return examine(self, policy, rows, seed=seed)
 
     def _picked(self, tree: Tree, rows: Rows, i: int, *, step: int, seed: int) -> Tensor:
         """Which of its actions row i trains, [A]."""

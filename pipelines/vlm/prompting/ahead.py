@@ -33,7 +33,7 @@ class EncodedAhead:
 
     def __init__(self, encode: Encoder, *, workers: int) -> None:
         """workers: threads; 0: nothing is made before it is asked for."""
-        self._encode, self._workers = encode, workers
+        self.encoder, self._workers = encode, workers
         self._one_at_a_time = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._waiting: dict[int, _Announced] = {}
@@ -44,7 +44,7 @@ class EncodedAhead:
         announced = self._waiting.pop(id(prompt), None)
         if announced is not None:
             return announced.context.result()
-        return self._encode(prompt, turn=self._one_at_a_time)
+        return self.encoder(prompt, turn=self._one_at_a_time)
 
     def announce(self, prompts: Sequence[Prompt]) -> None:
         """Begins with these very objects, in this order. What was announced before the last time and not taken is let go."""
@@ -61,4 +61,4 @@ class EncodedAhead:
 
     def _made(self, prompt: Prompt) -> Context:
         with torch.no_grad(), phase("encode_ahead"):
-            return self._encode(prompt, turn=self._one_at_a_time)
+            return self.encoder(prompt, turn=self._one_at_a_time)

@@ -53,6 +53,8 @@ class Generated:
     entropy_NA: Tensor | None = None
     """[N, A] float32, in nats, of the same distribution at that place; 0 beyond the length, and where nothing is left to chance.
     None: this engine does not tell."""
+    prompt_ids: tuple[Tensor, ...] | None = None
+    """[L] of each request: the tokens of its prompt as the engine read it, placeholders expanded. None: this engine does not tell."""
 
 
 class Generator(Protocol):
