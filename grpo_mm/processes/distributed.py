@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError, TrainingStopped, UserError
 from grpo_mm.identity import FREE
+from grpo_mm.processes.alike import checksum
 from grpo_mm.processes.shards import Shards
 
 Shard = Callable[..., Shards | None]
@@ -30,13 +31,20 @@ class Distributed:
     while it samples, or makes gradients. Both train as one process does, up to rounding."""
     shard_over: int | None = field(default=None, metadata=FREE)
     """sharded: so many processes hold one set of parts, such as those of a node, and the others copies of it; null: all processes."""
+    check_every: int = field(default=100, metadata=FREE)
+    """Steps between comparisons of the weights that several processes hold; 0: only at the start."""
     timeout_minutes: float = field(default=120.0, metadata=FREE)
     """A process that waits so long for another ends the run. Longer than the slowest reward, evaluation or checkpoint."""
 
     def __post_init__(self) -> None:
-        if not self.timeout_minutes > 0 or (self.shard_over is not None and self.shard_over < 1):
+        if (
+            not self.timeout_minutes > 0
+            or self.check_every < 0
+            or (self.shard_over is not None and self.shard_over < 1)
+        ):
             raise ConfigError(
-                f"distributed: timeout_minutes = {self.timeout_minutes}, shard_over = {self.shard_over}; wanted above 0, and at least 1."
+                f"distributed: timeout_minutes = {self.timeout_minutes}, check_every = {self.check_every}, shard_over = "
+                f"{self.shard_over}; wanted above 0, at least 0, and at least 1."
             )
 
     def check(self, world: int) -> None:
@@ -85,6 +93,7 @@ class Processes:
         """Cuts the weights of a network over the processes, see `Shards`; None where each process keeps all of them."""
         if not self.cuts_weights:
             return None
+        self.check_alike(network.parameters(), when="as they were loaded")
         self._mesh = _mesh(self, self.distributed.shard_over or self.world) if self._mesh is None else self._mesh
         return Shards(network, units, self._mesh, compute=compute)
 
@@ -114,6 +123,26 @@ class Processes:
         with shards.gathered():
             yield
             shards.add_up_gradients()
+
+    def check_alike(self, tensors: Iterable[Tensor], *, when: str) -> None:
+        """All processes come together. Where tensors are cut, those are compared that hold the same part.
+
+        Raises:
+            TrainingStopped: two processes that should hold the same hold something else.
+        """
+        if self.world == 1:
+            return
+        tensors = list(tensors)
+        cut = any(hasattr(tensor, "to_local") for tensor in tensors)
+        part = self.rank % (self.distributed.shard_over or self.world) if cut else 0
+        first: dict[int, tuple[int, int]] = {}
+        for rank, (part, found) in enumerate(self.gather((part, checksum(tensors)))):
+            other, wanted = first.setdefault(part, (rank, found))
+            if found != wanted:
+                raise TrainingStopped(
+                    f"processes {other} and {rank} hold different weights {when}. At the start: do all nodes have the same files of the "
+                    "model? Later: a device may be faulty; the checkpoints before are those of process 0."
+                )
 
     def everywhere(self, work: Callable[[], Any]) -> list[Any]:
         """What `work` gives on each process, in rank order; where it raises on one it raises on all, and nobody waits.

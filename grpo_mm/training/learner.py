@@ -82,6 +82,7 @@ class Learner:
         cuts = {"shard": processes.shard} if processes.cuts_weights else {}
         self.policy = config.policy.load(processes.device, **cuts)
         self.params = list(self.policy.trainable.values())
+        processes.check_alike(self.params, when="as they were loaded")
         self.optimizer = config.optim.build(self.params)
         reads = frozenset(getattr(config.engine, "snapshots", ()))
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
@@ -112,6 +113,9 @@ class Learner:
         for batch in batches:
             found |= self._train_on(batch, part_N, step)
         found |= self._amounts(step)
+        every = self.processes.distributed.check_every
+        if every and (step + 1) % every == 0:
+            self.processes.check_alike(self.params, when=f"after step {step + 1}")
         return found | self._after_step(step, found)
 
     def _amounts(self, step: int) -> dict[str, float]:

@@ -46,7 +46,18 @@ def in_child(
 def launch(script: Path, *arguments: object, world: int = 2) -> None:
     """Runs a script as two processes on the CPU (gloo), or more, with the environment that `accelerate launch` gives; fails with
     what they said."""
-    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    codes, said = launched(script, *arguments, world=world)
+    assert codes == [0] * world, "\n".join(text[-4000:] for text in said)
+
+
+def launched(script: Path, *arguments: object, world: int = 2) -> tuple[list[int], list[str]]:
+    """The same for processes that may fail: their exit codes, and what they said."""
+    common = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     outputs = [script.with_suffix(f".rank{rank}.txt") for rank in range(world)]
     children = [
         _start(
@@ -55,7 +66,7 @@ def launch(script: Path, *arguments: object, world: int = 2) -> None:
         for rank, output in enumerate(outputs)
     ]
     codes = [_wait(child, output, 250) for child, output in zip(children, outputs, strict=True)]
-    assert codes == [0] * world, "\n".join(output.read_text()[-4000:] for output in outputs)
+    return codes, [output.read_text() for output in outputs]
 
 
 def free_port() -> int:

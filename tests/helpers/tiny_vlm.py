@@ -162,7 +162,10 @@ def change(policy: VlmPolicy, *, scale: float = 0.1, seed: int = 1) -> None:
     """Moves all trainable weights, as training would."""
     with torch.no_grad():
         for name, parameter in policy.trainable.items():
-            put(parameter, full(parameter) + scale * torch.randn(parameter.shape, generator=stream(seed, "change", name)))
+            put(
+                parameter,
+                full(parameter) + scale * torch.randn(parameter.shape, generator=stream(seed, "change", name)),
+            )
 
 
 def library_logprobs(model: Any, policy: VlmPolicy, context: Any, tokens: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from grpo_mm.objectives.hinge_kl import HingeKl
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.processes.distributed import Distributed, Processes
 from grpo_mm.processes.rng import stream
+from grpo_mm.processes.shards import Shards
 from grpo_mm.types import Credit, Rollout
 from grpo_mm.weights.pieces import full
 from grpo_mm.weights.update import accumulate, make_view
@@ -65,6 +68,12 @@ def test_the_gradient_is_that_of_one_process(case, together):
     assert norm({k: found[k] - wanted[k] for k in wanted}) < 1e-6 * norm(wanted) > 0
     losses = json.loads((together / "losses.json").read_text())
     assert losses[case] == pytest.approx(loss, rel=1e-5, abs=1e-6)
+
+
+def test_in_bfloat16_weights_are_cut_in_float32_and_gradients_add_up_in_it(together):
+    """Not in bfloat16, in which three rows' sums would differ in the third digit; autocast keeps what stands between layers wider."""
+    apart, from_autocast = load_file(together / "bfloat16.safetensors")["apart"].tolist()
+    assert apart < 1e-6 and from_autocast < 0.1
 
 
 def norm(tensors: dict[str, torch.Tensor]) -> float:
@@ -119,3 +128,29 @@ def work(folder: str, checkpoint: str) -> None:
             save_file({k: v.contiguous() for k, v in found.items()}, Path(folder) / f"{case}.safetensors")
     if processes.is_main:
         (Path(folder) / "losses.json").write_text(json.dumps(losses))
+        save_file({"apart": torch.tensor(in_bfloat16(processes))}, Path(folder) / "bfloat16.safetensors")
+    else:
+        in_bfloat16(processes)
+
+
+def in_bfloat16(processes: Processes) -> list[float]:
+    """How far gradients are apart, over their norm: of both processes and of each alone; of these and under autocast."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    groups = [torch.distributed.new_group([rank]) for rank in range(processes.world)]
+    mesh, alone = DeviceMesh.from_group(groups[processes.rank], "cpu"), copy.copy(processes)
+    alone.world, alone.rank = 1, 0
+    settings = {"dtype": "bfloat16", "micro_batch": 1, "prefix_sharing": "off"}
+    both, one = (moved(policy(shard=shard, **settings)) for shard in (processes.shard, partial(Shards, mesh=mesh)))
+    autocast = moved(policy(**settings))
+    with both.shards.gathered():
+        assert {p.dtype for p in both.model.parameters()} == {torch.bfloat16} and both.network.autocast is None
+    assert (
+        {p.dtype for p in both.trainable.values()} == {torch.float32} == {p.dtype for p in autocast.trainable.values()}
+    )
+    _, found = gradient(both, made("uneven"), PART, processes, own=ROWS["uneven"][processes.rank])
+    _, wanted = gradient(one, made("uneven"), PART, alone)
+    _, near = gradient(autocast, made("uneven"), PART, alone)
+    assert found.keys() == wanted.keys() == near.keys() and {g.dtype for g in found.values()} == {torch.float32}
+    pairs = ((found, wanted), (wanted, near))
+    return [norm({k: a[k] - b[k] for k in a}) / norm(b) for a, b in pairs]
