@@ -24,7 +24,9 @@ from grpo_mm.looking.trackers import Trackers, check_installed
 from grpo_mm.outside import place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.reward_use import check_call
+from grpo_mm.training.handshake import check_alike
 from grpo_mm.training.run_folder import (
+    Start,
     check_folder,
     exclusive,
     find_checkpoint,
@@ -82,24 +84,32 @@ def train(
         )
     for name, scorer in (config.rewards | config.watched_rewards).items():
         check_call(name, scorer.use)
-    config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    config.check(world=world)
     tell_what_has_no_effect(config)
     folder = folder_of(config)
-    fresh = fresh or starts_over(folder)
-    start = check_folder(config, fresh=fresh, checkpoint_name=checkpoint, accept=accept)
+    how = {"fresh": fresh, "checkpoint": checkpoint, "accept": accept}
+    if world == 1:
+        fresh, start, begins = _start(config, **how)
+        processes = None
+    else:  # what a process finds in the folder is the main one's to say: nodes may have disks of their own
+        processes = Processes(device=config.device, distributed=config.distributed)
+        check_alike(processes, config)
+        fresh, start, begins = processes.by_main(lambda: _start(config, **how))
     if start.done is not None:
         log.log(logging.WARNING if start.done["differs"] else logging.INFO, "%s", start.done["nothing_was_run"])
         return start.done
     if start.over and not fresh:
         log.info("%s holds another run, without a checkpoint and without a product: it gives way.", folder.path)
     fresh = fresh or start.over
-    if fresh or find_checkpoint(folder, checkpoint) is None:
+    if fresh or begins:
         for _, part in stateful_parts(config):
             part.check_files() if hasattr(part, "check_files") else None  # that only a run from the start reads
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     check_installed(config.trackers)
-    processes = Processes(device=config.device)
+    if processes is None:
+        processes = Processes(device=config.device, distributed=config.distributed)
     trackers = None
     if processes.is_main and config.trackers:
         trackers = Trackers(config.trackers, folder.path, name=config.name)
@@ -118,6 +128,15 @@ def train(
         finally:
             if trackers is not None:
                 trackers.finish()
+
+
+def _start(config: RunConfig, *, fresh: bool, checkpoint: str | None, accept: bool) -> tuple[bool, Start, bool]:
+    """(whether it was begun to start over, how the run begins, whether there is no checkpoint to go on from)."""
+    folder = folder_of(config)
+    fresh = fresh or starts_over(folder)
+    start = check_folder(config, fresh=fresh, checkpoint_name=checkpoint, accept=accept)
+    begins = start.done is None and find_checkpoint(folder, checkpoint) is None
+    return fresh, start, begins
 
 
 def train_and_report(

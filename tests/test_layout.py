@@ -143,7 +143,7 @@ MAY_IMPORT = {
     "weights": "processes rollout",
     "looking": "",
     "looking.report": "looking processes",
-    "config": "advantages looking objectives rollout rollout.collectors weights",
+    "config": "advantages looking objectives processes rollout rollout.collectors weights",
     "training": "advantages config looking processes rollout rollout.collectors weights",
     "tools": "advantages config datasets.shared datasets.worlds looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.text rewards.video rollout training weights",

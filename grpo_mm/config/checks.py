@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from grpo_mm.config.sizes import check_sizes
 from grpo_mm.errors import ConfigError
 from grpo_mm.looking.watch import check_metric, metric_of
 from grpo_mm.outside import shown
+from grpo_mm.processes.shards import check_torch
 from grpo_mm.registry import kind_of
 from grpo_mm.rollout.prompt_stream import phases
 from grpo_mm.rollout.scoring import check_isolated
@@ -56,6 +58,7 @@ def check_settings(config: Settings, world: int) -> None:
     _check_watch(config)
     _check_relative(config, world)
     _check_isolated(config)
+    _check_distributed(config, world)
 
 
 def check_benchmarks(config: Settings) -> None:
@@ -163,6 +166,28 @@ def _check_sizes(config: Settings, world: int) -> None:
             f"{config.prompts_per_step // parts} prompts × group_size {config.group_size} = {rows} rows per update do not "
             f"divide over {world} processes. Make prompts_per_step × group_size a multiple of {world * parts}."
         )
+
+
+def _check_distributed(config: Settings, world: int) -> None:
+    """Weights that are cut over processes need a policy that knows how, and whole weights in the network that is compiled."""
+    if world > 1:
+        config.distributed.check(world)
+    if config.distributed.kind != "sharded":
+        return
+    name = kind_of("policy", config.policy)
+    if "shard" not in inspect.signature(config.policy.load).parameters:
+        raise ConfigError(
+            f"distributed.kind = sharded, but the policy {name} keeps its weights whole: its `load` takes no `shard`. "
+            "Use distributed.kind=replicated."
+        )
+    if getattr(config.policy, "compile", False):
+        raise ConfigError(
+            "policy.compile = true and distributed.kind = sharded do not go together: weights come and go under the compiled "
+            "network. Leave one of them out."
+        )
+    check_torch(
+        reduced=getattr(config.policy, "dtype", None) == "bfloat16" and getattr(config.policy, "lora", None) is None
+    )
 
 
 def _check_ragged(config: Settings, world: int) -> None:

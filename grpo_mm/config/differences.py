@@ -176,6 +176,16 @@ def _as_things_stand(found: Difference, there: Mapping[str, Any], config: Settin
         return replace(found, identity="noted", why="a watch rule does more than warn")
     elif top == "checkpoints" and any(rule.get("action") == "rollback" for rule in acting):
         return replace(found, identity="noted", why="a watch rule goes back to checkpoints")
+    elif (
+        found.key == "distributed.kind"
+        and getattr(config.policy, "dtype", None) == "bfloat16"
+        and not getattr(config.policy, "lora", None)
+    ):
+        return replace(
+            found,
+            identity="noted",
+            why="weights that are cut are bfloat16 while they are gathered, and round otherwise",
+        )
     elif found.key == "device" and _device(found.there) == _device(found.here):
         return replace(found, identity="free")
     return found

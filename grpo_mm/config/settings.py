@@ -17,6 +17,7 @@ from grpo_mm.looking.default_rules import default_rules
 from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.outside import place
+from grpo_mm.processes.distributed import Distributed
 from grpo_mm.registry import Role
 from grpo_mm.rollout.collectors.sample_and_score import SampleAndScore
 from grpo_mm.rollout.groups import group_ids
@@ -157,6 +158,8 @@ class Settings:
     """Where metrics are also written; an extra has to be installed."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=NOTED)
     """Which of several GPUs: CUDA_VISIBLE_DEVICES, or the launcher."""
+    distributed: Distributed = field(default_factory=Distributed, metadata=FREE)
+    """How several processes share the weights; with one it changes nothing."""
     threads: int | None = field(default=None, metadata=FREE)
     """CPU threads of torch; fix it where runs must agree bit for bit."""
     runs_dir: str = field(default="runs", metadata=FREE)

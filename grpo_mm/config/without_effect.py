@@ -6,6 +6,7 @@ A policy and an engine say their own: `without_effect() -> [sentence]` of a poli
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
@@ -126,6 +127,11 @@ def _of_columns(config: Settings) -> Iterator[str]:
 
 
 def _of_place(config: Settings) -> Iterator[str]:
+    if config.distributed.kind == "replicated" and config.distributed.shard_over is not None:
+        why = "nothing is cut: distributed.kind is replicated"
+        yield _void("distributed.shard_over", config.distributed.shard_over, why)
+    if config.distributed.kind == "sharded" and os.environ.get("WORLD_SIZE", "1") == "1":
+        yield _void("distributed.kind", "sharded", "one process holds all weights; start several (configs/accelerate)")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
     offload = getattr(config.policy, "offload", None)
     if on_cpu and offload:

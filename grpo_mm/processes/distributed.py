@@ -3,37 +3,175 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, TrainingStopped, UserError
+from grpo_mm.identity import FREE
+from grpo_mm.processes.alike import checksum
+from grpo_mm.processes.shards import Shards
+
+Shard = Callable[..., Shards | None]
+"""`Processes.shard`, as a policy is handed it."""
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """How the processes of a run share its weights."""
+
+    kind: Literal["replicated", "sharded"] = field(default="replicated", metadata=FREE)
+    """replicated: every process holds all weights and optimiser states. sharded: each holds a part of them, and whole weights only
+    while it samples, or makes gradients. Both train as one process does, up to rounding."""
+    shard_over: int | None = field(default=None, metadata=FREE)
+    """sharded: so many processes hold one set of parts, such as those of a node, and the others copies of it; null: all processes."""
+    check_every: int = field(default=100, metadata=FREE)
+    """Steps between comparisons of the weights that several processes hold; 0: only at the start."""
+    timeout_minutes: float = field(default=120.0, metadata=FREE)
+    """A process that waits so long for another ends the run. Longer than the slowest reward, evaluation or checkpoint."""
+
+    def __post_init__(self) -> None:
+        if (
+            not self.timeout_minutes > 0
+            or self.check_every < 0
+            or (self.shard_over is not None and self.shard_over < 1)
+        ):
+            raise ConfigError(
+                f"distributed: timeout_minutes = {self.timeout_minutes}, check_every = {self.check_every}, shard_over = "
+                f"{self.shard_over}; wanted above 0, at least 0, and at least 1."
+            )
+
+    def check(self, world: int) -> None:
+        """Raises ConfigError for a number of processes that the parts cannot be dealt to."""
+        if self.kind == "sharded" and self.shard_over is not None and world % self.shard_over:
+            raise ConfigError(
+                f"distributed.shard_over = {self.shard_over} does not divide {world} processes. Use a divisor, or leave it out."
+            )
 
 
 class Processes:
     """Rank, world size, device, and sums over ranks. World size 1 needs no launcher and no communication."""
 
-    def __init__(self, *, device: str = "auto") -> None:
+    def __init__(self, *, device: str = "auto", distributed: Distributed = Distributed()) -> None:  # noqa: B008
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 f"device is {device!r}, but torch sees no CUDA device here. Use device=cpu or device=auto."
             )
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-        self.accelerator = Accelerator(cpu=cpu)
+        self.timeout = timedelta(minutes=distributed.timeout_minutes)
+        self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=self.timeout)])
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device
+        distributed.check(self.world)
+        self.distributed = distributed
+        self._mesh: Any = None
         if self.world > 1:
             _leave_at_exit()
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def cuts_weights(self) -> bool:
+        """Whether there are other processes to share the weights with."""
+        return self.distributed.kind == "sharded" and self.world > 1
+
+    def shard(
+        self, network: nn.Module, units: Sequence[Sequence[nn.Module]], *, compute: torch.dtype | None = None
+    ) -> Shards | None:
+        """Cuts the weights of a network over the processes, see `Shards`; None where each process keeps all of them."""
+        if not self.cuts_weights:
+            return None
+        self.check_alike(network.parameters(), when="as they were loaded")
+        self._mesh = _mesh(self, self.distributed.shard_over or self.world) if self._mesh is None else self._mesh
+        return Shards(network, units, self._mesh, compute=compute)
+
+    @contextmanager
+    def gathered(self, policy: Any, *, copies: Iterable[str] = ()) -> Iterator[None]:
+        """The policy within can be asked for values: its weights are whole. Processes enter and leave together; within they need
+        not do alike.
+
+        Args:
+            copies: snapshots of the weights that are put in place within.
+        """
+        shards = getattr(policy, "shards", None)
+        if shards is None:
+            yield
+            return
+        with policy.snapshots.gathered(copies), shards.gathered():
+            yield
+
+    @contextmanager
+    def updating(self, policy: Any) -> Iterator[None]:
+        """The same for an update: at its end the gradients are the sums of those that the processes made within."""
+        shards = getattr(policy, "shards", None)
+        if shards is None:
+            yield
+            self.sync_gradients(list(policy.trainable.values()))
+            return
+        with shards.gathered():
+            yield
+            shards.add_up_gradients()
+
+    def check_alike(self, tensors: Iterable[Tensor], *, when: str) -> None:
+        """All processes come together. Where tensors are cut, those are compared that hold the same part.
+
+        Raises:
+            TrainingStopped: two processes that should hold the same hold something else.
+        """
+        if self.world == 1:
+            return
+        tensors = list(tensors)
+        cut = any(hasattr(tensor, "to_local") for tensor in tensors)
+        part = self.rank % (self.distributed.shard_over or self.world) if cut else 0
+        first: dict[int, tuple[int, int]] = {}
+        for rank, (part, found) in enumerate(self.gather((part, checksum(tensors)))):
+            other, wanted = first.setdefault(part, (rank, found))
+            if found != wanted:
+                raise TrainingStopped(
+                    f"processes {other} and {rank} hold different weights {when}. At the start: do all nodes have the same files of the "
+                    "model? Later: a device may be faulty; the checkpoints before are those of process 0."
+                )
+
+    def everywhere(self, work: Callable[[], Any]) -> list[Any]:
+        """What `work` gives on each process, in rank order; where it raises on one it raises on all, and nobody waits.
+
+        Raises:
+            TrainingStopped, UserError: `work` raised on another process; it says on which, and what. What it raises here is raised
+                as it is.
+        """
+        if self.world == 1:
+            return [work()]
+        found: Any = None
+        error: Exception | None = None
+        try:
+            found = work()
+        except Exception as raised:
+            error = raised
+        told = None if error is None else (isinstance(error, UserError), f"{type(error).__name__}: {error}", str(error))
+        ranks = self.gather((told, found))
+        if error is not None:
+            raise error
+        for rank, (told, _) in enumerate(ranks):
+            if told is not None:
+                is_ours, named, plain = told
+                raise UserError(plain) if is_ours else TrainingStopped(f"process {rank} failed: {named}")
+        return [found for _, found in ranks]
+
+    def by_main(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives on the main process, which alone does it, on all; raises as `everywhere` does."""
+        return self.everywhere(lambda: work() if self.is_main else None)[0]
 
     def gather(self, thing: Any) -> list[Any]:
         """`thing` of every rank, in rank order, on every rank. For small CPU tables."""
@@ -81,6 +219,21 @@ def _buckets(grads: Sequence[Tensor], limit: int = 64 * 2**20) -> list[list[Tens
         buckets[-1].append(grad)
         size += grad.numel()
     return buckets
+
+
+def _mesh(processes: Processes, shard_over: int) -> Any:
+    """The processes as [copies, parts], or [parts] where there is one copy; messages have the time-out of the run."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    rank_CP = torch.arange(processes.world).view(-1, shard_over)
+    kind = processes.device.type
+    groups: list[Any] = []
+    for lines in (rank_CP.T, rank_CP):  # every process has to make every group, in the same order
+        made = [torch.distributed.new_group(line, timeout=processes.timeout) for line in lines.tolist()]
+        groups += [g for g, line in zip(made, lines.tolist(), strict=True) if processes.rank in line]
+    if len(rank_CP) == 1:
+        return DeviceMesh.from_group(groups[1], kind, mesh_dim_names=("parts",))
+    return DeviceMesh.from_group(groups, kind, mesh=rank_CP, mesh_dim_names=("copies", "parts"))
 
 
 @cache

@@ -79,8 +79,10 @@ class Learner:
                 [replace(prompt, source=name) for name, prompts in sources.items() for prompt in prompts], held_out
             )
         torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
-        self.policy = config.policy.load(processes.device)
+        cuts = {"shard": processes.shard} if processes.cuts_weights else {}
+        self.policy = config.policy.load(processes.device, **cuts)
         self.params = list(self.policy.trainable.values())
+        processes.check_alike(self.params, when="as they were loaded")
         self.optimizer = config.optim.build(self.params)
         reads = frozenset(getattr(config.engine, "snapshots", ()))
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
@@ -112,6 +114,9 @@ class Learner:
         for batch in batches:
             found |= self._train_on(batch, part_N, step)
         found |= self._amounts(step)
+        every = self.processes.distributed.check_every
+        if every and (step + 1) % every == 0:
+            self.processes.check_alike(self.params, when=f"after step {step + 1}")
         return found | self._after_step(step, found)
 
     def _amounts(self, step: int) -> dict[str, float]:
@@ -128,8 +133,8 @@ class Learner:
         config = self.config
         self._sampled.clear()
         rows, part_N = self._planned(step)
-        more = self._more(step, self._parts)
-        with self._sampling_weights():
+        more, reads = self._more(step, self._parts), getattr(config.engine, "snapshots", ())
+        with self._sampling_weights(), self.processes.gathered(self.policy, copies=reads):
             return config.collector(lambda r: self._sample(r, step), self._score, rows, more), part_N
 
     @property
@@ -236,7 +241,8 @@ class Learner:
         for part in [part for _ in range(updates.passes) for part in range(updates.count)]:
             mask_NA = update_mask(rollout.mask_NA, part_N, by=updates.by, part=part, parts=updates.count)
             view = make_view(rollout, earned, mask_NA, old_NA, self.processes)
-            result = accumulate(self.policy, rollout, self.config.objective, view, self.processes)
+            with self.processes.updating(self.policy):
+                result = accumulate(self.policy, rollout, self.config.objective, view, self.processes)
             results.append(result)
             found |= self._apply(result)
         if self.counters["bad_in_a_row"] == 0:
@@ -308,8 +314,10 @@ class Learner:
         if self.config.old_logprobs == "recompute":
             old_NA = torch.full_like(old_NA, torch.nan)
         plan = self.policy.plan(rollout, rollout.mask_NA & old_NA.isnan())
-        if plan:
-            old_NA = old_NA.clone()
+        if not (self.processes.max(len(plan)) if self.processes.cuts_weights else plan):
+            return old_NA.nan_to_num()
+        old_NA = old_NA.clone()
+        with self.processes.gathered(self.policy):
             for index, values in self.policy.logprobs(rollout, plan, needs=frozenset({"logprobs"}), grad=False):
                 old_NA.view(-1)[index] = values["logprobs"].to(old_NA.dtype)
         return old_NA.nan_to_num()
@@ -317,7 +325,6 @@ class Learner:
     def _apply(self, result: UpdateResult) -> dict[str, float]:
         """One optimiser update, or none if the loss or a gradient is not finite."""
         optim, counters = self.config.optim, self.counters
-        self.processes.sync_gradients(self.params)
         norm = grad_norm(self.params)
         finite = math.isfinite(result.loss) and bool(torch.isfinite(norm))
         lr = self.lr_scale * optim.lr_at(counters["updates"], self.config.steps * self.config.updates.total)
@@ -355,7 +362,7 @@ class Learner:
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
-        """The averaged weights if the run keeps them, else the present ones."""
+        """The averaged weights if the run keeps them, else the present ones, not gathered."""
         averaged = self.config.ema is not None and self.config.ema.evaluate
         with self.policy.snapshots.use("ema") if averaged else nullcontext():
             yield

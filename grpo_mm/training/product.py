@@ -11,9 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from grpo_mm.looking.model_card import write_model_card
 from grpo_mm.looking.origin import FILE, Origin, read_product
+from grpo_mm.processes.distributed import Processes
 from grpo_mm.training.mark import replace_text
+from grpo_mm.weights.pieces import full, put
 
 LARGEST_AT_AN_INTERRUPT = 2 * 2**30
 """Bytes. What is larger takes longer than the seconds that clusters leave between SIGTERM and SIGKILL; `export` makes it."""
@@ -46,6 +50,20 @@ def save_product(
         with suppress(OSError):
             _remove(aside)
         raise
+
+
+def whole_policy(config: Any, policy: Any, processes: Processes) -> Any:
+    """The policy where its weights are whole; else another one in the main memory of the main process, which the present weights
+    are put into one by one, and None on the others. All processes call it together."""
+    if getattr(policy, "shards", None) is None:
+        return policy
+    made: list[Any] = []
+    processes.by_main(lambda: made.append(config.load(torch.device("cpu"))))
+    for name, p in policy.trainable.items():
+        value = full(p.detach())
+        if made:
+            put(made[0].trainable[name], value)
+    return made[0] if made else None
 
 
 def note_product(run: Path, product: str, origin: Origin) -> None:

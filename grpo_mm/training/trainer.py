@@ -37,7 +37,13 @@ from grpo_mm.training.evaluate import EvalResult, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator, is_shown, player
 from grpo_mm.training.preflight import check_disk
-from grpo_mm.training.product import LARGEST_AT_AN_INTERRUPT, forget_later_product, note_product, save_product
+from grpo_mm.training.product import (
+    LARGEST_AT_AN_INTERRUPT,
+    forget_later_product,
+    note_product,
+    save_product,
+    whole_policy,
+)
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
 from grpo_mm.weights import checkpoint
@@ -71,12 +77,10 @@ class Trainer:
         sources, self.eval_prompts = training_prompts(config), held_out_prompts(config)
         self.overlap = overlap(sources, self.eval_prompts)
         self.learner = Learner(config, processes, samples=folder.samples, sources=sources, held_out=self.eval_prompts)
-        if config.preflight and processes.is_main:
+        if config.preflight:
             size, product = self.learner.checkpoint_bytes()
-            check_disk(
-                folder.path, checkpoint_bytes=size, product_bytes=product,
-                kept=config.checkpoints.keep_last + config.checkpoints.keep_best,
-            )  # fmt: skip
+            kept = config.checkpoints.keep_last + config.checkpoints.keep_best
+            processes.by_main(lambda: check_disk(folder.path, checkpoint_bytes=size, product_bytes=product, kept=kept))
         self.rules = Rules(config.watch)
         self.default_rules = Rules(config.default_rules)
         self.state: dict[str, Any] = {
@@ -99,18 +103,12 @@ class Trainer:
 
     def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
         self._clock = clock.use(clock.Clock())
-        path = find_checkpoint(self.folder, from_checkpoint)
+        path = self.processes.by_main(lambda: find_checkpoint(self.folder, from_checkpoint))
         if path is not None:
             self.load(path)
             log.info("going on from %s", path)
         config, state = self.config, self.state
-        if self.processes.is_main:
-            evaluated = state["eval_last"] is not None and state["eval_last"]["step"] == state["step"]
-            cut_back(
-                self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
-            )
-            forget_later_product(self.folder.path, step=state["step"] if path else -1)
-        self.processes.barrier()
+        self.processes.by_main(lambda: self._forget_what_came_after(state["step"] if path else -1))
         if self.trackers is not None:
             run = self.folder.run
             self.trackers.start(plain(config), step=state["step"], run_id=run.id if run else config.name)
@@ -141,11 +139,17 @@ class Trainer:
             log.warning(
                 "%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"]
             )
-            if self.processes.is_main:
-                self._leave_product(f"interrupted by {signal.Signals(asked).name}")
+            self._leave_product(f"interrupted by {signal.Signals(asked).name}")
             self.processes.barrier()  # a rank that ends makes launchers kill the others
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
+
+    def _forget_what_came_after(self, step: int) -> None:
+        """In the run folder; -1: everything."""
+        last = self.state["eval_last"]
+        evaluated = last is not None and last["step"] == self.state["step"]
+        cut_back(self.folder, step=step, without_eval=not evaluated, events=self.rules.events)
+        forget_later_product(self.folder.path, step=step)
 
     def _evaluate_what_is_due(self) -> None:
         """A run that goes on after what was its last step has still to do what it would have done there on its way."""
@@ -198,7 +202,7 @@ class Trainer:
         began = time.perf_counter()
         learner = self.learner
         self.told.evaluating(step, samples=len(self.eval_prompts) * self.config.evaluation.samples_per_prompt)
-        with learner.evaluation_weights():
+        with learner.evaluation_weights(), self.processes.gathered(learner.policy):
             result = evaluate(
                 self.config, learner.policy, self.eval_prompts, learner.rewards, learner.onlooker.watch, self.processes
             )
@@ -292,11 +296,22 @@ class Trainer:
         """The weights of the newest checkpoint that was measured inside all bands; its step."""
         if self.state["step"] == 0:
             return 0
-        step = self._healthy_checkpoint()
-        step = checkpoint.steps(self.folder.checkpoints)[0] if step is None else step
+        step = self.processes.by_main(self._step_to_go_back_to)
         path = self.folder.checkpoints / checkpoint.name_of(step)
-        self.learner.put_back(checkpoint.read(path, self.folder.run), name=str(path))
+        loaded = self._read(path)
+        self.processes.everywhere(lambda: self.learner.put_back(loaded, name=str(path)))
         return step
+
+    def _step_to_go_back_to(self) -> int:
+        step = self._healthy_checkpoint()
+        return checkpoint.steps(self.folder.checkpoints)[0] if step is None else step
+
+    def _read(self, path: Path) -> Checkpoint:
+        """A checkpoint that the main process has verified for all."""
+        self.processes.by_main(lambda: checkpoint.verify(path, self.folder.run) and None)
+        kept: list[Checkpoint] = []
+        self.processes.everywhere(lambda: kept.append(checkpoint.read(path, verified=True)))
+        return kept[0]
 
     def _healthy_checkpoint(self) -> int | None:
         there = checkpoint.steps(self.folder.checkpoints)
@@ -313,12 +328,15 @@ class Trainer:
         """Writes a checkpoint and lets go of those that are no longer kept."""
         self.state["step"] = step
         tensors, learner_state = self.learner.checkpoint()
-        if self.processes.is_main:
-            state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
-            state["default_rules"] = self.default_rules.state_dict()
-            checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step, run=self.folder.run)
-            self._prune()
-        self.processes.barrier()
+        state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
+        made = Checkpoint(tensors, state | {"default_rules": self.default_rules.state_dict()})
+        where, processes = self.folder.checkpoints, self.processes
+        if processes.cuts_weights:
+            run = self.folder.run if processes.is_main else None
+            checkpoint.write(where, made, step=step, run=run, processes=processes)
+        else:
+            processes.by_main(lambda: checkpoint.write(where, made, step=step, run=self.folder.run))
+        processes.by_main(self._prune)
 
     def _prune(self) -> None:
         """Deletes what is no longer kept and lists what there is in checkpoints.jsonl."""
@@ -337,7 +355,10 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Takes everything from a checkpoint."""
-        loaded = checkpoint.read(path, self.folder.run)
+        loaded = self._read(path)
+        self.processes.everywhere(lambda: self._take(loaded, path))
+
+    def _take(self, loaded: Checkpoint, path: Path) -> None:
         state = dict(loaded.state)
         check_state(state, self.state, name=str(path))
         try:
@@ -366,7 +387,7 @@ class Trainer:
         state, step, policy = self.state, self.state["step"], self.learner.policy
         last = state["eval_last"]
         after = last["metrics"] if last and last["step"] == step else self.evaluate(step, name="eval_after")
-        self._prune() if self.processes.is_main else None
+        self.processes.by_main(self._prune)
         if self.learner.counters["updates"] == 0:
             log.warning("every update was skipped, so the product is the model as it was; look at the warnings above.")
         stopped = state["stopped_early"]
@@ -385,19 +406,23 @@ class Trainer:
             "product": policy.product,
             "product_of": asdict(origin),
         }
-        if self.processes.is_main:
-            summary["changes"] = [str(change) for change in read_changes(self.folder.path)]
-            found = verdict_of_folder(
-                self.folder.path,
-                rules=self.config.default_rules | self.rules.watched,
-                watched=list(self.config.watched_rewards),
-            )
-            summary["verdict"] = found.to_json()
-            summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
-            self._write_product(summary, origin)
-            replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))
-        self.processes.barrier()
+        summary |= self.processes.by_main(self._what_the_folder_says)
+        self._write_product(summary, origin)
+        text = json.dumps(summary, indent=1, allow_nan=False)
+        self.processes.by_main(lambda: replace_text(self.folder.summary, text))
         return summary
+
+    def _what_the_folder_says(self) -> dict[str, Any]:
+        """Of the whole run, for its summary."""
+        path = self.folder.path
+        found = verdict_of_folder(
+            path, rules=self.config.default_rules | self.rules.watched, watched=list(self.config.watched_rewards)
+        )
+        return {
+            "changes": [str(change) for change in read_changes(path)],
+            "verdict": found.to_json(),
+            "versions": json.loads((path / "versions.json").read_text()),
+        }
 
     def _origin(self, why: str) -> Origin:
         """Of a product of the present weights."""
@@ -406,19 +431,23 @@ class Trainer:
         return Origin(state["step"], self.config.steps, weights, why, state["best_step"])
 
     def _write_product(self, summary: dict[str, Any], origin: Origin) -> None:
-        """Main process only. An engine knows how evaluation drew; the card's lines draw so too."""
+        """The main process writes it. An engine knows how evaluation drew; the card's lines draw so too."""
         policy, engine = self.learner.policy, self.config.engine
         usage = engine.usage(policy) if hasattr(engine, "usage") else policy.usage()
         asked = {name: template_of(way_of(source.use)) for name, source in self.config.prompts.items()}
         told = {name: template for name, template in asked.items() if template is not None}
         path = self.folder.path / policy.product
         with self.learner.evaluation_weights():
-            save_product(policy, path, origin=origin, summary=summary, usage=usage, asked=told)
-        note_product(self.folder.path, policy.product, origin)
+            whole = whole_policy(self.config.policy, policy, self.processes)
+
+            def write() -> None:
+                save_product(whole, path, origin=origin, summary=summary, usage=usage, asked=told)
+                note_product(self.folder.path, policy.product, origin)
+
+            self.processes.by_main(write)
 
     def _leave_product(self, why: str) -> None:
-        """The product of a run that ends before its end; a large one is left to `grpo-mm export`, which the log says. Main process
-        only."""
+        """The product of a run that ends before its end; a large one is left to `grpo-mm export`, which the log says."""
         state, policy, path = self.state, self.learner.policy, self.folder.path
         size = getattr(policy, "product_bytes", 0)
         if size > LARGEST_AT_AN_INTERRUPT:
@@ -433,7 +462,8 @@ class Trainer:
         after = last["metrics"] if last and last["step"] == state["step"] else {}
         summary = {
             "name": self.config.name, "steps": state["step"], "eval_before": short_metrics(state["eval_before"] or {}),
-            "eval_after": short_metrics(after), "versions": json.loads((path / "versions.json").read_text()),
+            "eval_after": short_metrics(after),
+            "versions": self.processes.by_main(lambda: json.loads((path / "versions.json").read_text())),
         }  # fmt: skip
         self._write_product(summary, origin)
         log.info("%s: %s", path / policy.product, origin.words())

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.outside import BadJson, parse_json, reason, shown
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.weights.pieces import as_cut, is_cut, put, shapes_of
+from grpo_mm.weights.shard_files import PART, PartsMissing, joined_parts, write_parts
 
 FORMAT = "grpo_mm checkpoint 1"
 FILE = re.compile(r"[A-Za-z0-9_]+\.safetensors|(state|manifest)\.json")
@@ -52,29 +55,61 @@ def name_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def write(folder: Path, checkpoint: Checkpoint, *, step: int, run: RunId | None = None) -> Path:
-    """Writes `folder/step_000010` with the id of its run; on any failure the earlier checkpoints are untouched."""
+def write(
+    folder: Path, checkpoint: Checkpoint, *, step: int, run: RunId | None = None, processes: Processes | None = None
+) -> Path:
+    """Writes `folder/step_000010` with the id of its run; on any failure the earlier checkpoints are untouched.
+
+    processes: they hold a part of the tensors each, and call this together: each writes its own files (`shard_files`), the main
+    process the rest. None: this one holds all.
+    """
     final, aside = folder / name_of(step), folder / f".writing_{name_of(step)}"
     try:
-        _delete(aside)
-        aside.mkdir(parents=True)
-        for name, tensors in checkpoint.tensors.items():
-            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, aside / f"{name}.safetensors")
-        (aside / "state.json").write_text(json.dumps(checkpoint.state, indent=1, sort_keys=True))
-        manifest = {"format": FORMAT, "step": step, "sha256": {p.name: _sha256(p) for p in sorted(aside.iterdir())}}
-        manifest |= {"run": run.id} if run is not None else {}
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for path in (*aside.iterdir(), aside):
-            _sync(path)
-        if os.path.lexists(final):
-            _delete(final)
-        os.replace(aside, final)
-        _sync(folder)
+        if processes is None:
+            _begin(aside)
+            for name, tensors in checkpoint.tensors.items():
+                save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, aside / f"{name}.safetensors")
+            _end(aside, final, checkpoint.state, _hashes(aside.iterdir()), step=step, run=run)
+        else:
+            processes.by_main(lambda: _begin(aside))
+            ranks = processes.everywhere(lambda: _hashes(write_parts(aside, checkpoint.tensors, rank=processes.rank)))
+            hashes = {name: digest for rank in ranks for name, digest in rank.items()}
+            processes.by_main(lambda: _end(aside, final, checkpoint.state, hashes, step=step, run=run))
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
-            _delete(aside)
+            _delete(aside) if processes is None or processes.is_main else None
         raise _write_error(error, final, folder) from error
     return final
+
+
+def _begin(aside: Path) -> None:
+    _delete(aside)
+    aside.mkdir(parents=True)
+
+
+def _hashes(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 by name, of files that are on the disk when it returns."""
+    files = sorted(files)
+    for path in files:
+        _sync(path)
+    return {path.name: _sha256(path) for path in files}
+
+
+def _end(
+    aside: Path, final: Path, state: Mapping[str, Any], hashes: Mapping[str, str], *, step: int, run: RunId | None
+) -> None:
+    """The state and, last of all, the manifest; then the checkpoint gets its name."""
+    (aside / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
+    hashes = dict(sorted({**hashes, **_hashes([aside / "state.json"])}.items()))
+    manifest = {"format": FORMAT, "step": step, "sha256": hashes}
+    manifest |= {"run": run.id} if run is not None else {}
+    (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for path in (aside / "manifest.json", aside):
+        _sync(path)
+    if os.path.lexists(final):
+        _delete(final)
+    os.replace(aside, final)
+    _sync(final.parent)
 
 
 def _write_error(error: Exception, final: Path, folder: Path) -> Exception:
@@ -102,12 +137,19 @@ def steps(folder: Path) -> list[int]:
     return sorted(step for step in found if name_of(step) in names)
 
 
-def read(path: Path, run: RunId | None = None) -> Checkpoint:
-    """Verifies and reads one checkpoint."""
-    names = [n for n in verify(path, run) if n.endswith(".safetensors")]
+def read(path: Path, run: RunId | None = None, *, verified: bool = False) -> Checkpoint:
+    """Verifies and reads one checkpoint; tensors that lie in several files are joined when they are asked for.
+
+    verified: another process has done so, and only the names of the files are taken.
+    """
+    found = [p.name for p in path.iterdir()] if verified else verify(path, run)
+    names = sorted(n for n in found if n.endswith(".safetensors"))
     try:
-        tensors = {n.removesuffix(".safetensors"): load_file(path / n) for n in names}
+        whole = [n for n in names if not PART.fullmatch(n)]
+        tensors = {n.removesuffix(".safetensors"): load_file(path / n) for n in whole} | joined_parts(path, names)
         state = json.loads((path / "state.json").read_text())  # ours, where NaN is a measure that was not taken
+    except PartsMissing as error:
+        raise CheckpointError(f"{error}{_advice(path)}") from error
     except Exception as error:  # right hashes of wrong content: forged
         raise CheckpointError(f"{path} cannot be read: {reason(error)}.{_advice(path)}") from error
     if not isinstance(state, dict):
@@ -230,33 +272,34 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`; moments of weights that are cut are cut alike."""
     state: dict[int, dict[str, Tensor]] = {}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     for key, tensor in tensors.items():
         index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = tensor
+        p = params[int(index)]
+        state.setdefault(int(index), {})[name] = as_cut(p, tensor) if is_cut(p) and tensor.ndim else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def load_strictly(params: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, what: str) -> None:
     """Copies tensors into parameters; a missing, surplus or misshapen one is an error."""
-    check_fit(params, tensors, what=what)
-    with torch.no_grad():
-        for name, p in params.items():
-            p.copy_(tensors[name])
+    check_fit(params, shapes_of(tensors), what=what)
+    for name, p in params.items():
+        put(p, tensors[name])
 
 
-def check_fit(params: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, what: str) -> None:
-    """Raises CheckpointError unless the tensors have the names and shapes of the parameters."""
-    missing, surplus = sorted(set(params) - set(tensors)), sorted(set(tensors) - set(params))
+def check_fit(params: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], *, what: str) -> None:
+    """Raises CheckpointError unless tensors have the names and shapes of the parameters."""
+    missing, surplus = sorted(set(params) - set(shapes)), sorted(set(shapes) - set(params))
     if missing or surplus:
         raise CheckpointError(
             f"{what} does not fit the model: {len(missing)} tensors missing (first: {missing[:1]}), "
             f"{len(surplus)} surplus (first: {surplus[:1]})."
         )
     for name, p in params.items():
-        if p.shape != tensors[name].shape:
-            raise CheckpointError(f"{what}: {name} has shape {tuple(tensors[name].shape)}, wanted {tuple(p.shape)}.")
+        if p.shape != shapes[name]:
+            raise CheckpointError(f"{what}: {name} has shape {tuple(shapes[name])}, wanted {tuple(p.shape)}.")
 
 
 def _sha256(path: Path) -> str:

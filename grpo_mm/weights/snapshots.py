@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from grpo_mm.identity import NOTED
+from grpo_mm.processes.shards import Shards
 from grpo_mm.weights.checkpoint import check_fit
+from grpo_mm.weights.pieces import as_cut, full, shapes_of
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,16 @@ class ReferenceReset:
 
 
 class Snapshots:
-    """Named copies of named parameters, float32 or wider; `use(name)` puts one in place for a while."""
+    """Named copies of named parameters, float32 or wider; `use(name)` puts one in place for a while.
 
-    def __init__(self, params: Mapping[str, nn.Parameter]) -> None:
-        self._params = dict(params)
+    Copies of weights that are cut over processes are cut alike.
+    """
+
+    def __init__(self, params: Mapping[str, nn.Parameter], shards: Shards | None = None) -> None:
+        self._params, self._shards = dict(params), shards
         self._copies: dict[str, dict[str, Tensor]] = {}
+        self._whole: dict[str, dict[str, Tensor]] = {}
+        """Copies that are put in place while the weights are gathered."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._copies
@@ -117,17 +124,26 @@ class Snapshots:
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
         """Runs the block with the weights of `name`, then puts the present ones back bit for bit."""
-        present = {k: p.detach().clone() for k, p in self._params.items()}
-        self._write(self._copies[name])
+        params: Mapping[str, Tensor] = self._params
+        copy = self._copies[name]
+        if self._shards is not None and self._shards.are_gathered:
+            whole = self._shards.whole()
+            params, copy = {k: whole[k] for k in self._params}, self._whole[name]
+        present = {k: p.detach().clone() for k, p in params.items()}
+        _write(params, copy)
         try:
             yield
         finally:
-            self._write(present)
+            _write(params, present)
 
-    @torch.no_grad()
-    def _write(self, values: Mapping[str, Tensor]) -> None:
-        for k, p in self._params.items():
-            p.copy_(values[k])
+    @contextmanager
+    def gathered(self, names: Iterable[str]) -> Iterator[None]:
+        """Within, `use` of some copies needs no other process, also while the weights are gathered."""
+        self._whole = {name: {k: full(t) for k, t in self._copies[name].items()} for name in sorted(names)}
+        try:
+            yield
+        finally:
+            self._whole = {}
 
     def state(self) -> dict[str, Tensor]:
         """All copies as one flat mapping "name/parameter" → tensor."""
@@ -135,12 +151,20 @@ class Snapshots:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Replaces all copies; the devices are those of the parameters. A missing or surplus tensor is an error."""
-        copies: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
+        shapes, names = shapes_of(state), {}
+        for key in state:
             name, _, k = key.partition("/")
-            copies.setdefault(name, {})[k] = tensor
-        for name, copy in copies.items():
-            check_fit(self._params, copy, what=f"the copy {name!r} of the weights")
-        self._copies = {
-            name: {k: tensor.to(self._params[k].device) for k, tensor in copy.items()} for name, copy in copies.items()
-        }
+            names.setdefault(name, {})[k] = key
+        copies: dict[str, dict[str, Tensor]] = {}
+        for name, keys in names.items():
+            check_fit(
+                self._params, {k: shapes[key] for k, key in keys.items()}, what=f"the copy {name!r} of the weights"
+            )
+            copies[name] = {k: as_cut(self._params[k], state[key]) for k, key in keys.items()}
+        self._copies = copies
+
+
+@torch.no_grad()
+def _write(params: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for k, p in params.items():
+        p.copy_(values[k])

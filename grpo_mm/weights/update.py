@@ -86,7 +86,7 @@ def accumulate(
 ) -> UpdateResult:
     """Adds the gradient of the objective to the policy's parameters and says what it saw."""
     view = _with_columns(view, rollout, objective)
-    plan = _padded(policy.plan(rollout, view.mask.bool()), processes)
+    plan = _padded(policy.plan(rollout, view.mask.bool()), processes, rollout)
     needs = frozenset().union(*(term.needs for term in objective))
     coupled = max((term.couples for term in objective), key=ORDER.index)
     log = _Log()
@@ -128,13 +128,16 @@ def _with_columns(view: View, rollout: Rollout, objective: Sequence[Objective]) 
     return replace(view, columns=columns)
 
 
-def _padded(plan: list[Tensor], processes: Processes) -> list[Tensor]:
-    """Ranks with fewer forwards add empty ones, or sharded collectives wait for ever.
+def _padded(plan: list[Tensor], processes: Processes, rollout: Rollout) -> list[Tensor]:
+    """At least one forward, so that an update in which nothing is trained still has its terms, and a gradient of 0.
 
-    There is at least one, so that an update in which nothing is trained still has its terms, and a gradient of 0.
+    Processes that hold all weights each make as many as the busiest; others need not, and without rows they make none.
     """
+    empty = [torch.zeros(0, dtype=torch.int64)]
+    if processes.cuts_weights:
+        return plan or empty * min(1, rollout.num_rows)
     longest = max(1, int(processes.max(len(plan))))
-    return plan + [torch.zeros(0, dtype=torch.int64)] * (longest - len(plan))
+    return plan + empty * (longest - len(plan))
 
 
 def _trained(values: Mapping[str, Tensor], view: View) -> dict[str, Tensor]:
@@ -167,7 +170,11 @@ def _gradient_of_values(
     """∂L/∂value [N, A] of this rank's rows; sets that reach over ranks are gathered whole first."""
     mine = slice(0, view.mask.shape[0])
     whole, local_rows = view, view.mask.shape[0]
-    if processes.world > 1 and coupled in ("group", "update"):
+    gathers = processes.world > 1 and coupled in ("group", "update")
+    if not leaves and not gathers:  # no rows: nothing to train, and nobody waits
+        return {}
+    if gathers:
+        leaves = _named_alike(leaves, view, processes)
         rows = processes.gather(local_rows)
         start = sum(rows[: processes.rank])
         mine = slice(start, start + local_rows)
@@ -183,6 +190,16 @@ def _gradient_of_values(
     total = sum((leaf.flatten()[:0].sum() for leaf in leaves.values()), start=sum(t.value() for t in terms))
     grads = torch.autograd.grad(total, list(leaves.values()))
     return {k: g[mine] for k, g in zip(leaves, grads, strict=True)}
+
+
+def _named_alike(leaves: dict[str, Tensor], view: View, processes: Processes) -> dict[str, Tensor]:
+    """With the values that others have, on a rank that made no forward."""
+    ranks = processes.gather({name: value.dtype for name, value in leaves.items()})
+    dtypes = {name: dtype for rank in ranks for name, dtype in rank.items()}
+    return {
+        name: leaves[name] if name in leaves else torch.ones_like(view.old_logprobs, dtype=dtypes[name])
+        for name in sorted(dtypes)
+    }
 
 
 def _join(processes: Processes, value: Tensor) -> Tensor:

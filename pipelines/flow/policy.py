@@ -20,6 +20,8 @@ from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
 from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve, takes_guidance
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
+from grpo_mm.processes.distributed import Shard
+from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Pictures, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
@@ -151,14 +153,15 @@ class FlowPolicyConfig:
         noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return [noise, 192 + noise // 4, noise // 4]
 
-    def load(self, device: torch.device) -> FlowPolicy:
-        return FlowPolicy(self, device)
+    def load(self, device: torch.device, *, shard: Shard | None = None) -> FlowPolicy:
+        """shard: cuts the transformer's weights over processes; None: this one holds all of them."""
+        return FlowPolicy(self, device, shard=shard)
 
 
 class FlowPolicy:
     """The model on its device, with the parameters that are trained."""
 
-    def __init__(self, config: FlowPolicyConfig, device: torch.device) -> None:
+    def __init__(self, config: FlowPolicyConfig, device: torch.device, *, shard: Shard | None = None) -> None:
         self.config, self.device, self.unit = config, device, config.unit
         self.family = config.model
         self.dtype = DTYPES[config.dtype]
@@ -175,6 +178,9 @@ class FlowPolicy:
             self.network.requires_grad_(True)
         else:
             adapters.add(self.pipe, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
+        self._reduced = config.lora is None and self.dtype == torch.bfloat16
+        compute = self.dtype if self._reduced else None
+        self.shards = None if shard is None else shard(self.network, _units(self.network), compute=compute)
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self._place()
         if config.gradient_checkpointing:
@@ -185,7 +191,7 @@ class FlowPolicy:
             self.pipe.vae.enable_tiling()
         if config.compile:
             self.network.compile()
-        self.snapshots = Snapshots(self.trainable)
+        self.snapshots = Snapshots(self.trainable, self.shards)
         self._embeddings: dict[str, dict[str, Tensor]] = {}
         self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 
@@ -235,8 +241,7 @@ class FlowPolicy:
         self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float
     ) -> Tensor:
         """The guided velocity in float32 (float64 for a float64 model), [n, ...]."""
-        full_low_precision = self.config.lora is None and self.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=full_low_precision):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self._reduced and self.shards is None):
             velocity = self.family.velocity(
                 self.pipe,
                 x.to(self.dtype),
@@ -318,7 +323,8 @@ class FlowPolicy:
         record = rollout.record
         position = torch.nonzero(mask_NA.flatten().bool()).flatten()
         state = record.states(position).unique()
-        with phase(f"{name}_network"), self.snapshots.use(weights) if weights else nullcontext():
+        swapped = self.snapshots.use(weights) if weights else nullcontext()
+        with phase(f"{name}_network"), swapped, gathered(self.shards):
             found = [self._velocity_at(record, part) for part in state.split(self.config.micro_batch) if part.numel()]
             count(f"{name}_calls", state.numel() * self.family.network_rows(record.guidance))
         velocity = torch.cat(found) if found else record.network_input(state)[0]
@@ -361,3 +367,9 @@ class FlowPolicy:
             adapters.save_adapter(self.pipe, folder)
             if self.merged:
                 adapters.save_placed(self.pipe, self.merged, folder / MERGED)
+
+
+def _units(network: nn.Module) -> list[list[nn.Module]]:
+    """What of a transformer is gathered at once: each block of its lists of blocks."""
+    lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
+    return [[block] for part in lists for block in part]

@@ -29,6 +29,8 @@ from grpo_mm.pipelines.vlm.prompting.contexts import Encoder
 from grpo_mm.pipelines.vlm.prompting.open_media import fit_media
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
 from grpo_mm.processes.clock import count
+from grpo_mm.processes.distributed import Shard
+from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
@@ -186,14 +188,15 @@ class VlmPolicyConfig:
         if hasattr(self.media, "check"):
             self.media.check()
 
-    def load(self, device: torch.device) -> VlmPolicy:
-        return VlmPolicy(self, device)
+    def load(self, device: torch.device, *, shard: Shard | None = None) -> VlmPolicy:
+        """shard: cuts the weights over processes; None: this one holds all of them."""
+        return VlmPolicy(self, device, shard=shard)
 
 
 class VlmPolicy:
     """The model on its device, with the parameters that are trained."""
 
-    def __init__(self, config: VlmPolicyConfig, device: torch.device) -> None:
+    def __init__(self, config: VlmPolicyConfig, device: torch.device, *, shard: Shard | None = None) -> None:
         self.config, self.device, self.unit = config, device, config.unit
         self.dtype = DTYPES[config.dtype]
         full, flex = config.lora is None, config.attention == "flex_attention"
@@ -209,13 +212,15 @@ class VlmPolicy:
             model.model.visual.requires_grad_(False)
         self.model, self.processor = model, loaded.processor
         self.wrapped = None if config.lora is None else adapters.add(model, config.lora)
+        reduced = full and self.dtype != torch.float32
+        self.shards = None if shard is None else shard(model, _units(model), compute=self.dtype if reduced else None)
         (model if self.wrapped is None else self.wrapped).to(device)
         if config.gradient_checkpointing:
             _checkpoint_layers(model)
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.network = Network(
             model, loaded.family, temperature=config.temperature, forbidden=loaded.forbidden,
-            autocast=self.dtype if full and self.dtype != torch.float32 else None,
+            autocast=self.dtype if reduced and self.shards is None else None,
             shares_prefill=config.sharing != "off", flex_answers=flex,
         )  # fmt: skip
         self.replay = Replay(
@@ -230,7 +235,7 @@ class VlmPolicy:
         fit_media(config.media, loaded.processor.video_processor, loaded.family)
         encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
         self.encode = EncodedAhead(encode, workers=config.encode_workers)
-        self.snapshots = Snapshots(self.trainable)
+        self.snapshots = Snapshots(self.trainable, self.shards)
 
     def as_seen(self, prompt: Prompt) -> Prompt:
         """The prompt with the sizes of its picture, before and after the processor's resize, in its target."""
@@ -293,7 +298,7 @@ class VlmPolicy:
         value_NA = torch.zeros(record.token_NA.shape, device=self.device)
         name = weights or "ref"
         parts = self.replay.forwards(record, rows)
-        with self.snapshots.use(weights) if weights else nullcontext():
+        with self.snapshots.use(weights) if weights else nullcontext(), gathered(self.shards):
             found = self.replay.values(record, parts, entropy=False, grad=False, charge=f"{name}_network")
             for (logprob_nA, _), part in zip(found, parts):
                 value_NA[part.to(self.device)] = logprob_nA
@@ -334,6 +339,12 @@ class VlmPolicy:
             adapters.save_adapter(self.wrapped, folder)
             if self.merged:
                 adapters.save_pairs(self.wrapped.get_base_model(), self.merged, folder / MERGED)
+
+
+def _units(model: Any) -> list[list[Any]]:
+    """What of a model is gathered at once: a layer, a block of the tower; embeddings and head together, which may be one weight."""
+    layers = [*model.model.language_model.layers, *model.model.visual.blocks]
+    return [*([layer] for layer in layers), [model.get_input_embeddings(), model.lm_head]]
 
 
 def _checkpoint_layers(model: Any) -> None:

@@ -43,11 +43,22 @@ def in_child(
     return _wait(_start(work, output, patches=patches), output, timeout_seconds)
 
 
-def launch(script: Path, *arguments: object) -> None:
-    """Runs a script as two processes on the CPU (gloo), with the environment that `accelerate launch` gives; fails with what
-    they said."""
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    outputs = [script.with_suffix(f".rank{rank}.txt") for rank in range(2)]
+def launch(script: Path, *arguments: object, world: int = 2) -> None:
+    """Runs a script as two processes on the CPU (gloo), or more, with the environment that `accelerate launch` gives; fails with
+    what they said."""
+    codes, said = launched(script, *arguments, world=world)
+    assert codes == [0] * world, "\n".join(text[-4000:] for text in said)
+
+
+def launched(script: Path, *arguments: object, world: int = 2) -> tuple[list[int], list[str]]:
+    """The same for processes that may fail: their exit codes, and what they said."""
+    common = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    outputs = [script.with_suffix(f".rank{rank}.txt") for rank in range(world)]
     children = [
         _start(
             _as_script(script, arguments), output, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -55,7 +66,7 @@ def launch(script: Path, *arguments: object) -> None:
         for rank, output in enumerate(outputs)
     ]
     codes = [_wait(child, output, 250) for child, output in zip(children, outputs, strict=True)]
-    assert codes == [0, 0], "\n".join(output.read_text()[-4000:] for output in outputs)
+    return codes, [output.read_text() for output in outputs]
 
 
 def free_port() -> int:

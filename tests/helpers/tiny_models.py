@@ -50,16 +50,16 @@ def vae(channels: int, *, scaling: float, shift: float):
     )  # fmt: skip
 
 
-def build_sd3(folder: Path) -> Path:
-    """A StableDiffusion3Pipeline of a few ten thousand parameters, with all three encoders."""
+def build_sd3(folder: Path, *, layers: int = 2, dual: int = 1) -> Path:
+    """A StableDiffusion3Pipeline of a few ten thousand parameters, with all three encoders; `dual`: layers with two attentions."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     torch.manual_seed(0)
     encoder_3, tokenizer_3 = t5(32)
     transformer = SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        sample_size=16, patch_size=2, in_channels=4, num_layers=layers, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=16, out_channels=4,
-        pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
+        pos_embed_max_size=16, dual_attention_layers=tuple(range(dual)), qk_norm="rms_norm",
     )  # fmt: skip
     randomise(transformer)
     StableDiffusion3Pipeline(
@@ -71,14 +71,14 @@ def build_sd3(folder: Path) -> Path:
     return folder
 
 
-def build_flux(folder: Path) -> Path:
+def build_flux(folder: Path, *, layers: int = 1, single: int = 1) -> Path:
     """A FluxPipeline of a few ten thousand parameters, with guidance embedding (the dev format)."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     torch.manual_seed(0)
     encoder_2, tokenizer_2 = t5(32)
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        patch_size=1, in_channels=16, num_layers=layers, num_single_layers=single, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(2, 2, 4),
     )  # fmt: skip
     randomise(transformer)

@@ -14,6 +14,7 @@ from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.processes.rng import stream
 from grpo_mm.types import Prompt, Rows
+from grpo_mm.weights.pieces import full, put
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _FOLDERS: dict[str, str] = {}
@@ -135,10 +136,10 @@ def _qwen3(config: Any, processor: Any) -> tuple[Any, Any]:
     )
 
 
-def policy(family: str = "qwen2_5_vl", **settings: Any) -> VlmPolicy:
+def policy(family: str = "qwen2_5_vl", *, shard: Any = None, **settings: Any) -> VlmPolicy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return VlmPolicyConfig(path=folder(family), **settings).load(torch.device("cpu"))
+        return VlmPolicyConfig(path=folder(family), **settings).load(torch.device("cpu"), shard=shard)
 
 
 def rows_of(prompts: tuple[Prompt, ...], group_size: int) -> Rows:
@@ -161,7 +162,10 @@ def change(policy: VlmPolicy, *, scale: float = 0.1, seed: int = 1) -> None:
     """Moves all trainable weights, as training would."""
     with torch.no_grad():
         for name, parameter in policy.trainable.items():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=stream(seed, "change", name)))
+            put(
+                parameter,
+                full(parameter) + scale * torch.randn(parameter.shape, generator=stream(seed, "change", name)),
+            )
 
 
 def library_logprobs(model: Any, policy: VlmPolicy, context: Any, tokens: Tensor) -> Tensor:

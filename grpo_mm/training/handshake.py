@@ -1,0 +1,42 @@
+"""Whether the processes of a run are of one mind, before they wait for each other: config, packages, the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpo_mm.config.run_config import RunConfig, plain
+from grpo_mm.errors import ConfigError
+from grpo_mm.outside import shown
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.training.run_folder import versions
+
+MAY_DIFFER = ("platform", "git_commit")
+
+
+def check_alike(processes: Processes, config: RunConfig) -> None:
+    """All processes come together.
+
+    Raises:
+        ConfigError: some process was started with another config, or with other versions of what computes.
+    """
+    text = json.dumps(plain(config), sort_keys=True, default=str)
+    own = {"config": hashlib.sha256(text.encode()).hexdigest()}
+    own |= {name: version for name, version in versions().items() if name not in MAY_DIFFER}
+    first_difference(processes.gather(own))
+
+
+def first_difference(ranks: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError that names the first process which is not like the main one, and in what."""
+    main = ranks[0]
+    for rank, found in enumerate(ranks):
+        for name in sorted({*main, *found}):
+            here, there = main.get(name), found.get(name)
+            if here != there:
+                what = "another config" if name == "config" else f"{name} {shown(there)}"
+                said = "" if name == "config" else f" ({shown(here)})"
+                raise ConfigError(
+                    f"process {rank} has {what} than process 0{said}. Start all processes with the same command, in the same environment."
+                )

@@ -1,0 +1,169 @@
+"""Checkpoints that several processes write together: read by any number of them, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from children import launch, launched
+from safetensors.torch import load_file
+from test_exactness import assert_equal, write
+from test_sharding import SHARDED, TRAIN_ALL
+
+from grpo_mm.config.typed_yaml import merge
+from grpo_mm.entry import train
+from grpo_mm.errors import CheckpointError
+from grpo_mm.tools.export import export
+from grpo_mm.weights import checkpoint
+from grpo_mm.weights.shard_files import PART
+
+STEPS = 3
+SETTINGS = {
+    "policy": {"lora": None}, "optim": {"lr": 1e-4}, "ema": {"decay": 0.5, "every_updates": 1}, "checkpoints": {"every": 1},
+    "steps": STEPS,
+}  # fmt: skip
+KILLED = """
+import os
+import signal
+import sys
+
+from grpo_mm.entry import train
+from grpo_mm.weights import checkpoint
+
+there = checkpoint.write_parts
+
+
+def write_parts(folder, tensors, *, rank):
+    written = there(folder, tensors, rank=rank)
+    if rank == 1 and folder.name.endswith("000002"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return written
+
+
+checkpoint.write_parts = write_parts
+train(sys.argv[1])
+"""
+TRAIN_TO_TWO = """
+import sys
+from grpo_mm.entry import train
+
+train(sys.argv[1], ["steps=2"])
+"""
+
+
+def last(config: Path, name: str) -> dict[str, torch.Tensor]:
+    folder = config.parent / "runs/tiny/checkpoints"
+    return dict(checkpoint.read(folder / checkpoint.name_of(STEPS)).tensors[name])
+
+
+def assert_same(config: Path, other: Path) -> None:
+    for part in ("weights", "snapshots", "optimizer"):
+        found, wanted = last(config, part), last(other, part)
+        found, wanted = ({k: v.double() for k, v in these.items()} for these in (found, wanted))
+        assert_equal(found, wanted, to=1e-9)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_sd3, tmp_path_factory) -> Path:
+    """The run of one process."""
+    config = write(tmp_path_factory.mktemp("whole") / "run", tiny_sd3, SETTINGS)
+    train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def begun(tiny_sd3, tmp_path_factory) -> Path:
+    """Two steps by two processes."""
+    folder = tmp_path_factory.mktemp("begun")
+    config = write(folder / "run", tiny_sd3, merge(SETTINGS, SHARDED))
+    script = folder / "train.py"
+    script.write_text(TRAIN_TO_TWO)
+    launch(script, config)
+    return config
+
+
+def copied(config: Path, to: Path) -> tuple[Path, Path]:
+    """(the config, the newest checkpoint) of a copy of a run."""
+    shutil.copytree(config.parent, to / "run")
+    here = to / "run" / config.name
+    here.write_text(config.read_text().replace(str(config.parent), str(here.parent)))
+    return here, here.parent / "runs/tiny/checkpoints/step_000002"
+
+
+def test_each_process_writes_a_part_of_every_tensor_and_nothing_twice(begun, tmp_path):
+    _, path = copied(begun, tmp_path)
+    hashes = json.loads((path / "manifest.json").read_text())["sha256"]
+    parts = [f"{n}_{k:05d}_of_00002.safetensors" for n in ("optimizer", "snapshots", "weights") for k in (0, 1)]
+    assert sorted(hashes) == sorted([*parts, "state.json"]) and all(PART.fullmatch(name) for name in parts)
+    sizes = [(path / f"weights_{k:05d}_of_00002.safetensors").stat().st_size for k in (0, 1)]
+    tensors = checkpoint.read(path).tensors["weights"]
+    assert abs(sizes[0] - sizes[1]) < 0.1 * sizes[0]
+    assert sum(sizes) < 1.2 * sum(t.numel() * t.element_size() for t in tensors.values())
+    assert not any(other.name.startswith(".writing") for other in path.parent.iterdir())
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing", "left out"])
+def test_a_part_that_is_not_whole_is_refused_by_name(harm, begun, tmp_path):
+    _, path = copied(begun, tmp_path)
+    name = "weights_00001_of_00002.safetensors"
+    if harm == "truncated":
+        (path / name).write_bytes((path / name).read_bytes()[:-100])
+    else:
+        (path / name).unlink()
+    if harm == "left out":
+        manifest = json.loads((path / "manifest.json").read_text())
+        del manifest["sha256"][name]
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    said = "a part of .* is missing" if harm == "left out" else f"{name} is missing, truncated or altered"
+    with pytest.raises(CheckpointError, match=rf"{said}.*--checkpoint step_000001"):
+        checkpoint.read(path)
+
+
+def test_one_process_goes_on_with_the_same_result_and_exports_without_the_others(begun, whole, tmp_path):
+    config, path = copied(begun, tmp_path)
+    from diffusers import SD3Transformer2DModel
+
+    product = export(config.parent / "runs/tiny", to=tmp_path / "product")
+    found = SD3Transformer2DModel.from_pretrained(product / "transformer", torch_dtype=torch.float64).state_dict()
+    averaged = {
+        k.removeprefix("ema/"): v for k, v in checkpoint.read(path).tensors["snapshots"].items() if k[:4] == "ema/"
+    }
+    assert len(averaged) > 50 and all(torch.equal(found[name], value) for name, value in averaged.items())
+    train(config, ["distributed.kind=replicated"])
+    assert_same(config, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_and_four_in_two_copies_go_on_with_the_same_result(begun, whole, tmp_path):
+    for world, more in ((2, {}), (4, {"shard_over": 2})):
+        folder = tmp_path / str(world)
+        config, _ = copied(begun, folder)
+        config.write_text(
+            config.read_text().replace(
+                "kind: sharded", f"kind: sharded\n  shard_over: {more.get('shard_over', 'null')}"
+            )
+        )
+        script = folder / "train.py"
+        script.write_text(TRAIN_ALL)
+        launch(script, config, world=world)
+        assert_same(config, whole)
+        names = [p.name for p in (folder / "run/runs/tiny/checkpoints/step_000003").iterdir()]
+        assert "weights_00001_of_00002.safetensors" in names and len(names) == 8
+        file = "runs/tiny/model/transformer/diffusion_pytorch_model.safetensors"
+        assert_equal(load_file(folder / "run" / file), load_file(whole.parent / file), to=1e-9)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_checkpoint(whole, tiny_sd3, tmp_path):
+    config = write(tmp_path / "run", tiny_sd3, merge(SETTINGS, SHARDED))
+    script, again = tmp_path / "killed.py", tmp_path / "again.py"
+    script.write_text(KILLED)
+    again.write_text(TRAIN_ALL)
+    codes, said = launched(script, config)
+    assert codes[1] == -9 and codes[0] != 0, said
+    assert checkpoint.steps(config.parent / "runs/tiny/checkpoints") == [1]
+    launch(again, config)
+    assert_same(config, whole)
