@@ -134,9 +134,9 @@ class Processes:
             return
         tensors = list(tensors)
         cut = any(hasattr(tensor, "to_local") for tensor in tensors)
-        part = self.rank % (self.distributed.shard_over or self.world) if cut else 0
+        own = (self.rank % (self.distributed.shard_over or self.world) if cut else 0, checksum(tensors))
         first: dict[int, tuple[int, int]] = {}
-        for rank, (part, found) in enumerate(self.gather((part, checksum(tensors)))):
+        for rank, (part, found) in enumerate(self.gather(own)):
             other, wanted = first.setdefault(part, (rank, found))
             if found != wanted:
                 raise TrainingStopped(

@@ -89,7 +89,7 @@ def copied(config: Path, to: Path) -> tuple[Path, Path]:
     """(the config, the newest checkpoint) of a copy of a run."""
     shutil.copytree(config.parent, to / "run")
     here = to / "run" / config.name
-    here.write_text(config.read_text().replace(str(config.parent), str(here.parent)))
+    here.write_text(config.read_text().replace(f"{config.parent}/runs", f"{here.parent}/runs"))
     return here, here.parent / "runs/tiny/checkpoints/step_000002"
 
 
