@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError, TrainingStopped, UserError
 from grpo_mm.identity import FREE
-from grpo_mm.processes.alike import checksum
+from grpo_mm.processes.alike import bit_sums, checksum, combined
 from grpo_mm.processes.shards import Shards
 
 Shard = Callable[..., Shards | None]
@@ -134,15 +134,23 @@ class Processes:
             return
         tensors = list(tensors)
         cut = any(hasattr(tensor, "to_local") for tensor in tensors)
-        part = self.rank % (self.distributed.shard_over or self.world) if cut else 0
+        own = (self.rank % (self.distributed.shard_over or self.world) if cut else 0, checksum(tensors))
         first: dict[int, tuple[int, int]] = {}
-        for rank, (part, found) in enumerate(self.gather((part, checksum(tensors)))):
+        for rank, (part, found) in enumerate(self.gather(own)):
             other, wanted = first.setdefault(part, (rank, found))
             if found != wanted:
                 raise TrainingStopped(
                     f"processes {other} and {rank} hold different weights {when}. At the start: do all nodes have the same files of the "
                     "model? Later: a device may be faulty; the checkpoints before are those of process 0."
                 )
+
+    def whole_checksum(self, tensors: Iterable[Tensor]) -> int:
+        """Of tensors that may be cut, the same on any number of processes; they come together."""
+        sums = bit_sums(tensors)
+        if self.cuts_weights:
+            ranks = self.gather(sums)[: self.distributed.shard_over or self.world]  # the others hold copies
+            sums = [sum(parts) for parts in zip(*ranks, strict=True)]
+        return combined(value % 2**64 for value in sums)
 
     def everywhere(self, work: Callable[[], Any]) -> list[Any]:
         """What `work` gives on each process, in rank order; where it raises on one it raises on all, and nobody waits.

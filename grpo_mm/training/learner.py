@@ -86,6 +86,11 @@ class Learner:
         self.optimizer = config.optim.build(self.params)
         reads = frozenset(getattr(config.engine, "snapshots", ()))
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
+        self._base: int | None = None
+        """The sum of bits of the reference, where checkpoints name it instead of holding it: it is the model as it was loaded."""
+        keeps = "ref" in self.policy.snapshots and config.reference_reset is None
+        if processes.cuts_weights and keeps and getattr(config.policy, "lora", None) is None:
+            self._base = self._reference_checksum()
         self.policy.snapshots.take("ema") if config.ema else None
         self.policy.snapshots.take("sampling") if config.sampling else None
         self._plans: dict[int, tuple[Rows, Tensor]] = {}
@@ -372,10 +377,14 @@ class Learner:
         tensors = {
             "weights": {k: p.detach() for k, p in self.policy.trainable.items()},
             "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-            "snapshots": self.policy.snapshots.state(),
+            "snapshots": self.policy.snapshots.state(without=() if self._base is None else ("ref",)),
         }
         parts = {path: part.state_dict() for path, part in stateful_parts(self.config)}
-        return tensors, {"counters": self.counters, "parts": parts}
+        state = {"counters": self.counters, "parts": parts}
+        return tensors, state if self._base is None else state | {"reference": self._base}
+
+    def _reference_checksum(self) -> int:
+        return self.processes.whole_checksum(self.policy.snapshots.copy_of("ref").values())
 
     def checkpoint_bytes(self) -> tuple[int, int]:
         """(of a checkpoint, of the weights alone): what they will take on disk."""
@@ -398,7 +407,14 @@ class Learner:
         """Weights, optimiser and snapshots of a checkpoint; what counts steps and updates goes on."""
         checkpoint.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=f"{name}/weights.safetensors")
         checkpoint.load_optimizer(self.optimizer, loaded.tensors["optimizer"])
-        self.policy.snapshots.load(loaded.tensors["snapshots"])
+        named = loaded.state.get("learner", {}).get("reference")
+        keeps = named is not None and "ref" in self.policy.snapshots
+        if keeps and named != (self._reference_checksum() if self._base is None else self._base):
+            raise CheckpointError(
+                f"{name} has the model as it was loaded for its reference, and that is another one now. Put back the files that the "
+                "run began with."
+            )
+        self.policy.snapshots.load(loaded.tensors["snapshots"], keep=("ref",) if keeps else ())
 
 
 def _summarise(results: list[UpdateResult]) -> dict[str, float]:

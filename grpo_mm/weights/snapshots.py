@@ -145,17 +145,23 @@ class Snapshots:
         finally:
             self._whole = {}
 
-    def state(self) -> dict[str, Tensor]:
-        """All copies as one flat mapping "name/parameter" → tensor."""
-        return {f"{name}/{k}": t for name, copy in self._copies.items() for k, t in copy.items()}
+    def copy_of(self, name: str) -> Mapping[str, Tensor]:
+        """By parameter."""
+        return self._copies[name]
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Replaces all copies; the devices are those of the parameters. A missing or surplus tensor is an error."""
+    def state(self, *, without: Iterable[str] = ()) -> dict[str, Tensor]:
+        """The copies as one flat mapping "name/parameter" → tensor."""
+        kept = {name: copy for name, copy in self._copies.items() if name not in without}
+        return {f"{name}/{k}": t for name, copy in kept.items() for k, t in copy.items()}
+
+    def load(self, state: Mapping[str, Tensor], *, keep: Iterable[str] = ()) -> None:
+        """Replaces all copies but those in `keep`; the devices are those of the parameters. A missing or surplus tensor is an
+        error."""
         shapes, names = shapes_of(state), {}
         for key in state:
             name, _, k = key.partition("/")
             names.setdefault(name, {})[k] = key
-        copies: dict[str, dict[str, Tensor]] = {}
+        copies = {name: self._copies[name] for name in keep}
         for name, keys in names.items():
             check_fit(
                 self._params, {k: shapes[key] for k, key in keys.items()}, what=f"the copy {name!r} of the weights"

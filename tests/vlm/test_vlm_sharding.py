@@ -41,6 +41,8 @@ CASES = [
     ("shared prompts", "failed", PART), ("repeated prompts, tower", "uneven", PART), ("repeated prompts, tower", "none", PART),
     ("computed again", "uneven", PART), ("adapter", "uneven", WHOLE), ("adapter", "failed", WHOLE),
 ]  # fmt: skip
+QUICK = (1, 3, 8)
+"""The other cases are slow."""
 SCRIPT = """
 import sys
 from test_vlm_sharding import work
@@ -50,15 +52,17 @@ work(*sys.argv[1:])
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory) -> Path:
+def together(tmp_path_factory, request) -> Path:
+    asked = [item.callspec.params["case"] for item in request.session.items if "gradient_is_that" in item.name]
     folder = tmp_path_factory.mktemp("together")
     script = folder / "work.py"
     script.write_text(SCRIPT)
-    launch(script, folder, tiny_vlm.folder("qwen2_5_vl"))
+    launch(script, folder, tiny_vlm.folder("qwen2_5_vl"), *asked)
     return folder
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda n: f"{CASES[n][0]}, {CASES[n][1]}, {len(CASES[n][2])}")
+@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in range(len(CASES))],
+                         ids=lambda n: f"{CASES[n][0]}, {CASES[n][1]}, {len(CASES[n][2])}")  # fmt: skip
 def test_the_gradient_is_that_of_one_process(case, together):
     name, rows, objective = CASES[case]
     p = moved(policy(micro_batch=2, **POLICIES[name]))
@@ -67,13 +71,14 @@ def test_the_gradient_is_that_of_one_process(case, together):
     assert found.keys() == wanted.keys() and len(found) > 5
     assert norm({k: found[k] - wanted[k] for k in wanted}) < 1e-6 * norm(wanted) > 0
     losses = json.loads((together / "losses.json").read_text())
-    assert losses[case] == pytest.approx(loss, rel=1e-5, abs=1e-6)
+    assert losses[str(case)] == pytest.approx(loss, rel=1e-5, abs=1e-6)
 
 
 def test_in_bfloat16_weights_are_cut_in_float32_and_gradients_add_up_in_it(together):
-    """Not in bfloat16, in which three rows' sums would differ in the third digit; autocast keeps what stands between layers wider."""
-    apart, from_autocast = load_file(together / "bfloat16.safetensors")["apart"].tolist()
-    assert apart < 1e-6 and from_autocast < 0.1
+    """In bfloat16 the sums themselves would differ in the third digit. Autocast keeps what stands between layers in float32, and is
+    not much nearer to the gradient in float32."""
+    apart, ours, usual = load_file(together / "bfloat16.safetensors")["apart"].tolist()
+    assert apart < 1e-6 and ours < 2 * usual < 0.5
 
 
 def norm(tensors: dict[str, torch.Tensor]) -> float:
@@ -115,15 +120,16 @@ def gradient(p, rollout: Rollout, objective, processes: Processes, own=None):
     return result.loss, found
 
 
-def work(folder: str, checkpoint: str) -> None:
-    """What a process does."""
+def work(folder: str, checkpoint: str, *asked: str) -> None:
+    """What a process does: the gradients of those cases."""
     tiny_vlm._FOLDERS["qwen2_5_vl"] = checkpoint
     processes = Processes(device="cpu", distributed=Distributed(kind="sharded", timeout_minutes=1))
-    cut = {name: moved(policy(micro_batch=2, shard=processes.shard, **settings)) for name, settings in POLICIES.items()}
-    losses = []
-    for case, (name, rows, objective) in enumerate(CASES):
-        loss, found = gradient(cut[name], made(rows), objective, processes, own=ROWS[rows][processes.rank])
-        losses.append(loss)
+    cut, losses = {}, {}
+    for case in asked:
+        name, rows, objective = CASES[int(case)]
+        if name not in cut:
+            cut[name] = moved(policy(micro_batch=2, shard=processes.shard, **POLICIES[name]))
+        losses[case], found = gradient(cut[name], made(rows), objective, processes, own=ROWS[rows][processes.rank])
         if processes.is_main:
             save_file({k: v.contiguous() for k, v in found.items()}, Path(folder) / f"{case}.safetensors")
     if processes.is_main:
@@ -134,7 +140,8 @@ def work(folder: str, checkpoint: str) -> None:
 
 
 def in_bfloat16(processes: Processes) -> list[float]:
-    """How far gradients are apart, over their norm: of both processes and of each alone; of these and under autocast."""
+    """How far gradients are apart, over their norm: of both processes and of one; of both and in float32; under autocast and in
+    float32."""
     from torch.distributed.device_mesh import DeviceMesh
 
     groups = [torch.distributed.new_group([rank]) for rank in range(processes.world)]
@@ -142,7 +149,7 @@ def in_bfloat16(processes: Processes) -> list[float]:
     alone.world, alone.rank = 1, 0
     settings = {"dtype": "bfloat16", "micro_batch": 1, "prefix_sharing": "off"}
     both, one = (moved(policy(shard=shard, **settings)) for shard in (processes.shard, partial(Shards, mesh=mesh)))
-    autocast = moved(policy(**settings))
+    autocast, exact = moved(policy(**settings)), moved(policy(**settings | {"dtype": "float32"}))
     with both.shards.gathered():
         assert {p.dtype for p in both.model.parameters()} == {torch.bfloat16} and both.network.autocast is None
     assert (
@@ -150,7 +157,8 @@ def in_bfloat16(processes: Processes) -> list[float]:
     )
     _, found = gradient(both, made("uneven"), PART, processes, own=ROWS["uneven"][processes.rank])
     _, wanted = gradient(one, made("uneven"), PART, alone)
-    _, near = gradient(autocast, made("uneven"), PART, alone)
-    assert found.keys() == wanted.keys() == near.keys() and {g.dtype for g in found.values()} == {torch.float32}
-    pairs = ((found, wanted), (wanted, near))
+    _, usual = gradient(autocast, made("uneven"), PART, alone)
+    _, true = gradient(exact, made("uneven"), PART, alone)
+    assert found.keys() == wanted.keys() == true.keys() and {g.dtype for g in found.values()} == {torch.float32}
+    pairs = ((found, wanted), (found, true), (usual, true))
     return [norm({k: a[k] - b[k] for k in a}) / norm(b) for a, b in pairs]
