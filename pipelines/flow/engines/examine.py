@@ -117,7 +117,7 @@ def _alone(policy: FlowPolicy, rollout: Rollout) -> Iterator[Finding]:
     yield Finding("trainer: one step in a forward", apart, EXACT[policy.dtype], "the trainer against itself")
     if policy.config.lora is None and policy.dtype != torch.float64:  # an adapter's base is of one precision
         other = torch.bfloat16 if policy.dtype == torch.float32 else torch.float32
-        with _having(policy, dtype=other):
+        with _having(policy, dtype=other, _reduced=other == torch.bfloat16):
             apart = float((_logprobs(policy, rollout) - own_NA).abs().where(mask_NA, 0).max())
         yield Finding("trainer: bfloat16 against float32", apart, EXACT[torch.bfloat16], "itself", asked=False)
 
