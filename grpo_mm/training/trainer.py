@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig, plain
-from grpo_mm.errors import CheckpointError, UserError
+from grpo_mm.errors import CheckpointError, TrainingStopped, UserError
 from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.looking.origin import Origin
@@ -125,7 +125,8 @@ class Trainer:
         asked = 0
         with _stop_signals() as signal_asked:
             while state["step"] < config.steps and not state["stopped_early"] and not asked:
-                row = self._timed_step(state["step"])
+                with self._leaving_a_product():
+                    row = self._timed_step(state["step"])
                 state["step"] += 1
                 alarms = self._record({"step": state["step"], **row}, weights_step=state["step"] - 1)
                 if self.trackers is not None and is_shown(state["step"] - 1, every=config.samples_every):
@@ -146,6 +147,22 @@ class Trainer:
             self.processes.barrier()  # a rank that ends makes launchers kill the others
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
+
+    @contextmanager
+    def _leaving_a_product(self) -> Iterator[None]:
+        """A step that cannot be done ends the run, and what was learnt before it is left as the product all the same."""
+        updates = self.learner.counters["updates"]
+        try:
+            yield
+        except TrainingStopped as stopped:
+            done, within = self.state["step"], self.learner.counters["updates"] - updates
+            if self.processes.is_main and done + within > 0:
+                why = f"step {done + 1} could not be done" + f", after {within} updates of it" * bool(within)
+                try:
+                    self._leave_product(why)
+                except OSError as error:
+                    log.warning("no product was written: %s", reason(error))
+            raise stopped
 
     def _evaluate_what_is_due(self) -> None:
         """A run that goes on after what was its last step has still to do what it would have done there on its way."""

@@ -43,5 +43,5 @@ def test_a_prompt_beyond_the_last_position_is_left_out_with_its_length():
     tokens = len(p.encode(Prompt("fits", text)))
     p.model.config.get_text_config().max_position_embeddings = tokens
     assert not p.encode(Prompt("fits", text)).failure
-    found = p.encode(Prompt("long", text + "and"))
+    found = p.encode(Prompt("long", text + text))
     assert not len(found) and f"the checkpoint has {tokens} positions" in found.failure and "'long'" in found.failure
