@@ -358,7 +358,8 @@ class Trainer:
         state = dict(loaded.state)
         check_state(state, self.state, name=str(path))
         try:
-            self.learner.load(loaded, name=str(path))
+            changed = [each.key for each in read_changes(self.folder.path) if each.step >= state["step"]]
+            self.learner.load(loaded, name=str(path), changed=changed)
             self.state = {key: value for key, value in state.items() if key not in OF_PARTS}
             if "rules" in state:
                 # Rules may come and go on the way (`config.differences`): a new one has seen nothing yet.
