@@ -24,6 +24,7 @@ from grpo_mm.looking.trackers import Trackers, check_installed
 from grpo_mm.outside import place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.reward_use import check_call
+from grpo_mm.training.data import RunData
 from grpo_mm.training.run_folder import (
     check_folder,
     exclusive,
@@ -86,7 +87,8 @@ def train(
     tell_what_has_no_effect(config)
     folder = folder_of(config)
     fresh = fresh or starts_over(folder)
-    start = check_folder(config, fresh=fresh, checkpoint_name=checkpoint, accept=accept)
+    data = RunData(config)
+    start = check_folder(config, fresh=fresh, checkpoint_name=checkpoint, accept=accept, data=data)
     if start.done is not None:
         log.log(logging.WARNING if start.done["differs"] else logging.INFO, "%s", start.done["nothing_was_run"])
         return start.done
@@ -105,9 +107,9 @@ def train(
         trackers = Trackers(config.trackers, folder.path, name=config.name)
     with exclusive(folder) if processes.is_main else nullcontext():
         told = (told if told is not None else ProgressLines()) if processes.is_main else Nobody()
-        trainer = Trainer(config, folder, processes, told=told, trackers=trackers)
+        trainer = Trainer(config, folder, processes, told=told, trackers=trackers, data=data)
         if processes.is_main:
-            open_folder(config, fresh=fresh, start=start)
+            open_folder(config, fresh=fresh, start=start, data=data)
         processes.barrier()
         try:
             with heard():

@@ -3,7 +3,7 @@
 Of code: the whole source file of a function or class, and of every module that it imports by a name that leads to a file of the
 user's own (not one that is installed), however far; of a notebook or a script the text of the function or class and of what it
 calls there. A comment counts. What code reads by itself, from other files or from the net, is not known here.
-Of data: files that settings of `prompts`, `eval_prompts` and `rewards` name. One above `WHOLE_BYTES` by its size, its time and its
+Of data: files that settings of `prompts`, `eval_prompts` and `rewards` name (`training.data_digests` adds what their rows bring in). One above `WHOLE_BYTES` by its size, its time and its
 first and last MiB. Of a folder the names and sizes of its first `MOST_FILES` files.
 """
 
@@ -32,6 +32,8 @@ END_BYTES = 2**20
 MOST_FILES = 1000
 MOST_MODULES = 200
 OF_DATA = ("prompts", "eval_prompts", "rewards")
+GONE = "gone"
+"""In place of the digest of a file that is not there."""
 
 Digests = dict[str, dict[str, str]]
 """Dotted key -> name of a file, a function or a class -> digest."""
@@ -73,6 +75,11 @@ def _changed(were: Mapping[str, Any], are: Mapping[str, str]) -> Iterator[tuple[
     folders = tuple(name for name in were if name.endswith("/") and name in are)
     for name in sorted(were):
         if name in are and were[name] != are[name]:
+            if GONE in (were[name], are[name]):
+                yield str(were[name]), are[name], f"{name} is {'gone' if are[name] == GONE else 'there again'}"
+                continue
+            if str(were[name]).endswith("bytes") != are[name].endswith("bytes"):  # one by its size, one by its content
+                continue
             there, here = (text if text.endswith("bytes") else text[:8] for text in (str(were[name]), are[name]))
             yield f"{name} {there}", f"{name} {here}", f"{name} has changed ({there} → {here})"
         elif name not in are and name.startswith(folders) and folders:

@@ -32,7 +32,7 @@ from grpo_mm.processes import clock, progress
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.phrasing import template_of, way_of
-from grpo_mm.training.data import held_out_prompts, overlap, training_prompts
+from grpo_mm.training.data import RunData, overlap
 from grpo_mm.training.evaluate import EvalResult, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator, is_shown, player
@@ -63,12 +63,14 @@ class Trainer:
         *,
         told: Told | None = None,
         trackers: Trackers | None = None,
+        data: RunData | None = None,
     ) -> None:
-        """told, trackers: of the main process; None: nobody hears of the run, or sees it."""
+        """told, trackers: of the main process; None: nobody hears of the run, or sees it. data: where it is read already."""
         self.config, self.folder, self.processes = config, folder, processes
         self.told = told if told is not None else Nobody()
         self.trackers = trackers
-        sources, self.eval_prompts = training_prompts(config), held_out_prompts(config)
+        data = RunData(config) if data is None else data
+        sources, self.eval_prompts = data.training, data.held_out
         self.overlap = overlap(sources, self.eval_prompts)
         self.learner = Learner(config, processes, samples=folder.samples, sources=sources, held_out=self.eval_prompts)
         if config.preflight and processes.is_main:
