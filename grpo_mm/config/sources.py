@@ -54,6 +54,24 @@ def sources_of(config: Settings) -> dict[str, Digests]:
     return {"code": code, "data": data}
 
 
+def places_of(config: Settings) -> dict[str, Any]:
+    """Where things are found that the config names without a whole path. Example: {"started_in": "/home/me", "modules": ["/home/me/mine"]}."""
+    things = [thing for _, _, component, _ in components_of(config) for thing in _code_of(component)]
+    roots = [root for thing in things if (root := _root_of(str(thing.__module__))) is not None]
+    return {"started_in": os.getcwd(), "modules": list(dict.fromkeys(roots))}
+
+
+def _root_of(module: str) -> str | None:
+    """The folder from which a module of the user's own is imported."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module == "__main__" or file is None:
+        return None
+    path = Path(file).resolve()
+    depth = module.count(".") + (path.name == "__init__.py")
+    root = path.parents[depth] if depth < len(path.parents) else path.parent
+    return None if any(path.is_relative_to(place) for place in _installed()) else str(root)
+
+
 def changed(there: Mapping[str, Any], here: Mapping[str, Digests]) -> list[Difference]:
     """What differs, as noted differences; of keys that only one of both has the config tells itself."""
     found = []

@@ -24,7 +24,7 @@ from grpo_mm.config.differences import Difference
 from grpo_mm.config.recorded import is_own, signature
 from grpo_mm.config.recorded import read_recorded as read_config
 from grpo_mm.config.run_config import RunConfig, plain
-from grpo_mm.config.sources import Digests, sources_of
+from grpo_mm.config.sources import Digests, places_of, sources_of
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.looking import held_out, metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
@@ -288,7 +288,8 @@ def open_folder(
         if start.changes:
             note(folder.path, start.changes, step=start.step)
         sources = sources_of(config) if start.sources is None else start.sources
-        write_sources(folder.path, sources if data is None else data.digests(sources))
+        sources = sources if data is None else data.digests(sources)
+        write_sources(folder.path, sources, places=places_of(config))
         replace_text(folder.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         replace_text(folder.path / "versions.json", json.dumps(versions(), indent=1))
         signed = replace(found, signed=signature(folder.path, make_key=True))
