@@ -27,11 +27,13 @@ class Messages(RowReader):
     """
 
     path: str
+    """The file, or the folder, with the rows."""
     folder: str = "."
     """The pictures and videos lie here."""
     for_rewards: list[str] = field(default_factory=list)
     """Keys whose pictures, videos or sounds the model is not shown: they go into the target."""
     limit: int | None = None
+    """So many prompts are taken, from the first on; null: all."""
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         checked_turns(take_field(row, "messages", where), where)

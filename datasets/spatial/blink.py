@@ -34,6 +34,7 @@ class Blink(PictureQuestions):
     """
 
     template: str = "{prompt}\nAnswer with the letter of the right option in brackets, within <answer>…</answer>."
+    """The question as the model gets it: {query} is that of the row."""
 
     benchmark: ClassVar[str | None] = "blink"
 

@@ -34,6 +34,7 @@ class Mmvp(PictureQuestions):
     """
 
     picture_suffix: str = ".jpg"
+    """Ending of the pictures' file names, where rows do not name them."""
 
     benchmark: ClassVar[str | None] = "mmvp"
 

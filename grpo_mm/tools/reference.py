@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from grpo_mm import registry
-from grpo_mm.config.key_docs import default_of, doc_of, first_sentence
+from grpo_mm.config.key_docs import default_of, first_sentence
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.identity import OF_A_ROLE, OF_A_USER, Identity, identity_of
+from grpo_mm.tools.key_texts import meaning_of
 
 HEAD = f"""# Keys
 
@@ -99,7 +100,7 @@ def _rows(cls: type, key: str, within: Identity) -> Iterator[tuple[str, ...]]:
         if not field.init:
             continue
         here, identity = f"{key}{field.name}", identity_of(field, within)
-        yield here, _type(hints[field.name]), default_of(field), identity, first_sentence(doc_of(cls, field.name))
+        yield here, _type(hints[field.name]), default_of(field), identity, first_sentence(meaning_of(cls, field.name))
         for inner, name in _settings(hints[field.name], here):
             yield from _rows(inner, f"{name}.", identity)
 
