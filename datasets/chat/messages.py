@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo_mm.datasets.chat.talk import checked_turns, read_talk
 from grpo_mm.datasets.shared.checked_fields import take_field
+from grpo_mm.datasets.shared.columns import rest_of
 from grpo_mm.datasets.shared.gathered import RowReader
 from grpo_mm.datasets.shared.media_fields import KEYS, Kind, media_of
 from grpo_mm.datasets.shared.row_check import take_id
@@ -43,7 +44,7 @@ class Messages(RowReader):
             text=talk.question,
             media=talk.media,
             messages=talk.earlier,
-            target={name: value for name, value in row.items() if name not in self._of_the_row()},
+            target=rest_of(row, self._of_the_row()),
             demo=talk.answer,
         )
 
