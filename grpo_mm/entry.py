@@ -24,6 +24,7 @@ from grpo_mm.looking.trackers import Trackers, check_installed
 from grpo_mm.outside import place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.reward_use import check_call
+from grpo_mm.training.data import RunData
 from grpo_mm.training.handshake import check_alike
 from grpo_mm.training.run_folder import (
     Start,
@@ -88,7 +89,8 @@ def train(
     config.check(world=world)
     tell_what_has_no_effect(config)
     folder = folder_of(config)
-    how = {"fresh": fresh, "checkpoint": checkpoint, "accept": accept}
+    data = RunData(config)
+    how = {"fresh": fresh, "checkpoint": checkpoint, "accept": accept, "data": data}
     if world == 1:
         fresh, start, begins = _start(config, **how)
         processes = None
@@ -115,9 +117,9 @@ def train(
         trackers = Trackers(config.trackers, folder.path, name=config.name)
     with exclusive(folder) if processes.is_main else nullcontext():
         told = (told if told is not None else ProgressLines()) if processes.is_main else Nobody()
-        trainer = Trainer(config, folder, processes, told=told, trackers=trackers)
+        trainer = Trainer(config, folder, processes, told=told, trackers=trackers, data=data)
         if processes.is_main:
-            open_folder(config, fresh=fresh, start=start)
+            open_folder(config, fresh=fresh, start=start, data=data)
         processes.barrier()
         try:
             with heard():
@@ -130,11 +132,13 @@ def train(
                 trackers.finish()
 
 
-def _start(config: RunConfig, *, fresh: bool, checkpoint: str | None, accept: bool) -> tuple[bool, Start, bool]:
+def _start(
+    config: RunConfig, *, fresh: bool, checkpoint: str | None, accept: bool, data: RunData
+) -> tuple[bool, Start, bool]:
     """(whether it was begun to start over, how the run begins, whether there is no checkpoint to go on from)."""
     folder = folder_of(config)
     fresh = fresh or starts_over(folder)
-    start = check_folder(config, fresh=fresh, checkpoint_name=checkpoint, accept=accept)
+    start = check_folder(config, fresh=fresh, checkpoint_name=checkpoint, accept=accept, data=data)
     begins = start.done is None and find_checkpoint(folder, checkpoint) is None
     return fresh, start, begins
 

@@ -39,6 +39,7 @@ class Conversations(RowReader):
     """
 
     path: str
+    """The file, or the folder, with the rows."""
     images: str = "images"
     """The folder with the pictures."""
     videos: str | None = None
@@ -46,6 +47,7 @@ class Conversations(RowReader):
     template: str = "{query}\nPut the final answer into <answer>…</answer>."
     """str.format with {query}."""
     demo_template: str = "<answer>{answer}</answer>"
+    """The demonstration: the right answer in the form that is asked for."""
     answer_type: str | None = None
     """How rewards should compare answers, the same for the whole file; the format does not say it."""
     boxes: bool = False
@@ -57,6 +59,7 @@ class Conversations(RowReader):
     check_files: bool = False
     """Leave out, count and name rows with a picture or video that is not there."""
     limit: int | None = None
+    """So many prompts are taken, from the first on; null: all."""
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         folders = {"image": self.images, "video": self.images if self.videos is None else self.videos}

@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo_mm.datasets.chat.talk import checked_turns, read_talk
 from grpo_mm.datasets.shared.checked_fields import take_field
+from grpo_mm.datasets.shared.columns import rest_of
 from grpo_mm.datasets.shared.gathered import RowReader
 from grpo_mm.datasets.shared.media_fields import KEYS, Kind, media_of
 from grpo_mm.datasets.shared.row_check import take_id
@@ -27,11 +28,13 @@ class Messages(RowReader):
     """
 
     path: str
+    """The file, or the folder, with the rows."""
     folder: str = "."
     """The pictures and videos lie here."""
     for_rewards: list[str] = field(default_factory=list)
     """Keys whose pictures, videos or sounds the model is not shown: they go into the target."""
     limit: int | None = None
+    """So many prompts are taken, from the first on; null: all."""
 
     def _prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         checked_turns(take_field(row, "messages", where), where)
@@ -41,7 +44,7 @@ class Messages(RowReader):
             text=talk.question,
             media=talk.media,
             messages=talk.earlier,
-            target={name: value for name, value in row.items() if name not in self._of_the_row()},
+            target=rest_of(row, self._of_the_row()),
             demo=talk.answer,
         )
 

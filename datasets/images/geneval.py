@@ -28,6 +28,7 @@ class GenEvalPrompts:
     """
 
     path: str
+    """The file, or the folder, with the rows."""
     tags: list[str] | None = None
     """Only these: single_object, two_object, counting, colors, position, color_attr; None for all."""
     limit: int | None = None

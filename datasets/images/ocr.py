@@ -23,7 +23,9 @@ class OcrPrompts:
     """
 
     path: str
+    """The file, or the folder, with the rows."""
     limit: int | None = None
+    """So many prompts are taken, from the first on; null: all."""
 
     def check(self) -> None:
         """Raises ConfigError if the file is not there or the limit is below 1."""

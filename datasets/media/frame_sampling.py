@@ -44,7 +44,9 @@ class FrameSampling:
     frames: int | None = None
     """A fixed number of frames, evenly over the clip."""
     min_frames: int = 1
+    """Frames of a video, at least."""
     max_frames: int | None = 768
+    """Frames of a video, at most; null: no bound."""
     max_pixels_total: int | None = 3584 * 28 * 28
     """Budget of a clip; frames that share a temporal patch count once, as in the Qwen tools. None: no budget."""
     min_pixels_total: int = 0
@@ -52,6 +54,7 @@ class FrameSampling:
     min_pixels_frame: int = 16 * 28 * 28
     """Smaller frames are enlarged to this."""
     max_pixels_frame: int = 768 * 28 * 28
+    """Pixels of a frame, at most."""
     multiple_of: int | None = None
     """Height and width are multiples of this: patch size × merge size of the model. None: of the model that sees the frames
     (28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL), 28 where there is none. A model refuses what is no multiple of its own."""

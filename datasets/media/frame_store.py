@@ -65,6 +65,7 @@ class FrameStore:
     sampling: FrameSampling = field(default_factory=FrameSampling)
     """For requests that bring none."""
     decoder: Decoder = "auto"
+    """auto: decord where it is installed and reads the file rightly, else PyAV."""
     verify: bool = field(default=True, metadata=FREE)
     """See `read_video`."""
     memory_mib: int = field(default=4096, metadata=FREE)
@@ -72,6 +73,7 @@ class FrameStore:
     folder: str | None = field(default=None, metadata=FREE)
     """Keeps frames over runs as safetensors files; None: memory only."""
     folder_mib: int = field(default=32768, metadata=FREE)
+    """Size of `folder`, in MiB, from which on the least recently used frames leave it."""
 
     def __post_init__(self) -> None:
         if self.memory_mib < 0 or self.folder_mib < 1:

@@ -23,6 +23,7 @@ class Blanked:
     """
 
     of: Annotated[Any, Role("prompts")]
+    """The source whose pictures are blanked."""
     shade: int = 128
     """Of 255, in all channels."""
 

@@ -51,6 +51,13 @@ class Row(dict):
         self.columns.read.update(self)
         return super().values()
 
+    def rest(self, without: Collection[str]) -> dict[str, Any]:
+        """The other columns, which only rewards may read; they are named in one line of the log at the end."""
+        found = {name: value for name, value in dict.items(self) if name not in without}
+        self.columns.kept.update(dict.fromkeys(found))
+        self.columns.read.update(found)
+        return found
+
     def _note(self, name: str) -> None:
         self.columns.read.add(name)
         self.missed = None if super().__contains__(name) else name
@@ -63,6 +70,8 @@ class Columns:
         self.source, self.leave = source, frozenset(leave)
         self.found: dict[str, None] = {}
         self.read: set[Any] = set()
+        self.kept: dict[str, None] = {}
+        """Read by nobody but rewards."""
         self._media: dict[str, tuple[str, str]] = {}
         self._last: tuple[str, Row] | None = None
 
@@ -92,6 +101,7 @@ class Columns:
                 )
         if unread:
             log.info("%s: columns that nobody reads: %s", plain(self.source, 400), shown_keys(unread))
+        tell_kept(self.source, self.kept)
 
     def _look(self) -> None:
         """Notes media in what the row before was not asked for."""
@@ -126,6 +136,11 @@ def noted(values: dict[str, Any], where: str) -> dict[str, Any]:
     """A row as the reader that is at work gets it; rows of files that it has beside its own stay as they are."""
     columns = _READING.get()
     return columns.row(values, where) if columns is not None and where.startswith(columns.source) else values
+
+
+def rest_of(row: Mapping[str, Any], without: Collection[str]) -> dict[str, Any]:
+    """What a reader passes on as it is, to rewards alone."""
+    return row.rest(without) if isinstance(row, Row) else {k: v for k, v in row.items() if k not in without}
 
 
 def tell_kept(source: str, names: Iterable[str]) -> None:

@@ -35,9 +35,11 @@ class PromptFile:
     """
 
     path: str
+    """A file with a prompt a line (.txt), or rows with a column of texts (.jsonl, .json, .csv, .tsv)."""
     text_field: str | None = None
     """None: the first of prompt, text, caption, prompt_en."""
     id_field: str | None = None
+    """A column whose values are unique; null: the number of the row."""
     limit: int | None = None
     """Only the first rows; None for all."""
 

@@ -31,9 +31,11 @@ class HubPrompts:
     name: str
     """"org/name" or the path of a folder."""
     split: str = "train"
+    """Which split of the data set."""
     text_field: str | None = None
     """None: the first of prompt, text, caption, prompt_en."""
     id_field: str | None = None
+    """A column whose values are unique; null: the number of the row."""
     target_fields: list[str] | None = None
     """What rewards get as `target`; None: every other column. Name them if a column holds images: those are slow."""
     config: str | None = None
@@ -41,6 +43,7 @@ class HubPrompts:
     revision: str | None = None
     """A commit or tag of the hub, so that a run can be repeated."""
     limit: int | None = None
+    """So many prompts are taken, from the first on; null: all."""
 
     def check(self) -> None:
         """Raises ConfigError if the name is a path where there is no folder; asks nobody on the network."""

@@ -57,6 +57,7 @@ class PictureQuestions(RowReader):
     template: str = CHOICE_TEMPLATE
     """str.format with {query}, {options} ("(A) …", each on a line of its own), and what the reader adds."""
     demo_template: str = "<answer>{answer}</answer>"
+    """The demonstration: the right answer in the form that is asked for."""
     unpack: str | None = None
     """A folder to which pictures that lie in the question file are written once; None: they are decoded and kept in memory,
     which takes 3 bytes a pixel."""

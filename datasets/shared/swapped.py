@@ -18,8 +18,11 @@ class Swapped:
     """
 
     of: Annotated[Any, Role("prompts")]
+    """The source whose prompts are changed."""
     what: Literal["media", "text"] = "media"
+    """What comes from another prompt: its media, or its text."""
     shift: int = 1
+    """How many prompts further on that one stands."""
 
     def __post_init__(self) -> None:
         if self.shift < 1:

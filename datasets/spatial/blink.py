@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from grpo_mm.datasets.shared.annotated_rows import SUFFIXES, annotated_rows
 from grpo_mm.datasets.shared.checked_fields import take_text
+from grpo_mm.datasets.shared.columns import noted, reading
 from grpo_mm.datasets.shared.picture_questions import LETTERS, PictureQuestions, QuestionRow, take_choices, take_letter
 from grpo_mm.datasets.shared.row_check import checked_prompt, row_net
 from grpo_mm.datasets.shared.row_files import check_file, read_json
@@ -19,6 +20,7 @@ from grpo_mm.types import Prompt
 
 HIDDEN = "hidden"
 """The answer of every row of the test split."""
+PICTURES = tuple(f"image_{n}" for n in range(1, 5))
 _IDX = re.compile(r"(?:val|test|dev)_(.+)_\d+")
 
 
@@ -34,6 +36,7 @@ class Blink(PictureQuestions):
     """
 
     template: str = "{prompt}\nAnswer with the letter of the right option in brackets, within <answer>…</answer>."
+    """The question as the model gets it: {query} is that of the row."""
 
     benchmark: ClassVar[str | None] = "blink"
 
@@ -42,7 +45,7 @@ class Blink(PictureQuestions):
         task = _task(row, name, where)
         choices = take_choices(row.get("choices"), where)
         options = "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices))
-        seen = [row[key] for key in (f"image_{n}" for n in range(1, 5)) if row.get(key) is not None]
+        seen = [row[key] for key in PICTURES if row.get(key) is not None]
         if not seen:
             raise ConfigError(f"{where}: there is no picture in image_1 to image_4.")
         answer = row.get("answer")
@@ -75,12 +78,13 @@ class BlinkAnswers:
         """Raises ConfigError for a broken row, a repeated idx, or a file without an answer."""
         self.check()
         found: dict[str, Prompt] = {}
-        for where, row in self._rows():
-            with row_net(where, row):
-                prompt = self._prompt(row, where)
-            if prompt is not None and prompt.text in found:
-                raise ConfigError(f"{where}: the idx {shown(prompt.text)} stands twice.")
-            found |= {} if prompt is None else {prompt.text: prompt}
+        with reading(self.path, leave=PICTURES):
+            for where, row in self._rows():
+                with row_net(where, row):
+                    prompt = self._prompt(row, where)
+                if prompt is not None and prompt.text in found:
+                    raise ConfigError(f"{where}: the idx {shown(prompt.text)} stands twice.")
+                found |= {} if prompt is None else {prompt.text: prompt}
         if not found:
             raise ConfigError(f"{self.path}: there is no row whose answer is known; use the outputs of the val split.")
         return list(found.values())
@@ -107,7 +111,9 @@ class BlinkAnswers:
         for split, rows in splits.items():
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise ConfigError(f"{self.path}, {split}: found {shown(rows)}, wanted a list of objects.")
-            yield from ((f"{self.path}, {split}, entry {number}", row) for number, row in enumerate(rows))
+            for number, row in enumerate(rows):
+                where = f"{self.path}, {split}, entry {number}"
+                yield where, noted(row, where)
 
 
 def _task(row: Mapping[str, Any], idx: str, where: str) -> str:

@@ -41,9 +41,11 @@ class GroundedCot(PictureQuestions):
         "{query}\nFirst think within <think>…</think>, and write the box of each region that you look at as "
         "<bbox>[x1, y1, x2, y2]</bbox> in pixels. Then give the answer within <answer>…</answer>."
     )
+    """The question as the model gets it: {query} is that of the row."""
     answer_type: str | None = None
     """Of all rows, whatever they say; None: row by row."""
     other_type: str = "free text"
+    """Answer type of what is neither a number, a letter nor yes or no."""
     split: str | None = None
     """Only rows of this split; None for all."""
     broken_boxes: Literal["error", "drop"] = "error"

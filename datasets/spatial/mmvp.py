@@ -22,6 +22,9 @@ from grpo_mm.errors import ConfigError
 _MARK = re.compile(r"\(([a-z])\)")
 
 
+COLUMNS = ("index", "question", "options", "correct answer", "image")
+
+
 @dataclass
 class Mmvp(PictureQuestions):
     """Reads Questions.csv with the columns Index, Question, Options "(a) Open (b) Closed" and Correct Answer "(a)"; the
@@ -34,13 +37,14 @@ class Mmvp(PictureQuestions):
     """
 
     picture_suffix: str = ".jpg"
+    """Ending of the pictures' file names, where rows do not name them."""
 
     benchmark: ClassVar[str | None] = "mmvp"
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         names = [str(name).strip().lower().replace("_", " ") for name in row]
         check_columns(names, where)
-        row = dict(zip(names, row.values()))
+        row = {name: row[column] for name, column in zip(names, list(row)) if name in COLUMNS}
         index = take_whole(row.get("index"), "index", where)
         if index < 1:
             raise ConfigError(f"{where}: index is {index}, wanted 1 or more.")

@@ -30,10 +30,13 @@ class Referring(PictureQuestions):
     template: str = (
         "Where is this in the picture: {query}\nGive its box in pixels as <answer>[x1, y1, x2, y2]</answer>."
     )
+    """The question as the model gets it: {query} is that of the row."""
     demo_template: str = "<answer>{box}</answer>"
     """str.format with {box}, [x1, y1, x2, y2] in whole pixels of the original picture."""
     expression_field: str = "expression"
+    """The column with the expression, or several of them."""
     box_field: str = "box"
+    """The column with the box, [x1, y1, x2, y2] in pixels."""
     box_form: BoxForm = "xyxy"
     """xywh: corner, width and height, as COCO writes boxes."""
     slack_px: float = 2.0

@@ -27,6 +27,7 @@ class TallyQa(PictureQuestions):
     """
 
     template: str = "{query}\nAnswer with a number only, within <answer>…</answer>."
+    """The question as the model gets it: {query} is that of the row."""
     subset: Subset = "all"
     """Rows without "issimple" are in all only."""
 

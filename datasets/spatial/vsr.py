@@ -29,6 +29,7 @@ class Vsr(PictureQuestions):
     """
 
     template: str = 'Is this statement true of the picture: "{query}"\nAnswer yes or no, as <answer>yes</answer> or <answer>no</answer>.'
+    """The question as the model gets it: {query} is that of the row."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
     benchmark: ClassVar[str | None] = "vsr"

@@ -59,18 +59,25 @@ class Table:
     image: Column = None
     """The picture, or several, that the question is about; `images` is the same."""
     images: Column = None
+    """The same as `image`."""
     video: Column = None
+    """The video, or several, that the question is about."""
     source_image: str | None = None
     """The picture that is to be edited."""
     answer: str | None = None
+    """What is right: a text, a number, or a list of right ones."""
     span: Column = None
     """[start, end], two columns in seconds or as 0:12; or one column with spans of any form."""
     boxes: str | None = None
+    """Annotated boxes, one or several, in pixels of the picture."""
     box_form: BoxForm | None = None
     """xyxy: corners; xywh: corner, width, height; pixels of the picture. null: xywh in a column "objects", as of COCO, else xyxy."""
     options: Column = None
+    """Of a multiple-choice question: a column with a list, or the columns A, B, C …"""
     id: str | None = None
+    """A column whose values are unique; null: the number of the row."""
     duration: str | None = None
+    """Length of the video in seconds."""
     answer_type: str | None = None
     """A column, or one of multiple choice, numerical, short answer, free text, ocr, regression for all rows; null: row by row."""
     template: str | None = None
@@ -95,11 +102,13 @@ class Table:
     skip: int = 0
     """So many rows are passed over first, counted after `only`: {limit: 400} trains, {skip: 400} is held out."""
     limit: int | None = None
+    """So many rows are taken, counted after `only` and `skip`; null: all."""
     split: str | None = None
     """Of a Hugging Face data set or a folder with folders train and test; null: train, and all of a file."""
     config: str | None = None
     """Of a Hugging Face data set that has several."""
     revision: str | None = None
+    """A commit or tag of the hub, so that a run can be repeated."""
 
     def check(self) -> None:
         """Raises ConfigError if there is no such file or folder, or settings contradict each other; asks nobody on the network."""

@@ -34,7 +34,9 @@ class NextGqa(GroundingPrompts):
         "Answer with the letter of the right option as <answer>(A)</answer>, and then give the parts of the video that show "
         "it, in seconds with two decimals, as <glue>[[start, end], …]</glue>."
     )
+    """The question as the model gets it: {query} is that of the row."""
     demo_template: str = "<answer>{answer}</answer><glue>{spans}</glue>"
+    """The demonstration: the right answer in the form that is asked for."""
     gsub: str | None = None
     """The spans of a .csv: {video: {"duration", "location": {qid: [[s, e], …]}}}."""
     video_folders: str | None = None

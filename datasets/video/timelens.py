@@ -42,7 +42,9 @@ class TimeLensBench(GroundingPrompts):
     """
 
     template: str = TEMPLATE
+    """The question as the model gets it: {query} is that of the row."""
     demo_template: str = DEMO_TEMPLATE
+    """The demonstration: the right answer in the form that is asked for."""
 
     def _entries(self) -> Iterator[tuple[str, Any]]:
         return videos_of(self.path)
@@ -66,20 +68,29 @@ class TimeLens100K(GroundingPrompts):
     """
 
     template: str = TEMPLATE
+    """The question as the model gets it: {query} is that of the row."""
     demo_template: str = DEMO_TEMPLATE
+    """The demonstration: the right answer in the form that is asked for."""
     unusable: Literal["keep", "drop"] = "drop"
+    """drop: rows with spans that do not lie inside the video are left out and counted; keep: they stay."""
     max_overrun_seconds: float = 0.0
+    """By how much a span may reach beyond the end of its video."""
     min_seconds: float | None = 5.0
     """Of a video; null for no bound, here and below."""
     max_seconds: float | None = 500.0
+    """Length of a video, at most; null: no bound."""
     most_words: int | None = 200
+    """Words of a query, at most; null: no bound."""
     without_words: list[str] = field(default_factory=lambda: list(HEARD))
     """Queries with one of these words, in lower case, are dropped; [] keeps them."""
     draw: int | None = None
     """So many rows, drawn by difficulty as `draw_by_difficulty` does (2,500 in the paper); the rows have to bring it. None: all."""
     draw_mean: float = 0.05
+    """IoU of the model at which a row is likeliest to be drawn."""
     draw_std: float = 0.2
+    """Width of that preference, in IoU."""
     draw_seed: int = 0
+    """Of the draw."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
 

@@ -24,6 +24,7 @@ class VideoQuality(PictureQuestions):
     """
 
     template: str = "{query}\nPut the answer, and nothing else, into <answer>…</answer>."
+    """The question as the model gets it: {query} is that of the row."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
 

@@ -47,6 +47,7 @@ class VideoR1Questions(RowReader):
     """
 
     path: str
+    """The file, or the folder, with the rows."""
     folder: str = "."
     """What the paths in the file are relative to."""
     template: str = "{query}{options}\n{how} Put the answer into <answer>…</answer>."

@@ -39,6 +39,7 @@ class VsiBench(PictureQuestions):
     """
 
     template: str = "These are frames of a video.\n{query}{choices}\n{how} Put the answer into <answer>…</answer>."
+    """The question as the model gets it: {query} is that of the row."""
     extensions: list[str] = field(default_factory=lambda: list(EXTENSIONS))
     """Tried in this order; the first is assumed where no file is found."""
     number_type: Literal["numerical", "regression"] = "numerical"

@@ -194,9 +194,13 @@ class ClipWorld:
     """Questions of one split about clips, which are written into `folder` unless they are there."""
 
     folder: str = field(default="runs/clip_world", metadata=FREE)
+    """Where the clips are written."""
     split: Split = "train"
+    """train, or questions that training never sees: monitor, report."""
     count: int = 1024
+    """Questions."""
     style: Style = "direct"
+    """How the model is asked to answer: at once (direct), or with thoughts before the answer."""
 
     is_drawn: ClassVar[bool] = True
     """Loading makes media."""

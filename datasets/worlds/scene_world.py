@@ -167,9 +167,13 @@ class SceneWorld:
     """Questions of one split; kinds take turns. The pictures are made in memory."""
 
     split: Split = "train"
+    """train, or questions that training never sees: monitor, report."""
     count: int = 1024
+    """Questions."""
     style: Style = "think"
+    """How the model is asked to answer: at once (direct), or with thoughts before the answer."""
     question_types: tuple[QuestionType, ...] = QUESTION_TYPES
+    """Kinds of questions, which take turns."""
 
     is_drawn: ClassVar[bool] = True
     """Loading makes media."""

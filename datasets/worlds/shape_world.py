@@ -163,7 +163,9 @@ class ShapeWorldPrompts:
     """Prompts of one split; the first `limit` of them."""
 
     split: Split = "train"
+    """train, or questions that training never sees: monitor, report."""
     limit: int | None = None
+    """So many prompts are taken, from the first on; null: all."""
 
     def load(self) -> list[Prompt]:
         return prompts(self.split)[: self.limit]

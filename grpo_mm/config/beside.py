@@ -1,4 +1,4 @@
-"""Files that a config names are looked for where the command is started, then beside the config."""
+"""Files that a config names are looked for where the command is started, then beside the config, or where its run was started."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ MADE_BY = frozenset({"clip_world", "frame_store"})
 log = logging.getLogger(__name__)
 
 
-def with_files_beside(value: Any, folder: Path, key: str = "") -> Any:
+def with_files_beside(value: Any, folder: Path, key: str = "", *, where: str = "beside the config") -> Any:
     """A plain config in which names that exist beside it, in `folder`, and not in the current folder, are whole paths.
 
-    Each is told in the log. Names that exist in neither place stay as they are.
+    Each is told in the log, with `where` that is. Names that exist in neither place stay as they are.
     """
     if isinstance(value, Mapping):
         made = MADE | ({"folder"} if value.get("kind") in MADE_BY else set())
         return {
-            name: part if name in made else with_files_beside(part, folder, f"{key}.{name}" if key else str(name))
+            name: part
+            if name in made
+            else with_files_beside(part, folder, f"{key}.{name}" if key else str(name), where=where)
             for name, part in value.items()
         }
     if isinstance(value, list):
-        return [with_files_beside(part, folder, key) for part in value]
+        return [with_files_beside(part, folder, key, where=where) for part in value]
     if not isinstance(value, str) or not _is_only_beside(value, folder, key):
         return value
     found = str((folder / value).absolute())
-    log.info("%s: %s is not in the current folder, so the one beside the config is taken: %s", key, value, found)
+    log.info("%s: %s is not in the current folder, so the one %s is taken: %s", key, value, where, found)
     return found
 
 

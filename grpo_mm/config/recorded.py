@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.config.beside import with_files_beside
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import ConfigError
 from grpo_mm.moved import present_target
@@ -56,8 +59,31 @@ def as_of_today(value: Any) -> Any:
     return expanded(present_target(value)) if isinstance(value, str) else value
 
 
+def read_places(folder: Path) -> dict[str, Any]:
+    """Where a run was started, and where the modules of its components lay (`sources.places_of`); {} where nothing says so."""
+    try:
+        found = parse_json((folder / "sources.json").read_text(encoding="utf-8"))
+        places = found.get("places")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return places if isinstance(places, dict) else {}
+
+
+def with_places(config: Any, folder: Path, *, key: str = "") -> Any:
+    """A config, or its part `key`, that lies in this user's own run folder, wherever the command is given: names of files that are not in the current
+    folder are those of the folder in which the run was started, and modules are found where they lay."""
+    places = read_places(folder)
+    for place in places.get("modules", []):
+        if isinstance(place, str) and os.path.isdir(place) and place not in sys.path:
+            sys.path.append(place)
+    began = places.get("started_in")
+    if not isinstance(began, str) or not os.path.isdir(began):
+        return config
+    return with_files_beside(config, Path(began), key, where="where the run was started")
+
+
 def signature(folder: Path, *, make_key: bool = False) -> str:
-    """What only this user can write of the config in that place: a run that was moved, copied or edited has another one.
+    """What only this user can write of the config, and of the places of its code, in that place: a run that was moved, copied or edited has another one.
 
     The key lies in the user's own settings (`~/.config/grpo_mm/key`, or below XDG_CONFIG_HOME) and is made with the first run.
     Empty where there is none.
@@ -68,6 +94,8 @@ def signature(folder: Path, *, make_key: bool = False) -> str:
     except (OSError, ValueError):  # no home that can be written: such a user says --trust
         return ""
     said = os.fsencode(os.path.realpath(folder)) + b"\0" + hashlib.sha256(content).digest()
+    if places := read_places(folder):
+        said += json.dumps(places, sort_keys=True).encode(errors="replace")
     return hmac.new(key, said, "sha256").hexdigest()
 
 

@@ -19,7 +19,7 @@ from grpo_mm.config.checks import check_settings
 from grpo_mm.config.methods import preset
 from grpo_mm.config.overrides import check_overrides, override
 from grpo_mm.config.python_values import as_yaml_would
-from grpo_mm.config.recorded import is_own, is_recorded, read_recorded
+from grpo_mm.config.recorded import is_own, is_recorded, read_recorded, with_places
 from grpo_mm.config.settings import Checkpoints, Evaluation, Settings, Updates
 from grpo_mm.config.shipped import config_file
 from grpo_mm.config.typed_yaml import build, convert, dump, read_yaml, resolved, with_parent
@@ -131,7 +131,10 @@ def recorded_mapping(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 def build_config(mapping: Mapping[str, Any], path: Path, overrides: Sequence[str], *, trust: bool) -> RunConfig:
     """The run that a plain mapping describes; `path` is where it was read."""
-    if trust or not is_recorded(path) or is_own(path if path.is_dir() else path.parent):
+    folder = path if path.is_dir() else path.parent
+    own = is_recorded(path) and is_own(folder)
+    if trust or own or not is_recorded(path):
+        mapping = with_places(mapping, folder) if own else mapping
         return build(RunConfig, filled(with_what_lies_beside(mapping, path)))
     _refuse_secrets(mapping, path, overrides)
     with only_known(str(path), named=overrides):

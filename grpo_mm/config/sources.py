@@ -3,7 +3,7 @@
 Of code: the whole source file of a function or class, and of every module that it imports by a name that leads to a file of the
 user's own (not one that is installed), however far; of a notebook or a script the text of the function or class and of what it
 calls there. A comment counts. What code reads by itself, from other files or from the net, is not known here.
-Of data: files that settings of `prompts`, `eval_prompts` and `rewards` name. One above `WHOLE_BYTES` by its size, its time and its
+Of data: files that settings of `prompts`, `eval_prompts` and `rewards` name (`training.data_digests` adds what their rows bring in). One above `WHOLE_BYTES` by its size, its time and its
 first and last MiB. Of a folder the names and sizes of its first `MOST_FILES` files.
 """
 
@@ -32,6 +32,8 @@ END_BYTES = 2**20
 MOST_FILES = 1000
 MOST_MODULES = 200
 OF_DATA = ("prompts", "eval_prompts", "rewards")
+GONE = "gone"
+"""In place of the digest of a file that is not there."""
 
 Digests = dict[str, dict[str, str]]
 """Dotted key -> name of a file, a function or a class -> digest."""
@@ -50,6 +52,24 @@ def sources_of(config: Settings) -> dict[str, Digests]:
             found = {name: digest for path in _paths(component) for name, digest in _digests_of_data(path)}
             data |= {key: found} if found else {}
     return {"code": code, "data": data}
+
+
+def places_of(config: Settings) -> dict[str, Any]:
+    """Where things are found that the config names without a whole path. Example: {"started_in": "/home/me", "modules": ["/home/me/mine"]}."""
+    things = [thing for _, _, component, _ in components_of(config) for thing in _code_of(component)]
+    roots = [root for thing in things if (root := _root_of(str(thing.__module__))) is not None]
+    return {"started_in": os.getcwd(), "modules": list(dict.fromkeys(roots))}
+
+
+def _root_of(module: str) -> str | None:
+    """The folder from which a module of the user's own is imported."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module == "__main__" or file is None:
+        return None
+    path = Path(file).resolve()
+    depth = module.count(".") + (path.name == "__init__.py")
+    root = path.parents[depth] if depth < len(path.parents) else path.parent
+    return None if any(path.is_relative_to(place) for place in _installed()) else str(root)
 
 
 def changed(there: Mapping[str, Any], here: Mapping[str, Digests]) -> list[Difference]:
@@ -73,6 +93,11 @@ def _changed(were: Mapping[str, Any], are: Mapping[str, str]) -> Iterator[tuple[
     folders = tuple(name for name in were if name.endswith("/") and name in are)
     for name in sorted(were):
         if name in are and were[name] != are[name]:
+            if GONE in (were[name], are[name]):
+                yield str(were[name]), are[name], f"{name} is {'gone' if are[name] == GONE else 'there again'}"
+                continue
+            if str(were[name]).endswith("bytes") != are[name].endswith("bytes"):  # one by its size, one by its content
+                continue
             there, here = (text if text.endswith("bytes") else text[:8] for text in (str(were[name]), are[name]))
             yield f"{name} {there}", f"{name} {here}", f"{name} has changed ({there} → {here})"
         elif name not in are and name.startswith(folders) and folders:

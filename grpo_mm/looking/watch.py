@@ -27,17 +27,24 @@ class Watched:
     """
 
     use: Annotated[Any, Role("reward")] | None = None
+    """The reward that is logged and not trained on: a kind, {kind: …}, or module:function of your own; null: only a rule on
+    `metric`."""
     weight: float = 1.0
     """In the held-out score, where all rewards compare samples with each other; else without effect."""
     sources: tuple[str, ...] | None = None
+    """Names of the prompt sources that it applies to; null: all."""
     timeout_seconds: float | None = None
+    """Longest time for one batch, after which its rows count as failed; null: no limit."""
     isolate: bool = False
+    """Whether the reward runs in a process of its own."""
     device: str | None = None
+    """Of an isolated reward, such as cuda:1; null: the run's. The four above as for an entry of `rewards`."""
     workers: int = 1
-    """These as for an entry of `rewards`."""
+    """Processes that share the outputs of an isolated reward."""
     metric: str | None = None
     """A name of metrics.jsonl; None: the score of `use`, watch/NAME/score."""
     low: float | None = None
+    """The lower bound of the band, in the metric's unit (or see `relative`, `shift`); null: open on that side."""
     high: float | None = None
     """None: open on that side."""
     relative: bool = False

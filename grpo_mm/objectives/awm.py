@@ -44,12 +44,19 @@ class Awm:
     """
 
     form: AwmForm = "generalised_huber"
+    """How the matching loss is weighted by noise level."""
     ratio: Literal["action", "row"] = "action"
+    """Of each draw (action), or of the sum over a row's draws (row)."""
     clip_low: float = 0.2
+    """The ratio counts from 1 - clip_low on."""
     clip_high: float = 0.2
+    """The ratio counts up to 1 + clip_high."""
     advantage_limit: float = 5.0
+    """Advantages are divided by it."""
     aggregate: Aggregate = "token"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     def __post_init__(self) -> None:
         if self.clip_low < 0 or self.clip_high < 0 or self.advantage_limit <= 0:

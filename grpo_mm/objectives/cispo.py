@@ -42,9 +42,13 @@ class Cispo(LogprobTerm):
     """`cispo` as a term of the objective; the mean is over all trained actions of the update."""
 
     max_ratio: float = 5.0
+    """The largest weight of an action: a bound of the ratio itself."""
     min_ratio: float = 0.0
+    """The smallest one."""
     aggregate: Aggregate = "token"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_ratio <= 1 <= self.max_ratio:

@@ -110,6 +110,8 @@ class ClippedRatio:
     """Log-ratios above it count as it, against overflow; GSPO's libraries take 10."""
     aggregate: Aggregate = "token"
     step_weight: StepWeight = "none"
+    """What the loss of a denoising step is multiplied by: one over its length (inverse_dt), its noise (std), that noise
+    relative to the others (relative_std), or 1 (none)."""
     weight: float = 1.0
 
     def __post_init__(self) -> None:

@@ -88,6 +88,7 @@ class Disco:
     """
 
     score: Score = "log_likelihood"
+    """What is contrasted: a row's mean log-probability (log_likelihood), or its mean ratio."""
     temperature: float | None = 10.0
     """τ: 10 goes with log_likelihood, 1 with ratio; null: DisCO-b."""
     positive: str = "positive"
@@ -95,7 +96,9 @@ class Disco:
     preference: str | None = None
     """A column by which positives are weighted (DRPO): {kind: shortness} makes one."""
     preference_temperature: float = 0.1
+    """Of the softmax over preferences among the positives of a group."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     def __post_init__(self) -> None:
         if (self.temperature is not None and self.temperature <= 0) or self.preference_temperature <= 0:

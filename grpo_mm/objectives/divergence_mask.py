@@ -33,8 +33,11 @@ class DivergenceMask:
     """
 
     limit: float = 1e-5
+    """D below which an action is trained whatever its direction."""
     aggregate: Aggregate = "token"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     def __post_init__(self) -> None:
         if self.limit <= 0:

@@ -45,9 +45,13 @@ class Gmpo(LogprobTerm):
     """`gmpo` as a term of the objective: the mean over rows."""
 
     clip_low: float = 0.4
+    """Smallest log-ratio that counts, as -clip_low, for negative advantages."""
     clip_high: float = 0.4
+    """Largest log-ratio that counts, for positive advantages."""
     aggregate: Aggregate = "row"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     couples = "row"
 

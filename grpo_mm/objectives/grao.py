@@ -67,10 +67,13 @@ class Grao:
     """`grao`, averaged over the prompts of the update."""
 
     imitation: float = 0.5
+    """Weight of the demonstration's log-likelihood."""
     alignment: float = 0.6
+    """Weight of the term that compares samples with the demonstration."""
     demo: str = "demo"
     """A column of the rollout, 1 for demonstrations that the collector put into the group and 0 for samples."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     one_advantage_per_row = True
     """A row's advantages are averaged."""

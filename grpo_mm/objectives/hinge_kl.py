@@ -31,7 +31,9 @@ class HingeKl:
     """`hinge_kl` times `weight`; beside {kind: disco}."""
 
     limit: float = 1e-4
+    """KL, in nats per action, up to which nothing is held back."""
     weight: float = 1e3
+    """Of the squared excess."""
 
     def __post_init__(self) -> None:
         if self.limit < 0 or self.weight < 0:

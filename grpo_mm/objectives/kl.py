@@ -94,6 +94,7 @@ class Kl:
     form: KlForm = "k3"
     weight: float = 0.04
     aggregate: Aggregate = "token"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
     to: Literal["ref", "ema"] = "ref"
     """ema: the run's averaged weights in place of the reference; for the form velocity."""
     gate: str | None = None

@@ -56,8 +56,11 @@ class KlCov(LogprobTerm):
     share: float = 2e-4
     """Of the trained actions; 2e-3 for models of some 7 B parameters (from memory, uncertain)."""
     kl: float = 1.0
+    """Weight of the log-ratio on the chosen actions."""
     aggregate: Aggregate = "token"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     couples = "update"
 

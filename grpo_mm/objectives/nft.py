@@ -38,8 +38,11 @@ class Nft:
     """
 
     advantage_limit: float = 5.0
+    """Advantages are bounded to it and divided by it."""
     weight: float = 5.0
+    """Of this term in the loss."""
     aggregate: Aggregate = "token"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
 
     def __post_init__(self) -> None:
         if self.advantage_limit <= 0:

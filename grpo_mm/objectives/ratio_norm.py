@@ -37,10 +37,15 @@ class RatioNorm:
     """
 
     clip_low: float = 2e-6
+    """The ratio counts from 1 - clip_low on."""
     clip_high: float = 2e-6
+    """The ratio counts up to 1 + clip_high."""
     aggregate: Aggregate = "token"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
     step_weight: StepWeight = "inverse_dt"
+    """inverse_dt: the loss of a denoising step is divided by its length δ; none: it is not."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     def __post_init__(self) -> None:
         if self.clip_low < 0 or self.clip_high < 0:

@@ -62,11 +62,18 @@ class Regression:
     """
 
     regress: Regress = "standardised"
+    """How the log-ratio becomes a prediction: standardised, with the divisor held constant (detached_scale), or as it is
+    (rebel)."""
     floor: float = 0.1
+    """The smallest spread of log-ratios that is divided by."""
     slope: float = 1.0
+    """Of the prediction for rebel."""
     of: Literal["sum", "mean"] = "sum"
+    """A row's log-ratio is the sum or the mean over its actions."""
     ddof: Literal[0, 1] = 0
+    """0: standard deviations over n rows; 1: over n - 1."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     one_advantage_per_row = True
 

@@ -41,9 +41,13 @@ class Sapo(LogprobTerm):
     """`sapo` as a term of the objective."""
 
     temperature_up: float = 1.0
+    """τ for positive advantages: the larger, the sooner the gradient fades as the ratio leaves 1."""
     temperature_down: float = 1.05
+    """τ for the others."""
     aggregate: Aggregate = "row"
+    """What the loss is a mean over: all tokens or actions, rows (row, row_sum), or a constant length."""
     weight: float = 1.0
+    """Of this term in the loss."""
 
     def __post_init__(self) -> None:
         if self.temperature_up <= 0 or self.temperature_down <= 0:

@@ -41,6 +41,7 @@ class TopEntropy:
     of: Annotated[Any, Role("objective")]
     """A term with a loss for each action: couples action, row, or (kl_cov) the update."""
     share: float = 0.2
+    """Of the actions, the part with the highest entropy that is trained, in (0, 1]."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

@@ -38,6 +38,7 @@ class Truncated:
     of: Annotated[Any, Role("objective")]
     """A term with a loss for each action: couples action, row, or (kl_cov) the update."""
     cap: float = 2.0
+    """The largest weight of an action."""
 
     def __post_init__(self) -> None:
         if self.cap < 1:

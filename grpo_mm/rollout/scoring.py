@@ -25,6 +25,7 @@ from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.reward_use import as_reward, in_sets, move
 from grpo_mm.rollout.safe_call import all_nan, own_limit, score_safely
 from grpo_mm.rollout.surroundings import interrupted, kept
+from grpo_mm.rollout.weights_at_hand import with_settings
 from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
 
 REWARDS = "rewards"
@@ -264,7 +265,10 @@ class Scoring:
             try:
                 for device in (self.device, torch.device("cpu"))[: 1 + leave]:
                     move(scorer.use, device)
-            except (UserError, KeyboardInterrupt):
+            except UserError as error:
+                place = "rewards" if self.counter == REWARDS else "watch"
+                raise type(error)(with_settings(str(error), scorer.use, key=f"{place}.{name}.use")) from error
+            except KeyboardInterrupt:
                 raise
             except BaseException as error:  # whatever a reward raises: told again, and counted, when it is asked
                 log.debug("reward %r could not be loaded: %s", name, reason(error))

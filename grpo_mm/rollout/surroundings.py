@@ -44,7 +44,7 @@ def interrupted() -> bool:
 
 def _kept(name: str, lost: Callable[[], list[str]]) -> Iterator[None]:
     before = [(what, get(), put) for what, get, put in _settings()]
-    drawn, filters = _random_states(), list(warnings.filters)
+    drawn, filters, modules = _random_states(), list(warnings.filters), len(sys.modules)
     ticking = _ticking()
     try:
         yield
@@ -52,7 +52,8 @@ def _kept(name: str, lost: Callable[[], list[str]]) -> Iterator[None]:
         changed = [what for (what, value, put), (_, get, _) in zip(before, _settings()) if _put_back(value, get, put)]
         if warnings.filters != filters:
             _set_filters(filters)
-            changed.append("the filters of warnings")
+            if len(sys.modules) == modules:  # else libraries did as they were imported
+                changed.append("the filters of warnings")
         if not ticking and _ticking():
             signal.setitimer(signal.ITIMER_REAL, 0)
             changed.append("the alarm clock")

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from grpo_mm import registry
-from grpo_mm.config.key_docs import default_of, doc_of
+from grpo_mm.config.key_docs import default_of
 from grpo_mm.config.methods import METHODS, Method
 from grpo_mm.config.settings import Settings
 from grpo_mm.config.synonyms import here_it_is
@@ -21,7 +21,7 @@ from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import UserError
 from grpo_mm.outside import shown
 from grpo_mm.tools.field_docs import type_of
-from grpo_mm.tools.key_texts import TEXTS
+from grpo_mm.tools.key_texts import meaning_of
 
 UNNAMED = ("preset", "prediction_file")
 """Roles that no key of a config names."""
@@ -138,7 +138,7 @@ def _told(keys: list[Key]) -> list[str]:
         lines.append(f"  also {', '.join(where[1:4])}{f' and {len(where) - 4} more' if len(where) > 4 else ''}")
     lines.append(f"  {type_of(key.annotation)}; default: {default_of(key.field) or 'its own defaults'}")
     role = _role_within(key.annotation)
-    doc = _text(key.cls, key.field.name)
+    doc = meaning_of(key.cls, key.field.name)
     if doc:
         lines += _indented(doc)
     elif key.cls is not Settings:
@@ -150,10 +150,6 @@ def _told(keys: list[Key]) -> list[str]:
         lines += _indented(_paragraph(inspect.getdoc(settings) or ""))
         lines += _settings(settings)
     return lines
-
-
-def _text(cls: type, name: str) -> str:
-    return doc_of(cls, name) or TEXTS.get((cls.__name__, name), "")
 
 
 def _of_the_whole(key: Key) -> list[str]:
@@ -180,7 +176,7 @@ def _settings(cls: type) -> list[str]:
     lines = []
     for field in dataclasses.fields(cls):
         if field.init:
-            doc = " ".join(_text(cls, field.name).split())
+            doc = " ".join(meaning_of(cls, field.name).split())
             lines.append(
                 f"    {field.name}: {type_of(hints[field.name])}; default: {default_of(field) or 'its own defaults'}{'. ' + doc if doc else ''}"
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grpo_mm import registry
 from grpo_mm.config.by_policy import filled
-from grpo_mm.config.recorded import is_recorded
+from grpo_mm.config.recorded import is_own, is_recorded, with_places
 from grpo_mm.config.run_config import RunConfig, build_config, read_mapping, recorded_mapping, with_what_lies_beside
 from grpo_mm.config.shipped import config_file
 from grpo_mm.config.sizes import check_sizes
@@ -232,10 +232,13 @@ def sample(
 
 
 def _sources(run: Path | Mapping[str, Any], overrides: Sequence[str]) -> Any:
-    """`prompts` of the plain config; of a file with what lies beside it, as where it is built."""
+    """`prompts` of the plain config, with what lies beside its file or lay where its run was started, as where it is built."""
     found = _mapping(run, overrides).get("prompts")
-    if isinstance(run, Mapping) or not run.is_file() or is_recorded(run):
+    if isinstance(run, Mapping):
         return found
+    if is_recorded(run):
+        folder = run if run.is_dir() else run.parent
+        return with_places(found, folder, key="prompts") if is_own(folder) else found
     return with_what_lies_beside(found, run, key="prompts")
 
 

@@ -1,6 +1,14 @@
-"""What `grpo-mm explain` says of keys that speak for themselves to whoever knows the field, and so have no text beside the code."""
+"""What `grpo-mm explain` and docs/reference.md say of keys that speak for themselves to whoever knows the field, and so have no text beside the code."""
 
 from __future__ import annotations
+
+from grpo_mm.config.key_docs import doc_of
+
+
+def meaning_of(cls: type, name: str) -> str:
+    """What a field means: the text beside it, else that of `TEXTS`; "" where there is neither."""
+    return doc_of(cls, name) or next((TEXTS[key] for one in cls.__mro__ if (key := (one.__name__, name)) in TEXTS), "")
+
 
 TEXTS: dict[tuple[str, str], str] = {
     ("Settings", "name"): "The run's own name: it lives in runs_dir/name, and another name is another run.",

@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from grpo_mm import registry
-from grpo_mm.config.key_docs import default_of, doc_of, first_sentence
+from grpo_mm.config.key_docs import default_of, first_sentence
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.identity import OF_A_ROLE, OF_A_USER, Identity, identity_of
+from grpo_mm.tools.key_texts import meaning_of
 
 HEAD = f"""# Keys
 
@@ -26,7 +27,8 @@ Made by `python docs/scripts/reference.py` from the dataclasses themselves; a te
 - **noted**: the run may go on if you say so: `--accept`, in Python `accept=True`. `changes.jsonl`, the summary, the report and the
   model card then tell what was changed, and after which step. Edited code of your own (rewards, readers, any component) and edited
   data files are noted as well; `sources.json` in the run folder has their digests. A data file above 64 MiB counts by its size, its
-  time and its first and last MiB, a folder by the names and sizes of its first 1000 files.
+  time and its first and last MiB, a folder by the names and sizes of its first 1000 files. Pictures and videos that rows name count
+  by what is in them (beyond 64 MiB or 1000 of a source by their sizes), rows of a hub's data set or of your own reader as they are read.
 - **refused**: it would be another run. Use another `name`, or `--fresh`, which moves the old run aside to `NAME.1`.
 
 Some depend on others. `steps` is noted where the learning rate falls with them (`optim.schedule`); `evaluation.every` where
@@ -98,7 +100,7 @@ def _rows(cls: type, key: str, within: Identity) -> Iterator[tuple[str, ...]]:
         if not field.init:
             continue
         here, identity = f"{key}{field.name}", identity_of(field, within)
-        yield here, _type(hints[field.name]), default_of(field), identity, first_sentence(doc_of(cls, field.name))
+        yield here, _type(hints[field.name]), default_of(field), identity, first_sentence(meaning_of(cls, field.name))
         for inner, name in _settings(hints[field.name], here):
             yield from _rows(inner, f"{name}.", identity)
 

@@ -66,8 +66,9 @@ def cut_back_changes(folder: Path, *, step: int) -> None:
         _write(folder, earlier if step > 0 else [])
 
 
-def write_sources(folder: Path, sources: Mapping[str, Digests]) -> None:
-    replace_text(folder / SOURCES, json.dumps(sources, indent=1) + "\n")
+def write_sources(folder: Path, sources: Mapping[str, Digests], *, places: Mapping[str, Any]) -> None:
+    """Digests, and where what the config names is found (`sources.places_of`)."""
+    replace_text(folder / SOURCES, json.dumps({**sources, "places": places}, indent=1) + "\n")
 
 
 def _write(folder: Path, changes: Sequence[Change]) -> None:

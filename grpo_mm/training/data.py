@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.sources import Digests
 from grpo_mm.outside import shown
 from grpo_mm.rollout.overlap import trained_on
 from grpo_mm.rollout.scoring import Scorer
+from grpo_mm.training.data_digests import with_rows
 from grpo_mm.training.evaluate import check_sources
 from grpo_mm.types import Prompt
 
 NAMED = 5
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunData:
+    """The prompts of a run, read once, when they are first asked for."""
+
+    config: RunConfig
+
+    @cached_property
+    def training(self) -> dict[str, list[Prompt]]:
+        """As `training_prompts`."""
+        return training_prompts(self.config)
+
+    @cached_property
+    def held_out(self) -> tuple[Prompt, ...]:
+        """As `held_out_prompts`."""
+        return held_out_prompts(self.config)
+
+    def digests(self, sources: Mapping[str, Digests]) -> dict[str, Digests]:
+        """The digests of `sources_of` with those of the rows (`with_rows`); what a world draws is told by its settings."""
+        rows: dict[str, list[Prompt]] = {}
+        for name, source in self.config.prompts.items():
+            rows |= {} if _is_drawn(source.use) else {f"prompts.{name}.use": self.training[name]}
+        for name, source in self.config.eval_prompts.items():
+            own = [prompt for prompt in self.held_out if prompt.source == name]
+            rows |= {} if _is_drawn(source.use) else {f"eval_prompts.{name}.use": own}
+        return with_rows(sources, rows)
 
 
 def training_prompts(config: RunConfig) -> dict[str, list[Prompt]]:

@@ -393,15 +393,15 @@ class Learner:
         moments = 0 if tensors["optimizer"] else 2 * weights
         return moments + sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values()), weights
 
-    def load(self, loaded: Checkpoint, *, name: str) -> None:
-        """The inverse of `checkpoint`; `name` is for messages."""
+    def load(self, loaded: Checkpoint, *, name: str, changed: Sequence[str] = ()) -> None:
+        """The inverse of `checkpoint`; `name` is for messages, `changed` the keys of settings that are others since."""
         missing = {"weights", "optimizer", "snapshots"} - set(loaded.tensors)
         if missing or "learner" not in loaded.state:
             what = ", ".join(sorted(missing)) or "counters"
             raise CheckpointError(f"{name} was not written by a training run: it has no {what}.")
         self.put_back(loaded, name=name)
         self.counters = dict(loaded.state["learner"]["counters"])
-        load_parts(self.config, loaded.state["learner"]["parts"])
+        load_parts(self.config, loaded.state["learner"]["parts"], changed=changed)
 
     def put_back(self, loaded: Checkpoint, *, name: str) -> None:
         """Weights, optimiser and snapshots of a checkpoint; what counts steps and updates goes on."""

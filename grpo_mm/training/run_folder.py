@@ -24,7 +24,7 @@ from grpo_mm.config.differences import Difference
 from grpo_mm.config.recorded import is_own, signature
 from grpo_mm.config.recorded import read_recorded as read_config
 from grpo_mm.config.run_config import RunConfig, plain
-from grpo_mm.config.sources import Digests, sources_of
+from grpo_mm.config.sources import Digests, places_of, sources_of
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.looking import held_out, metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
@@ -32,6 +32,7 @@ from grpo_mm.training import mark
 from grpo_mm.training.changes import check_changes, compare, cut_back_changes, note, words, write_sources
 from grpo_mm.training.clearing import clear
 from grpo_mm.training.clearing import links as links_within
+from grpo_mm.training.data import RunData
 from grpo_mm.training.mark import replace_text
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import RunId
@@ -122,7 +123,14 @@ class Start:
     """The summary of a run that has come to its end and does not go on, with what is to be said of it under "nothing_was_run"."""
 
 
-def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None = None, accept: bool = False) -> Start:
+def check_folder(
+    config: RunConfig,
+    *,
+    fresh: bool,
+    checkpoint_name: str | None = None,
+    accept: bool = False,
+    data: RunData | None = None,
+) -> Start:
     """How the run begins. Raises UserError if it cannot live in its folder: another run, another thing, no right to write.
 
     A folder is a run's if it carries its mark, or is the run of a version without marks (`mark.owner`); only then anything in
@@ -144,8 +152,8 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
         if not protects(folder):
             _check_no_others(folder)
             return Start(over=not _is_of(folder, config, sources), sources=sources)
-        changes = compare(folder.path, config, sources)
         done = None if checkpoint_name else finished(folder)
+        changes = compare(folder.path, config, _with_rows(sources, data or RunData(config), done=done is not None))
         ended = done is not None and not (checkpoint.steps(folder.checkpoints) and _goes_further(done, config, changes))
         check_changes(folder.path, changes, accept=accept or ended)
         if done is not None and ended:
@@ -160,6 +168,16 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
     return Start(
         changes=tuple(changes), step=0 if path is None else int(path.name.removeprefix("step_")), sources=sources
     )
+
+
+def _with_rows(sources: Mapping[str, Digests], data: RunData, *, done: bool) -> Mapping[str, Digests]:
+    """What a run that is done says does not need its data."""
+    try:
+        return data.digests(sources)
+    except Exception:  # readers are a user's code too
+        if done:
+            return sources
+        raise
 
 
 def protects(folder: RunFolder) -> bool:
@@ -240,10 +258,13 @@ def _check_owned(path: Path, *, fresh: bool) -> bool:
     return True
 
 
-def open_folder(config: RunConfig, *, fresh: bool, start: Start | None = None) -> RunFolder:
+def open_folder(
+    config: RunConfig, *, fresh: bool, start: Start | None = None, data: RunData | None = None
+) -> RunFolder:
     """Makes the folder, or finds the one of an interrupted run; `check_folder` comes first. Main process only.
 
-    start: what `check_folder` gave; None: nothing there has changed.
+    start: what `check_folder` gave; None: nothing there has changed. data: what its rows bring in is
+        recorded as well.
     """
     folder, start = folder_of(config), start or Start()
     try:
@@ -266,7 +287,9 @@ def open_folder(config: RunConfig, *, fresh: bool, start: Start | None = None) -
             mark.write_mark(folder.path, found)
         if start.changes:
             note(folder.path, start.changes, step=start.step)
-        write_sources(folder.path, sources_of(config) if start.sources is None else start.sources)
+        sources = sources_of(config) if start.sources is None else start.sources
+        sources = sources if data is None else data.digests(sources)
+        write_sources(folder.path, sources, places=places_of(config))
         replace_text(folder.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         replace_text(folder.path / "versions.json", json.dumps(versions(), indent=1))
         signed = replace(found, signed=signature(folder.path, make_key=True))

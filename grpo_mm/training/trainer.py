@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig, plain
-from grpo_mm.errors import CheckpointError, UserError
+from grpo_mm.errors import CheckpointError, TrainingStopped, UserError
 from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.looking.origin import Origin
@@ -32,7 +32,7 @@ from grpo_mm.processes import clock, progress
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.phrasing import template_of, way_of
-from grpo_mm.training.data import held_out_prompts, overlap, training_prompts
+from grpo_mm.training.data import RunData, overlap
 from grpo_mm.training.evaluate import EvalResult, evaluate
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator, is_shown, player
@@ -69,12 +69,14 @@ class Trainer:
         *,
         told: Told | None = None,
         trackers: Trackers | None = None,
+        data: RunData | None = None,
     ) -> None:
-        """told, trackers: of the main process; None: nobody hears of the run, or sees it."""
+        """told, trackers: of the main process; None: nobody hears of the run, or sees it. data: where it is read already."""
         self.config, self.folder, self.processes = config, folder, processes
         self.told = told if told is not None else Nobody()
         self.trackers = trackers
-        sources, self.eval_prompts = training_prompts(config), held_out_prompts(config)
+        data = RunData(config) if data is None else data
+        sources, self.eval_prompts = data.training, data.held_out
         self.overlap = overlap(sources, self.eval_prompts)
         self.learner = Learner(config, processes, samples=folder.samples, sources=sources, held_out=self.eval_prompts)
         if config.preflight:
@@ -123,7 +125,8 @@ class Trainer:
         asked = 0
         with _stop_signals() as signal_asked:
             while state["step"] < config.steps and not state["stopped_early"] and not asked:
-                row = self._timed_step(state["step"])
+                with self._leaving_a_product():
+                    row = self._timed_step(state["step"])
                 state["step"] += 1
                 alarms = self._record({"step": state["step"], **row}, weights_step=state["step"] - 1)
                 if self.trackers is not None and is_shown(state["step"] - 1, every=config.samples_every):
@@ -150,6 +153,22 @@ class Trainer:
         evaluated = last is not None and last["step"] == self.state["step"]
         cut_back(self.folder, step=step, without_eval=not evaluated, events=self.rules.events)
         forget_later_product(self.folder.path, step=step)
+
+    @contextmanager
+    def _leaving_a_product(self) -> Iterator[None]:
+        """A step that cannot be done ends the run, and what was learnt before it is left as the product all the same."""
+        updates = self.learner.counters["updates"]
+        try:
+            yield
+        except TrainingStopped as stopped:
+            done, within = self.state["step"], self.learner.counters["updates"] - updates
+            if done + within > 0:
+                why = f"step {done + 1} could not be done" + f", after {within} updates of it" * bool(within)
+                try:
+                    self._leave_product(why)
+                except OSError as error:
+                    log.warning("no product was written: %s", reason(error))
+            raise stopped
 
     def _evaluate_what_is_due(self) -> None:
         """A run that goes on after what was its last step has still to do what it would have done there on its way."""
@@ -362,7 +381,8 @@ class Trainer:
         state = dict(loaded.state)
         check_state(state, self.state, name=str(path))
         try:
-            self.learner.load(loaded, name=str(path))
+            changed = [each.key for each in read_changes(self.folder.path) if each.step >= state["step"]]
+            self.learner.load(loaded, name=str(path), changed=changed)
             self.state = {key: value for key, value in state.items() if key not in OF_PARTS}
             if "rules" in state:
                 # Rules may come and go on the way (`config.differences`): a new one has seen nothing yet.

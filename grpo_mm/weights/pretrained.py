@@ -124,6 +124,16 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, *, where: str) -> None:
         )
 
 
+def check_positions(tokenizer: Any, model: nn.Module, *, where: str) -> None:
+    """Raises ConfigError if the tokenizer fills or cuts texts to more tokens than the model has positions for."""
+    most, filled = getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length
+    if most is not None and most < filled:
+        raise ConfigError(
+            f"{where}: the tokenizer's model_max_length is {filled}, and the model has positions for {most} tokens "
+            f"(max_position_embeddings). Set model_max_length to {most} in its tokenizer_config.json."
+        )
+
+
 def check_chat(processor: Any, *, where: str, media: Iterable[str] = ()) -> None:
     """Raises ConfigError if the chat template is missing or cannot be run on a question (with media such as "image")."""
     question = "what is to be seen here"

@@ -26,7 +26,9 @@ class Ema:
     decay: float = field(default=0.9, metadata=NOTED)
     every_updates: int = field(default=8, metadata=NOTED)
     slope: float | None = field(default=None, metadata=NOTED)
+    """Growth of the decay from one averaging to the next, up to `decay`; null: as `warm_up` says."""
     warm_up: bool = field(default=True, metadata=NOTED)
+    """The decay rises from .1 to `decay` as averages are made; false: `decay` from the first on."""
     evaluate: bool = field(default=True, metadata=NOTED)
     """Evaluation and the product use the averaged weights; false: they only serve as a slow reference."""
 
@@ -54,8 +56,11 @@ class SamplingPolicy:
     """
 
     slope: float = field(default=0.001, metadata=NOTED)
+    """Growth of η, the part of the copy that stays, from one training step to the next."""
     limit: float = field(default=0.5, metadata=NOTED)
+    """The largest η, below 1."""
     start: int = field(default=0, metadata=NOTED)
+    """Training steps during which the copy is the weights themselves."""
 
     def __post_init__(self) -> None:
         if self.slope < 0 or not 0 <= self.limit < 1 or self.start < 0:
@@ -75,7 +80,9 @@ class ReferenceReset:
     """
 
     every: int | None = field(default=None, metadata=NOTED)
+    """Training steps between resets; null: not by steps."""
     kl_above: float | None = field(default=None, metadata=NOTED)
+    """A step whose logged objective/ref_kl lies above this resets; null: not by KL."""
 
     def __post_init__(self) -> None:
         if (

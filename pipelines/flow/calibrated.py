@@ -44,11 +44,17 @@ class Calibrated:
     """
 
     start: float = 0.7
+    """a of Flow-SDE's curve, from which the levels of all steps start."""
     tolerance: int = 2
+    """ε1: samples by which gains and losses may differ and still count as balanced."""
     step_size: float = 0.01
+    """ε2: by how much a level rises or falls after a rollout."""
     floor: float = 0.05
+    """No level falls below it."""
     turns: int = 3
+    """All levels freeze when each has turned so often between rising and falling."""
     rounds: int = 100
+    """Rollouts after which they freeze anyway."""
 
     _shift: list[float] = field(default_factory=list, init=False, repr=False)
     """What was added to the start of each step."""
@@ -133,6 +139,7 @@ class NoiseFile:
     """
 
     path: str
+    """The file that `grpo-mm calibrate` wrote."""
     content: dict[str, Any] | None = field(default=None, metadata=REFUSED)
     """None: read the file."""
 

@@ -44,7 +44,9 @@ class AllSteps:
     """
 
     level: float = 0.7
+    """Strength of the noise: a of the kernel's standard deviation, such as a·√(σ/(1-σ)) for flow_sde; 0: none."""
     last: bool = False
+    """Also on the step to σ = 0, whose noise stays in the picture and is never trained."""
 
     def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
         level_S = torch.full((sigma_S1.numel() - 1,), self.level)
@@ -73,8 +75,11 @@ class Window:
     """
 
     size: int
+    """Neighbouring denoising steps with noise, which are those that are trained."""
     within: tuple[int, int]
+    """[low, high]: the window lies in steps low … high - 1, counted from 0."""
     level: float = 0.7
+    """Strength of the noise: a of the kernel's standard deviation, such as a·√(σ/(1-σ)) for flow_sde; 0: none."""
 
     def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
         low, high = self.within
@@ -104,11 +109,17 @@ class SlidingWindow:
     """
 
     size: int = 4
+    """w: neighbouring denoising steps with noise, which are those that are trained."""
     every: int = 25
+    """τ: training steps that the window stays where it is."""
     stride: int = 1
+    """s: denoising steps by which it moves."""
     strategy: Literal["progressive", "random", "decay", "exp_decay", "frozen"] = "progressive"
+    """How its start moves over the run, as told above."""
     roll_back: bool = True
+    """Past the end it returns to 0; false: it stays at the end."""
     level: float = 0.7
+    """Strength of the noise: a of the kernel's standard deviation, such as a·√(σ/(1-σ)) for flow_sde; 0: none."""
 
     def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
         steps = sigma_S1.numel() - 1
@@ -156,8 +167,11 @@ class GeometricWindow:
     """
 
     size: int = 3
+    """Neighbouring denoising steps with noise, which are those that are trained."""
     ratio: float = 0.5
+    """r: how much less likely each later start is."""
     level: float = 0.7
+    """Strength of the noise: a of the kernel's standard deviation, such as a·√(σ/(1-σ)) for flow_sde; 0: none."""
 
     def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
         steps = sigma_S1.numel() - 1
@@ -179,6 +193,7 @@ class Levels:
     """A noise level for each step, given as numbers; those of the last step are sampled and not trained."""
 
     levels: tuple[float, ...]
+    """Strength of the noise at each denoising step, the first one first; 0: no noise, so not trained."""
 
     def __call__(self, sigma_S1: Tensor, *, step: int, seed: int) -> Tensor:
         return torch.tensor(self.levels)

@@ -17,7 +17,8 @@ from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
-from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.family import resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.distributed import Shard
@@ -126,11 +127,7 @@ class FlowPolicyConfig:
             self.lora.check()
         elif self.save_merged:
             raise ConfigError("policy.save_merged: there is no adapter; full fine-tuning leaves a whole pipeline.")
-        for name in ("height", "width", "eval_height", "eval_width"):
-            value = getattr(self, name)
-            side = pixels_per_token(self.model.path)
-            if value is not None and (value < 1 or value % side):
-                raise ConfigError(f"policy.{name} = {value}; wanted a multiple of {side}, the side of one image token.")
+        self.check_sizes(sizes_on_disk(resolve(self.model.path), revision=getattr(self.model, "revision", None)))
         for name, least in (("micro_batch", 1), ("decode_batch", 1), ("text_length", 0), ("guidance", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"policy.{name} = {getattr(self, name)}; wanted at least {least}.")
@@ -145,6 +142,13 @@ class FlowPolicyConfig:
             raise ConfigError(
                 f"policy.detach_unconditional: {type(self.model).__name__} has no unconditional half that could be detached; leave it out."
             )
+
+    def check_sizes(self, sizes: PictureSizes) -> None:
+        """Raises ConfigError for pictures that a checkpoint of these sizes cannot make."""
+        for name in ("height", "width", "eval_height", "eval_width"):
+            value = getattr(self, name)
+            if value is not None:
+                sizes.check(f"policy.{name}", value)
 
     def stand_ins(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         """What rewards are tried with before anything is sampled: pictures of random pixels, and a light and a
@@ -167,6 +171,9 @@ class FlowPolicy:
         self.dtype = DTYPES[config.dtype]
         self.math_dtype = torch.promote_types(self.dtype, torch.float32)
         self.pipe = self.family.load(self.dtype, full=config.lora is None)
+        config.check_sizes(
+            sizes_of(self.pipe.vae.config, self.pipe.transformer.config, where=self.family.path)
+        )  # of one that was on the hub
         if config.text_length < 1 and self.pipe.components.get(self.family.encoders[-1]) is not None:
             raise ConfigError(
                 f"policy.text_length = 0, but {self.family.path} has {self.family.encoders[-1]}, which reads at least 1 token; "

@@ -29,6 +29,7 @@ class Shifted:
     """
 
     shift: float = 3.0
+    """s of σ' = sσ / (1 + (s - 1)σ): above 1 more of the steps lie at high noise; 1: an even grid."""
 
     def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
         """(settings of a FlowMatchEulerDiscreteScheduler, last u): it makes this grid of linspace(1, last, S)."""
@@ -49,9 +50,13 @@ class FluxShift:
     """
 
     base_tokens: int = 256
+    """Image tokens of a picture at which µ is `base_shift`."""
     max_tokens: int = 4096
+    """Image tokens of a picture at which µ is `max_shift`."""
     base_shift: float = 0.5
+    """µ at `base_tokens`."""
     max_shift: float = 1.15
+    """µ at `max_tokens`; in between and beyond µ follows the straight line."""
 
     def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
         """As of `Shifted`."""
@@ -82,7 +87,9 @@ class DiffusersSd3:
     """
 
     shift: float = 3.0
+    """As in the checkpoint's scheduler_config.json; above 1 more of the steps lie at high noise."""
     train_timesteps: int = 1000
+    """Noise levels of training, of which the scheduler takes the smallest."""
 
     def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
         """As of `Shifted`."""

@@ -67,14 +67,21 @@ class DifficultyAugmentation:
     metric: str | None = None
     """The reward that difficulty is measured by; None: the only one."""
     window: int = 100
+    """Groups whose mean rewards are remembered."""
     tolerance: float = 0.05
+    """Difficulty, in units of the reward, up to which a prompt stays as it is."""
     noise_scale: float = 1.0
+    """Standard deviation of the noise on frames (pixels in [0, 1]) for a prompt that is easier by 1."""
     noise_most: float = 0.3
+    """The largest standard deviation of that noise."""
     hint_scale: float = 1.0
+    """Share of the explanation that becomes a hint for a prompt that is harder by 1."""
     hint_most: float = 0.5
+    """The largest share of it."""
     explain: str = "{text}\nThe correct answer is {answer}. Explain how one finds it, then answer."
     """The prompt that asks for explanations; {answer} is the prompt's `demo`."""
     hinted: str = "{text}\nHint: {hint}"
+    """The prompt with the hint: {text} is the prompt, {hint} what was taken of the explanation."""
     means: deque[float] = field(default_factory=deque, init=False)
     _pending: list[float] = field(default_factory=list, init=False)
 

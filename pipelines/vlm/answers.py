@@ -25,7 +25,9 @@ class AnswerLikelihood:
     of: Literal["ema", "ref"] = "ema"
     """Whose likelihood: averaged weights (the paper's slowly following reference), or the reference."""
     mean: Literal["geometric", "arithmetic"] = "geometric"
+    """Over the answer's tokens: of log-probabilities (geometric), or of probabilities (arithmetic)."""
     tag: str = "answer"
+    """The answer is what stands within this tag."""
 
     def check(self) -> None:
         if not self.tag.isidentifier():

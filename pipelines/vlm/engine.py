@@ -16,6 +16,7 @@ from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.examine import examine
 from grpo_mm.pipelines.vlm.memory import memory_lines
+from grpo_mm.pipelines.vlm.models.families import positions_on_disk
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
@@ -74,10 +75,16 @@ class VlmEngine:
         """Raises ConfigError for settings that cannot work together."""
         if not isinstance(policy, VlmPolicyConfig):
             raise ConfigError(f"engine vlm samples from policy vlm, found {type(policy).__name__}.")
+        positions = positions_on_disk(policy.path)
         for name in ("max_new_tokens", "eval_max_new_tokens", "eval_prompts_at_once"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"engine.{name} = {value}; wanted at least 1.")
+            if name != "eval_prompts_at_once" and value is not None and positions is not None and value >= positions:
+                raise ConfigError(
+                    f"engine.{name} = {value}; the checkpoint has positions for {positions} tokens (max_position_embeddings), of "
+                    "prompt and answer together."
+                )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"engine.top_p = {self.top_p}; wanted a share in (0, 1].")
         if self.eval_temperature < 0:

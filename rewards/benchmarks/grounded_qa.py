@@ -31,6 +31,7 @@ class GroundedQa:
     span_tag: str | None = "glue"
     """The element that holds the span. A text without it has none; None: anywhere."""
     pick: Pick = "first"
+    """Which span of the text counts."""
 
     def applies_to(self, prompt: Prompt) -> bool:
         """Whether the prompt has an answer and annotated spans."""

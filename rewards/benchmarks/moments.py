@@ -30,6 +30,7 @@ class MomentRetrieval:
     tag: str | None = "answer"
     """The element that holds the spans; None: anywhere. Without the element, the entire text."""
     require_tag: bool = False
+    """A text without the element has no span or box."""
 
     def applies_to(self, prompt: Prompt) -> bool:
         """Whether the prompt has annotated spans."""

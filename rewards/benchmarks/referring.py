@@ -25,9 +25,11 @@ class ReferringBoxes(BoxReading):
     """
 
     tag: str | None = "answer"
+    """The element that is read; null: the entire text."""
     sources: tuple[str, ...] | None = None
     """Held-out prompts of these sources; None: of all that ask for one box."""
     thresholds: tuple[float, ...] = (0.5,)
+    """IoU from which on a span or box counts, each with a figure of its own."""
     strict: bool = False
     """More than the threshold is wanted instead of at least it."""
     inclusive: bool = False

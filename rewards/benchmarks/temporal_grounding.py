@@ -30,11 +30,15 @@ class TemporalGrounding:
     tag: str | None = "answer"
     """The element that holds the span; None: anywhere. Without the element, the entire text."""
     require_tag: bool = False
+    """A text without the element has no span or box."""
     swap_reversed: bool = False
+    """Read "20 to 10" as 10 to 20."""
     thresholds: tuple[float, ...] = THRESHOLDS
+    """IoU from which on a span or box counts, each with a figure of its own."""
     strict: bool = False
     """R1 wants more than the threshold (Time-R1) instead of at least it."""
     iou: Kind = "hull"
+    """As in the reward `temporal_iou`."""
 
     def __post_init__(self) -> None:
         if self.iou not in get_args(Kind) or self.pick not in get_args(Pick):

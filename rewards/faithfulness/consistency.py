@@ -73,6 +73,7 @@ class Consistency:
     judge: Annotated[Any, Role("verdict")] | None = None
     """Reads texts only. None: rules."""
     tag: str = "answer"
+    """The element that holds the answer; the reasoning stands before it."""
     sentences: int = 3
     """From the end, in which rules look for the conclusion."""
     max_chars: int = 6000

@@ -90,6 +90,7 @@ class SemanticGrounding:
     max_chars: int = 8000
     """Of a reasoning; what is beyond is not judged."""
     tag: str = "answer"
+    """The element that holds the answer; the reasoning stands before it."""
     coordinates: Coordinates = "absolute"
     """Of boxes in the reasoning, see `box_coordinates`: of the model, not of the data."""
 

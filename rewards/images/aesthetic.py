@@ -29,7 +29,9 @@ class Aesthetic(Network):
     model: str = "ViT-L-14-quickgelu"
     """As for `clip_score`. The name must say quickgelu: OpenAI's weights were trained with that activation."""
     pretrained: str | None = "openai"
+    """A tag known to open_clip or a file with weights."""
     batch_size: int = field(default=32, metadata=FREE)
+    """Pictures or texts in one forward; changes memory and speed, not the scores."""
 
     def __post_init__(self) -> None:
         self._clip = Clip(self.model, self.pretrained)

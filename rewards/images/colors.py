@@ -91,7 +91,9 @@ class ClipColors:
     """
 
     model: str = "ViT-L-14-quickgelu"
+    """As for `clip_score`."""
     pretrained: str | None = "openai"
+    """A tag known to open_clip or a file with weights."""
 
     def __post_init__(self) -> None:
         self._clip = Clip(self.model, self.pretrained)

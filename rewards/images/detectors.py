@@ -54,12 +54,15 @@ class OnnxDetector:
     """
 
     path: str
+    """The .onnx file."""
     names_path: str
     """A text file with the K class names, one a line, in the order of the graph's classes."""
     min_score: float = 0.25
+    """Confidence below which a box is dropped."""
     max_overlap: float = 0.45
     """Of two boxes of a class that overlap more (intersection over union), the better one stays."""
     threads: int = field(default=1, metadata=FREE)
+    """CPU threads of the network."""
 
     def __post_init__(self) -> None:
         self._session: Any = None
@@ -163,7 +166,9 @@ class TransformersDetector(Network):
     min_score: float = 0.05
     """Below what any rule that reads the detections asks for."""
     batch_size: int = field(default=8, metadata=FREE)
+    """Pictures or texts in one forward; changes memory and speed, not the scores."""
     revision: str | None = None
+    """A commit or tag of the hub; null: its main branch."""
 
     def check(self) -> None:
         """Raises ConfigError if the name is a path where there is no folder."""

@@ -169,13 +169,19 @@ class GenEvalReward:
     """
 
     detector: Annotated[Any, Role("detector")]
+    """What finds the objects in a picture."""
     color: Annotated[Any, Role("color")] = field(default_factory=PaletteColors)
+    """What tells the colour of an object."""
     rule: Literal["graded", "strict"] = "graded"
     """Which of the two is the score: Flow-GRPO's mean of parts, or the benchmark's 0 or 1. The other one is a part."""
     threshold: float = 0.3
+    """Confidence of the detector above which an object is there."""
     counting_threshold: float = 0.9
+    """The same where objects are counted."""
     max_objects: int = 16
+    """Objects of a class that are looked at, the most confident first."""
     position_threshold: float = 0.1
+    """Slack of left of, above …, in summed sizes of the two objects."""
     aliases: dict[str, str] = field(default_factory=lambda: dict(COCO_ALIASES))
     """The detector's label -> the class name in the metadata; what is not here keeps its name."""
 

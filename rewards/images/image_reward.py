@@ -27,15 +27,25 @@ class BlipSize:
     """The sizes of ImageReward-v1.0: a ViT-L/16 for pictures of 224 px, and BERT-base that attends to its patches."""
 
     image_px: int = 224
+    """Side of the square that the network sees, in pixels."""
     patch_px: int = 16
+    """Side of a patch, in pixels."""
     image_width: int = 1024
+    """Features of a patch."""
     image_layers: int = 24
+    """Layers of the image encoder."""
     image_heads: int = 16
+    """Attention heads of the image encoder."""
     text_width: int = 768
+    """Features of a token."""
     text_layers: int = 12
+    """Layers of the text encoder."""
     text_heads: int = 12
+    """Attention heads of the text encoder."""
     vocabulary: int = 30524
+    """Rows of the token embedding."""
     text_positions: int = 512
+    """Tokens that the text encoder has positions for."""
 
 
 @dataclass
@@ -52,7 +62,9 @@ class ImageReward(Network):
     tokenizer: str = "google-bert/bert-base-uncased"
     """A name on the hub or a local folder."""
     size: BlipSize = field(default_factory=BlipSize)
+    """Sizes of the network, which are those of its weights."""
     batch_size: int = field(default=32, metadata=FREE)
+    """Pictures or texts in one forward; changes memory and speed, not the scores."""
     dtype: DType = "float32"
     """Of the encoders; the head is float32."""
 

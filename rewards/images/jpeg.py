@@ -32,7 +32,9 @@ class JpegSize:
     """
 
     goal: Literal["incompressible", "compressible"] = "incompressible"
+    """Whether large files or small ones are wanted."""
     quality: int = 95
+    """Of the JPEG encoder, 1 to 100."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:

@@ -67,6 +67,7 @@ class OcrReward:
     min_confidence: float = 0.5
     """Lines of which the recogniser is less sure are dropped; PaddleOCR's and RapidOCR's default."""
     threads: int = field(default=1, metadata=FREE)
+    """CPU threads of the network."""
 
     def __post_init__(self) -> None:
         self._engine: Any = None

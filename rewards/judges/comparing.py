@@ -64,6 +64,7 @@ class PointwiseJudge:
     """
 
     reward: Annotated[Any, Role("reward")]
+    """What scores a single picture."""
     margin: float = 0.0
     """Scores that lie no further apart are a tie; in units of the reward."""
 
@@ -135,6 +136,7 @@ class TransformersJudge(ReadsPairs, TransformersVlm):
     """A local vision-language model with UnifiedReward's questions and answers."""
 
     form: Form = "think"
+    """think: one verdict after reasoning; flex: verdicts in categories as well."""
 
 
 @dataclass
@@ -142,6 +144,7 @@ class ServerJudge(ReadsPairs, ServerVlm):
     """A vision-language model behind a server, with UnifiedReward's questions and answers; how Pref-GRPO was run."""
 
     form: Form = "think"
+    """think: one verdict after reasoning; flex: verdicts in categories as well."""
 
 
 def judge_with(vlm: Vlm, pairs: Sequence[Pair], *, form: Form) -> list[Verdict | None]:

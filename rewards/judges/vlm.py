@@ -63,9 +63,13 @@ class TransformersVlm(Network):
     model: str
     """A name on the hub or a local folder, e.g. "CodeGoat24/UnifiedReward-Think-qwen-7b"."""
     revision: str | None = None
+    """A commit or tag of the hub; null: its main branch."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What the network computes in."""
     max_new_tokens: int = 4096
+    """Longest answer, in tokens."""
     batch_size: int = field(default=8, metadata=FREE)
+    """Pictures or texts in one forward; changes memory and speed, not the scores."""
 
     def __post_init__(self) -> None:
         at_least_one("local model", max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)

@@ -46,14 +46,17 @@ class ServerVlm:
     api_key_env: str | None = field(default=None, metadata=FREE)
     """The environment variable that holds the key, so that no config does."""
     max_new_tokens: int = 4096
+    """Longest answer, in tokens."""
     timeout_seconds: float = field(default=120.0, metadata=FREE)
     """For one try of one question, from connecting to the last byte."""
     retries: int = field(default=4, metadata=FREE)
+    """Further tries of a question after a failure that may pass."""
     backoff_seconds: float = field(default=1.0, metadata=FREE)
     """The first pause."""
     concurrency: int = field(default=32, metadata=FREE)
     """Questions under way at once, from this process."""
     jpeg_quality: int = 95
+    """Of the pictures that are sent, 1 to 100."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request, e.g. {seed: 0}; they replace ours of the same name."""
 

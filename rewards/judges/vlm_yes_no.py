@@ -34,7 +34,9 @@ class VlmYesNo(Network):
     question: str = "Does this image show {prompt}? Answer yes or no."
     """`{prompt}` stands for the prompt's text; it may be left out."""
     batch_size: int = field(default=8, metadata=FREE)
+    """Pictures or texts in one forward; changes memory and speed, not the scores."""
     dtype: DType = "bfloat16"
+    """What the network computes in."""
 
     def check(self) -> None:
         """Raises ConfigError if transformers or a local folder is missing."""

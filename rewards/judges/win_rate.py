@@ -78,6 +78,7 @@ class WinRate:
     """Scores a set as a whole: called with group_M, once per final set, never on single rows."""
 
     judge: Annotated[Any, Role("judge")] | None = None
+    """What decides between two pictures; it has to be given."""
     both_orders: bool = False
     """Shows each pair twice, exchanged, and takes the mean: a judge that likes the first place cancels out, at twice the
     calls. If one of the two fails, the other one holds."""

@@ -70,7 +70,9 @@ class SpatialGrounding(BoxGrounding):
     """
 
     form: Form = "element"
+    """How boxes are written: brackets, element, json, integers; see `parse_boxes`."""
     tag: str | None = "think"
+    """The element that is read; null: the entire text."""
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -91,7 +93,9 @@ class DualBoxIou(BoxGrounding):
     """
 
     form: Form = "element"
+    """How boxes are written: brackets, element, json, integers; see `parse_boxes`."""
     tag: str | None = "think"
+    """The element that is read; null: the entire text."""
     precision_weight: float = 0.5
     """Of the two, which add up to 1."""
 
@@ -115,6 +119,7 @@ class UnionBoxIou(BoxGrounding):
     """score = `union_iou` of all boxes of the text: GRIT's figure of grounding, not one of its rewards."""
 
     form: Form = "integers"
+    """How boxes are written: brackets, element, json, integers; see `parse_boxes`."""
 
     def score(self, boxes_R4: Tensor, references_W4: Tensor) -> dict[str, float]:
         return {"score": union_iou(boxes_R4, references_W4)}

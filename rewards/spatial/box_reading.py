@@ -33,6 +33,7 @@ class BoxReading:
     coordinates: Coordinates = "absolute"
     """What the model writes, see `box_coordinates`: of the model, not of the data."""
     reversed_corners: ReversedCorners = "sort"
+    """A box whose second corner comes first is put in order (sort), or does not count (reject)."""
     merge_iou: float | None = 0.95
     """Boxes above this IoU are one; null keeps all."""
     most: int = 100

@@ -53,8 +53,11 @@ class DetectionConfidence(BoxReading):
     """
 
     version: Version = "second"
+    """first: R_IoU over the boxes named; second: over the larger of named and annotated."""
     form: Form = "json"
+    """How boxes are written: brackets, element, json, integers; see `parse_boxes`."""
     tag: str | None = "answer"
+    """The element that is read; null: the entire text."""
     merge_iou: float | None = 1.0
     """Exact duplicates are dropped whatever is said here, as in the repository; below 1 near ones too."""
     threshold: float = 0.5

@@ -105,10 +105,15 @@ class DetectionMap(BoxReading):
     """
 
     version: Version = "od_length"
+    """Plain mAP (map), times a factor against long lists (od_length), or weighted parts."""
     form: Form = "json"
+    """How boxes are written: brackets, element, json, integers; see `parse_boxes`."""
     tag: str | None = "answer"
+    """The element that is read; null: the entire text."""
     require_tag: bool = True
+    """A text without the element has no span or box."""
     merge_iou: float | None = None
+    """Boxes above this IoU are one; null keeps all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -59,6 +59,7 @@ class GritFormat:
     """
 
     version: Version = "paper"
+    """As the paper has it, or the released code."""
     form: Form = "integers"
     """How boxes are written, see `parse_boxes`."""
 
@@ -100,10 +101,15 @@ class GritCount(BoxReading):
     """
 
     form: Form = "integers"
+    """How boxes are written: brackets, element, json, integers; see `parse_boxes`."""
     version: Version = "paper"
+    """As the paper has it, or the released code."""
     weight: float = 0.5
+    """What the right number of boxes earns."""
     question_types: tuple[str, ...] = ("count", "counting")
+    """Question types of the target that count as counting."""
     sources: tuple[str, ...] = ()
+    """Names of prompt sources all of whose questions count things."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,8 +144,11 @@ class GritAnswer:
     """
 
     tag: str = "answer"
+    """The element that holds the answer."""
     exact: bool = True
+    """Whether equality of words earns 1; false: only BLEU is left."""
     bleu_weight: float = 0.1
+    """Of BLEU-1."""
 
     def applies_to(self, prompt: Prompt) -> bool:
         """Whether the prompt has an answer."""

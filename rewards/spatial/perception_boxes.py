@@ -46,7 +46,9 @@ class PerceptionBoxes(BoxReading):
     """
 
     task: Task = "grounding"
+    """Which of the two rewards."""
     threshold: float = 0.5
+    """IoU from which on a matched pair counts, for detection."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

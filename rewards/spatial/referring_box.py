@@ -30,8 +30,11 @@ class ReferringBox(BoxReading):
     """
 
     tag: str | None = "answer"
+    """The element that is read; null: the entire text."""
     require_tag: bool = True
+    """A text without the element has no span or box."""
     inclusive: bool = False
+    """Corners are pixels that belong to the box, so that a side is one pixel longer."""
 
     def __call__(self, items: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """M texts -> score and parts, [M] each; NaN for a prompt without a box. Raises ValueError: a size is missing."""
@@ -57,6 +60,7 @@ class BoxAnswerFormat:
     """
 
     form: Form = "json"
+    """How boxes are written: brackets, element, json, integers; see `parse_boxes`."""
 
     def applies_to(self, prompt: Prompt) -> bool:
         return True

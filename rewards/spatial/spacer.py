@@ -66,8 +66,11 @@ class SpacerAnswer:
     """
 
     tag: str = "answer"
+    """The element that holds the answer."""
     map_tag: str = "map"
+    """The element that holds the map."""
     grid: float = 10
+    """Side of the map, in cells."""
 
     def applies_to(self, prompt: Prompt) -> bool:
         """Whether the prompt has an answer of one of the two types: an option, or a number."""

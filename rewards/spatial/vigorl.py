@@ -33,6 +33,7 @@ class Vigorl:
     """
 
     weight: float = 0.5
+    """Of the accuracy; the rest is the format's."""
     coordinates: Coordinates = "absolute"
     """Of a point in the answer, see `box_coordinates`. Points in the thought are only counted."""
     default_type: str = "multiple choice"

@@ -70,7 +70,9 @@ class InformationConsistency:
     high: float | None = None
     """Bits that count as most; None: the greatest of the set."""
     helpfulness_weight: float = 0.5
+    """Of the information in a text."""
     stability_weight: float = 0.5
+    """Of how little it differs from that of the other variants."""
 
     def __post_init__(self) -> None:
         if self.max_gap <= 0 or (self.low is not None and self.high is not None and self.low >= self.high):

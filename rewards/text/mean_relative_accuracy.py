@@ -54,6 +54,7 @@ class MeanRelativeAccuracy:
     tag: str | None = "answer"
     """Without this element what follows the thinking is read; None: the entire text."""
     tolerance: float | None = 1e-9
+    """Rounding that is forgiven on a boundary; null: none, as published."""
     answer_types: tuple[str, ...] = ("numerical", "regression")
     """It applies to prompts with such a target["answer_type"] whose answer is a number."""
 

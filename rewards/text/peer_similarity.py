@@ -72,12 +72,15 @@ class PeerSimilarity:
     scope: ClassVar[str] = "set"
 
     key: str = "question"
+    """Name in the target of what paraphrases of one question have in common."""
     max_n: int = 2
+    """Longest n-grams of BLEU, in words."""
     variants: int | None = None
     """How many other paraphrases each text is compared with (κ, 3 in the paper); None: all, all their samples."""
     each: int = 1
     """Samples of each of those (s)."""
     seed: int = 0
+    """Of the draw of peers."""
 
     def __post_init__(self) -> None:
         if self.max_n < 1 or self.each < 1 or (self.variants is not None and self.variants < 1):

@@ -43,7 +43,9 @@ class Repetition(Tokens):
     """
 
     weight: float = 0.5
+    """The score of a text without repetition."""
     n: int = 8
+    """Length of the pieces that are compared, in words and tokens."""
     tokenizer: str = ""
     """A folder in transformers' format, or a name on the hub; "" reads words between blanks only."""
 

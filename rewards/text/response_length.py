@@ -32,7 +32,9 @@ class ResponseLength(Tokens):
     """
 
     low: int = 320
+    """Tokens or words, at least."""
     high: int = 512
+    """Tokens or words, at most."""
     tokenizer: str = ""
     """A folder in transformers' format, or a name on the hub; "" counts words between blanks."""
 

@@ -60,7 +60,9 @@ class TagFormat:
     """
 
     template: Template = "think_answer"
+    """Elements that a text is to consist of, and their order."""
     match: Match = "fullmatch"
+    """fullmatch: nothing else may stand in the text; search: something may."""
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES or self.match not in get_args(Match):

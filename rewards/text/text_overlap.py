@@ -55,6 +55,7 @@ class AnswerF1:
     target."""
 
     key: str = "answer"
+    """Name in the target of the reference answers."""
 
     def __call__(self, items: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
         """NaN for a prompt without a reference answer."""

@@ -72,6 +72,7 @@ class BoxTrackFormat:
     """
 
     template: Literal["answer", "think_answer"] = "think_answer"
+    """Elements that a text is to consist of."""
 
     def __post_init__(self) -> None:
         if self.template not in ("answer", "think_answer"):

@@ -124,6 +124,7 @@ class TemporalIou:
     swap_reversed: bool = False
     """Read "20 to 10" as 10 to 20."""
     thresholds: tuple[float, ...] = (0.3, 0.5, 0.7)
+    """IoU from which on a span or box counts, each with a figure of its own."""
     strict: bool = False
     """R1 wants more than the threshold (Time-R1) instead of at least it."""
 

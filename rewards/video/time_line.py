@@ -23,6 +23,7 @@ class TimeLine:
     require_tag: bool = False
     """A text without the element has no span."""
     pick: Literal["all", "first", "last"] = "all"
+    """Which spans of the answer are drawn."""
 
     def truth(self, prompt: Prompt) -> dict[str, Any]:
         """The annotated spans; the duration where it is known."""

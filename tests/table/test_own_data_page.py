@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from children import in_child
+import torch
 
+from grpo_mm.cli import main
 from grpo_mm.config.run_config import read
 
 ROOT = Path(__file__).parents[2]
@@ -36,23 +41,35 @@ def said_by(commands: str, *, further: list[str]) -> Iterator[str]:
             runpy.run_path(words[1])
             yield ""
         elif words[0] == "grpo-mm":
-            output = Path("said.txt")
-            arguments = [*words[1:], *(further if words[1] == "train" else [])]
-            code = in_child(lambda arguments=arguments: _main(arguments), output, timeout_seconds=1200)
-            found = output.read_text()
+            code, found = _main([*words[1:], *(further if words[1] == "train" else [])])
             assert code == (2 if "ConfigError" in found else 0), found[-2000:]
             yield found
         else:
             yield subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
-def _main(arguments: list[str]) -> None:
-    import sys
-
-    from grpo_mm.cli import main
-
-    sys.argv = ["grpo-mm", *arguments]
-    main()
+def _main(arguments: list[str]) -> tuple[int, str]:
+    """In this process, as a fresh one takes longer to import than to answer: the exit code, and what was printed."""
+    said, root, own = io.StringIO(), logging.getLogger(), logging.getLogger("grpo_mm")
+    before, path, argv, threads, level = (
+        list(root.handlers),
+        list(sys.path),
+        sys.argv,
+        torch.get_num_threads(),
+        own.level,
+    )
+    root.handlers, sys.argv = [], ["grpo-mm", *arguments]
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            main()
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        root.handlers, sys.path[:], sys.argv = before, path, argv
+        torch.set_num_threads(threads)
+        own.setLevel(level)
+    return code, said.getvalue()
 
 
 def followed(blocks: list[tuple[str, str]], folder: Path, *, further: list[str]) -> Iterator[tuple[str, str]]:

@@ -187,7 +187,7 @@ from grpo_mm.cli import main
 answers = {}
 for name, arguments in json.load(open(sys.argv[1])).items():
     sys.argv = ["grpo-mm", *arguments]
-    said, began, code = io.StringIO(), time.perf_counter(), 0
+    said, began, code = io.StringIO(), time.process_time(), 0
     with contextlib.redirect_stderr(said):
         try:
             main()
@@ -196,7 +196,7 @@ for name, arguments in json.load(open(sys.argv[1])).items():
         except BaseException as error:
             code = repr(error)
     loaded = "diffusers" in sys.modules
-    answers[name] = {"code": code, "said": said.getvalue(), "loaded": loaded, "seconds": time.perf_counter() - began}
+    answers[name] = {"code": code, "said": said.getvalue(), "loaded": loaded, "seconds": time.process_time() - began}
 json.dump(answers, open("answers.json", "w"))
 """
 

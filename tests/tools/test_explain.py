@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from grpo_mm.config.run_config import read
 from grpo_mm.config.synonyms import SYNONYMS, here_it_is
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.tools.explain import all_keys, explain
-from grpo_mm.tools.key_texts import TEXTS
+from grpo_mm.tools.key_texts import TEXTS, meaning_of
+from grpo_mm.tools.reference import reference_page
 
 FLOW = "quickstart/flow.yaml"
 
@@ -52,6 +55,26 @@ def test_what_is_not_there_is_answered_with_what_may_be_meant(asked, answer):
     with pytest.raises(UserError, match="there is no key, component or method") as refused:
         explain(asked)
     assert answer in str(refused.value)
+
+
+def test_every_key_says_what_it_means():
+    """A new field brings a line right under it, with its unit where it has one."""
+    assert [
+        f"{k.cls.__module__}: {k.cls.__name__}.{k.field.name}"
+        for k in all_keys()
+        if not meaning_of(k.cls, k.field.name)
+    ] == []
+
+
+def test_every_key_of_the_reference_has_its_meaning_in_the_table():
+    rows = [line for line in reference_page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 1000 and [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_no_meaning_is_only_the_name_again():
+    for key in all_keys():
+        said = re.sub(r"[^a-z]", "", meaning_of(key.cls, key.field.name).lower())
+        assert said != key.field.name.replace("_", ""), key
 
 
 def test_every_text_that_does_not_stand_beside_the_code_has_its_field():

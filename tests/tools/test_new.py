@@ -46,7 +46,8 @@ def test_a_starter_has_a_config_a_reward_and_twenty_rows_and_its_quickstarts_key
     own = yaml.safe_load(config.read_text())
     assert set(shipped) - {"sketch"} <= set(own)
     for key in ("policy", "engine"):
-        assert set(own[key]) == set(shipped[key])
+        assert set(own[key]) - {"lora"} == set(shipped[key])
+    assert "lora" in own["policy"]
     bare = [line for line in config.read_text().splitlines() if ">>>" in line and "#" not in line]
     assert bare == [] and config.read_text().count(">>>") > 8
 
@@ -56,7 +57,7 @@ def test_a_starter_trains_at_once_from_its_own_folder(starters, kind, monkeypatc
     monkeypatch.chdir(starters / kind)
     summary = grpo_mm.train("config.yaml", [*SMALL, f"runs_dir={tmp_path}"])
     assert summary["steps"] == 1 and Path(summary["report"]).is_file()
-    assert summary["folder"] == str(tmp_path / kind)
+    assert summary["folder"] == str(tmp_path / kind) and summary["product"] == "adapter"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -72,6 +72,35 @@ def test_free_settings_change_nothing_and_are_not_asked_for(config, run, of_thre
     assert weights(run, 3) == weights(of_three, 3) and read_changes(run) == []
 
 
+LEARNS = """
+class Counts:
+    seen = 0
+
+    def __call__(self, images, prompts):
+        return [1.0] * len(images)
+
+    def update(self, table):
+        self.seen += 1
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+"""
+
+
+def test_a_part_that_learns_may_come_and_go_under_watch(config, run, of_three, tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(LEARNS)
+    monkeypatch.syspath_prepend(tmp_path)
+    train(config, ["steps=3", "watch={counted: {use: 'counting:Counts'}}"])
+    assert weights(run, 3) == weights(of_three, 3)
+    state = json.loads((run / "checkpoints/step_000003/state.json").read_text())
+    assert state["learner"]["parts"] == {"watch.counted.use": {"seen": 1}}
+    train(config, ["steps=4"])
+    assert json.loads((run / "checkpoints/step_000004/state.json").read_text())["learner"]["parts"] == {}
+
+
 def test_a_noted_change_is_asked_for_once_and_told_everywhere(config, run, tmp_path, monkeypatch):
     before = record(run)
     with monkeypatch.context() as patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,55 @@ def test_state_survives_a_checkpoint():
 def test_state_of_another_config_is_refused():
     with pytest.raises(CheckpointError, match="advantage.0"):
         load_parts(Config(advantage=(Tracker(),), names={}), {})
+
+
+class Counter(Tracker):
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": 1}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.mean = float(state["count"])
+
+
+LEARNT = {"mean": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "states", "changed", "means"),
+    [
+        ({"watch": {"a": Tracker()}}, {}, [], [0]),
+        ({"watch": {"a": Tracker()}}, {"watch.a": LEARNT}, [], [7]),
+        ({"watch": {"a": Counter()}}, {"watch.a": LEARNT}, [], [0]),
+        ({"watch": {"b": Tracker()}}, {"watch.a": LEARNT}, [], [0]),
+        ({"watch": {}}, {"watch.a.use": LEARNT}, [], []),
+        ({"advantage": (Tracker(),)}, {}, ["advantage"], [0]),
+        ({"advantage": (Tracker(),)}, {"advantage.0": LEARNT}, ["advantage.0"], [0]),
+        ({"advantage": (Counter(),)}, {"advantage.0": LEARNT}, ["advantage"], [0]),
+        ({"advantage": (Tracker(),)}, {"advantage.0": LEARNT}, ["advantage.0.decay"], [7]),
+        ({"advantage": ()}, {"advantage.1": LEARNT}, ["advantage"], []),
+        ({"rewards": {"r": Tracker()}}, {}, ["rewards.r"], [0]),
+        ({"rewards": {"r": Tracker()}}, {"rewards.q": LEARNT}, ["rewards.r", "rewards.q"], [0]),
+        ({"collector": Tracker()}, {"collector.inner": LEARNT}, ["collector"], [0]),
+        ({"rewards": {"r": Tracker()}, "watch": {"w": Tracker()}}, {"rewards.r": LEARNT}, [], [7, 0]),
+    ],
+)
+def test_what_was_changed_or_is_watched_begins_anew_and_all_else_goes_on(config, states, changed, means, caplog):
+    config = copy.deepcopy(config)
+    with caplog.at_level("INFO"):
+        load_parts(config, states, changed=changed)
+    parts = dict(stateful_parts(config))
+    assert [part.mean for part in parts.values()] == means
+    anew = [path for path, part in parts.items() if part.mean == 0]
+    assert caplog.text.count("begins anew") == len(anew) and all(path in caplog.text for path in anew)
+    assert caplog.text.count("is gone") == len(set(states) - set(parts))
+
+
+@pytest.mark.parametrize("changed", [[], ["rewards"], ["advantage.1"], ["advantage.0.decay"], ["advantages"]])
+def test_a_state_that_is_missing_where_nothing_was_changed_is_refused(changed):
+    with pytest.raises(CheckpointError, match="no component"):
+        load_parts({"advantage": (Tracker(),)}, {}, changed=changed)
+    with pytest.raises(CheckpointError, match="advantage.0"):
+        load_parts({"advantage": ()}, {"advantage.0": LEARNT}, changed=changed)
 
 
 def test_shuffled_rewards_are_the_same_values_on_other_rows():

@@ -79,11 +79,17 @@ class AnchorStates:
     """
 
     gamma: float = 0.95
+    """Discount of later rewards from one step to the next, in [0, 1]."""
     omega: float = 1.0
+    """Weight of the comparison of steps from one state."""
     scale: Literal["std", "none"] = "std"
+    """Whether advantages are divided by the standard deviation."""
     once: bool = False
+    """An episode counts once in mean and spread; false: once for each of its steps."""
     ddof: Literal[0, 1] = 1
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-6
+    """Added to the spread that is divided by."""
 
     min_group_size = 2
     columns = frozenset({"state_key"})

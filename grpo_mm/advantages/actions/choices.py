@@ -56,6 +56,7 @@ class ChoiceValue:
     """
 
     eps: float = 1e-8
+    """Added to the spread that is divided by."""
 
     min_group_size = 2
     columns = frozenset({"chosen"})

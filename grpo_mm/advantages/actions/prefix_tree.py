@@ -117,7 +117,9 @@ class PrefixTree:
     """
 
     ddof: Literal[0, 1] = 0
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-4
+    """Added to the spread that is divided by."""
 
     min_group_size = 2
     columns = frozenset({"token"})

@@ -58,7 +58,9 @@ class RewardToGo:
     """
 
     gamma: float = 1.0
+    """Discount from one action to the next, in [0, 1]."""
     discount: Literal["none", "dcg"] = "none"
+    """dcg: an item's reward counts less the lower its rank; none: all alike."""
 
     min_group_size = 1
 

@@ -74,8 +74,11 @@ class TreeBackup:
     """
 
     weights: Weights = "mean"
+    """An edge is worth the mean of the leaves below, or their mean weighted by softmax(log-probability / temperature)."""
     temperature: float = 1.0
+    """Of that softmax, in units of log-probability."""
     keep: int | Literal["best_of_split"] | None = None
+    """Leaves, or best_of_split, to which trained edges lead; null: all."""
 
     min_group_size = 2
 

@@ -64,6 +64,7 @@ class SubAgentReward:
     """
 
     partial: float = 0.1
+    """What a sub-agent with a sound answer earns where the main row is right in form only."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.partial <= 1:
@@ -104,8 +105,11 @@ class AgentNorm:
     """
 
     key: tuple[str, ...] = ("prompt", "agent")
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
     ddof: Literal[0, 1] = 0
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-4
+    """Added to the spread that is divided by."""
 
     min_group_size = 2
     why = "It is for a policy that calls others: each row says which agent wrote it."

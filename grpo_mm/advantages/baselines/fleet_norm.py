@@ -49,9 +49,13 @@ class FleetNorm:
     """
 
     time: str = "time"
+    """The column with the time step of each decision."""
     agent: str = "agent"
+    """The column with the agent of each decision."""
     fairness_weight: float = 1.0
+    """Of the fairness term; 0: none."""
     eps: float = 1e-8
+    """Added to the spread that is divided by."""
 
     min_group_size = 2
     why = "It compares what many agents earned at one time: give `time` and `agent`, or {time: action, agent: sample}."

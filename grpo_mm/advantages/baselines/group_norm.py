@@ -86,10 +86,15 @@ class GroupNorm:
     key: tuple[str, ...] = ("prompt",)
     """The comparison set: any columns of the table."""
     center: Center = "mean"
+    """What is subtracted: the group's mean, its median, the mean of the others (leave_one_out), or none."""
     scale: Scale = "std"
+    """What is divided by: the standard deviation, the median absolute deviation (mad), or none."""
     scale_over: Literal["group", "batch"] = "group"
+    """Whether the spread is that of each group, or of the whole batch."""
     ddof: Literal[0, 1] = 0
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-4
+    """Added to the spread that is divided by."""
     skip: tuple[str, ...] = ()
     """Components that stay as they are, for a later stage."""
 

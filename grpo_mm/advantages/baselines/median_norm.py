@@ -73,11 +73,17 @@ class MedianNorm:
     """
 
     scale: Scale = "mad"
+    """Spread: mad, the median absolute deviation from the median; std; or none."""
     floor: float = 0.1
+    """The smallest spread that is divided by, in the reward's unit; 0: none."""
     eps: float = 1e-3
+    """Added to the spread that is divided by."""
     reweight: bool = False
+    """Advantages times rows / rows whose advantage is not 0."""
     drop_pivot: bool = True
+    """The row whose reward is the median is left out of the update."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 3
 

@@ -105,10 +105,15 @@ class PassAtK:
     """`pass_at_k` of every component. With `against: without, k: null, scale: std` it is what libraries call grpo_passk."""
 
     k: int | None = 4
+    """Samples of a set, of which the best counts; null: the whole group."""
     against: Against = "mean"
+    """What is subtracted: the mean over all sets, or the best of the set without the sample."""
     scale: MaxScale = "max_std"
+    """What is divided by: the deviation of the sets' best (max_std), that of the rewards (std), or none."""
     eps: float = 1e-6
+    """Added to the spread that is divided by."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < (2 if self.against == "without" else 1):

@@ -60,9 +60,13 @@ class QuantileNorm:
     """`quantile_norm` on every component of the table."""
 
     quantile: float = 0.4
+    """The quantile of the group's rewards that is subtracted, in [0, 1]."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
     ddof: Literal[0, 1] = 0
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-4
+    """Added to the spread that is divided by."""
 
     min_group_size = 2
 

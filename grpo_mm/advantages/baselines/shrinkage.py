@@ -81,9 +81,13 @@ class Shrinkage:
     """
 
     low: float = -1.0
+    """The reward of failure."""
     high: float = 1.0
+    """The reward of success."""
     by: str = "prior"
+    """The column with the predicted success, in [0, 1]."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 3
     why = "It is the success that a value model or a tracker predicts for the prompt, in [0, 1]."

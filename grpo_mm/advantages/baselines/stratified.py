@@ -37,10 +37,15 @@ class StratifiedNorm:
     """`stratified_norm` on every component, by a column of the rollout."""
 
     by: str = "stratum"
+    """The column with the structure of each row."""
     blend: float = 0.8
+    """Share of the comparison within the structure, in [0, 1]; the rest is within the group."""
     ddof: Literal[0, 1] = 0
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-4
+    """Added to the spread that is divided by."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 2
     why = "It says of every row which structure it has, for example its number of search calls."

@@ -44,10 +44,15 @@ class VirtualNorm:
     """`virtual_norm` on every component."""
 
     best: float = 1.0
+    """The highest reward there is, which the virtual samples have."""
     copies: int = 1
+    """Virtual samples in each group; 0: plain GRPO."""
     ddof: Literal[0, 1] = 1
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-6
+    """Added to the spread that is divided by."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 2
 

@@ -51,11 +51,17 @@ class ConsistencyBonus(OneReward):
     """
 
     target: str | None = None
+    """The reward that is changed; null: the only one there is."""
     weight: float = 0.5
+    """Of the accuracy that consistent rows get on top."""
     least: float = 0.1
+    """Accuracy above which a row is a candidate."""
     cap: float = 0.95
+    """Likelihoods above it count as it."""
     margin: float = 0.01
+    """By how much a likelihood may lie below the candidates' mean."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     stage = "consistency_bonus"
     min_group_size = 2

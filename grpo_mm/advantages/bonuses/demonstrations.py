@@ -62,9 +62,13 @@ class ShapeReward(OneReward):
     """`shaped` on the reward `target`; of own samples and injected solutions alike."""
 
     target: str | None = None
+    """The reward that is changed; null: the only one there is."""
     threshold: float = 0.8
+    """τ: the reward from which on it is flattened."""
     above: float = 0.01
+    """α1: slope of the logarithm from τ on."""
     below: float = 1.0
+    """α2: how steep the exponential below τ is."""
 
     stage = "shape_reward"
     min_group_size = 1
@@ -85,8 +89,11 @@ class CapDemonstrations(OneReward):
     """
 
     target: str | None = None
+    """The reward that is changed; null: the only one there is."""
     fraction: float = 0.8
+    """Of `best`, what a solution earns at most."""
     best: float = 1.0
+    """The highest value of that reward."""
 
     stage = "cap_demonstrations"
     min_group_size = 1
@@ -106,7 +113,9 @@ class ExemptDemonstrations(OneReward):
     """
 
     target: str
+    """The reward that solutions are exempted from."""
     value: float = 1.0
+    """What they get instead."""
 
     stage = "exempt_demonstrations"
     min_group_size = 1
@@ -123,9 +132,13 @@ class AnchoredNorm:
     """`anchored_norm` in place of `group_norm`."""
 
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
     factor: float = 1.2
+    """λ_off: a solution's advantage in multiples of the best own sample's."""
     ddof: int = 0
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-4
+    """Added to the spread that is divided by."""
 
     min_group_size = 3
     columns = frozenset({"demo"})

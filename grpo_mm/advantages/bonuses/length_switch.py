@@ -71,6 +71,7 @@ class LengthSwitch(OneReward):
     slope: float = 0.2
     """α: what the longest may lose."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     stage = "length_switch"
     min_group_size = 1

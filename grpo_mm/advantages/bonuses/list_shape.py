@@ -53,9 +53,13 @@ class ListShape:
     """
 
     items: int = 20
+    """Wanted items of a list."""
     overflow: float = -0.1
+    """What every token beyond the last wanted item earns, in units of the advantage."""
     exact: float = 0.1
+    """What the end token of a list of exactly `items` earns."""
     short: float = -0.1
+    """What the end token of a shorter list earns."""
 
     min_group_size = 1
     columns = frozenset({"unit", "eos"})

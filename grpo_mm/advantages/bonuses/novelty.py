@@ -44,9 +44,13 @@ class Novelty:
     """
 
     slope: float = 2.5
+    """Times 1 - η, by which a row is less likely than its group."""
     cap: float = 0.5
+    """The largest bonus, as a share of the row's advantage."""
     correct: str | None = None
+    """The reward or column that says which rows are correct; null: those with a positive advantage."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 2
     columns = frozenset({"logprob_mean"})

@@ -50,9 +50,13 @@ class PassRateLadder:
     """
 
     target: str
+    """The reward that is the pass rate, in [0, 1]."""
     previous: str
+    """The reward or column with the best pass rate of earlier turns."""
     format: str | None = None
+    """The reward or column that says whether the format was kept; null: it was."""
     format_bonus: float = 0.1
+    """What a kept format adds where the reward is negative."""
 
     min_group_size = 1
 

@@ -31,8 +31,11 @@ class OverlongPenalty:
     """
 
     max_length: int = 20480
+    """Tokens from which on the penalty is whole."""
     buffer: int = 4096
+    """Tokens before `max_length` over which it grows."""
     weight: float = 1.0
+    """The whole penalty, in the reward's unit."""
 
     min_group_size = 1
     columns = frozenset({"length"})
@@ -58,6 +61,7 @@ class KlInReward:
     """
 
     beta: float = 0.05
+    """Of the summed log-ratio, in reward per nat."""
 
     min_group_size = 1
     columns = frozenset({"ref_log_ratio"})

@@ -40,7 +40,9 @@ class SerialDecay:
     """`serial_decay` of each reward within a prompt; the rollout declares `order` [N]. Before {kind: group_norm, scale: none}."""
 
     decay: float = 0.5
+    """Factor from one correct exit to the next later one."""
     correct_above: float = 0.5
+    """Above it an exit's reward counts as correct."""
 
     min_group_size = 2
     columns = frozenset({"order"})

@@ -30,10 +30,15 @@ class TemporalBonus(OneReward):
     """
 
     target: str | None = None
+    """The reward that is changed; null: the only one there is."""
     bonus: float = 0.3
+    """Added to right rows where the order of frames matters, in the reward's unit."""
     share: float = 0.8
+    """Of the accuracy with shuffled frames, what the group must reach."""
     least: float = 0.1
+    """Accuracy above which a row is right."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     stage = "temporal_bonus"
     min_group_size = 2
@@ -57,11 +62,17 @@ class LengthBonus(OneReward):
     """
 
     target: str | None = None
+    """The reward that is changed; null: the only one there is."""
     bonus: float = 0.2
+    """Added to right rows of that length, in the reward's unit."""
     low: int = 320
+    """Tokens, at least."""
     high: int = 512
+    """Tokens, at most."""
     least: float = 0.1
+    """Accuracy above which a row is right."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     stage = "length_bonus"
     min_group_size = 2

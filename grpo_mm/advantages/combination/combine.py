@@ -41,6 +41,7 @@ class Clamp:
     """Bounds every value to [-limit, limit]; 5 in the Flow-GRPO family."""
 
     limit: float = 5.0
+    """The largest absolute value."""
 
     min_group_size = 1
 

@@ -34,8 +34,11 @@ class Gate:
     """
 
     target: str
+    """The reward that is let through or set to 0."""
     by: str
+    """The reward or column that decides."""
     threshold: float = 0.5
+    """From this value of `by` on the reward counts."""
 
     min_group_size = 1
 

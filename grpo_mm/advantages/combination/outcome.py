@@ -20,7 +20,9 @@ class MarkPositive:
     """
 
     threshold: float = 0.5
+    """Above it a reward counts as correct."""
     column: str = "positive"
+    """The column that is made."""
 
     min_group_size = 2
 
@@ -45,6 +47,7 @@ class Shortness:
     max_length: float
     """The longest answer that the run allows, in trained tokens."""
     column: str = "shortness"
+    """The column that is made."""
 
     min_group_size = 1
     columns = frozenset({"length"})

@@ -60,10 +60,15 @@ class DropDegenerate:
     """
 
     metric: str | None = None
+    """The reward to choose by; null: the only one."""
     drop: Literal["constant", "best"] = "constant"
+    """constant: groups whose rewards are all equal go; best: only those that are all at `best`."""
     best: float = 1.0
+    """The highest value of that reward."""
     at_most: int | None = None
+    """Useful groups that are kept; null: all."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 2
 

@@ -18,6 +18,7 @@ class LeaveOut:
     """
 
     column: str = "shared_prefix"
+    """The column that says which actions are left out."""
 
     min_group_size = 1
     why = "Rows that share no actions need no such stage."

@@ -45,7 +45,9 @@ class KeepExtremes:
     """Trains only the best and worst `keep`/2 rows of each group; the others become NaN, i.e. are left out."""
 
     keep: int
+    """Rows of a group that are trained, an even number: half the best, half the worst."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 2
 

@@ -20,6 +20,7 @@ class Shuffle:
     """
 
     seed: int = field(default=0, metadata=REFUSED)
+    """Of the permutation."""
 
     min_group_size = 1
 

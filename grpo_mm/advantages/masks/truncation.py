@@ -66,7 +66,9 @@ class ConditionalTruncationMask:
     """
 
     share: float = 0.3
+    """Of such rows, the part that is silenced, in [0, 1]."""
     seed: int = field(default=0, metadata=REFUSED)
+    """Of the draw."""
     steps_seen: int = field(default=0, init=False)
 
     min_group_size = 1

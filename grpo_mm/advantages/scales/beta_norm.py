@@ -67,8 +67,11 @@ class BetaNorm:
     """`beta_norm` on every component; {kind: average} after it makes one of several."""
 
     low: float = 0.0
+    """The reward that counts as 0; below it too."""
     high: float = 1.0
+    """The reward that counts as 1; above it too."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 2
 

@@ -39,8 +39,11 @@ class GardoGate:
     """
 
     against: tuple[str, ...]
+    """Names of rewards of weight 0 that doubt the others."""
     share: float = 0.1
+    """Of the samples, the part that is marked, in [0, 1]."""
     column: str = "kl_gate"
+    """The column that is made."""
 
     @property
     def makes(self) -> frozenset[str]:
@@ -83,6 +86,7 @@ class DiversityScale:
     """
 
     by: str
+    """The reward that measures how far a sample lies from its neighbours."""
 
     min_group_size = 2
 

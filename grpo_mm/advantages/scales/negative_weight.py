@@ -47,6 +47,7 @@ class NegativeWeight:
     """
 
     weight: float = 2.0
+    """Times every negative advantage."""
 
     min_group_size = 1
 

@@ -56,6 +56,7 @@ class RankFactor(OneReward):
     target: str | None = None
     """None: the only reward there is."""
     beta: float = 0.25
+    """How much less the likeliest right row earns, a share in [0, 1)."""
     likelihood: Literal["mean", "sum"] = "mean"
     """Of a row's tokens: mean is the released code, sum (the probability of the sequence) the paper. They rank differently
     where lengths differ."""
@@ -63,6 +64,7 @@ class RankFactor(OneReward):
     """Leaves out groups without both a positive and another reward, as the release does; otherwise all-correct groups
     teach by rank alone."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     stage = "rank_factor"
     min_group_size = 2

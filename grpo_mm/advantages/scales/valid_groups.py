@@ -33,6 +33,7 @@ class ValidGroups:
     """Every component times its `valid_groups_factor`, over all ranks. It goes after the stage that compares within groups."""
 
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
 
     min_group_size = 1
 

@@ -37,6 +37,7 @@ class Constraint:
     """What the mean of a reward over the batch must reach."""
 
     threshold: float
+    """The mean of the reward over a batch that is wanted at least."""
     when: str | None = None
     """Only rows on which this reward is above 0 count: without it, wrong but consistent answers would do. Rows without a
     score, as where a judge had nothing to judge or failed, never count."""
@@ -67,16 +68,22 @@ class Lagrangian:
     """
 
     constraints: dict[str, Constraint] = field(metadata=REFUSED)
+    """Names of rewards, each with what its mean must reach."""
     rate: float = 0.05
+    """Step size of the multipliers, per unit of violation."""
     highest: float = 5.0
+    """The largest multiplier."""
     least: int = 8
     """Rows that a constraint must apply to in a batch; with fewer its multiplier stays."""
     fill: Literal["masked", "zero"] = "masked"
     """masked: compared among the rows it applies to, the others 0. zero: the others have the value 0, which rewards
     accuracy a second time."""
     ddof: Literal[0, 1] = 1
+    """0: the standard deviation over n rows; 1: over n - 1."""
     eps: float = 1e-4
+    """Added to the spread that is divided by."""
     key: tuple[str, ...] = ("prompt",)
+    """The comparison set: columns of the table; rows that agree in all of them are compared."""
     warn_after: int = field(default=100, metadata=FREE)
     """Steps at the highest value after which the log says that the threshold may be out of reach."""
     state: dict[str, dict[str, float]] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -82,12 +82,19 @@ class ValueTracker:
     """
 
     low: float = 0.0
+    """The reward of failure."""
     high: float = 1.0
+    """The reward of success."""
     start: float = 0.5
+    """α and β, the counts of success and failure, of a prompt that was never seen."""
     constant_memory: float = LEAST_MEMORY
+    """Share of the counts that is kept at each visit, in (0, 1]."""
     shift_column: str | None = None
+    """A column that tells how far the policy has moved on the prompt; null: `constant_memory`."""
     half_life: float = 0.06
+    """The shift, in log-probability, after which half of the counts is kept."""
     probes: str | None = None
+    """A JSON file, prompt id → [successes, tries]; null: none."""
     ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), init=False)
     """[P] sorted; `counts` is aligned."""
     counts: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.float64), init=False)

@@ -63,7 +63,9 @@ class ByUncertainty:
     """
 
     rounds: int = 2
+    """In how many parts the rest of the budget is given out."""
     confidence: float = 0.95
+    """Of the interval around a prompt's mean reward, in (0, 1)."""
     slope: float = 0.1
     """Of the exploration; ours. With 1 it outweighs the interval, and prompts get nearly equal shares."""
 
@@ -97,6 +99,7 @@ class LookAhead:
     """
 
     cost: float = 1 / 256
+    """What one more sample costs, in units of the expected squared error that it saves."""
 
     def __post_init__(self) -> None:
         if self.cost <= 0:
@@ -121,10 +124,15 @@ class Allocate:
     """
 
     rule: Annotated[Any, Role("allocation")]
+    """Who gets the further samples."""
     first: int = 2
+    """Samples that every prompt gets."""
     most: int = 16
+    """Samples of a prompt at most."""
     metric: str | None = None
+    """The reward that the rule looks at; null: the only one."""
     tracker: ValueTracker = field(default_factory=ValueTracker)
+    """How the success of each prompt is followed."""
 
     ragged = True
     makes = frozenset({"prior"})

@@ -33,11 +33,17 @@ class DynamicSampling:
     """
 
     metric: str | None = None
+    """The reward to choose by; null: the only one."""
     drop: Literal["constant", "best"] = "constant"
+    """constant: groups whose rewards are all equal go; best: only those that are all at `best`."""
     best: float = 1.0
+    """The highest value of that reward."""
     max_batches: int = 10
+    """Batches that are sampled for a step at most."""
     oversample: int = 1
+    """Size of a batch, in multiples of prompts_per_step."""
     when_short: Literal["train", "raise"] = "train"
+    """Too few useful groups after the last batch: train on what there is, or raise and stop the run."""
 
     def __post_init__(self) -> None:
         if self.max_batches < 1 or self.oversample < 1:

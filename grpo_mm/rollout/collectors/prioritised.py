@@ -24,10 +24,13 @@ class Prioritised:
     """
 
     pool: int = 4
+    """Batches of the stream from which a step's prompts are drawn."""
     floor: float = 0.05
+    """Added to every weight, above 0: no prompt is left out for ever."""
     gamma: float = 0.0
     """Weights are divided by the tracker's effective count to this power (paper notes; off in the release)."""
     tracker: ValueTracker = field(default_factory=ValueTracker)
+    """How the success of each prompt is followed."""
 
     def __post_init__(self) -> None:
         if self.pool < 2 or self.floor < 0 or self.gamma < 0:

@@ -22,6 +22,7 @@ class SampleAndScore:
     """
 
     pieces: int = field(default=1, metadata=FREE)
+    """Parts of a step's groups; above 1 one is scored while the next is sampled."""
 
     def __post_init__(self) -> None:
         if self.pieces < 1:

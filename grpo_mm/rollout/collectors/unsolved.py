@@ -27,7 +27,9 @@ class Unsolved:
     metric: str | None = None
     """The reward that tells; None: the only one."""
     threshold: float = 0.7
+    """Up to this mean reward a prompt counts as unsolved."""
     pool: int = 2
+    """Batches of the stream from which a step's prompts are taken."""
     means: dict[int, float] = field(default_factory=dict, init=False)
     """Number of a prompt's id → the mean reward of its last group."""
 

@@ -48,6 +48,7 @@ class EveryTimestep:
     """
 
     fraction: float = 0.99
+    """Share of the sampler's noise levels that is drawn, in (0, 1]."""
 
     def count(self, steps: int) -> int:
         return max(1, int(steps * self.fraction))
@@ -65,7 +66,9 @@ class Stratified:
     """
 
     number: int = 6
+    """Noise levels that are drawn for each sample."""
     fraction: float = 0.9
+    """Share of the sampler's noise levels, from the noisiest on, that draws are made from."""
 
     def count(self, steps: int) -> int:
         return self.number
@@ -85,14 +88,19 @@ class ForwardProcess(OdeSampler):
     """
 
     steps: int = 10
+    """Denoising steps in training."""
     eval_steps: int = field(default=40, metadata=NOTED)
+    """Denoising steps in evaluation and for `sample`."""
     schedule: Annotated[Any, Role("schedule")] | None = None
     """None: the grid of the checkpoint's own scheduler."""
     solver: Annotated[Any, Role("solver")] = field(default_factory=DpmSolverPP)
+    """How the ODE is solved."""
     draws: Annotated[Any, Role("draws")] = field(default_factory=EveryTimestep)
+    """At which noise levels finished samples are trained."""
     beta: float = field(default=1.0, metadata=NOTED)
     """How far the implicit policies of `nft` lie from the old one: 1 is safe, .1 is fast. Not used by `awm`."""
     rollout_batch: int = field(default=16, metadata=FREE)
+    """Pictures in one sampling forward; changes memory and speed, not the pictures."""
 
     @property
     def provides(self) -> frozenset[str]:

@@ -14,7 +14,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
 from grpo_mm.pipelines.zoo.random_weights import random_pipeline
-from grpo_mm.weights.pretrained import check_vocabulary, load_model, load_other
+from grpo_mm.weights.pretrained import check_positions, check_vocabulary, load_model, load_other
 from grpo_mm.weights.weight_files import read_settings, refusing
 
 Condition = Mapping[str, Tensor]
@@ -105,17 +105,6 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
         )
 
 
-def pixels_per_token(path: str) -> int:
-    """The side of one image token in pixels: the decoder's factor times patches of 2; 16 where no file tells."""
-    file = Path(resolve(path)).expanduser() / "vae" / "config.json"
-    if not file.is_file():
-        return 16
-    blocks = read_settings(file).get("block_out_channels")
-    if not isinstance(blocks, list):
-        raise ConfigError(f"{file}: block_out_channels is {shown(blocks)}; wanted a list.")
-    return 2 ** len(blocks)
-
-
 def takes_guidance(path: str) -> bool:
     """Whether the network of a checkpoint has guidance as an input, or is guided from outside; True where no file tells."""
     file = Path(resolve(path)).expanduser() / "transformer" / "config.json"
@@ -196,7 +185,7 @@ def _part(folder: str, name: str, value: Any, dtype: torch.dtype, variant: str |
 
 
 def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
-    """Raises ConfigError if a part is missing, or a tokenizer counts beyond the embedding of its text encoder."""
+    """Raises ConfigError if a part is missing, or a tokenizer goes beyond what its text encoder has rows or positions for."""
     wanted, optional = cls._get_signature_keys(cls)
     may_lack = {*optional, *cls._optional_components, *family.may_lack}
     missing = sorted(name for name in wanted if parts.get(name) is None and name not in may_lack)
@@ -206,6 +195,7 @@ def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
             missing.append(name if parts.get(name) is None else tokenizer)
         elif parts.get(name) is not None:
             check_vocabulary(parts[tokenizer], parts[name], where=f"{family.path}, {tokenizer}")
+            check_positions(parts[tokenizer], parts[name], where=f"{family.path}, {tokenizer}")
     if missing:
         raise ConfigError(
             f"{family.path} was saved without {' and '.join(dict.fromkeys(missing))}, which is needed here."

@@ -17,7 +17,9 @@ class Sd3:
 
     path: str
     revision: str | None = None
+    """A commit, branch or tag of the hub; null: its main branch."""
     variant: str | None = None
+    """Ending of the files of weights, such as fp16; null: the plain ones."""
 
     lora_targets = (
         "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",

@@ -67,6 +67,7 @@ class SingleSteps:
     """
 
     granularity: tuple[int, ...] = (1,)
+    """Λ: strides of the grids on which a branch is finished; 1: every σ."""
 
     def __post_init__(self) -> None:
         if not self.granularity or min(self.granularity) < 1 or len(set(self.granularity)) < len(self.granularity):
@@ -125,6 +126,7 @@ class CleanImages:
     """
 
     completion_steps: int | None = None
+    """n: network calls that finish a latent; null: all that remain."""
 
     def __post_init__(self) -> None:
         if self.completion_steps is not None and self.completion_steps < 1:
@@ -169,8 +171,11 @@ class Splits:
     """
 
     factor: int = 2
+    """Children of a node at a step where it splits."""
     at: tuple[int, ...] | None = None
+    """Denoising steps, counted from 0, at which every node splits; null: at every noisy step."""
     noise_scale: float = 1.0
+    """Times the noise level at a step that splits."""
 
     def __post_init__(self) -> None:
         if self.factor < 2 or self.noise_scale <= 0:
@@ -219,6 +224,7 @@ class Unshared:
     """
 
     of: Annotated[Any, Role("tree")]
+    """The tree whose samples are drawn one by one."""
 
     def __call__(self, sigma_S1: Tensor, noise_level_S: Tensor, *, group_size: int, seeds: int) -> Tree:
         tree = self.of(sigma_S1, noise_level_S, group_size=group_size, seeds=seeds)

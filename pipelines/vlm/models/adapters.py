@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ def add(model: Any, lora: Lora) -> Any:
         file = read_adapter(lora.start_from)
         stored = _continued(model, file, lora.start_from)
         settings = lora_settings(stored, model, said=file.targets("model"))
-    wrapped = get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name of yesterday
+        wrapped = get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))

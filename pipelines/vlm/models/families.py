@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.outside import plain
+from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
 from grpo_mm.pipelines.vlm.models.positions import VideoPositions, follow_authors
+from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import read_settings
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -112,6 +113,27 @@ def check_model(path: str) -> None:
     if not file.is_file():
         raise ConfigError(f"{path} is no transformers checkpoint: it has no config.json.")
     family_of(plain(str(read_settings(file).get("model_type")), 80), path=path)
+
+
+def positions_on_disk(path: str) -> int | None:
+    """Tokens of the longest prompt with its answer, as the settings of a checkpoint say that is here; None where none says."""
+    folder = on_this_disk(resolve(path), file="config.json")
+    return None if folder is None else positions_of(read_settings(folder / "config.json"), where=path)
+
+
+def positions_of(settings: Mapping[str, Any], *, where: str) -> int | None:
+    """`max_position_embeddings` of the language model.
+
+    Raises:
+        ConfigError: it is no whole number above 0.
+    """
+    text = settings.get("text_config")
+    found = (text if isinstance(text, Mapping) else settings).get("max_position_embeddings")
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 1):
+        raise ConfigError(
+            f"{where}, config.json: max_position_embeddings is {shown(found)}; wanted a whole number above 0."
+        )
+    return found
 
 
 def adapter_targets(names: Sequence[str] = LINEAR) -> str:

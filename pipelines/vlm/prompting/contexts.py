@@ -92,6 +92,7 @@ class Encoder:
         if limit is not None and inputs["input_ids"].shape[1] > limit:
             inputs = self._shortened(prompt, loaded, tokens=inputs["input_ids"].shape[1], limit=limit)
         position_3L = self.family.positions(self.model, inputs)
+        self._check_positions(position_3L)
         rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
         return Context(prompt.id, inputs["input_ids"][0], position_3L, rest)
 
@@ -125,6 +126,15 @@ class Encoder:
             inputs = spelling.spelled(inputs, meant, self.processor.tokenizer)
         self._check_counts(prompt, inputs)
         return inputs
+
+    def _check_positions(self, position_3L: Tensor) -> None:
+        """Rotary positions have no end, but what was learnt has."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and position_3L.numel() and int(position_3L.max()) >= most:
+            raise ValueError(
+                f"it has {position_3L.shape[-1]} tokens, at positions up to {int(position_3L.max())}; the checkpoint has {most} positions "
+                "(max_position_embeddings). Lower the pixels or the frames of its media, or shorten its text"
+            )
 
     def _check_counts(self, prompt: Prompt, inputs: Mapping[str, Tensor]) -> None:
         """Placeholders and feature rows agree in number."""

@@ -1,0 +1,74 @@
+"""Which pictures a checkpoint can make, as its settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.outside import finite_number, shown
+from grpo_mm.pipelines.weight_files import on_this_disk
+from grpo_mm.weights.weight_files import read_settings
+
+USUAL_TOKEN_PX = 16
+PACKED = 2
+"""Latents along a side of one image token, for networks without a table of positions."""
+
+
+@dataclass(frozen=True)
+class PictureSizes:
+    """Example: Stable Diffusion 3.5 medium is PictureSizes(16, 6144)."""
+
+    token_px: int = USUAL_TOKEN_PX
+    """The side of one image token, in pixels."""
+    most_px: int | None = None
+    """The longest side for which the network's table has positions; None: positions are computed, for any side."""
+
+    def check(self, setting: str, side_px: int) -> None:
+        """Raises ConfigError unless a side of so many pixels can be made."""
+        if side_px < 1 or side_px % self.token_px:
+            raise ConfigError(
+                f"{setting} = {side_px}; wanted a multiple of {self.token_px}, the side of one image token."
+            )
+        if self.most_px is not None and side_px > self.most_px:
+            raise ConfigError(
+                f"{setting} = {side_px}; wanted at most {self.most_px}: the checkpoint's network has positions for "
+                f"{self.most_px // self.token_px} image tokens of {self.token_px} pixels along a side."
+            )
+
+
+def sizes_on_disk(path: str, *, revision: str | None = None) -> PictureSizes:
+    """Of a checkpoint in a local folder or in the hub's cache; of one that is not here only the usual side of a token."""
+    folder = on_this_disk(path, revision=revision, file="model_index.json")
+    files = [] if folder is None else [folder / part / "config.json" for part in ("vae", "transformer")]
+    there = [read_settings(file) if file.is_file() else {} for file in files] or [{}, {}]
+    return sizes_of(*there, where=path)
+
+
+def sizes_of(vae: Mapping[str, Any], transformer: Mapping[str, Any], *, where: str) -> PictureSizes:
+    """From the settings of both parts; empty ones tell nothing.
+
+    Raises:
+        ConfigError: settings that no such part has; `where` is the checkpoint.
+    """
+    blocks = vae.get("block_out_channels")
+    if blocks is None:
+        return PictureSizes()
+    if not isinstance(blocks, (list, tuple)):
+        raise ConfigError(f"{where}, vae/config.json: block_out_channels is {shown(blocks)}; wanted a list.")
+    latent_px = 2 ** (len(blocks) - 1)
+    positions = transformer.get("pos_embed_max_size")
+    if positions is None:
+        return PictureSizes(PACKED * latent_px)
+    token_px = latent_px * _count(transformer.get("patch_size", PACKED), "patch_size", where)
+    return PictureSizes(token_px, token_px * _count(positions, "pos_embed_max_size", where))
+
+
+def _count(value: Any, name: str, where: str) -> int:
+    number = finite_number(value)
+    if number is None or number < 1 or number != int(number):
+        raise ConfigError(
+            f"{where}, transformer/config.json: {name} is {shown(value)}; wanted a whole number of at least 1."
+        )
+    return int(number)
