@@ -28,3 +28,8 @@ def rank(images, prompts, metadata):
 def letters(texts, prompts, metadata):
     """A number that differs between any two texts of a tiny model, so that there is something to learn from."""
     return [sum(map(ord, text)) % 97 / 97 for text in texts]
+
+
+def by_place(images, prompts, metadata):
+    """Blind to what was sampled: rounding, which moves a pixel by a level now and then, moves no advantage."""
+    return [i % 4 / 4 for i in range(len(images))]
