@@ -99,7 +99,7 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     check_installed(config.trackers)
-    processes = Processes(device=config.device)
+    processes = Processes(device=config.device, matmul=config.matmul)
     trackers = None
     if processes.is_main and config.trackers:
         trackers = Trackers(config.trackers, folder.path, name=config.name)

@@ -16,7 +16,8 @@ from grpo_mm.errors import ConfigError
 class Processes:
     """Rank, world size, device, and sums over ranks. World size 1 needs no launcher and no communication."""
 
-    def __init__(self, *, device: str = "auto") -> None:
+    def __init__(self, *, device: str = "auto", matmul: str = "highest") -> None:
+        """matmul: "tf32" or "highest", how a GPU multiplies float32 matrices (`set_matmul`)."""
         from accelerate import Accelerator
 
         if device == "cuda" and not torch.cuda.is_available():
@@ -28,6 +29,8 @@ class Processes:
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device
+        if self.device.type == "cuda":
+            set_matmul(matmul)
         if self.world > 1:
             _leave_at_exit()
 
@@ -68,6 +71,12 @@ class Processes:
     def barrier(self) -> None:
         if self.world > 1:
             self.accelerator.wait_for_everyone()
+
+
+def set_matmul(precision: str) -> None:
+    """Of float32 matrix products and convolutions on CUDA devices, in this process: "tf32" or "highest" (IEEE float32)."""
+    # The older of two sets of switches: torch 2.6 has it, and refuses to say how one is set after the other was used.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _buckets(grads: Sequence[Tensor], limit: int = 64 * 2**20) -> list[list[Tensor]]:

@@ -66,7 +66,7 @@ class _Variant:
         settings.check()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        self.settings, self.processes = settings, Processes(device=settings.device)
+        self.settings, self.processes = settings, Processes(device=settings.device, matmul=settings.matmul)
         with TemporaryDirectory() as folder:
             self.learner = Learner(settings, self.processes, samples=Path(folder))
         self.found: list[dict[str, float]] = []

@@ -61,7 +61,7 @@ def calibrate(
     config.check()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes(device=config.device)
+    processes = Processes(device=config.device, matmul=config.matmul)
     with TemporaryDirectory() as folder:
         learner = Learner(config, processes, samples=Path(folder))
     policy = learner.policy
