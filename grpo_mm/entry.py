@@ -95,7 +95,7 @@ def train(
         fresh, start, begins = _start(config, **how)
         processes = None
     else:  # what a process finds in the folder is the main one's to say: nodes may have disks of their own
-        processes = Processes(device=config.device, distributed=config.distributed)
+        processes = Processes(device=config.device, matmul=config.matmul, distributed=config.distributed)
         check_alike(processes, config)
         fresh, start, begins = processes.by_main(lambda: _start(config, **how))
     if start.done is not None:
@@ -111,7 +111,7 @@ def train(
         torch.set_num_threads(config.threads)
     check_installed(config.trackers)
     if processes is None:
-        processes = Processes(device=config.device, distributed=config.distributed)
+        processes = Processes(device=config.device, matmul=config.matmul, distributed=config.distributed)
     trackers = None
     if processes.is_main and config.trackers:
         trackers = Trackers(config.trackers, folder.path, name=config.name)

@@ -340,6 +340,7 @@ class View:
     """
 
     old_logprobs: Tensor
+    """NaN until the update's own forward has been: then what it gave, detached."""
     advantage: Tensor
     mask: Tensor
     """1 where the action is trained in this update, else 0."""

@@ -123,8 +123,10 @@ class Settings:
     """The stages from rewards to advantages, in order; left out: those that the policy says."""
     objective: tuple[Annotated[Any, Role("objective")], ...] = field(default=BY_POLICY, metadata=REFUSED)
     """The terms of the loss; left out: those that the policy says."""
-    old_logprobs: Literal["rollout", "recompute"] = field(default="rollout", metadata=NOTED)
-    """recompute: one pass in training shapes before the first update; for low precision, where batch shape matters."""
+    old_logprobs: Literal["rollout", "recompute", "auto"] = field(default="rollout", metadata=NOTED)
+    """What ratios are taken against. rollout: what the engine says it sampled from. recompute: one pass in training shapes before
+    the first update. auto: the same without that pass where a rollout makes one update, which takes its own first forward; ratios
+    are then 1. Texts in low precision want auto: there the sampler's numbers differ from the trainer's."""
     optim: Optim = field(default=OPTIM_BY_POLICY, metadata=REFUSED)
     """The optimiser and its learning rate."""
     ema: Ema | None = field(default=None, metadata=REFUSED)
@@ -160,6 +162,9 @@ class Settings:
     """Which of several GPUs: CUDA_VISIBLE_DEVICES, or the launcher."""
     distributed: Distributed = field(default_factory=Distributed, metadata=FREE)
     """How several processes share the weights; with one it changes nothing."""
+    matmul: Literal["highest", "tf32"] = field(default="tf32", metadata=NOTED)
+    """How a GPU multiplies float32 matrices. tf32: operands with 10 bits of fraction, several times as fast, as the published
+    settings of flow models have it. highest: float32 throughout. Nothing on a CPU."""
     threads: int | None = field(default=None, metadata=FREE)
     """CPU threads of torch; fix it where runs must agree bit for bit."""
     runs_dir: str = field(default="runs", metadata=FREE)
@@ -206,6 +211,15 @@ class Settings:
     def needs_reference(self) -> bool:
         return any("ref" in name.split("_") for name in self.needs)
 
+    @property
+    def old_logprobs_of(self) -> Literal["rollout", "recompute", "update"]:
+        """Where old log-probabilities come from: `old_logprobs`, with what its auto means here. update: its own forward, detached."""
+        if self.old_logprobs != "auto":
+            return self.old_logprobs
+        # A slow copy that samples is another policy, and means of steps (`mean_shift_old`) are kept before the update.
+        alone = self.updates.total == 1 and self.sampling is None and "mean_shift_old" not in self.needs
+        return "update" if alone else "recompute"
+
     def network_calls(self, step: int = 0) -> dict[str, int]:
         """Planned network calls of training step `step`; a run counts what it makes as calls/NAME_calls.
 
@@ -217,7 +231,7 @@ class Settings:
         # Sampled and not trained: what the objective needs is not asked of them.
         further = self._calls(prompts, samples, frozenset(), step) if prompts else {}
         calls |= {name: calls.get(name, 0) + number for name, number in further.items() if name != "train"}
-        recompute = self.old_logprobs == "recompute" and "logprobs" in self.needs
+        recompute = self.old_logprobs_of == "recompute" and "logprobs" in self.needs
         # Objectives that couple more than a forward holds are computed in two passes.
         coupled = any(ORDER.index(term.couples) > ORDER.index(self.policy.unit) for term in self.objective)
         if recompute or coupled:

@@ -91,6 +91,11 @@ def _of_weights(config: Settings) -> Iterator[str]:
         yield "ema: averaged weights are kept, and nothing reads them: evaluate is false, and no term of the objective asks for them."
 
 
+def _samples_apart(config: Settings) -> bool:
+    """Whether rows are sampled in other shapes than they are trained in, in low precision: texts are, token by token."""
+    return getattr(config.policy, "dtype", "float32") == "bfloat16" and config.policy.unit == "row"
+
+
 def _of_training(config: Settings) -> Iterator[str]:
     updates = config.steps * config.updates.total
     if config.optim.warmup_updates >= updates:
@@ -98,8 +103,13 @@ def _of_training(config: Settings) -> Iterator[str]:
             f"optim.lr = {config.optim.lr:g} is never reached: optim.warmup_updates = {config.optim.warmup_updates}, and the run makes "
             f"{updates} updates."
         )
-    if config.old_logprobs == "recompute" and not any("logprobs" in need for need in config.needs):
+    if config.old_logprobs != "rollout" and not any("logprobs" in need for need in config.needs):
         yield _void("old_logprobs", config.old_logprobs, "no term of the objective reads log-probabilities")
+    if config.old_logprobs == "rollout" and "logprobs" in config.needs and _samples_apart(config):
+        yield (
+            "old_logprobs: rollout compares log-probabilities of two kinds: in bfloat16 those of the sampler differ from those of the "
+            "trainer, so ratios do not begin at 1. old_logprobs=auto avoids it."
+        )
     if config.samples_every > config.steps and is_set(config, "samples_every"):
         yield _void("samples_every", config.samples_every, f"the run has {config.steps} steps, so no rollout is kept")
     for number, term in enumerate(config.objective):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
 
 import torch
 
@@ -14,22 +16,53 @@ NETWORK_CALLS = tuple(f"{name}_calls" for name in ("rollout", "train", "value", 
 """Counters of network calls; the others count what rewards and judges were asked."""
 
 
+class Event(Protocol):
+    """A mark among the work that a device has been given."""
+
+    def record(self) -> None:
+        """Puts the mark behind all work so far."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits until the device has come to it."""
+        ...
+
+    def elapsed_time(self, later: Event) -> float:
+        """Milliseconds from this mark to a later one, by the device's own clock."""
+        ...
+
+
+def events_of(device: torch.device) -> Callable[[], Event] | None:
+    """Makes marks on a CUDA device; None elsewhere, where work is done when a call returns."""
+    return partial(torch.cuda.Event, enable_timing=True) if device.type == "cuda" else None
+
+
 class Clock:
     """Seconds by phase (exclusive: an inner phase is not counted in the outer one) and counts by name.
 
     Every thread has its own phases: what runs beside the main thread is charged as well, so that the sum may exceed the
     time that passed.
+
+    A device works on after the call that gave it work: by the host's time that would be charged to whoever waits next. With `events`
+    the phases of the thread that made the clock are measured by the device's, from mark to mark, without waiting before `take`;
+    they still add up to the time that passed.
     """
 
-    def __init__(self, *, sync: bool = False) -> None:
+    def __init__(self, *, sync: bool = False, events: Callable[[], Event] | None = None) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         self._sync = sync and torch.cuda.is_available()
         self._thread = threading.local()
         self._lock = threading.Lock()
+        self._events, self._owner = events, threading.get_ident()
+        self._marks: list[tuple[str | None, Event]] = []
+        """(the phase that ends there, the mark)."""
 
     def _switch(self, enter: str | None = None, *, leave: bool = False) -> None:
         """Charges what passed since the last change to the innermost phase, then enters or leaves one."""
+        if self._events is not None and threading.get_ident() == self._owner:
+            self._mark(enter, leave=leave)
+            return
         if self._sync:
             torch.cuda.synchronize()
         now, thread = time.perf_counter(), self._thread
@@ -43,10 +76,31 @@ class Clock:
         if leave:
             stack.pop()
 
+    def _mark(self, enter: str | None, *, leave: bool) -> None:
+        stack = self._thread.__dict__.setdefault("stack", [])
+        event = self._events()
+        event.record()
+        self._marks.append((stack[-1] if stack else None, event))
+        if enter is not None:
+            stack.append(enter)
+        if leave:
+            stack.pop()
+
+    def _read_marks(self) -> None:
+        """Charges what lies between marks; the last one stays, as the next beginning."""
+        if not self._marks:
+            return
+        self._marks[-1][1].synchronize()
+        for (_, before), (phase, event) in zip(self._marks, self._marks[1:]):
+            if phase is not None:
+                self.seconds[phase] += before.elapsed_time(event) / 1000
+        del self._marks[:-1]
+
     def take(self) -> tuple[dict[str, float], dict[str, int]]:
         """The seconds and counts since the last call."""
         self._switch()
         with self._lock:
+            self._read_marks()
             seconds, counts = dict(self.seconds), dict(self.counts)
             self.seconds.clear()
             self.counts.clear()

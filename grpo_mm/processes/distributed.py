@@ -58,7 +58,14 @@ class Distributed:
 class Processes:
     """Rank, world size, device, and sums over ranks. World size 1 needs no launcher and no communication."""
 
-    def __init__(self, *, device: str = "auto", distributed: Distributed = Distributed()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        matmul: str = "highest",
+        distributed: Distributed = Distributed(),  # noqa: B008
+    ) -> None:
+        """matmul: "tf32" or "highest", how a GPU multiplies float32 matrices (`set_matmul`)."""
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
@@ -75,6 +82,8 @@ class Processes:
         distributed.check(self.world)
         self.distributed = distributed
         self._mesh: Any = None
+        if self.device.type == "cuda":
+            set_matmul(matmul)
         if self.world > 1:
             _leave_at_exit()
 
@@ -214,6 +223,12 @@ class Processes:
     def barrier(self) -> None:
         if self.world > 1:
             self.accelerator.wait_for_everyone()
+
+
+def set_matmul(precision: str) -> None:
+    """Of float32 matrix products and convolutions on CUDA devices, in this process: "tf32" or "highest" (IEEE float32)."""
+    # The older of two sets of switches: torch 2.6 has it, and refuses to say how one is set after the other was used.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _buckets(grads: Sequence[Tensor], limit: int = 64 * 2**20) -> list[list[Tensor]]:

@@ -66,7 +66,10 @@ class _Variant:
         settings.check()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        self.settings, self.processes = settings, Processes(device=settings.device, distributed=settings.distributed)
+        self.settings, self.processes = (
+            settings,
+            Processes(device=settings.device, matmul=settings.matmul, distributed=settings.distributed),
+        )
         with TemporaryDirectory() as folder:
             self.learner = Learner(settings, self.processes, samples=Path(folder))
         self.found: list[dict[str, float]] = []

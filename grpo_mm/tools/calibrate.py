@@ -61,7 +61,7 @@ def calibrate(
     config.check()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes(device=config.device, distributed=config.distributed)
+    processes = Processes(device=config.device, matmul=config.matmul, distributed=config.distributed)
     with TemporaryDirectory() as folder:
         learner = Learner(config, processes, samples=Path(folder))
     policy = learner.policy

@@ -40,7 +40,7 @@ def examination(settings: RunConfig) -> Iterator[Finding]:
         torch.set_num_threads(settings.threads)
     prompts = [prompt for source in training_prompts(settings).values() for prompt in source]
     some = [prompts[i] for i in torch.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).long().tolist()]
-    device = Processes(device=settings.device).device
+    device = Processes(device=settings.device, matmul=settings.matmul).device
     torch.manual_seed(stream_seed(settings.seed, "init"))
     policy = settings.policy.load(device)
     for name, wanted in (("ref", settings.needs_reference), ("ema", settings.ema), ("sampling", settings.sampling)):

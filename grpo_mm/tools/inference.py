@@ -66,7 +66,7 @@ class Loaded:
         path = _checkpoint(run, checkpoint)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.processes = Processes(device=config.device)
+        self.processes = Processes(device=config.device, matmul=config.matmul)
         self.policy = config.policy.load(self.processes.device)
         self.trained, self.step, self.state = path is not None, 0, {}
         """Whether a run trained it; to which step, and the plain values of that checkpoint."""

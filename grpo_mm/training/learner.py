@@ -236,7 +236,7 @@ class Learner:
             rollout = self.policy.with_values_of("ref", rollout, kept_NA, weights="ref")
         if "velocity_shift_ema" in self.config.needs:
             rollout = self.policy.with_values_of("ema", rollout, kept_NA, weights="ema")
-        if self.config.old_logprobs == "recompute" and "mean_shift_old" in self.config.needs:
+        if self.config.old_logprobs_of == "recompute" and "mean_shift_old" in self.config.needs:
             with self._sampling_weights():
                 rollout = self.policy.with_values_of("old", rollout, kept_NA, weights=None)
         with self._sampling_weights():
@@ -312,11 +312,13 @@ class Learner:
         }
 
     def _old_logprobs(self, rollout: Rollout) -> Tensor:
-        """What ratios are taken against, [N, A]: NaN entries are computed now, before the weights change."""
+        """What ratios are taken against, [N, A]: NaN entries are computed now, before the weights change, or left to the update."""
         old_NA = rollout.behaviour_NA if rollout.old_NA is None else rollout.old_NA
         if "logprobs" not in self.config.needs:
             return old_NA.nan_to_num()
-        if self.config.old_logprobs == "recompute":
+        if self.config.old_logprobs_of == "update":
+            return torch.full_like(old_NA, torch.nan)
+        if self.config.old_logprobs_of == "recompute":
             old_NA = torch.full_like(old_NA, torch.nan)
         plan = self.policy.plan(rollout, rollout.mask_NA & old_NA.isnan())
         if not (self.processes.max(len(plan)) if self.processes.cuts_weights else plan):

@@ -104,7 +104,7 @@ class Trainer:
             self.told.ends()
 
     def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
-        self._clock = clock.use(clock.Clock())
+        self._clock = clock.use(clock.Clock(events=clock.events_of(self.processes.device)))
         path = self.processes.by_main(lambda: find_checkpoint(self.folder, from_checkpoint))
         if path is not None:
             self.load(path)

@@ -92,8 +92,8 @@ def accumulate(
     log = _Log()
     if ORDER.index(coupled) <= ORDER.index(policy.unit):
         for index, values in policy.logprobs(rollout, plan, needs=needs, grad=True):
-            here = view.at(index)
-            trained = _trained(values, here)
+            trained = _trained(values, view.at(index))
+            here = _with_old(view.at(index), trained)
             terms = [term(trained, here) for term in objective]
             with phase("train_network"):
                 sum(t.value() for t in terms).backward()
@@ -103,6 +103,7 @@ def accumulate(
             log.forward_is_done(len(plan))
     else:
         leaves = _values_without_grad(policy, rollout, plan, needs, view, log)
+        view = _with_old(view, leaves)
         gradient = _gradient_of_values(objective, leaves, view, processes, coupled, log)
         for index, values in policy.logprobs(rollout, plan, needs=needs, grad=True):
             trained = _trained(values, view.at(index))
@@ -143,6 +144,14 @@ def _padded(plan: list[Tensor], processes: Processes, rollout: Rollout) -> list[
 def _trained(values: Mapping[str, Tensor], view: View) -> dict[str, Tensor]:
     """The values where actions are trained, 1 elsewhere: what a policy gives for padding has no loss and no gradient."""
     return {name: torch.where(view.mask.bool(), value, 1.0) for name, value in values.items()}
+
+
+def _with_old(view: View, values: Mapping[str, Tensor]) -> View:
+    """The view with the values themselves, detached, where no log-probabilities were kept."""
+    if "logprobs" not in values:
+        return view
+    old = view.old_logprobs
+    return replace(view, old_logprobs=torch.where(old.isnan(), values["logprobs"].detach().to(old.dtype), old))
 
 
 def _values_without_grad(

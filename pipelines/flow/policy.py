@@ -248,7 +248,12 @@ class FlowPolicy:
         self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float
     ) -> Tensor:
         """The guided velocity in float32 (float64 for a float64 model), [n, ...]."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self._reduced and self.shards is None):
+        # Trained weights are float32, those of an adapter as well, and products are taken in the network's own precision. Every
+        # weight is met once, so that a cache of what was cast would be copies that nobody asks for.
+        low = self.dtype == torch.bfloat16 and not (
+            self._reduced and self.shards is not None
+        )  # cut: they are gathered in it
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=low, cache_enabled=False):
             velocity = self.family.velocity(
                 self.pipe,
                 x.to(self.dtype),

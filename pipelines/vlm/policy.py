@@ -220,7 +220,7 @@ class VlmPolicy:
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.network = Network(
             model, loaded.family, temperature=config.temperature, forbidden=loaded.forbidden,
-            autocast=self.dtype if reduced and self.shards is None else None,
+            autocast=self.dtype if self.dtype != torch.float32 and not (reduced and self.shards is not None) else None,
             shares_prefill=config.sharing != "off", flex_answers=flex,
         )  # fmt: skip
         self.replay = Replay(

@@ -38,3 +38,8 @@ def slept(images, prompts, metadata):
             os._exit(3)
         time.sleep(0.01)
     return [float(prompt) for prompt in prompts]
+
+
+def by_place(images, prompts, metadata):
+    """Blind to what was sampled: rounding, which moves a pixel by a level now and then, moves no advantage."""
+    return [i % 4 / 4 for i in range(len(images))]

@@ -83,7 +83,8 @@ class Network:
     def _precision(self) -> Any:
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast)
+        # Every weight is met once, so that a cache of what was cast would be copies that nobody asks for.
+        return torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False)
 
     def features(self, context: Context) -> Tensor | None:
         """Visual tokens in the order of their placeholders, [1 + D, tokens, width]; None without media."""
