@@ -139,7 +139,7 @@ def test_one_word_about_another_grid_and_none_about_the_same(tiny_sd3, caplog):
 
 def test_longer_texts_than_plain_pipelines_take_are_refused(tiny_sd3):
     with pytest.raises(ConfigError, match="text_length = 513; wanted at most 512"):
-        FlowPolicyConfig(model=Sd3(tiny_sd3), text_length=513).check()
+        FlowPolicyConfig(model=Sd3(tiny_sd3), height=32, width=32, text_length=513).check()
 
 
 def test_show_counts_what_would_be_loaded(tiny_sd3, tmp_path):

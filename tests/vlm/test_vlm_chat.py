@@ -337,7 +337,8 @@ def test_odd_texts_are_encoded_as_they_are_or_fail_by_name():
             count += 1
             context = p.encode(prompt)
             if context.failure:
-                assert prompt.id in context.failure and any("\ud800" <= c <= "\udfff" for c in text)
+                too_long = len(text) > 4096 and "positions" in context.failure
+                assert prompt.id in context.failure and (too_long or any("\ud800" <= c <= "\udfff" for c in text))
                 continue
             shown = tokenizer.decode(context.input_ids_L)
             assert shown.count("<|im_start|>") == 3 + text.count("<|im_start|>")
