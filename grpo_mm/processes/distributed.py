@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from grpo_mm.errors import ConfigError, TrainingStopped, UserError
 from grpo_mm.identity import FREE
 from grpo_mm.processes.alike import bit_sums, checksum, combined
+from grpo_mm.processes.clock import phase
 from grpo_mm.processes.shards import Shards
 
 Shard = Callable[..., Shards | None]
@@ -131,7 +132,8 @@ class Processes:
             return
         with shards.gathered():
             yield
-            shards.add_up_gradients()
+            with phase("optim"):
+                shards.add_up_gradients()
 
     def check_alike(self, tensors: Iterable[Tensor], *, when: str) -> None:
         """All processes come together. Where tensors are cut, those are compared that hold the same part.

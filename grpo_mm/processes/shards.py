@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.processes.clock import phase
 
 
 class Shards:
@@ -61,11 +62,8 @@ class Shards:
     def gathered(self) -> Iterator[None]:
         """Within, the network has whole weights. All processes enter and leave together; inside another one it does nothing."""
         if not self.depth:
-            for unit in self.units:
-                unit.unshard()
-            for p in self.whole().values() if self._wide is not None else ():
-                if p.requires_grad:
-                    p.grad_dtype = self._wide
+            with phase("gather"):
+                self._gather()
         self.depth += 1
         try:
             yield
@@ -74,6 +72,13 @@ class Shards:
             if not self.depth:
                 for unit in self.units:
                     unit.reshard()
+
+    def _gather(self) -> None:
+        for unit in self.units:
+            unit.unshard()
+        for p in self.whole().values() if self._wide is not None else ():
+            if p.requires_grad:
+                p.grad_dtype = self._wide
 
     def whole(self) -> Mapping[str, nn.Parameter]:
         """The weights as they are in the network now, by name; while they are gathered these are whole."""
@@ -99,11 +104,6 @@ class Shards:
         for p, processes in zip(cut, used.tolist(), strict=True):
             if not processes:
                 p.grad = None
-
-    def forget_gradients(self) -> None:
-        """Of the whole weights, after an update that came to nothing."""
-        for p in self.network.parameters():
-            p.grad = None
 
 
 def gathered(shards: Shards | None) -> Any:
