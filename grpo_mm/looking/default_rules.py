@@ -40,13 +40,6 @@ DEFAULT_RULES: Mapping[str, Watched] = {
 HELD_OUT: Mapping[str, str] = {"image/diversity": "eval/diversity"}
 """Where the held-out twin of a metric is not eval/METRIC."""
 
-LABELS: Mapping[str, str] = {
-    "pictures_unlike": "difference between prompts' pictures",
-    "answers_unlike": "difference between prompts' answers",
-    "unparsed_answers": "share of unparsed answers",
-    "answers_in_tags": "share of answers in an answer element",
-}
-
 
 def default_rules(own: Mapping[str, object]) -> dict[str, Watched]:
     """Those that the entries of a config do not replace by name."""
@@ -56,7 +49,3 @@ def default_rules(own: Mapping[str, object]) -> dict[str, Watched]:
 def held_out_twin(metric: str) -> str:
     """The name of the same on the held-out prompts: the same prompts and the same noise before and after."""
     return metric if metric.startswith("eval/") else HELD_OUT.get(metric, f"eval/{metric}")
-
-
-def label(rule: str) -> str:
-    return LABELS.get(rule, rule.replace("_", " "))

@@ -72,10 +72,11 @@ class Bar:
 
 
 def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None:
-    """The held-out table, the verdict and where to look; what a summary does not tell is left out."""
+    """The held-out table, the verdict and where to look; what a summary does not tell is left out.
+
+    That nothing was run is a line of the log already.
+    """
     console = Console()
-    if "nothing_was_run" in summary:
-        _print(console, str(summary["nothing_was_run"]))
     before, after = summary.get("eval_before") or {}, summary.get("eval_after") or {}
     if after:
         console.print(_held_out_sheet(before, after, folder, steps=summary.get("steps", "?")))
