@@ -1,7 +1,7 @@
 """What moved beside the held-out score, prompt by prompt: the signs that the verdict reads.
 
 Pictures are compared with those of before training: a statistic has drifted where most of them lie outside of everything that
-was there. Texts are compared with what is true: where the answers agree with it better than before, their new length or form is
+was there, and they are new where most are further from every one of those than any of those from the next. Texts are compared with what is true: where the answers agree with it better than before, their new length or form is
 not held against them. Answers and pictures that no longer depend on the prompt count whatever else is said.
 """
 
@@ -13,8 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from grpo_mm.looking import held_out
 from grpo_mm.looking.held_out import Evaluation
+from grpo_mm.looking.image_statistics import QUARTERS
 from grpo_mm.looking.own_files import number_or_none
 
 Ends = tuple[Evaluation, Evaluation]
@@ -28,6 +32,8 @@ PLAIN = 1.25
 """Times, or divided by: what a drift of the mean comes to at least, where the start's pictures were all alike."""
 LITTLE = 1e-3
 """Of the mean: what a statistic counts at least before its logarithm is taken."""
+LEAST = 0.05
+"""Of full light: a distance over the twelve means below which pictures are the same, where those before were all alike."""
 COLLAPSED, COLLAPSED_WITHIN = 0.5, 0.25
 """Times the distance before, between prompts' pictures and between those of one prompt: a policy that is sure of its one picture
 for each prompt is narrow, not hacked, until hardly anything is left."""
@@ -94,6 +100,8 @@ def measured_signs(first: Mapping[str, Any], last: Mapping[str, Any], ends: Ends
                 pair(f"image/{name}"),
                 lambda a, b, v=values: (_is_plain(a, b) and has_drifted(*v), True),
             )
+    new = share_of_new(*(_vectors(end) for end in ends))
+    judge("pictures_new", "image/new", None if new is None else (0.0, new), lambda _, b: (b > 0.5, True), share=True)
     judge("pictures_unlike", "image/spread", between("image/spread"), lambda a, b: (b < COLLAPSED * a, True))
     judge("diversity", "diversity", pair("diversity"), lambda a, b: (b < COLLAPSED * a, b < COLLAPSED_WITHIN * a))
     longer, shorter = truth != "rose", truth in ("fell", "unknown")
@@ -117,6 +125,7 @@ def measured_signs(first: Mapping[str, Any], last: Mapping[str, Any], ends: Ends
 
 
 LABELS: Mapping[str, str] = {
+    "pictures_new": "share of pictures unlike all before",
     "pictures_unlike": "difference between prompts' pictures",
     "diversity": "difference between one prompt's pictures",
     "answers_unlike": "share of the most frequent answer",
@@ -135,6 +144,21 @@ def has_drifted(before: Sequence[float], after: Sequence[float]) -> bool:
     middle, reach = statistics.fmean(was), FAR * statistics.pstdev(was)
     low, high = min(middle - reach, *was), max(middle + reach, *was)
     return not low <= statistics.median(now) <= high
+
+
+def share_of_new(before: Tensor, after: Tensor) -> float | None:
+    """[n, D] and [m, D]: the share of `after` that is further from each of `before` than any of these from its nearest; None of few."""
+    if min(len(before), len(after)) < FEWEST:
+        return None
+    among = torch.cdist(before, before).fill_diagonal_(torch.inf).amin(1).amax()
+    return float((torch.cdist(after, before).amin(1) > among.clamp_min(LEAST)).double().mean())
+
+
+def _vectors(evaluation: Evaluation) -> Tensor:
+    """[n, 12] of the prompts whose pictures were measured."""
+    columns = [evaluation.values.get(f"image/{name}", ()) for name in QUARTERS]
+    whole = [row for row in zip(*columns) if None not in row]
+    return torch.tensor(whole, dtype=torch.float64).reshape(len(whole), len(QUARTERS))
 
 
 def _is_plain(before: float, after: float) -> bool:

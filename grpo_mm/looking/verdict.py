@@ -72,7 +72,8 @@ def verdict(
     Args:
         rows: metrics.jsonl.
         evaluations: held_out.jsonl.
-        rules: the bands that count: those of the config, and the default ones.
+        rules: the bands that count: those of the config, and the default ones. Without a default one nothing is looked at beside
+            the config's; one of the config replaces what is measured under its name.
         watched: names of the watched rewards.
     """
     tested = [row for row in rows if "eval/score" in row]
@@ -83,16 +84,15 @@ def verdict(
     ends = (by_step.get(0), by_step.get(last.get("step")))
     gain = held_out.paired(*ends, "score") if None not in ends and None not in (before, after) else None
     measured = measured_signs(first, last, ends) if None not in ends else {}  # type: ignore[arg-type]
-    at_hand = {name: sign for name, sign in measured.items() if rules.get(name) == DEFAULT_RULES.get(name, _NO_RULE)}
+    kept = {name for name, rule in DEFAULT_RULES.items() if rules.get(name) == rule}
+    own = set(rules) if kept else {*rules, *measured}
+    at_hand = {name: sign for name, sign in measured.items() if name in kept or name not in {*own, *DEFAULT_RULES}}
     others = {name: rule for name, rule in rules.items() if name not in at_hand}
     signs = [sign for sign in at_hand.values() if sign is not None]
     signs += [*_drifts(rows, first, last, others), *_falls(first, last, ends, watched)]
     signs = sorted(signs, key=lambda sign: not sign.is_enough)
     word = _word(gain, signs)
     return Verdict(word, _sentence(word, before, after, gain, signs), before, after, gain, signs)
-
-
-_NO_RULE = object()
 
 
 def _word(gain: Estimate | None, signs: Sequence[Sign]) -> str:

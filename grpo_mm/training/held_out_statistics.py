@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.looking.diversity import pairwise_distance
-from grpo_mm.looking.image_statistics import image_statistics
+from grpo_mm.looking.image_statistics import image_statistics, quarters
 from grpo_mm.looking.text_statistics import distinct_answers, most_frequent, text_statistics
 from grpo_mm.looking.truth import answer_of, right_answer
 from grpo_mm.processes.distributed import Processes
@@ -57,7 +57,7 @@ def _by_row(images: Tensor, sound: Tensor, num_rows: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if len(images) and min(images.shape[2:]) >= 3:
         for part in _evenly(torch.arange(len(images)), 4 * MEASURED_PICTURES).split(16):
-            for name, value in image_statistics(images[part]).items():
+            for name, value in (image_statistics(images[part]) | quarters(images[part])).items():
                 value_N = found.setdefault(name, torch.full((num_rows,), torch.nan, dtype=torch.float64))
                 value_N[sound[part]] = value.double().cpu()
     return found

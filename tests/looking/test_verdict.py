@@ -9,6 +9,7 @@ import pytest
 from grpo_mm.looking import held_out, metrics
 from grpo_mm.looking.default_rules import DEFAULT_RULES
 from grpo_mm.looking.held_out import Estimate, Evaluation
+from grpo_mm.looking.image_statistics import QUARTERS
 from grpo_mm.looking.signs import has_drifted
 from grpo_mm.looking.verdict import verdict, verdict_of_folder
 from grpo_mm.looking.watch import Rules, Watched
@@ -156,6 +157,23 @@ def test_a_drift_is_one_out_of_everything_that_was_there():
     assert has_drifted(before, [0.0] * 20) and not has_drifted(before, [0.6] * 9 + [0.2] * 11)
     grey = [0.0] * 10 + [0.3] * 10
     assert not has_drifted(grey, [0.0] * 20) and not has_drifted(grey, [0.4] * 20)
+
+
+def with_places(rows, evaluations, light):
+    """The same with pictures that are light in one half, by `light` more after than before."""
+    for evaluation, more in zip(evaluations, (0.0, light)):
+        for i, name in enumerate(QUARTERS):
+            side = more if "left" in name else -more
+            own = [0.3 + side + 0.1 * math.sin(1.7 * i + 2.4 * p) for p in range(40)]
+            evaluation.values[f"image/{name}"] = own
+    return rows, evaluations
+
+
+def test_pictures_unlike_all_before_are_a_sign_though_their_means_hold():
+    assert verdict(*with_places(*a_record(IMAGES, IMAGES), 0.0)).word == "better"
+    found = verdict(*with_places(*a_record(IMAGES, IMAGES), 0.25))
+    assert found.word == "suspect" and "share of pictures unlike all before 0 → 1" in found.sentence
+    assert verdict(*with_places(*a_record(IMAGES, IMAGES), 0.25), rules={}).word == "better"
 
 
 def test_a_rule_of_the_config_replaces_the_default_one_of_its_name():
