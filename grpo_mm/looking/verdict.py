@@ -19,7 +19,7 @@ from grpo_mm.looking import held_out
 from grpo_mm.looking.default_rules import DEFAULT_RULES, held_out_twin
 from grpo_mm.looking.held_out import Estimate, Evaluation
 from grpo_mm.looking.own_files import json_rows, number_or_none
-from grpo_mm.looking.signs import LABELS, Sign, change_in_words, measured_signs, truth_of_answers
+from grpo_mm.looking.signs import COLLAPSED_WITHIN, Sign, change_in_words, label, measured_signs, truth_of_answers
 from grpo_mm.looking.watch import Watched, absolute_band, is_outside
 
 BETTER, NOT_DISTINGUISHABLE, WORSE, SUSPECT = "better", "not distinguishable", "worse", "suspect"
@@ -128,8 +128,9 @@ def _drifts(
             continue
         unit, start = ends[0] if rule.relative else 1.0, ends[0] if rule.shift else 0.0
         if is_outside(ends[1], absolute_band(rule.low, rule.high, unit=unit, start=start)):
-            words = f"{LABELS.get(name, name.replace('_', ' '))} {change_in_words(*ends, share=rule.shift)}"
-            found.append(Sign(name, metric, *ends, words=words))
+            words = f"{label(name)} {change_in_words(*ends, share=rule.shift)}"
+            narrow = rule == DEFAULT_RULES["diversity"] and ends[1] >= COLLAPSED_WITHIN * ends[0]
+            found.append(Sign(name, metric, *ends, words=words, is_enough=not narrow))
     return found
 
 

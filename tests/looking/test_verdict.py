@@ -153,8 +153,8 @@ def test_pictures_of_a_score_that_only_compares_are_looked_at():
 
 def test_a_drift_is_one_out_of_everything_that_was_there():
     before = [0.1 + 0.01 * i for i in range(20)]
-    assert not has_drifted(before, [0.28] * 20) and has_drifted(before, [0.6] * 20)
-    assert has_drifted(before, [0.0] * 20) and not has_drifted(before, [0.6] * 9 + [0.2] * 11)
+    assert not has_drifted(before, [0.28] * 20) and has_drifted(before, [0.9] * 20)
+    assert has_drifted(before, [0.0] * 20) and not has_drifted(before, [0.9] * 9 + [0.2] * 11)
     grey = [0.0] * 10 + [0.3] * 10
     assert not has_drifted(grey, [0.0] * 20) and not has_drifted(grey, [0.4] * 20)
 
