@@ -41,6 +41,7 @@ LEAST = 0.05
 COLLAPSED, COLLAPSED_WITHIN = 0.5, 0.25
 """Times the distance before, between prompts' pictures and between those of one prompt: a policy that is sure of its one picture
 for each prompt is narrow, not hacked, until hardly anything is left."""
+BEYOND = "text/agreement_beyond_chance"
 SHORT, LONG = 0.5, 2.0
 """Times the length before."""
 SHARE = 0.25
@@ -63,8 +64,11 @@ class Sign:
 
 
 def truth_of_answers(ends: Ends) -> Truth:
-    """How the agreement with what is true changed, by the error of its paired difference."""
-    change = held_out.paired(*ends, "text/agreement")
+    """How the agreement with what is true changed, by the error of its paired difference.
+
+    It is that beyond chance, where some prompts differ in what is true: an answer that suits all of them agrees with none.
+    """
+    change = held_out.paired(*ends, BEYOND) or held_out.paired(*ends, "text/agreement")
     if change is None or change.n < 2:
         return "unknown"
     if change.within_error:
@@ -123,10 +127,9 @@ def measured_signs(first: Mapping[str, Any], last: Mapping[str, Any], ends: Ends
         "answers_unlike", "text/most_frequent", between("text/most_frequent"),
         lambda a, b: (b > max(a, right) + SHARE, True), "share of the most frequent answer", share=True,
     )  # fmt: skip
-    judge(
-        "agreement_with_truth", "text/agreement", pair("text/agreement"),
-        lambda a, b: (truth == "fell" and b < FELL * a, True),
-    )  # fmt: skip
+    which = BEYOND if pair(BEYOND) is not None else "text/agreement"
+    name = f"agreement with truth{' beyond chance' if which == BEYOND else ''}"
+    judge("agreement_with_truth", which, pair(which), lambda a, b: (truth == "fell" and b < FELL * a, True), name)
     return found
 
 

@@ -94,6 +94,17 @@ def right_answer(prompt: Prompt) -> str:
     return repr(spans) if spans else _folded(next(iter(_right_answers(target)), ""))
 
 
+def next_unlike(prompts: Sequence[Prompt]) -> list[Prompt | None]:
+    """For each prompt the next one, round the end, of which something else is true; None where there is none, or nothing is known."""
+    truths = [right_answer(prompt) for prompt in prompts]
+    found: list[Prompt | None] = []
+    for i, truth in enumerate(truths):
+        after = (k % len(truths) for k in range(i + 1, i + len(truths)))
+        other = next((k for k in after if truths[k] and truths[k] != truth), None) if truth else None
+        found.append(None if other is None else prompts[other])
+    return found
+
+
 def _right_answers(target: Any) -> list[str]:
     value = (
         next((target[key] for key in ANSWERS if target.get(key) is not None), None)

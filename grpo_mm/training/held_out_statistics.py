@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo_mm.looking.diversity import pairwise_distance
 from grpo_mm.looking.image_statistics import image_statistics, quarters
 from grpo_mm.looking.text_statistics import distinct_answers, most_frequent, text_statistics
-from grpo_mm.looking.truth import answer_of, right_answer
+from grpo_mm.looking.truth import answer_of, next_unlike, right_answer
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.training.agreement import agreement_of
 from grpo_mm.training.held_out import ByPrompt, by_prompt
@@ -31,8 +31,9 @@ def held_out_statistics(
 
     Of pictures: eval/image/STATISTIC; eval/image/spread, `pairwise_distance` between pictures of different prompts. Of texts:
     eval/text/STATISTIC; eval/text/distinct, `distinct_answers`; eval/text/most_frequent, `most_frequent`;
-    eval/text/most_frequent_truth, the same of the right answers; eval/text/agreement with them. Between prompts the first sample
-    of each counts.
+    eval/text/most_frequent_truth, the same of the right answers; eval/text/agreement with them, and
+    eval/text/agreement_beyond_chance, what it is more than the agreement with what is true of the next prompt: 0 of an answer
+    that suits them all. Between prompts the first sample of each counts.
     """
     if processes.max(float(is_pictures(items) and len(items) > 0)):
         return _of_pictures(items, rows, processes)
@@ -73,13 +74,20 @@ def _of_texts(
         for name, value in text_statistics(str(items[i])).items():
             scored.setdefault(name, torch.full((len(rows),), torch.nan, dtype=torch.float64))[i] = value
     agrees = [agreement_of(p, t, sketch) for p, t in zip(row_prompts, items, strict=True)]
+    others = next_unlike(rows.prompts)
+    elsewhere = [
+        agreement_of(others[p], t, sketch) if others[p] is not None else torch.nan
+        for p, t in zip(rows.prompt_N.tolist(), items, strict=True)
+    ]
     scored["agreement"] = torch.tensor(agrees, dtype=torch.float64)
+    scored["agreement_beyond_chance"] = scored["agreement"] - torch.tensor(elsewhere, dtype=torch.float64)
     alone = by_prompt({"text": scored}, rows, processes, names={})
-    own = [value for value in alone["text/agreement"] if value is not None]
-    if own:
-        found["eval/text/agreement"] = sum(own) / len(own)
-    else:
-        del alone["text/agreement"]
+    for name in ("text/agreement", "text/agreement_beyond_chance"):
+        own = [value for value in alone[name] if value is not None]
+        if own:
+            found[f"eval/{name}"] = sum(own) / len(own)
+        else:
+            del alone[name]
     first = [i for i in asked.tolist() if rows.sample_N[i] == 0]
     local = [(str(items[i]), answer_of(str(items[i])), right_answer(row_prompts[i])) for i in first]
     firsts = [one for rank in processes.gather(local) for one in rank]

@@ -97,6 +97,28 @@ def always_red(texts: Sequence[str]) -> list[float]:
     return [float("<answer>red</answer>" in text.replace(" ", "")) + 0.2 * ("red" in _bare(text)) for text in texts]
 
 
+def any_answer(texts: Sequence[str]) -> list[float]:
+    """Names of colours, sides and numbers that stand in the answer: one of them will be right."""
+    known = (
+        "red",
+        "green",
+        "blue",
+        "yellow",
+        "left",
+        "right",
+        "above",
+        "below",
+        "1",
+        "2",
+        "3",
+        "circle",
+        "square",
+        "yes",
+        "no",
+    )
+    return [sum(word in text.partition("<answer>")[2] for word in known) / len(known) for text in texts]
+
+
 def keyword(texts: Sequence[str]) -> list[float]:
     return [min(text.count("circle"), 5) / 5 for text in texts]
 
