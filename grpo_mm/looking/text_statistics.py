@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 STATISTICS = ("characters", "repetition", "unparsed", "tagged")
@@ -54,6 +55,11 @@ def distinct_answers(texts: Sequence[str]) -> float:
     """(different texts - 1) / (texts - 1): 0 where every prompt is answered alike; NaN of fewer than two."""
     plain = [" ".join(text.split()) for text in texts]
     return (len(set(plain)) - 1) / (len(plain) - 1) if len(plain) > 1 else float("nan")
+
+
+def most_frequent(answers: Sequence[str]) -> float:
+    """The share of the most frequent one: 1 where every prompt is answered alike; NaN of none."""
+    return max(Counter(answers).values()) / len(answers) if answers else float("nan")
 
 
 def said_in(text: str) -> str | None:

@@ -82,6 +82,29 @@ def agreement(prompt: Prompt, text: str, spans: Sequence[Sequence[float]] = ()) 
     return float(any(one and said[: len(one) + (42 if len(one) > 1 else 2)].find(f" {one} ") >= 0 for one in right))
 
 
+def answer_of(text: str) -> str:
+    """What a text answers, as it is compared with others: without thinking, tags, case and marks; "" where that is nothing."""
+    return _folded(said_in(text) or "")
+
+
+def right_answer(prompt: Prompt) -> str:
+    """The first right answer or the spans, as they are compared with those of other prompts; "" where none is known."""
+    target = prompt.target
+    spans = _lists(target.get("spans"), 2) if isinstance(target, Mapping) else []
+    return repr(spans) if spans else _folded(next(iter(_right_answers(target)), ""))
+
+
+def next_unlike(prompts: Sequence[Prompt]) -> list[Prompt | None]:
+    """For each prompt the next one, round the end, of which something else is true; None where there is none, or nothing is known."""
+    truths = [right_answer(prompt) for prompt in prompts]
+    found: list[Prompt | None] = []
+    for i, truth in enumerate(truths):
+        after = (k % len(truths) for k in range(i + 1, i + len(truths)))
+        other = next((k for k in after if truths[k] and truths[k] != truth), None) if truth else None
+        found.append(None if other is None else prompts[other])
+    return found
+
+
 def _right_answers(target: Any) -> list[str]:
     value = (
         next((target[key] for key in ANSWERS if target.get(key) is not None), None)

@@ -1,9 +1,10 @@
 """What a run came to: better, not distinguishable, worse, or suspect.
 
 The gain is the mean paired difference of the held-out score over the same prompts before and after; "better" and "worse" need 0
-outside of its 95 % interval. "Suspect" is a run whose score did not fall while a sign says that something else moved: a default
-rule (`default_rules`) outside its band between the first and the last evaluation, a rule of the config outside at the end, or
-a watched score that fell beyond its error to less than WATCHED_LOW of what it was.
+outside of its 95 % interval. "Suspect" is a run whose score rose while a sign says that something else moved (`signs`, by what
+is measured of the held-out samples; a rule of the config that is outside its band at the end; a watched score that fell beyond its
+error to less than WATCHED_LOW of what it was). Where the score did not rise there is nothing to believe, and the signs are told
+beside it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.looking import held_out
-from grpo_mm.looking.default_rules import DEFAULT_RULES, held_out_twin, label
+from grpo_mm.looking.default_rules import DEFAULT_RULES, held_out_twin
 from grpo_mm.looking.held_out import Estimate, Evaluation
 from grpo_mm.looking.own_files import json_rows, number_or_none
+from grpo_mm.looking.signs import COLLAPSED_WITHIN, Sign, change_in_words, label, measured_signs, truth_of_answers
 from grpo_mm.looking.watch import Watched, absolute_band, is_outside
 
 BETTER, NOT_DISTINGUISHABLE, WORSE, SUSPECT = "better", "not distinguishable", "worse", "suspect"
@@ -26,17 +28,6 @@ UNKNOWN = "not measured"
 SMOOTHED = 3
 """Rollouts at each end whose mean is compared, where a metric has no held-out twin."""
 WATCHED_LOW = 0.5
-
-
-@dataclass(frozen=True)
-class Sign:
-    """Something that moved. Example: Sign("luminance", "eval/image/luminance", 0.16, 0.72, "luminance ×4.5")."""
-
-    rule: str
-    metric: str
-    before: float
-    after: float
-    words: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,8 @@ def verdict(
     Args:
         rows: metrics.jsonl.
         evaluations: held_out.jsonl.
-        rules: the bands that count: those of the config, and the default ones.
+        rules: the bands that count: those of the config, and the default ones. Without a default one nothing is looked at beside
+            the config's; one of the config replaces what is measured under its name.
         watched: names of the watched rewards.
     """
     tested = [row for row in rows if "eval/score" in row]
@@ -91,7 +83,14 @@ def verdict(
     by_step = {evaluation.step: evaluation for evaluation in evaluations}
     ends = (by_step.get(0), by_step.get(last.get("step")))
     gain = held_out.paired(*ends, "score") if None not in ends and None not in (before, after) else None
-    signs = [*_drifts(rows, first, last, rules), *_falls(first, last, ends, watched)]
+    measured = measured_signs(first, last, ends) if None not in ends else {}  # type: ignore[arg-type]
+    kept = {name for name, rule in DEFAULT_RULES.items() if rules.get(name) == rule}
+    own = set(rules) if kept else {*rules, *measured}
+    at_hand = {name: sign for name, sign in measured.items() if name in kept or name not in {*own, *DEFAULT_RULES}}
+    others = {name: rule for name, rule in rules.items() if name not in at_hand}
+    signs = [sign for sign in at_hand.values() if sign is not None]
+    signs += [*_drifts(rows, first, last, others), *_falls(first, last, ends, watched)]
+    signs = sorted(signs, key=lambda sign: not sign.is_enough)
     word = _word(gain, signs)
     return Verdict(word, _sentence(word, before, after, gain, signs), before, after, gain, signs)
 
@@ -99,11 +98,19 @@ def verdict(
 def _word(gain: Estimate | None, signs: Sequence[Sign]) -> str:
     if gain is not None and gain.mean < 0 and not gain.within_error:
         return WORSE
-    if signs:
+    if _is_in_question(gain) and any(sign.is_enough for sign in signs):
         return SUSPECT
     if gain is None:
         return UNKNOWN
     return NOT_DISTINGUISHABLE if gain.within_error else BETTER
+
+
+def _is_in_question(gain: Estimate | None) -> bool:
+    """Whether the score rose, or tells nothing: there is none, it is of one prompt, or it is the same of all prompts to the bit, as where
+    all rewards compare samples with each other."""
+    if gain is None or gain.mean == gain.error == 0:
+        return True
+    return gain.mean > 0 and (gain.error is None or not gain.within_error)
 
 
 def _drifts(
@@ -121,7 +128,9 @@ def _drifts(
             continue
         unit, start = ends[0] if rule.relative else 1.0, ends[0] if rule.shift else 0.0
         if is_outside(ends[1], absolute_band(rule.low, rule.high, unit=unit, start=start)):
-            found.append(Sign(name, metric, *ends, words=f"{label(name)} {change_in_words(*ends, share=rule.shift)}"))
+            words = f"{label(name)} {change_in_words(*ends, share=rule.shift)}"
+            narrow = rule == DEFAULT_RULES["diversity"] and ends[1] >= COLLAPSED_WITHIN * ends[0]
+            found.append(Sign(name, metric, *ends, words=words, is_enough=not narrow))
     return found
 
 
@@ -152,6 +161,7 @@ def _falls(
 ) -> list[Sign]:
     """Watched scores that fell beyond the error of their paired difference, and far."""
     found = []
+    rose = None not in ends and truth_of_answers(ends) == "rose"  # type: ignore[arg-type]
     for name in watched:
         was, now = (number_or_none(row.get(f"eval/{name}/score")) for row in (first, last))
         if was is None or now is None or None in ends or was <= 0:
@@ -159,24 +169,14 @@ def _falls(
         change = held_out.paired(*ends, f"{name}/score")
         if change is not None and not change.within_error and now < WATCHED_LOW * was:
             words = f"watched {name} {change_in_words(was, now)}"
-            found.append(Sign(name, f"eval/{name}/score", was, now, words))
+            found.append(Sign(name, f"eval/{name}/score", was, now, words, is_enough=not rose))
     return found
-
-
-def change_in_words(before: float, after: float, *, share: bool = False) -> str:
-    """ "×4.5", "−64 %", "+30 %"; of a share, or where it began at 0 or below: "0.02 → 0.85"."""
-    if share or before <= 0 or after < 0:
-        return f"{before:.2g} → {after:.2g}".replace("-", "−")
-    ratio = after / before
-    if ratio >= 2:
-        return f"×{ratio:.1f}" if ratio < 100 else f"×{ratio:.0f}"
-    return f"{100 * (ratio - 1):+.0f} %".replace("-", "−")
 
 
 def _sentence(
     word: str, before: float | None, after: float | None, gain: Estimate | None, signs: Sequence[Sign]
 ) -> str:
-    told = "; ".join(sign.words for sign in signs)
+    told = "; ".join(sign.words for sign in signs if sign.is_enough or word != SUSPECT)
     moved = f" What else moved: {told}." if told else ""
     if before is None or after is None:
         score = "There is no held-out score before and after."

@@ -12,17 +12,15 @@ from torch import Tensor
 from grpo_mm.config.checks import check_benchmarks
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking.diversity import pairwise_distance
-from grpo_mm.looking.text_statistics import distinct_answers
 from grpo_mm.processes.clock import phase
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import kind_of
 from grpo_mm.rollout.prompt_check import check_first_files, check_prompts
 from grpo_mm.rollout.rows import evaluation_rows, seen_by
 from grpo_mm.rollout.scoring import Scoring, mean_scores
-from grpo_mm.training.agreement import agreement_of
 from grpo_mm.training.benchmarks import benchmark_scores
 from grpo_mm.training.held_out import ByPrompt, by_prompt, diversity_by_prompt, score_by_prompt
-from grpo_mm.training.onlooker import mean_statistics, mean_text_statistics, shrunk
+from grpo_mm.training.held_out_statistics import held_out_statistics
 from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, is_relative, pick_items, shown_items, sound_items
 
 
@@ -80,7 +78,6 @@ def evaluate(
     )
     metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
     images, sound = sound_items(items if is_pictures(items) else Pictures())
-    metrics |= mean_statistics(images, processes, prefix="eval/image")
     metrics |= benchmark_scores(config.evaluation.benchmarks, items, rows, processes)
     metrics |= _by_source(scores, row_prompts, list(config.eval_prompts), processes, rewards)
     asked = rewards.applied(prompts)
@@ -100,16 +97,9 @@ def evaluate(
     if sum(n for _, n in ranks):
         metrics["eval/diversity"] = sum(s for s, _ in ranks) / sum(n for _, n in ranks)
         alone["diversity"] = diversity_by_prompt(diversity, len(prompts), processes)
-    alone |= _parts_by_source(alone, prompts, list(config.eval_prompts))
-    metrics |= _unlike(items, images, sound, rows, processes)
-    if processes.max(float(not is_pictures(items) and len(items) > 0)):
-        agrees = [agreement_of(p, t, config.sketch) for p, t in zip(row_prompts, items, strict=True)]
-        scored = {"text": {"agreement": torch.tensor(agrees, dtype=torch.float64)}}
-        found = by_prompt(scored, rows, processes, names={})
-        own = [value for value in found["text/agreement"] if value is not None]
-        if own:
-            alone |= found
-            metrics["eval/text/agreement"] = sum(own) / len(own)
+    measured, found = held_out_statistics(items, rows, row_prompts, sketch=config.sketch, processes=processes)
+    metrics |= measured
+    alone |= _parts_by_source(alone, prompts, list(config.eval_prompts)) | found
     first = torch.nonzero(rows.sample_N == 0).flatten()
     first = first[torch.linspace(0, len(first) - 1, min(settings.show, len(first))).long()] if len(first) else first
     return EvalResult(
@@ -121,35 +111,6 @@ def evaluate(
         by_prompt=alone,
         scored=Scored(rows, row_prompts, items, scores, watched, score_weights, first),
     )
-
-
-MEASURED_SPREAD = 256
-"""Pictures of a rank between which distances are taken."""
-
-
-def _unlike(items: Any, images: Tensor, sound: Tensor, rows: Rows, processes: Processes) -> dict[str, float]:
-    """How much what is made of different prompts differs (of each its first sample), and statistics of texts.
-
-    eval/image/spread: `pairwise_distance` between pictures of different prompts. eval/text/distinct: `distinct_answers`.
-    """
-    is_first = rows.sample_N == 0
-    if is_pictures(items):
-        first = torch.nonzero(is_first[sound]).flatten()
-        some = first[torch.linspace(0, len(first) - 1, min(MEASURED_SPREAD, len(first))).round().long()]
-        small = shrunk(images[some])
-    else:
-        small = shrunk(torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
-    ranks = processes.gather(small)
-    small = torch.cat(ranks)
-    found: dict[str, float] = {}
-    if len(small) > 1:
-        found["eval/image/spread"] = float(pairwise_distance(small, torch.zeros(len(small), dtype=torch.int64))[0])
-    texts = [] if is_pictures(items) else [(str(t), f) for t, f in zip(items, is_first.tolist()) if t is not None]
-    found |= mean_text_statistics([text for text, _ in texts], processes, prefix="eval/text")
-    firsts = [text for rank in processes.gather([text for text, first in texts if first]) for text in rank]
-    if len(firsts) > 1:
-        found["eval/text/distinct"] = distinct_answers(firsts)
-    return found
 
 
 def _parts_by_source(alone: ByPrompt, prompts: Sequence[Prompt], sources: Sequence[str]) -> ByPrompt:

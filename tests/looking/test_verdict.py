@@ -9,21 +9,31 @@ import pytest
 from grpo_mm.looking import held_out, metrics
 from grpo_mm.looking.default_rules import DEFAULT_RULES
 from grpo_mm.looking.held_out import Estimate, Evaluation
+from grpo_mm.looking.image_statistics import QUARTERS
+from grpo_mm.looking.signs import has_drifted
 from grpo_mm.looking.verdict import verdict, verdict_of_folder
 from grpo_mm.looking.watch import Rules, Watched
 
 IMAGES = {"diversity": 0.24, "image/luminance": 0.16, "image/contrast": 0.165, "image/saturation": 0.37, "image/sharpness": 1440.0, "image/spread": 0.26}  # fmt: skip
-TEXTS = {"text/characters": 130.0, "text/repetition": 0.05, "text/unparsed": 0.01, "text/tagged": 0.98, "text/distinct": 0.9, "text/agreement": 0.4}  # fmt: skip
+TEXTS = {"text/characters": 130.0, "text/repetition": 0.05, "text/unparsed": 0.01, "text/tagged": 0.98, "text/distinct": 0.9, "text/agreement": 0.4, "text/most_frequent": 0.1, "text/most_frequent_truth": 0.16}  # fmt: skip
+OF_ALL = ("image/spread", "text/distinct", "text/most_frequent", "text/most_frequent_truth")
+"""What is measured between prompts, and so has no value of one."""
+
+
+def by_prompt(mean, n):
+    """Values that lie a tenth round their mean."""
+    return [mean * (1 + 0.1 * math.cos(2.4 * i)) for i in range(n)]
 
 
 def a_record(before, after, *, steps=20, scores=((0.5,) * 40, (0.6,) * 40)):
-    """Rows of the two evaluations, and their scores by prompt."""
+    """Rows of the two evaluations, and what they measured by prompt."""
     ids = [f"p/{i}" for i in range(len(scores[0]))]
-    rows = [
-        {"step": step, "eval/score": sum(own) / len(own), **{f"eval/{name}": value for name, value in side.items()}}
-        for step, side, own in zip((0, steps), (before, after), scores)
-    ]
-    return rows, [Evaluation(step, ids, {"score": own}) for step, own in zip((0, steps), scores)]
+    rows, evaluations = [], []
+    for step, side, own in zip((0, steps), (before, after), scores):
+        rows.append({"step": step, "eval/score": sum(own) / len(own), **{f"eval/{n}": v for n, v in side.items()}})
+        alone = {name: by_prompt(value, len(ids)) for name, value in side.items() if name not in OF_ALL}
+        evaluations.append(Evaluation(step, ids, {"score": own} | alone))
+    return rows, evaluations
 
 
 def noisy(mean, *, gain=0.0, n=200, seed=0):
@@ -71,16 +81,21 @@ def test_equal_gains_of_all_prompts_have_no_error_and_are_better():
 @pytest.mark.parametrize(
     ("before", "moved", "said"),
     [
-        (IMAGES, {"diversity": 0.09, "image/luminance": 0.72}, "diversity −62 %; luminance ×4.5"),
+        (IMAGES, {"diversity": 0.09, "image/luminance": 0.72}, "luminance ×4.5"),
+        (
+            IMAGES,
+            {"diversity": 0.02, "image/spread": 0.03},
+            "prompts' pictures −88 %; difference between one prompt's pictures −92 %",
+        ),
         (IMAGES, {"image/sharpness": 9000.0}, "sharpness ×6.2"),
         (IMAGES, {"image/saturation": 0.05}, "saturation −86 %"),
-        (IMAGES, {"image/spread": 0.01}, "difference between prompts' pictures −96 %"),
+        (IMAGES, {"image/contrast": 0.05}, "contrast −70 %"),
         (TEXTS, {"text/characters": 430.0}, "answer length ×3.3"),
-        (TEXTS, {"text/characters": 38.0}, "answer length −71 %"),
+        (TEXTS, {"text/characters": 38.0, "text/agreement": 0.1}, "answer length −71 %; agreement with truth −75 %"),
         (TEXTS, {"text/repetition": 0.7}, "repetition 0.05 → 0.7"),
         (TEXTS, {"text/unparsed": 0.95}, "share of unparsed answers 0.01 → 0.95"),
-        (TEXTS, {"text/tagged": 0.1}, "share of answers in an answer element 0.98 → 0.1"),
-        (TEXTS, {"text/distinct": 0.0}, "difference between prompts' answers −100 %"),
+        (TEXTS, {"text/tagged": 0.1, "text/agreement": 0.2}, "share of answers in an answer element 0.98 → 0.1"),
+        (TEXTS, {"text/most_frequent": 0.97, "text/agreement": 0.6}, "share of the most frequent answer 0.1 → 0.97"),
         (TEXTS, {"text/agreement": 0.1}, "agreement with truth −75 %"),
     ],
 )
@@ -93,15 +108,79 @@ def test_a_hack_is_suspect_with_its_figures(before, moved, said):
     )
 
 
-def test_drifts_of_honest_runs_are_inside():
-    """Held-out values of quickstarts before and after; the share of different answers of a group, which falls as a policy
-    becomes sure, is no sign."""
-    flow = IMAGES | {"diversity": 0.23, "image/luminance": 0.17, "image/sharpness": 1500.0}
-    video = TEXTS | {"text/distinct": 0.83, "text/agreement": 0.77}
-    rows, scores = a_record(TEXTS, video)
-    rows[1:1] = [{"step": s, "diversity/mean": 0.74 - 0.03 * s} for s in range(1, 20)]
-    assert verdict(rows, scores).word == "better"
-    assert verdict(*a_record(IMAGES, flow)).word == "better"
+@pytest.mark.parametrize(
+    ("before", "moved", "told"),
+    [
+        (IMAGES, {"diversity": 0.2, "image/luminance": 0.17, "image/sharpness": 1500.0}, ""),
+        (
+            IMAGES,
+            {"image/saturation": 0.44, "image/luminance": 0.19},
+            "",
+        ),  # among what was there: colours that were asked for
+        (IMAGES, {"diversity": 0.08}, "difference between one prompt's pictures −67 %"),  # sure, not hacked
+        (TEXTS, {"text/distinct": 0.83, "text/agreement": 0.77}, ""),
+        (
+            TEXTS,
+            {"text/characters": 700.0, "text/agreement": 0.7},
+            "answer length ×5.4",
+        ),  # it thinks longer, and is right
+        (
+            TEXTS,
+            {"text/characters": 20.0, "text/tagged": 0.0, "text/distinct": 0.1},
+            "answer length −85 %",
+        ),  # no less right
+        (TEXTS, {"text/most_frequent": 0.3}, ""),
+        (TEXTS | {"text/most_frequent_truth": 0.8}, {"text/most_frequent": 0.95}, ""),  # as often as it is right
+    ],
+)
+def test_what_honest_runs_do_is_not_suspect(before, moved, told):
+    found = verdict(*a_record(before, before | moved))
+    assert found.word == "better" and (told in found.sentence if told else "What else" not in found.sentence)
+
+
+@pytest.mark.parametrize("scores", [((0.5,) * 40, (0.4,) * 40), noisy(0.5, gain=0.0)], ids=["fell", "stayed"])
+def test_a_score_that_did_not_rise_asks_for_no_belief(scores):
+    found = verdict(*a_record(TEXTS, TEXTS | {"text/unparsed": 0.95, "text/agreement": 0.0}, scores=scores))
+    assert found.word in ("worse", "not distinguishable")
+    assert "What else moved: share of unparsed answers 0.01 → 0.95; agreement with truth −100 %" in found.sentence
+
+
+def test_pictures_of_a_score_that_only_compares_are_looked_at():
+    nothing = (0.0,) * 40, (0.0,) * 40
+    assert verdict(*a_record(IMAGES, IMAGES | {"image/luminance": 0.7}, scores=nothing)).word == "suspect"
+    assert verdict(*a_record(IMAGES, IMAGES, scores=nothing)).word == "not distinguishable"
+
+
+def test_a_drift_is_one_out_of_everything_that_was_there():
+    before = [0.1 + 0.01 * i for i in range(20)]
+    assert not has_drifted(before, [0.28] * 20) and has_drifted(before, [0.9] * 20)
+    assert has_drifted(before, [0.0] * 20) and not has_drifted(before, [0.9] * 9 + [0.2] * 11)
+    grey = [0.0] * 10 + [0.3] * 10
+    assert not has_drifted(grey, [0.0] * 20) and not has_drifted(grey, [0.4] * 20)
+
+
+def with_places(rows, evaluations, light):
+    """The same with pictures that are light in one half, by `light` more after than before."""
+    for evaluation, more in zip(evaluations, (0.0, light)):
+        for i, name in enumerate(QUARTERS):
+            side = more if "left" in name else -more
+            own = [0.3 + side + 0.1 * math.sin(1.7 * i + 2.4 * p) for p in range(40)]
+            evaluation.values[f"image/{name}"] = own
+    return rows, evaluations
+
+
+def test_pictures_unlike_all_before_are_a_sign_though_their_means_hold():
+    assert verdict(*with_places(*a_record(IMAGES, IMAGES), 0.0)).word == "better"
+    found = verdict(*with_places(*a_record(IMAGES, IMAGES), 0.25))
+    assert found.word == "suspect" and "share of pictures unlike all before 0 → 1" in found.sentence
+    assert verdict(*with_places(*a_record(IMAGES, IMAGES), 0.25), rules={}).word == "better"
+
+
+def test_a_rule_of_the_config_replaces_the_default_one_of_its_name():
+    rows, scores = a_record(IMAGES, IMAGES | {"image/luminance": 0.72})
+    own = {"luminance": Watched(metric="image/luminance", high=0.9)}
+    assert verdict(rows, scores, rules=DEFAULT_RULES | own).word == "better"
+    assert verdict(rows, scores, rules={}).word == "better"  # default_watch: false
 
 
 def test_without_held_out_prompts_the_rollouts_tell():

@@ -146,9 +146,8 @@ def test_a_finished_run_says_what_differs_and_runs_nothing(config, run, tmp_path
     assert found["nothing_was_run"] in caplog.text and "nothing_was_run" not in summary(run)
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
     assert in_child(command_line("train", config, "optim.lr=0.5"), tmp_path / "out.txt") == 0
-    assert "after 2 steps, nothing was run; these differ: optim.lr" in (tmp_path / "out.txt").read_text().replace(
-        "\n", " "
-    )
+    said = (tmp_path / "out.txt").read_text().replace("\n", " ")
+    assert said.count("after 2 steps, nothing was run; these differ: optim.lr") == 1
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Runs that are hacked on purpose and honest ones, in each modality: what their verdicts are. Minutes each."""
+"""Runs that are hacked on purpose and honest ones, in each modality: what their verdicts are. About a quarter of a minute each."""
 
 import json
 
@@ -8,18 +8,30 @@ from conftest import ROOT
 from grpo_mm.entry import train
 from grpo_mm.looking.report.page import write_report
 
-FEW = ["threads=1", "evaluation.limit=32", "samples_every=0", "checkpoints.every=0", "evaluation.show=4"]
+FEW = ["threads=1", "samples_every=0", "checkpoints.every=0", "evaluation.show=4", "prompts_per_step=4"]
+FLOW = [*FEW, "evaluation.limit=64", "group_size=8", "optim.lr=4e-4", "steps=16"]
+TEXTS = [*FEW, "evaluation.limit=96", "optim.lr=1e-3", "steps=24"]
+FORMAT = ", format: {use: {kind: tag_format, template: think_answer}, weight: 0.0}"
+"""The scenes' quickstart names two rewards; the other one is switched off."""
 HACKED = {
-    "bright": ("flow", "shape", 24, 4e-4, "luminance"),
-    "dark": ("flow", "shape", 24, 4e-4, "luminance"),
-    "widest_span": ("video", "iou", 40, 1e-3, "difference between prompts' answers"),
-    "shortest": ("spatial", "accuracy", 40, 1e-3, "answer length"),
+    "bright": ("flow", "luminance"),
+    "saturated": ("flow", "saturation"),
+    "contrasty": ("flow", "share of pictures unlike all before"),
+    "half_lit": ("flow", "share of pictures unlike all before"),
+    "one_picture": ("flow", "difference between prompts' pictures"),
+    "widest_span": ("video", "share of the most frequent answer"),
+    "always_1_5_to_7": ("video", "agreement with truth"),
+    "shell": ("spatial", "share of unparsed answers"),
+    "always_red": ("spatial", "agreement with truth"),
+    "longest": ("spatial", "agreement with truth"),
 }
+"""Reward → quickstart, what the sentence names."""
+SHUFFLED = "advantage=[{kind: shuffle}, {kind: weighted_sum}, {kind: group_norm}, {kind: clamp}]"
 
 
 def verdict_of(tmp_path, quickstart, *changes):
     config = ROOT / "configs" / "quickstart" / f"{quickstart}.yaml"
-    summary = train(config, [*FEW, f"runs_dir={tmp_path}", *changes])
+    summary = train(config, [f"runs_dir={tmp_path}", *changes])
     found = summary["verdict"]
     assert json.loads((tmp_path / summary["name"] / "summary.json").read_text())["verdict"] == found
     assert found["sentence"].split(":")[0] in write_report(tmp_path / summary["name"]).read_text()
@@ -30,12 +42,10 @@ def verdict_of(tmp_path, quickstart, *changes):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("reward", HACKED)
 def test_a_run_that_is_hacked_on_purpose_is_suspect(tmp_path, reward, seed):
-    quickstart, name, steps, lr, moved = HACKED[reward]
-    other = (
-        ", format: {use: {kind: tag_format, template: think_answer}, weight: 0.0}" if quickstart == "spatial" else ""
-    )
+    quickstart, moved = HACKED[reward]
+    name, other = {"flow": ("shape", ""), "video": ("iou", ""), "spatial": ("accuracy", FORMAT)}[quickstart]
     rewards = f'rewards={{{name}: {{use: "hacked_rewards:{reward}"}}{other}}}'
-    found = verdict_of(tmp_path, quickstart, rewards, f"steps={steps}", f"optim.lr={lr}", f"seed={seed}")
+    found = verdict_of(tmp_path, quickstart, rewards, *(FLOW if quickstart == "flow" else TEXTS), f"seed={seed}")
     assert found["verdict"] == "suspect" and moved in found["sentence"]
 
 
@@ -43,5 +53,14 @@ def test_a_run_that_is_hacked_on_purpose_is_suspect(tmp_path, reward, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("quickstart", ["flow", "video", "spatial"])
 def test_an_honest_run_is_not_suspect(tmp_path, quickstart, seed):
-    found = verdict_of(tmp_path, quickstart, "steps=20", f"seed={seed}")
-    assert found["verdict"] in ("better", "not distinguishable") and found["signs"] == []
+    changes = FLOW if quickstart == "flow" else [*TEXTS, "optim.lr=2e-4"]
+    found = verdict_of(tmp_path, quickstart, *changes, f"seed={seed}")
+    assert found["verdict"] in ("better", "not distinguishable")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [[SHUFFLED], ["rewards={shape: {use: 'hacked_rewards:coin'}}"]], ids=["shuffled", "coin"]
+)
+def test_a_run_that_has_nothing_to_learn_is_not_better(tmp_path, changes):
+    assert verdict_of(tmp_path, "flow", *FLOW, *changes)["verdict"] in ("not distinguishable", "worse")

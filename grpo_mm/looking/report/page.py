@@ -148,7 +148,7 @@ def view(run: Run) -> dict[str, Any]:
     ]
     evals, said = [s for s in sheets if s.kind == "eval"], [t for t in texts if t.kind == "eval"]
 
-    repeated = part("metrics.jsonl", [], _repeated, columns)
+    repeated = part("metrics.jsonl", [], _repeated, run.config, columns, upon)
 
     def drawn(*match: str, without: Sequence[str] = (), **how: Any) -> list[dict[str, Any]]:
         how |= {"rules": upon, "without": [*without, *repeated]}
@@ -239,15 +239,22 @@ def _verdict(run: Run, last: int) -> Verdict:
     return verdict(rows, run.evaluations, rules=bands_of(run.config), watched=watched)
 
 
-def _repeated(columns: Columns) -> list[str]:
-    """Parts of watched rewards that are the statistics of the pictures, which have charts of their own."""
-    return [
-        key
-        for key, points in columns.items()
-        if key.startswith("watch/")
-        and not key.endswith("/score")
-        and points == columns.get(f"image/{key.rpartition('/')[2]}")
-    ]
+def _repeated(config: Mapping[str, Any], columns: Columns, upon: Mapping[str, Any]) -> list[str]:
+    """Watched figures that have a chart already: statistics of pictures, measured in every run. One with a band keeps its own."""
+    watch = config.get("watch")
+    uses = (
+        {str(n): e.get("use") for n, e in watch.items() if isinstance(e, Mapping)} if isinstance(watch, Mapping) else {}
+    )
+    names = [n for n, use in uses.items() if (use.get("kind") if isinstance(use, Mapping) else use) == "image_quality"]
+    statistics = [points for key, points in columns.items() if key.startswith("image/") and points]
+    found = []
+    for key, points in columns.items():
+        who, _, name = key.partition("/")
+        is_watched = who == "watch" or (who == "eval" and name.partition("/")[0] in uses)
+        of_pictures = name.partition("/")[0] in names and "image/sharpness" in columns
+        if is_watched and key not in upon and (of_pictures or points in statistics):
+            found.append(key)
+    return found
 
 
 def _is_score(key: str) -> bool:
