@@ -1,0 +1,48 @@
+"""The entries that do not depend on what is sampled: weights, gradients, optimiser, copies of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from grpo_mm.ledger.entries import Entry, Phase, Plan
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Each storage once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def held(module: nn.Module | None) -> int:
+    """Bytes of parameters and buffers."""
+    return 0 if module is None else bytes_of([*module.parameters(), *module.buffers()])
+
+
+def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
+    """Weights, optimiser and snapshots of a network, some of whose parameters are trained."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    count, size = sum(p.numel() for p in trained), bytes_of(trained)
+    frozen = held(module) - size
+    names = {"ref": "reference weights", "ema": "averaged weights", "sampling": "sampling weights"}
+    entries = [
+        Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), divisible=True),
+        Entry(f"{owner}, trained", size, _dtype(module, True), divisible=True),
+        Entry("AdamW" + (" in 8 bits" if plan.optimiser_bytes < 8 else ""), count * plan.optimiser_bytes, divisible=True),
+        *(Entry(names.get(name, name), size, "float32", divisible=True) for name in plan.snapshots),
+    ]
+    return tuple(entry for entry in entries if entry.bytes)
+
+
+def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
+    """The step of AdamW, and the sums of `ema` after it."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    size, largest = bytes_of(trained), max((p.numel() * p.element_size() for p in trained), default=0)
+    root = size if plan.foreach else 2 * largest
+    parts = (Entry("gradients", size, "float32", divisible=True), Entry("root of the second moment", root, divisible=True))
+    return Phase("optimiser step", parts, "train fewer weights (policy.lora), or 8-bit AdamW (optim.bits=8)")
+
+
+def _dtype(module: nn.Module, trained: bool) -> str:
+    found = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.requires_grad == trained}
+    return ", ".join(sorted(found))
