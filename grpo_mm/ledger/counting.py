@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only, tree_flatten
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
+_ACTIVE: list[Counter] = []
 
 
 class Counter(TorchDispatchMode):
@@ -32,32 +34,42 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is _aten._to_copy.default and _is_whole(args[0]) and not kwargs.get("dtype", torch.int64).is_floating_point:
-            kwargs = {name: value for name, value in kwargs.items() if name != "device"} if self.device == "meta" else kwargs
-        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        if any(t.is_meta for t in given) and not all(t.is_meta for t in given) and func not in _ACROSS:
-            if getattr(func, "_overloadpacket", None) in _INDEXING:
+        if self.device == "meta" and func is _aten._to_copy.default and _stays_whole(args[0], kwargs):
+            kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+        given = _tensors((*args, *kwargs.values()))
+        for tensor in given:
+            if self._counts(tensor):
+                self._born(tensor.untyped_storage(), size=0)  # it was there before
+        packet = getattr(func, "_overloadpacket", None)
+        metas = sum(tensor.is_meta for tensor in given)
+        if 0 < metas < len(given) and func not in _ACROSS:
+            if packet in _INDEXING:
                 args = (args[0], [place for index in args[1] for place in _places(index)], *args[2:])
             args, kwargs = tree_map_only(Tensor, _without_numbers, (args, kwargs))
         made = func(*args, **kwargs)
-        packet = getattr(func, "_overloadpacket", None)
-        if packet in flop_registry and any(t.device.type == self.device for t in given):
+        if packet in flop_registry and given and given[0].device.type == self.device:
             self.flops += int(flop_registry[packet](*args, **kwargs, out_val=made))
-        for leaf in tree_flatten(made)[0]:
-            if isinstance(leaf, Tensor) and (leaf.device.type == self.device or _is_whole(leaf)):
-                self._born(leaf.untyped_storage())
+        for tensor in _tensors((made,)):
+            if self._counts(tensor):
+                self._born(tensor.untyped_storage())
         return made
 
-    def hold(self, *tensors: Tensor) -> None:
-        """Counts tensors that were made before."""
-        for tensor in tensors:
-            self._born(tensor.untyped_storage())
+    def __enter__(self) -> Any:
+        _ACTIVE.append(self)
+        return super().__enter__()
 
-    def _born(self, storage: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
+        _ACTIVE.remove(self)
+        super().__exit__(*error)
+
+    def _counts(self, tensor: Tensor) -> bool:
+        return tensor.device.type == self.device or _is_whole(tensor)
+
+    def _born(self, storage: Any, size: int | None = None) -> None:
         key = storage._cdata
         if key in self._seen:
             return
-        self._seen[key] = size = storage.nbytes()
+        self._seen[key] = size = storage.nbytes() if size is None else size
         self.live += size
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._ended, key).atexit = False
@@ -73,6 +85,21 @@ _ACROSS = (_aten._to_copy.default, _aten.copy_.default)
 def _is_whole(tensor: Tensor) -> bool:
     """A mask or indices with values."""
     return tensor.device.type == "cpu" and not tensor.is_floating_point()
+
+
+def _stays_whole(tensor: Tensor, kwargs: Any) -> bool:
+    dtype = kwargs.get("dtype")
+    return _is_whole(tensor) and (dtype is None or not dtype.is_floating_point)
+
+
+def _tensors(things: Any) -> list[Tensor]:
+    found = []
+    for thing in things:
+        if isinstance(thing, Tensor):
+            found.append(thing)
+        elif isinstance(thing, (tuple, list)):
+            found += _tensors(thing)
+    return found
 
 
 def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -97,6 +124,9 @@ class AsOnDevice(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in (Tensor.backward, torch.autograd.backward):
+            with self:  # layers may be computed again within, which is to be seen here
+                return _backward(*args, **kwargs)
         if not torch.is_autocast_enabled("cpu"):
             self._casts.clear()
         elif func in _LOWER:
@@ -119,6 +149,15 @@ class AsOnDevice(TorchFunctionMode):
         return self._casts[id(tensor)]
 
 
+def _backward(tensors: Any, grad_tensors: Any = None, *_: Any, gradient: Any = None, **__: Any) -> None:
+    """Without the doors of torch.autograd.backward, which take the mode off."""
+    tensors = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    given = grad_tensors if gradient is None else gradient
+    given = (given,) * len(tensors) if given is None or isinstance(given, Tensor) else tuple(given)
+    gradients = tuple(torch.ones_like(t) if g is None else g for t, g in zip(tensors, given, strict=True))
+    _engine_run_backward(tensors, gradients, False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
 def _is_low(tensor: Tensor) -> bool:
     return tensor.is_meta and tensor.dtype in (torch.bfloat16, torch.float16)
 
@@ -134,16 +173,32 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """A flash kernel: it keeps the output and one number a row, never the scores."""
-    if enable_gqa and key.shape[-3] != query.shape[-3]:
-        repeats = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
-    lead = query.shape[:-3]
-    if len(lead) != 1:
-        query, key, value = (t.reshape(-1, *t.shape[-3:]) for t in (query, key, value))
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device="meta")
-    found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
-    return found.reshape(*lead, *found.shape[-3:])
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # kernels add a mask to the scores
+        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
+    return _Flash.apply(query, key, value, attn_mask)
+
+
+class _Flash(torch.autograd.Function):
+    """A flash kernel's memory: it keeps its inputs, the output and one number a row, never the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        # Kernels put the heads last but one, so that the transposition after them is free.
+        shape = (*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1])
+        found = query.new_empty(shape).transpose(-3, -2)
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, found, sums)
+        _add_flops(2.0, query, key, value)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        _add_flops(5.0, query, key, value)
+        return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape), None
+
+
+def _add_flops(products: float, query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Of so many products of all queries with all keys; a causal mask is not made use of."""
+    for counter in _ACTIVE:
+        counter.flops += int(products * query.numel() * key.shape[-2]) * 2

@@ -67,7 +67,7 @@ def _counted(made: VlmPolicy, engine: Any, plan: Plan, contexts: list[Context], 
     size = bytes_of(made.trainable.values())
     record = _record(contexts, plan.group_size, engine.max_new_tokens)
     replay.sharing = "on" if replay.shares(record) else "off"
-    tower, features, tower_flops = _tower(made, contexts)
+    tower, features, tower_flops = _tower(made, contexts, plan.kind)
     update, train_flops = _update(made, record, plan, size)
     phases, flops = [update, of_optimiser(model, plan)], {"train": train_flops}
     value, value_flops = _values(made, record)
@@ -119,12 +119,19 @@ def _at_once(engine: Any, length_N: list[int]) -> int:
     return len(next(iter(pack(length_N, most=generator.batch, most_tokens=generator.batch_tokens))))
 
 
-def _tower(made: VlmPolicy, contexts: list[Context]) -> tuple[Phase, int, float]:
-    """(the tower over one prompt's media, bytes of its features, its operations); with gradient it is part of the update."""
+def _tower(made: VlmPolicy, contexts: list[Context], kind: str) -> tuple[Phase, int, float]:
+    """(the tower over one prompt's media, bytes of its features, its operations). The features then stand for those of all
+    contexts: all are of one size."""
+    pixels = [t for t in contexts[0].inputs.values() if t.is_floating_point()]
     with Counter() as counter, torch.no_grad():
         found = made.network.features(contexts[0])
         peak, kept = counter.peak, 0 if found is None else bytes_of([found])
-    return Phase("vision tower", (Entry("activations", peak),), "fewer frames or pixels"), kept, counter.flops
+    if found is not None:
+        for context in contexts:
+            made.network._features[context] = found
+    there = sum(t.numel() * t.element_size() for t in pixels) if kind != "cpu" else 0
+    parts = (Entry("activations", peak), Entry("pixels of a prompt", there))
+    return Phase("vision tower", parts, "fewer frames or pixels"), kept, counter.flops
 
 
 def _update(made: VlmPolicy, record: TextRecord, plan: Plan, size: int) -> tuple[Phase, float]:
@@ -134,6 +141,8 @@ def _update(made: VlmPolicy, record: TextRecord, plan: Plan, size: int) -> tuple
     parts = replay.forwards(record, per_update)
     several = len(parts) > 1
     shown = [part for part in parts if record.context_N[part].unique().equal(record.context_N[parts[0]].unique())][:2]
+    if not made.network.tower_is_frozen:
+        made.network._features.clear()
     with _gradients(made, there=several), Counter() as counter:
         done, at = 0, []
         for logprob_nA, _ in replay.values(record, shown, entropy=False, grad=True, charge="train_network"):
