@@ -214,22 +214,46 @@ def evaluate(
 def show(
     config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file, or a run folder")],
     overrides: Overrides = None,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that share the prompts; each holds everything")] = 1,
+    gpu: Annotated[
+        str, typer.Option(help="the card that seconds are estimated for, e.g. rtx4090, a100, h100, h200")
+    ] = "h100",
+    share: Annotated[float, typer.Option(min=0.01, max=1.0, help="of the card's peak that is reached")] = 0.4,
+    price: Annotated[float | None, typer.Option(min=0.0, help="of one GPU for an hour")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(parser=at_home, help="a file of `grpo-mm bench --json`: seconds from there")
+    ] = None,
     trust: Trust = False,
 ) -> None:
-    """Prints the resolved config, the batch arithmetic and an estimate of memory; loads no model.
+    """Prints the resolved config, the batch arithmetic, and a ledger: does it fit, how long, what does it cost.
 
-    What still keeps it from training (files that are not there) comes last, with exit code 2.
+    No weights are loaded. What still keeps it from training (files that are not there) comes last, with exit code 2.
     """
     import yaml
 
     from grpo_mm.config import run_config
     from grpo_mm.config.arithmetic import lines
+    from grpo_mm.config.cost import cost_lines
+    from grpo_mm.errors import ConfigError
+    from grpo_mm.ledger.cards import card
+    from grpo_mm.ledger.timed import timed
+    from grpo_mm.ledger.words import Asked
 
-    settings = run_config.read(config, overrides or [], trust=trust)
+    card(gpu)
+    unset: list[str] = []
+    settings = run_config.read(config, overrides or [], trust=trust, unset=unset)
     settings.check_settings()
     say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
-    for line in lines(settings):
+    for line in lines(settings, devices):
         say(line)
+    seconds, where = timed(settings.folder, measured)
+    for line in cost_lines(settings, Asked(gpu, devices, share, price, seconds, where)):
+        say(line)
+    if unset:
+        names = ", ".join(f"data.{name}" for name in unset)
+        raise ConfigError(
+            f"{config}: {names} not set; what stands above assumes the data. Set {names.split(',')[0]}=… to train."
+        )
     settings.check()
 
 

@@ -51,8 +51,12 @@ class RunConfig(Settings):
         check_settings(self, world)
 
 
-def read(path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False) -> RunConfig:
+def read(
+    path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False, unset: list[str] | None = None
+) -> RunConfig:
     """The run that a file and its overrides describe; `check` it before use.
+
+    `unset`: takes down which ${data.NAME} have no value, for those who only count; None: that is refused.
 
     `path` may be a run folder. Its config, and a config.yaml that lies in one, are data: code that no room of this package
     lists is imported for them only if an override names it, with `trust`, or if this user's own training wrote that config
@@ -60,7 +64,9 @@ def read(path: str | Path, overrides: Sequence[str] = (), *, trust: bool = False
     """
     path = place(path, what="the config")
     try:
-        mapping = recorded_mapping(path, overrides) if path.is_dir() else read_yaml(path, overrides, RunConfig)
+        mapping = (
+            recorded_mapping(path, overrides) if path.is_dir() else read_yaml(path, overrides, RunConfig, unset=unset)
+        )
         config = build_config(mapping, path, overrides, trust=trust)
         _tell_what_stands_above(config)
         return config

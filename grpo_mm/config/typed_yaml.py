@@ -29,10 +29,13 @@ from grpo_mm.outside import expanded, place, plain, reason, shown
 from grpo_mm.registry import Role, role_of
 
 
-def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None = None) -> dict[str, Any]:
+def read_yaml(
+    path: str | Path, overrides: Sequence[str] = (), of: type | None = None, *, unset: list[str] | None = None
+) -> dict[str, Any]:
     """The plain mapping of a config file: its one `inherit`ed parent below it, `key.sub=value` overrides on top.
 
     `of`: the dataclass that the file describes; its fields say what the text of an override means.
+    `unset`: takes down which ${data.NAME} have no value, in whose place their names then stand; None: that is refused.
     """
     path = place(path, what="the config")
     mapping = _load(path)
@@ -60,7 +63,11 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None =
         )  # what the file says stands above what its method says
     for text in overrides:
         mapping = override(mapping, text, of)
-    return _filled(mapping, _data_of(mapping, path), where=str(path))
+    data = _data_of(mapping, path)
+    if unset is not None:
+        unset += [name for name in dict.fromkeys(PLACE.findall(str(mapping))) if data.get(name) is None]
+        data = dict(data) | {name: f"data.{name}" for name in unset}
+    return _filled(mapping, data, where=str(path))
 
 
 def _data_of(mapping: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

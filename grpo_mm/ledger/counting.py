@@ -109,7 +109,11 @@ def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _without_numbers(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_meta else torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return (
+        tensor
+        if tensor.is_meta
+        else torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    )
 
 
 class AsOnDevice(TorchFunctionMode):
@@ -166,7 +170,16 @@ _LOWER = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.mm, torch.addmm,
     torch.baddbmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm, torch.conv2d, torch.conv3d,
 }  # fmt: skip
-_WIDER = {F.layer_norm, F.group_norm, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, F.rms_norm, torch.layer_norm}
+_WIDER = {
+    F.layer_norm,
+    F.group_norm,
+    F.softmax,
+    F.log_softmax,
+    torch.softmax,
+    torch.log_softmax,
+    F.rms_norm,
+    torch.layer_norm,
+}
 
 
 def _attention(

@@ -101,8 +101,6 @@ class Plan:
     """Held-out rows that one process is asked at once; 0: no held-out data, or as many as a step has."""
     media: str = ""
     """"video" or "picture" where prompts have one, as far as the readers tell."""
-    prompts_seen: tuple = ()
-    """Prompts of the data, where they could be read."""
 
     @property
     def rows(self) -> int:

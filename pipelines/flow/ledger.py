@@ -13,8 +13,7 @@ from grpo_mm.ledger.counting import AsOnDevice, Counter
 from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
 from grpo_mm.ledger.state import bytes_of, held, of_optimiser, of_training
 from grpo_mm.pipelines.flow.models.known import known_pipeline
-from grpo_mm.pipelines.flow.policy import DTYPES, FlowPolicy, FlowPolicyConfig
-from grpo_mm.types import Prompt
+from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 
 LOWER = "policy.micro_batch, policy.gradient_checkpointing=true"
 
@@ -34,7 +33,8 @@ class _OnMeta:
         for name, part in self.pipe.components.items():
             if isinstance(part, torch.nn.Module):
                 widened = name == "vae" or (name == "transformer" and full)
-                part.requires_grad_(False).eval().to(wide if widened else dtype)
+                part.requires_grad_(False).eval()
+                torch.nn.Module.to(part, wide if widened else dtype)  # the library's own warns of what is meant here
         return self.pipe
 
 
@@ -82,7 +82,10 @@ def _counted(net: FlowPolicy, engine: Any, plan: Plan, source: str, stored: int,
             Entry("pictures of a step", plan.rows * 3 * size[0] * size[1], "uint8", place="host"),
         ) if entry.bytes
     )  # fmt: skip
-    encode = (Entry("activations", encode_peak), Entry("text encoders, moved in", encoders if "encoders" in away else 0))
+    encode = (
+        Entry("activations", encode_peak),
+        Entry("text encoders, moved in", encoders if "encoders" in away else 0),
+    )
     decode = (Entry("activations", decode_peak), Entry("decoder, moved in", decoder if "decoder" in away else 0))
     aside = (swapped(trained),) if plan.snapshots else ()
     phases = (
@@ -99,7 +102,10 @@ def _counted(net: FlowPolicy, engine: Any, plan: Plan, source: str, stored: int,
     flops["decode"] = decode_flops * plan.rows
     weights = sum(p.numel() for p in network.parameters())
     count = sum(p.numel() for p in net.trainable.values())
-    said = (f"sizes of {source}", f"pictures of {size[0]} × {size[1]} pixels: {net.family.image_tokens(pipe, *size)} image tokens")
+    said = (
+        f"sizes of {source}",
+        f"pictures of {size[0]} × {size[1]} pixels: {net.family.image_tokens(pipe, *size)} image tokens",
+    )
     return Ledger(
         resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
         weights=weights - (count if config.lora is not None else 0), said=said,
@@ -118,7 +124,11 @@ def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], int, float]:
 def _inputs(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int]) -> tuple[Any, ...]:
     shape = net.family.latent_shape(net.pipe, *size)
     x = torch.empty(n, *shape, dtype=net.math_dtype, device="meta")
-    return x, torch.empty(n, dtype=net.math_dtype, device="meta"), {k: v.expand(n, *v.shape[1:]) for k, v in condition.items()}
+    return (
+        x,
+        torch.empty(n, dtype=net.math_dtype, device="meta"),
+        {k: v.expand(n, *v.shape[1:]) for k, v in condition.items()},
+    )
 
 
 def _forward(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int]) -> tuple[int, float]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from grpo_mm.ledger.counting import AsOnDevice, Counter
 from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
@@ -31,11 +30,15 @@ SECONDS_A_LAYER = {False: 0.9e-3, True: 1.9e-3}
 FEWER_TOKENS = "policy.micro_batch, policy.gradient_checkpointing=true, fewer frames or pixels (policy.media.sampling)"
 
 
-def vlm_ledger(policy: VlmPolicyConfig, engine: Any, plan: Plan) -> Ledger:
-    """Raises ConfigError for a checkpoint that is neither here nor of a known size."""
+def vlm_ledger(policy: VlmPolicyConfig, engine: Any, plan: Plan, *, seen: sizes.Seen | None = None) -> Ledger:
+    """`seen`: what a prompt is known to be; None: assumed from the settings.
+
+    Raises:
+        ConfigError: a checkpoint that is neither here nor of a known size.
+    """
     config, source = known_config(policy.path)
     net = _without_numbers(policy, config, plan.kind)
-    seen = sizes.assumed(policy, config, plan)
+    seen = seen or sizes.assumed(policy, config, plan)
     said = [f"sizes of {source}", f"a prompt: {seen.said}: {seen.visual} visual tokens and {seen.text} of text"]
     contexts = sizes.contexts(seen, config, plan.prompts)
     with AsOnDevice():
@@ -80,7 +83,7 @@ def _counted(made: VlmPolicy, engine: Any, plan: Plan, contexts: list[Context], 
     token_steps = token_bytes = 0.0
     if isinstance(engine.generator, HfGenerator):
         rows = _at_once(engine, [len(c) + engine.max_new_tokens for c in _of_rows(record)])
-        drawn, prefill_flops, keys = _drawing(made, record, rows, engine.max_new_tokens, swapped_bytes=0)
+        drawn, prefill_flops, keys = _drawing(made, record, rows, engine.max_new_tokens)
         phases.append(drawn)
         flops["prefill"] = prefill_flops * plan.calls.get("rollout", plan.rows) / max(1, plan.rows)
         token_steps = -(-plan.calls.get("rollout", plan.rows) // max(1, rows)) * engine.max_new_tokens
@@ -184,14 +187,12 @@ def _values(made: VlmPolicy, record: TextRecord) -> tuple[int, float]:
     return counter.peak, counter.flops * len(rows) / len(part)
 
 
-def _drawing(
-    made: VlmPolicy, record: TextRecord, rows: int, length: int, *, swapped_bytes: int
-) -> tuple[Phase, float, int]:
+def _drawing(made: VlmPolicy, record: TextRecord, rows: int, length: int) -> tuple[Phase, float, int]:
     """(reading the prompts of the rows that are drawn at once and their last token, operations of a step's prefill, keys)."""
     contexts = _of_rows(record)[:rows]
     with Counter() as counter, torch.no_grad():
         running = begun(made.network, torch.arange(rows), contexts, max_new_tokens=length)
-        prefill, flops = counter.peak, counter.flops
+        flops = counter.flops
         late = replace(running, drawn_n=torch.full((rows,), max(0, length - 2)), layers=running.layers)
         del running
         if length > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 
 from grpo_mm.ledger.entries import Plan
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
-from grpo_mm.types import Prompt
 
 TEXT_TOKENS = 256
 """Of a question with its chat template, where no data say more."""
@@ -50,7 +48,9 @@ def assumed(policy: Any, config: Any, plan: Plan) -> Seen:
         across = max(1, round(math.sqrt(pixels) / side))
         grid = (1, across * vision.spatial_merge_size, across * vision.spatial_merge_size)
         where = "policy.image_pixels" if policy.image_pixels else "assumed: nothing limits it but the checkpoint"
-        seen = Seen(TEXT_TOKENS, across**2, grid, "image", f"a picture of {across * side} × {across * side} pixels ({where})")
+        seen = Seen(
+            TEXT_TOKENS, across**2, grid, "image", f"a picture of {across * side} × {across * side} pixels ({where})"
+        )
     else:
         seen = Seen(TEXT_TOKENS, 0, None, "", "texts alone")
     limit = policy.chat.max_prompt_tokens
@@ -101,9 +101,3 @@ def contexts(seen: Seen, config: Any, count: int) -> list[Context]:
         inputs["mm_token_type_ids"] = ((ids == config.video_token_id) | (ids == config.image_token_id)).long()[None]
         made.append(Context(f"counted {number}", ids, torch.arange(seen.tokens).expand(3, -1), inputs))
     return made
-
-
-def of_prompts(encode: Any, prompts: Sequence[Prompt]) -> Context | None:
-    """The longest context that the checkpoint's own processor makes of some prompts; None if it makes none."""
-    made = [encode(prompt) for prompt in prompts]
-    return max((context for context in made if not context.failure), key=len, default=None)

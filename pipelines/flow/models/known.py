@@ -46,7 +46,11 @@ def known_pipeline(family: Any) -> tuple[Any, str]:
         ConfigError: it is not on this disk and no size that is known here.
     """
     path = family.path
-    folder = None if path.startswith(RANDOM) else on_this_disk(resolve(path), revision=family.revision, file="model_index.json")
+    folder = (
+        None
+        if path.startswith(RANDOM)
+        else on_this_disk(resolve(path), revision=family.revision, file="model_index.json")
+    )
     if folder is not None:
         return _from_folder(folder), f"{shown(path)}: config files on this disk"
     name = SIZES.get(path.removeprefix(RANDOM), path)
@@ -64,7 +68,9 @@ def _from_folder(folder: Path) -> Any:
     import diffusers
 
     index = read_index(folder)
-    parts = {name: _part(folder, name, value) for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
+    parts = {
+        name: _part(folder, name, value) for name, value in index.items() if isinstance(value, list) and name[0] != "_"
+    }
     return getattr(diffusers, index["_class_name"])(**parts)
 
 
@@ -101,7 +107,12 @@ def _flux(size: dict[str, Any]) -> Any:
 
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(
-            patch_size=1, in_channels=64, joint_attention_dim=4096, pooled_projection_dim=768, axes_dims_rope=(16, 56, 56), **size
+            patch_size=1,
+            in_channels=64,
+            joint_attention_dim=4096,
+            pooled_projection_dim=768,
+            axes_dims_rope=(16, 56, 56),
+            **size,
         )
         return FluxPipeline(
             transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
@@ -145,5 +156,7 @@ def _tokenizer() -> Any:
 def _t5_tokenizer() -> Any:
     from transformers import T5Tokenizer
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [(c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [
+        (c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz"
+    ]
     return T5Tokenizer(vocab=pieces, extra_ids=0)

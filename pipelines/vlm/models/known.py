@@ -66,7 +66,14 @@ def _config(size: str) -> Any:
         text, vision = VISION_LANGUAGE[size]["text"], VISION_LANGUAGE[size]["vision"]
         tied = VISION_LANGUAGE[size]["tie_word_embeddings"]
     else:
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        names = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+        )
         *numbers, tied = _TEXT[size]
         text = dict(zip(names, numbers, strict=True))
         vision = VISION_LANGUAGE["qwen2_5_vl/7b"]["vision"] | {"intermediate_size": 3456}
@@ -74,10 +81,14 @@ def _config(size: str) -> Any:
     sections = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     if family == "qwen2_vl":
         tower = {"depth": 32, "embed_dim": 1280, "hidden_size": text["hidden_size"], "num_heads": 16, "mlp_ratio": 4}
-        return Qwen2VLConfig(text_config=text | {"rope_parameters": sections}, vision_config=tower, tie_word_embeddings=tied)
+        return Qwen2VLConfig(
+            text_config=text | {"rope_parameters": sections}, vision_config=tower, tie_word_embeddings=tied
+        )
     if family == "qwen2_5_vl":
         tower = vision | {"out_hidden_size": text["hidden_size"]}
-        return Qwen2_5_VLConfig(text_config=text | {"rope_parameters": sections}, vision_config=tower, tie_word_embeddings=tied)
+        return Qwen2_5_VLConfig(
+            text_config=text | {"rope_parameters": sections}, vision_config=tower, tie_word_embeddings=tied
+        )
     depth, width, within, deep = _TOWER_QWEN3.get(letter, (27, 1152, 4304, [8, 16, 24]))
     tower = {
         "depth": depth, "hidden_size": width, "intermediate_size": within, "num_heads": 16,
