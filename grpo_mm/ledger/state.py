@@ -28,9 +28,7 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
     entries = [
         Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), divisible=True),
         Entry(f"{owner}, trained", size, _dtype(module, True), divisible=True),
-        Entry(
-            "AdamW" + (" in 8 bits" if plan.optimiser_bytes < 8 else ""), count * plan.optimiser_bytes, divisible=True
-        ),
+        Entry("AdamW", count * plan.optimiser_bytes, divisible=True),
         *(Entry(names.get(name, name), size, "float32", divisible=True) for name in plan.snapshots),
     ]
     return tuple(entry for entry in entries if entry.bytes)
@@ -45,7 +43,7 @@ def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
         Entry("gradients", size, "float32", divisible=True),
         Entry("root of the second moment", root, divisible=True),
     )
-    return Phase("optimiser step", parts, "train fewer weights (policy.lora), or 8-bit AdamW (optim.bits=8)")
+    return Phase("optimiser step", parts, "train an adapter (policy.lora={rank: 32})")
 
 
 def _dtype(module: nn.Module, trained: bool) -> str:

@@ -75,7 +75,10 @@ def test_the_smallest_card_leaves_room_for_cuda_and_the_words_say_what_to_change
     assert [smallest(int(gib * GIB)) for gib in (20, 22.5, 40, 50, 74, 130, 140)] == [24, 40, 48, 80, 141, 141, None]
     assert needed(50 * GIB) == pytest.approx((50 * 1.05 + 1) / 0.97)
     told = "\n".join(memory_lines(LEDGER))
-    assert "smallest GPU that holds this: 80 GiB" in told and "for a smaller one: update takes 40.00 GiB: policy.micro_batch" in told
+    assert (
+        "smallest GPU that holds this: 80 GiB" in told
+        and "for a smaller one: update takes 40.00 GiB: policy.micro_batch" in told
+    )
 
 
 def test_seconds_follow_from_operations_and_a_measured_step_goes_before():
@@ -90,7 +93,8 @@ def test_seconds_follow_from_operations_and_a_measured_step_goes_before():
 def test_data_that_are_not_set_do_not_hide_the_arithmetic(tmp_path):
     text = (ROOT / "configs/quickstart/flow.yaml").read_text()
     (tmp_path / "run.yaml").write_text(
-        text.replace("{kind: shape_world, split: train}", "{kind: file, path: '${data.texts}'}") + "data: {texts: null}\n"
+        text.replace("{kind: shape_world, split: train}", "{kind: file, path: '${data.texts}'}")
+        + "data: {texts: null}\n"
     )
     found = CliRunner().invoke(app, ["show", str(tmp_path / "run.yaml")])
     assert "smallest GPU that holds this: 24 GiB" in found.output and "s a step" in found.output

@@ -33,7 +33,14 @@ def predicted(ledger) -> int:
     return ledger.fullest.bytes + sum(e.bytes for e in ledger.resident if e.owner in OF_A_STEP)
 
 
-FLOW = ("prompts_per_step=2", "group_size=8", "updates.count=1", "policy.micro_batch=8", "policy.decode_batch=4", *SMALL)
+FLOW = (
+    "prompts_per_step=2",
+    "group_size=8",
+    "updates.count=1",
+    "policy.micro_batch=8",
+    "policy.decode_batch=4",
+    *SMALL,
+)
 KL = "objective=[{kind: clipped_ratio}, {kind: kl, form: gaussian_no_dt, weight: 0.04}]"
 
 
@@ -53,8 +60,9 @@ def test_a_picture_run_holds_what_its_ledger_says_within_a_tenth(overrides, tmp_
     assert predicted(ledger) == pytest.approx(measured(config, tmp_path), rel=0.1)
 
 
+CLIPS = "{kind: 'grpo_mm.pipelines.zoo.random_clips:RandomClips', count: 4, frames: 16, height: 56, width: 112}"
 TEXTS = (
-    "policy.path=random:qwen2_5_vl/tiny", "prompts={a: {use: {kind: random_clips, count: 4, frames: 16, height: 56, width: 112}}}",
+    "policy.path=random:qwen2_5_vl/tiny", f"prompts.pictures.use={CLIPS}",
     "prompts_per_step=1", "group_size=4", "engine.max_new_tokens=24", *SMALL,
 )  # fmt: skip
 
