@@ -151,7 +151,7 @@ MAY_IMPORT = {
     "pipelines": "",
     "pipelines.zoo": "processes",
     "pipelines.flow.models": "pipelines pipelines.zoo weights",
-    "pipelines.flow": "pipelines ledger advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
+    "pipelines.flow": "ledger advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
     "pipelines.flow.trees": "pipelines.flow processes",
     "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.trees processes",
     "pipelines.vlm.models": "pipelines pipelines.zoo weights",
@@ -161,7 +161,7 @@ MAY_IMPORT = {
     "pipelines.vlm.sampling": "pipelines.vlm.forwards pipelines.vlm.prompt_sharing pipelines.vlm.prompting processes",
     "pipelines.spatial": "pipelines.vlm.prompting",
     "pipelines.video_grounding": "pipelines.vlm.models pipelines.vlm.prompting processes rollout rollout.collectors",
-    "pipelines.vlm": "pipelines ledger pipelines.spatial pipelines.vlm.forwards pipelines.vlm.models pipelines.vlm.prompt_sharing "
+    "pipelines.vlm": "ledger pipelines.spatial pipelines.vlm.forwards pipelines.vlm.models pipelines.vlm.prompt_sharing "
     "pipelines.vlm.prompting pipelines.vlm.sampling processes weights",
     "rewards": "",
     "rewards.shared": "weights",
