@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, sample, eval, show, calibrate, methods, report, bench, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, zoo."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grpo_mm.errors import TrainingStopped, UserError
 from grpo_mm.links import check_links
 from grpo_mm.moved import MovedModule
-from grpo_mm.outside import expanded
+from grpo_mm.outside import expanded, shown
 from grpo_mm.tools.plain_output import PlainFormatter, say, say_error
+
+if TYPE_CHECKING:
+    from grpo_mm.tools.held_out import HeldOut
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -36,9 +39,6 @@ def at_home(text: str | Path) -> Path:
 
 Trust = Annotated[bool, typer.Option("--trust", help="import code that a run folder's config names")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value settings on top of the file")]
-
-
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def main() -> None:
@@ -81,7 +81,11 @@ def _is_in_a_run(arguments: list[str]) -> bool:
 def train(
     config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option(help="start over, deleting the run folder")] = False,
+    fresh: Annotated[bool, typer.Option(help="start over; the run that lies there is moved to NAME.1")] = False,
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="go on with noted changes (docs/reference.md), and write them into the record"),
+    ] = False,
     checkpoint: Annotated[str | None, typer.Option(help="go on from this checkpoint instead of the newest")] = None,
     trust: Trust = False,
 ) -> None:
@@ -96,10 +100,11 @@ def train(
     settings = read(config, overrides or [], trust=trust)
     folder = settings.folder.absolute()  # a reward may change the working folder
     try:
-        with progress(settings) if is_main() else nullcontext() as on_step:
-            summary = run(settings, fresh=fresh, checkpoint=checkpoint, on_step=on_step)
+        with progress() if is_main() else nullcontext() as told:
+            summary = run(settings, fresh=fresh, accept=accept, checkpoint=checkpoint, told=told)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the newest checkpoint", err=True)
+        say(f"grpo-mm export {folder} --checkpoint best|last|STEP writes what any checkpoint holds", err=True)
         raise typer.Exit(130) from None
     if is_main():
         report = write_report(folder)
@@ -112,6 +117,23 @@ def is_main() -> bool:
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder, whether the run has ended or not")],
+    checkpoint: Annotated[str, typer.Option(help="best (held-out score), last, or a step's number")] = "last",
+    to: Annotated[Path | None, typer.Option(parser=at_home, help="a new folder; default: RUN/export/step_…")] = None,
+    merged: Annotated[
+        bool,
+        typer.Option("--merged", help="the adapter in the weights of a whole checkpoint, which loads without peft"),
+    ] = False,
+    trust: Trust = False,
+) -> None:
+    """Writes the adapter or model of any checkpoint, with its card, as plain diffusers, transformers and peft load it."""
+    from grpo_mm.tools.export import export as write
+
+    say(write(run, checkpoint=checkpoint, to=to, merged=merged, trust=trust))
+
+
+@app.command()
 def sample(
     run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder, or a config for the untrained model")],
     prompt: Annotated[list[str], typer.Option("--prompt", help="may be given several times")],
@@ -119,40 +141,49 @@ def sample(
         list[Path] | None,
         typer.Option("--media", parser=at_home, help="a picture or video that every prompt is about; may be repeated"),
     ] = None,
-    out: Annotated[Path, typer.Option(parser=at_home, help="folder for the pictures, or for answers.json")] = Path(
-        "samples"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=at_home, help="folder for the pictures, or for answers.json; default: RUN/samples_drawn/001, 002, …"
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(help="samples of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="of the initial noise, or of the tokens")] = 0,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, last (default), or a step's number")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="the bare text, without the template of the run's prompts")
+    ] = False,
+    source: Annotated[str | None, typer.Option(help="whose template, where the run's prompts have several")] = None,
+    word: Annotated[list[str] | None, typer.Option("--word", help="NAME=TEXT for {NAME} in the template")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
     trust: Trust = False,
 ) -> None:
-    """Draws pictures, or prints answers, with the sampler of the evaluation.
+    """Draws pictures, or prints answers, with the sampler of the evaluation and the prompt template of training.
 
     Pictures: latents.safetensors holds the initial noise of each. Answers: all of a prompt are the same unless the run
     evaluates at a temperature, e.g. --set engine.eval_temperature=1.
     """
+    from grpo_mm.entry import opened_medium
     from grpo_mm.tools.inference import sample as draw
 
-    opened = [_media_file(path) for path in media or []]
+    opened = [opened_medium(path, what="--media") for path in media or []]
+    if unnamed := [text for text in word or [] if "=" not in text]:
+        raise UserError(f"--word {unnamed[0]}: wanted NAME=TEXT.")
+    words = dict(text.partition("=")[::2] for text in word or [])
     made = draw(
-        run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust
-    )
+        run, prompts=prompt, media=opened, out=out, count=count, seed=seed, overrides=overrides or [], trust=trust,
+        checkpoint=checkpoint, raw=raw, source=source, words=words,
+    )  # fmt: skip
+    if as_json:
+        say(json.dumps(made.as_json(), indent=1, ensure_ascii=False))
+        return
     for text, answers in zip(prompt, made.answers):
         say(text)
         for answer in answers:
             say(f"  {'(not asked; see above)' if answer is None else answer}")
     for path in made.files:
         say(path)
-
-
-def _media_file(path: Path) -> object:
-    """A picture by its ending, else a video: its decoder tells whether it is one."""
-    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
-
-    if not path.is_file():
-        raise UserError(f"--media {path}: there is no such file.")
-    return ImageFile(str(path)) if path.suffix.lower() in PICTURE_ENDINGS else VideoFile(str(path))
 
 
 @app.command("eval")
@@ -164,7 +195,11 @@ def evaluate(
         ),
     ] = None,
     overrides: Overrides = None,
-    checkpoint: Annotated[str | None, typer.Option(help="a checkpoint of the run; default: the newest")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, last (default), or a step's number")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=at_home, help="a new folder for predictions and result; default: RUN/evals/001, 002, …"),
+    ] = None,
     predictions: Annotated[
         list[Path] | None,
         typer.Option("--predictions", parser=at_home, help="a file of predictions to score; may be repeated"),
@@ -190,17 +225,20 @@ def evaluate(
     if predictions:
         from grpo_mm.tools.prediction_files import score_files
 
-        if run is not None or checkpoint is not None:
-            raise UserError("--predictions asks no model: leave out the run, its overrides and --checkpoint.")
+        if run is not None or checkpoint is not None or out is not None:
+            raise UserError("--predictions asks no model: leave out the run, its overrides, --checkpoint and --out.")
         if form is None or not annotations:
             raise UserError("--predictions needs --annotations FILE and --as FORM beside it.")
         found = score_files(form, predictions=predictions, annotations=annotations, answered_only=answered_only)
     elif run is None or annotations or form or answered_only:
         raise UserError("eval needs a run folder or a config, or else --predictions, --annotations and --as.")
     else:
-        from grpo_mm.tools.inference import evaluate as score
+        from grpo_mm.tools.held_out import held_out
 
-        found = score(run, overrides=overrides or [], checkpoint=checkpoint, trust=trust)
+        told = held_out(run, overrides=overrides or [], checkpoint=checkpoint, out=out, trust=trust)
+        if is_main():
+            say(json.dumps(told.as_json(), indent=1)) if as_json else _tell(told)
+        return
     if as_json:
         numbers = {name: value if math.isfinite(value) else None for name, value in found.items()}
         say(json.dumps(numbers, indent=1))
@@ -208,6 +246,23 @@ def evaluate(
     for name, value in found.items():
         digits = 0 if name.endswith("queries") else 2 if predictions else 4
         say(f"{name:40s} {value:.{digits}f}")
+
+
+def _tell(told: HeldOut) -> None:
+    """A line for each metric, with its standard error where it is a mean over prompts; then of what, and where the evidence is."""
+    for name, value in told.metrics.items():
+        error = told.standard_errors.get(name)
+        say(f"{name:40s} {value:.4f}" + ("" if error is None else f" ± {error:.4f}"))
+    say(
+        f"{told.prompts} prompts, {told.samples_per_prompt} sample{'s' * (told.samples_per_prompt > 1)} each, {told.weights} weights"
+        + (f" of step {told.step}" if told.step else "")
+        + "; ± is one standard error over the prompts"
+    )
+    say(
+        f"predictions  {told.folder / 'predictions.jsonl'}"
+        if told.folder
+        else "nothing was written; --out FOLDER keeps the predictions"
+    )
 
 
 @app.command()
@@ -225,36 +280,18 @@ def show(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Prints the resolved config, the batch arithmetic, and a ledger: does it fit, how long, what does it cost.
+    """Prints the resolved config, the batch arithmetic, a ledger (does it fit, how long, what does it cost) and what the data hold.
 
-    No weights are loaded. What still keeps it from training (files that are not there) comes last, with exit code 2.
+    No weights are loaded. Values that the file does not say are marked: a default and whose, of the method, set on the command
+    line. What still keeps it from training (data not set, files that are not there, media that nobody reads) comes last, with
+    exit code 2.
     """
-    import yaml
-
-    from grpo_mm.config import run_config
-    from grpo_mm.config.arithmetic import lines
-    from grpo_mm.config.cost import cost_lines
-    from grpo_mm.errors import ConfigError
-    from grpo_mm.ledger.cards import card
-    from grpo_mm.ledger.timed import timed
     from grpo_mm.ledger.words import Asked
+    from grpo_mm.tools.show import shown_lines
 
-    card(gpu)
-    unset: list[str] = []
-    settings = run_config.read(config, overrides or [], trust=trust, unset=unset)
-    settings.check_settings()
-    say(yaml.safe_dump(run_config.plain(settings), sort_keys=False))
-    for line in lines(settings, devices):
+    asked = Asked(gpu, devices, share, price, bench=measured)
+    for line in shown_lines(config, overrides or [], trust=trust, asked=asked):
         say(line)
-    seconds, where = timed(settings.folder, measured)
-    for line in cost_lines(settings, Asked(gpu, devices, share, price, seconds, where)):
-        say(line)
-    if unset:
-        names = ", ".join(f"data.{name}" for name in unset)
-        raise ConfigError(
-            f"{config}: {names} not set; what stands above assumes the data. Set {names.split(',')[0]}=… to train."
-        )
-    settings.check()
 
 
 @app.command()
@@ -313,17 +350,62 @@ def methods(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="vqa, video or image")],
+    folder: Annotated[Path, typer.Argument(parser=at_home, help="is made; existing files are never overwritten")],
+) -> None:
+    """Writes a folder to start from: a commented config, your own reward, sample data. It trains at once, on a tiny model."""
+    from grpo_mm.starters.new import new as write
+    from grpo_mm.starters.new import next_steps
+
+    for path in write(kind, folder):
+        say(f"wrote {path}")
+    say("\nNext:")
+    for line in next_steps(kind, folder):
+        say(f"  {line}")
+
+
+@app.command()
+def explain(
+    words: Annotated[
+        list[str], typer.Argument(help="policy.micro_batch, micro_batch, reward temporal_iou, dapo, num_generations …")
+    ],
+) -> None:
+    """Tells what a key of a config, a component or a method means: type, default, kinds, unit."""
+    from grpo_mm.tools.explain import explain as told
+
+    for line in told(*words):
+        say(line)
+
+
+@app.command("configs")
+def shipped_configs(
+    name: Annotated[Path | None, typer.Argument(help="print where this one lies")] = None,
+) -> None:
+    """Lists the configs that ship with the package; each name does where a command takes a config's file."""
+    from grpo_mm.config.shipped import SHIPPED, first_line, near_names, shipped_file, shipped_names
+
+    if name is None:
+        for one in shipped_names():
+            say(f"{one:44s} {first_line(one)}")
+        say(f"They lie in {SHIPPED}, with files for `accelerate launch --config_file` in accelerate/.")
+        return
+    found = shipped_file(name)
+    if found is None:
+        near = near_names(name)
+        raise UserError(
+            f"no config {shown(str(name))} ships with the package."
+            + (f" Did you mean {', '.join(near)}?" if near else " `grpo-mm configs` lists those that do.")
+        )
+    say(found)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(parser=at_home, help="a run folder")]) -> None:
     """Writes the run as one HTML page."""
-    from grpo_mm.config.recorded import is_recorded_run
-    from grpo_mm.looking.report.page import write_report
+    from grpo_mm.entry import report as write
 
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml.")
-    page = run / "report.html"
-    if page.is_symlink() or (page.exists() and not is_recorded_run(run)):
-        raise UserError(f"{page} is there, in a folder that no run has written, so it is not overwritten.")
-    say(write_report(run))
+    say(write(run))
 
 
 @app.command()

@@ -1,7 +1,8 @@
-"""`train`: the Python entry, and what the command line calls."""
+"""What the verbs of `grpo_mm` and the command line call: `train`, its report, media by name."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,15 +13,21 @@ from typing import Any
 
 import torch
 
+from grpo_mm.config.recorded import is_recorded_run
 from grpo_mm.config.run_config import RunConfig, Scorer, read
-from grpo_mm.errors import ConfigError
+from grpo_mm.config.without_effect import tell_what_has_no_effect
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.links import check_links
+from grpo_mm.looking.progress_lines import Nobody, ProgressLines, Told, heard
+from grpo_mm.looking.report.page import write_report
+from grpo_mm.looking.trackers import Trackers, check_installed
+from grpo_mm.outside import place, shown
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.reward_use import check_call
 from grpo_mm.training.run_folder import (
     check_folder,
     exclusive,
     find_checkpoint,
-    finished,
     folder_of,
     open_folder,
     starts_over,
@@ -28,74 +35,157 @@ from grpo_mm.training.run_folder import (
 from grpo_mm.training.trainer import OnStep, Trainer
 from grpo_mm.weights.stateful import stateful_parts
 
+log = logging.getLogger(__name__)
+
 
 def train(
-    config: RunConfig | str | Path,
+    config: RunConfig | str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
     rewards: Mapping[str, Callable[..., Any] | Scorer] | None = None,
     fresh: bool = False,
+    accept: bool = False,
     checkpoint: str | None = None,
     on_step: OnStep | None = None,
+    told: Told | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Runs a config to its end, or goes on with it where it was interrupted.
 
     Args:
-        config: a config, or the path of its file.
+        config: a config, the path of its file, the name of a shipped one, or a dict of the same keys.
         overrides: "key.sub=value" texts, as on the command line.
-        rewards: replaces the config's rewards by functions `(images, prompts, metadata) -> list[float]` or reward objects.
-        fresh: start over, deleting the run folder.
+        rewards: replaces the config's rewards by functions (arguments by name: `grpo_mm.rollout.reward_arguments`) or reward objects.
+        fresh: start over; the run that lies in the folder is moved aside, to NAME.1 and so on.
+        accept: go on although noted settings, code or data have changed (docs/reference.md); the record tells them.
         checkpoint: go on from this one ("step_000020") instead of the newest.
         on_step: called after each step with its number and metrics.
+        told: who hears of the run while it goes on; None: `ProgressLines()`, lines through logging ("grpo_mm.progress"), which go
+            to the standard error stream where logging is not set up.
         trust: import what a config.yaml that lies in a run folder names, see `grpo_mm.config.run_config.read`.
 
     Returns:
-        The summary that also lies in `summary.json`.
+        The summary that also lies in `summary.json`. If the run had come to its end before, nothing is run, and the summary has a
+        sentence "nothing_was_run" and a list "differs" of what has changed since.
 
     Raises:
         UserError: something the user can fix, before any model is loaded.
         TrainingStopped: every reward failed, too many non-finite updates, or the disk is full.
     """
     check_links()
-    if not isinstance(config, RunConfig):
-        if Path(config).is_dir():
-            raise ConfigError(f"{config} is a folder; train takes the config's file, such as {config}/config.yaml.")
-        config = read(config, overrides, trust=trust)
-    elif overrides:
-        raise ConfigError(
-            "overrides go with the path of a config file; a RunConfig is changed with dataclasses.replace."
-        )
-    config = _own_state(config)
+    config = _own_state(_as_run_config(config, overrides, trust=trust))
+    if rewards is not None and not isinstance(rewards, Mapping):
+        raise ConfigError(f"rewards is {shown(rewards)}; wanted a dict of names: {{'mine': my_reward}}.")
     if rewards:
         config = replace(
             config, rewards={name: r if isinstance(r, Scorer) else Scorer(use=r) for name, r in rewards.items()}
         )
+    for name, scorer in (config.rewards | config.watched_rewards).items():
+        check_call(name, scorer.use)
     config.check(world=int(os.environ.get("WORLD_SIZE", "1")))
+    tell_what_has_no_effect(config)
     folder = folder_of(config)
     fresh = fresh or starts_over(folder)
-    check_folder(config, fresh=fresh, checkpoint_name=checkpoint)
+    start = check_folder(config, fresh=fresh, checkpoint_name=checkpoint, accept=accept)
+    if start.done is not None:
+        log.log(logging.WARNING if start.done["differs"] else logging.INFO, "%s", start.done["nothing_was_run"])
+        return start.done
+    if start.over and not fresh:
+        log.info("%s holds another run, without a checkpoint and without a product: it gives way.", folder.path)
+    fresh = fresh or start.over
     if fresh or find_checkpoint(folder, checkpoint) is None:
         for _, part in stateful_parts(config):
             part.check_files() if hasattr(part, "check_files") else None  # that only a run from the start reads
-    summary = None if fresh or checkpoint else finished(folder)
-    if summary is not None:
-        return summary
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes(device=config.device, log_with=config.trackers, project_dir=str(folder.path))
+    check_installed(config.trackers)
+    processes = Processes(device=config.device)
+    trackers = None
+    if processes.is_main and config.trackers:
+        trackers = Trackers(config.trackers, folder.path, name=config.name)
     with exclusive(folder) if processes.is_main else nullcontext():
-        trainer = Trainer(config, folder, processes)
+        told = (told if told is not None else ProgressLines()) if processes.is_main else Nobody()
+        trainer = Trainer(config, folder, processes, told=told, trackers=trackers)
         if processes.is_main:
-            open_folder(config, fresh=fresh)
+            open_folder(config, fresh=fresh, start=start)
         processes.barrier()
-        if config.trackers:
-            processes.accelerator.init_trackers(config.name)
         try:
-            return trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+            with heard():
+                summary = trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+            if trackers is not None:
+                trackers.report(write_report(folder.path))
+            return summary
         finally:
-            if config.trackers:
-                processes.accelerator.end_training()
+            if trackers is not None:
+                trackers.finish()
+
+
+def train_and_report(
+    config: RunConfig | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    trust: bool = False,
+    **how: Any,
+) -> dict[str, Any]:
+    """`train` with what is left of it: the summary also says the "folder" and the "report" that was written there."""
+    config = _as_run_config(config, overrides, trust=trust)
+    folder = folder_of(config).path  # a reward may change the working folder
+    summary = train(config, trust=trust, **how)
+    if os.environ.get("RANK", "0") == "0":
+        write_report(folder)
+    return summary | {"folder": str(folder), "report": str(folder / "report.html")}
+
+
+def report(run: str | Path) -> Path:
+    """Writes `report.html` into a run folder.
+
+    Raises:
+        UserError: no run lies there, the page is not the run's own, or it cannot be written.
+    """
+    run = place(run, what="the run")
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml.")
+    page = run / "report.html"
+    if page.is_symlink() or (page.exists() and not is_recorded_run(run)):
+        raise UserError(f"{page} is there, in a folder that no run has written, so it is not overwritten.")
+    return write_report(run)
+
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def opened_medium(item: Any, *, what: str) -> Any:
+    """What stands in `Prompt.media` for the name of a file: a picture by its ending or by what it holds, else a video (its decoder
+    tells whether it is one). An object, such as a picture of PIL, is taken as it is.
+
+    Raises:
+        UserError: there is no such file; `what` is the argument that named it.
+    """
+    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+    from grpo_mm.datasets.media.pictures import is_picture
+
+    if not isinstance(item, (str, os.PathLike)):
+        return item
+    path = place(os.fspath(item), what=what)
+    if not path.is_file():
+        raise UserError(f"{what} {path}: there is no such file.")
+    ending = path.suffix.lower()
+    is_still = ending in PICTURE_ENDINGS or (ending != ".apng" and is_picture(str(path)))
+    return ImageFile(str(path)) if is_still else VideoFile(str(path))
+
+
+def _as_run_config(
+    config: RunConfig | str | Path | Mapping[str, Any], overrides: Sequence[str], *, trust: bool
+) -> RunConfig:
+    if isinstance(config, RunConfig):
+        if overrides:
+            raise ConfigError(
+                "overrides go with the path of a config file or a dict; a RunConfig is changed with dataclasses.replace."
+            )
+        return config
+    if not isinstance(config, Mapping) and place(config, what="the config").is_dir():
+        raise ConfigError(f"{config} is a folder; train takes the config's file, such as {config}/config.yaml.")
+    return read(config, overrides, trust=trust)
 
 
 def _own_state(config: RunConfig) -> RunConfig:

@@ -1,4 +1,4 @@
-"""A checkout without its symbolic links has only one of its four code folders; this says so before anything else fails."""
+"""A checkout without its symbolic links lacks folders of the package; this says so before anything else fails."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from grpo_mm.errors import UserError
 
-FOLDERS = ("datasets", "pipelines", "rewards")
+FOLDERS = ("datasets", "pipelines", "rewards", "configs")
 
 
 def check_links(package: Path = Path(__file__).parent) -> None:
-    """Raises UserError if a code folder of the package is not there."""
+    """Raises UserError if a folder of the package is not there."""
     missing = [name for name in FOLDERS if not (package / name).is_dir()]
     if missing:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 MEDIA = frozenset(
@@ -142,6 +143,7 @@ def media_key(values: Any) -> str | None:
     return next((str(key) for key, value in values.items() if _is_medium(str(key), value)), None)
 
 
+@lru_cache(4096)
 def names_media(key: str) -> bool:
     """Whether a key is called after media alone: "image", "Images", "imagePath", "img_2", "source_image"; not "image_source"."""
     found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", re.sub(r"base64|b64", "_encoded_", key, flags=re.IGNORECASE))
@@ -161,8 +163,8 @@ def _is_medium(key: str, value: Any) -> bool:
         if value and isinstance(value[0], (int, float, type(None))):
             return "pixel" in key.lower()  # numbers of frames or clips are no pictures
         return any(_is_medium(key, one) for one in value[:100])
-    if isinstance(value, (bytes, bytearray)):
-        return bool(value)
+    if isinstance(value, (bytes, bytearray)) or hasattr(value, "to_pybytes"):  # the latter: bytes of an arrow table
+        return len(value) > 0
     return hasattr(value, "convert") or hasattr(value, "frames_FCHW") or (names_media(key) and hasattr(value, "shape"))
 
 

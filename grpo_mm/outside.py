@@ -38,8 +38,18 @@ def parse_json(text: str) -> Any:
         BadJson: not JSON; NaN or an infinity; a number that no double or no decoder holds; a key that stands twice; half of a
             character (a lone surrogate); nested more than 200 levels.
     """
+    start = len(text) - len(text.lstrip(" \t\n\r"))
+    value, end = parse_json_at(text, start)
+    if rest := text[end:].lstrip(" \t\n\r"):
+        extra = json.JSONDecodeError("Extra data", text, len(text) - len(rest))
+        raise BadJson(f"not JSON: Extra data at column {extra.colno}", line=extra.lineno)
+    return value
+
+
+def parse_json_at(text: str, start: int) -> tuple[Any, int]:
+    """The value that begins at `start`, and where it ends; what follows is not looked at. Raises BadJson as `parse_json`."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
+        value, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         raise BadJson(f"not JSON: {error.msg} at column {error.colno}", line=error.lineno) from None
     except RecursionError:
@@ -48,11 +58,12 @@ def parse_json(text: str) -> Any:
         raise
     except ValueError as error:  # a whole number of thousands of digits
         raise BadJson(f"not JSON that can be read: {reason(error)}") from None
-    if not is_text(text) or "\\ud" in text.lower():
+    piece = text[start:end]
+    if not is_text(piece) or "\\ud" in piece or "\\uD" in piece:
         _no_halves(value)
-    if text.count("[") + text.count("{") > DEEPEST:
+    if piece.count("[") + piece.count("{") > DEEPEST:
         _not_deep(value)
-    return value
+    return value, end
 
 
 def finite_number(value: Any) -> float | None:
@@ -108,6 +119,11 @@ def reason(error: BaseException, limit: int = 2 * LONGEST_SHOWN) -> str:
     return plain(f"{type(error).__name__}: {text}" if text else type(error).__name__, limit)
 
 
+def from_root(name: str) -> str:
+    """The whole path of a file or folder that is there, whatever folder is the working one later; else (a hub name) as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
 HOME = re.compile(r"~[\w.-]*(?=/|$)")
 
 
@@ -119,6 +135,17 @@ def expanded(text: str) -> str:
     return os.path.expanduser(text) if HOME.match(text) else text
 
 
+VARIABLE = re.compile(r"(?:^|(?<=/))\$(?:\{[\w.:,-]+\}|[A-Z_][A-Z0-9_]*)(?=/|$)")
+
+
+def variable_in(text: str) -> str | None:
+    """The first part of a path that is a variable of a shell or of another tool ($HOME, ${USER}, ${oc.env:X}); else None."""
+    if "$" not in text or (any(map(str.isspace, text)) and text[0] not in "/~.$"):
+        return None
+    found = VARIABLE.search(text)
+    return found and found[0]
+
+
 def place(text: str | Path, *, what: str) -> Path:
     """The path that a user's text names, `~` expanded; `what` is the setting or argument that it comes from.
 
@@ -128,6 +155,11 @@ def place(text: str | Path, *, what: str) -> Path:
     text = expanded(str(text))
     if "\0" in text or not is_text(text):
         raise ConfigError(f"{what} is {shown(text)}, which can be no path.")
+    variable = variable_in(text)
+    if variable and not os.path.lexists(text[: text.index(variable) + len(variable)]):
+        raise ConfigError(
+            f"{what} is {shown(text)}: {plain(variable, 80)} is not filled in here. Write what it stands for, or let the shell do it."
+        )
     first = text.partition("/")[0]
     if HOME.match(text) and not os.path.lexists(first):
         raise ConfigError(
@@ -154,6 +186,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise BadJson(f"the key {shown(twice)} stands twice")
     return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
 
 
 def _levels(value: Any):  # noqa: ANN202

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.moved import present_target, tell
-from grpo_mm.outside import reason, shown
+from grpo_mm.outside import plain, reason, shown
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ ROOMS = (
     "grpo_mm.datasets.spatial",
     "grpo_mm.datasets.video",
     "grpo_mm.datasets.chat",
+    "grpo_mm.datasets.table",
     "grpo_mm.datasets.media",
     "grpo_mm.rewards.images",
     "grpo_mm.rewards.text",
@@ -150,7 +151,9 @@ def load(target: str) -> Any:
         public = [n for n in dir(module) if inspect.isclass(v := getattr(module, n, None)) or inspect.isfunction(v)]
         near = difflib.get_close_matches(name, public, n=1)
         raise ConfigError(
-            f"{shown(target)}: {module_name} has no {shown(name)}." + (f" Did you mean {near[0]!r}?" if near else "")
+            f"{shown(target)}: {module_name} has no {shown(name)}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + (f" It is {plain(module.__file__)}." if getattr(module, "__file__", None) else "")
         )
     return getattr(module, name)
 

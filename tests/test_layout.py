@@ -123,7 +123,7 @@ def modules(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-BASE = "types errors registry moved outside media_words"
+BASE = "types errors registry identity moved outside media_words"
 """Files of grpo_mm itself that every room may use; the other files there are doors (cli, entry, links)."""
 MAY_IMPORT = {
     "processes": "",
@@ -144,10 +144,11 @@ MAY_IMPORT = {
     "looking": "",
     "looking.report": "looking processes",
     "ledger": "",
-    "config": "advantages ledger looking objectives rollout rollout.collectors weights",
-    "training": "advantages config looking processes rollout rollout.collectors weights",
-    "tools": "advantages config datasets.shared datasets.worlds objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
+    "config": "advantages looking objectives rollout rollout.collectors weights",
+    "training": "advantages config ledger looking processes rollout rollout.collectors weights",
+    "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.text rewards.video rollout training weights",
+    "starters": "datasets.worlds",
     "pipelines": "",
     "pipelines.zoo": "processes",
     "pipelines.flow.models": "pipelines pipelines.zoo weights",
@@ -179,6 +180,7 @@ MAY_IMPORT = {
     "datasets.spatial": "datasets.shared",
     "datasets.video": "datasets.media datasets.shared",
     "datasets.chat": "datasets.shared",
+    "datasets.table": "datasets.chat datasets.media datasets.shared datasets.video",
     "datasets.worlds": "datasets.media",
 }
 """Room -> rooms that it may import from, beside itself and the base. Another arrow is a decision: put it here, or move the code."""

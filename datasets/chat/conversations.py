@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.datasets.shared.annotated_boxes import Box, box_problem, take_box, take_size
+from grpo_mm.datasets.shared.annotated_boxes import box_problem, read_boxes, take_size
 from grpo_mm.datasets.shared.checked_fields import fill, take_field, take_text
 from grpo_mm.datasets.shared.gathered import RowReader
 from grpo_mm.datasets.shared.media_fields import check_markers, media_of
 from grpo_mm.datasets.shared.row_check import take_id
 from grpo_mm.errors import ConfigError
-from grpo_mm.outside import BadJson, parse_json, shown
+from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
 
-ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
+ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 MARKER = re.compile(r"<(image|video)>")
-BOX_KEYS = ("bbox_2d", "bbox", "box", "position")
-"""Of an object with a box, whatever the case; beside it "label"."""
-_FENCE = re.compile(r"\s*```(?:json)?(.*)```\s*", re.DOTALL)
+SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 
 @dataclass
@@ -32,7 +29,7 @@ class Conversations(RowReader):
 
     Markers <image> and <video> in the question say where each picture and video stands; without any, pictures come first,
     then videos. Another key that looks like media is refused by its name. The second turn is the answer: target =
-    {"answer": …}, without its answer element if it has one.
+    {"answer": …}, that of its last answer element if it has one.
 
     With `boxes` that answer is [x1, y1, x2, y2], or a list of such or of {"bbox_2d": […], "label": "cat"}, in pixels of the first
     picture: target = {"boxes", "box_names" (where all have a label), "width", "height"}. An empty list, or None, says that
@@ -68,8 +65,7 @@ class Conversations(RowReader):
         markers = MARKER.findall(query)
         check_markers(markers, found, where)
         media = tuple(found[kind].pop(0) for kind in markers) or (*found["image"], *found["video"])
-        match = ANSWER.search(answer)
-        answer = match[1].strip() if match else answer
+        answer = (ANSWER.findall(answer) or [answer])[-1].strip()
         target: dict[str, Any] = {"answer": answer} | ({"answer_type": self.answer_type} if self.answer_type else {})
         return Prompt(
             id=f"{Path(self.path).stem}/{take_id(row, 'id', where, default=number)}",
@@ -83,7 +79,7 @@ class Conversations(RowReader):
         if not media or getattr(media[0], "is_video", False):
             raise ConfigError(f"{where}: boxes without a picture.")
         width, height = take_size(row, media[0], where)
-        found = _boxes(answer, where)
+        found = read_boxes(answer, where)
         for box, _ in found:
             if why := box_problem(box, (width, height), slack_px=self.slack_px):
                 raise ConfigError(f"{where}: the box {box} is {why}, {width} x {height} pixels.")
@@ -92,47 +88,20 @@ class Conversations(RowReader):
         return target | ({"box_names": names} if names and len(names) == len(found) else {})
 
 
-def _boxes(answer: str, where: str) -> list[tuple[Box, str]]:
-    """Boxes and labels of an answer, in its order: JSON, or a Python literal as Visual-RFT writes them."""
-    fenced = _FENCE.fullmatch(answer)
-    try:
-        value = _literal(fenced[1] if fenced else answer)
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"{where}: the answer {shown(answer)} is no list of boxes.") from error
-    if value is None or value == []:
-        return []
-    is_one = isinstance(value, dict) or (isinstance(value, list) and not isinstance(value[0], (dict, list)))
-    rows = [value] if is_one else value
-    if not isinstance(rows, list):
-        raise ConfigError(f"{where}: the answer is {shown(value)}, wanted a list of boxes.")
-    return [_box(one, where) for one in rows]
-
-
-def _box(value: Any, where: str) -> tuple[Box, str]:
-    if not isinstance(value, dict):
-        return take_box(value, where), ""
-    fields = {str(name).lower(): field for name, field in value.items()}
-    key = next((key for key in BOX_KEYS if key in fields), None)
-    if key is None:
-        raise ConfigError(f"{where}: {shown(value)} has no box; wanted one of {', '.join(BOX_KEYS)}.")
-    return take_box(fields[key], where), _label(fields.get("label"), where)
-
-
-def _label(value: Any, where: str) -> str:
-    if not isinstance(value, str | None):
-        raise ConfigError(f"{where}: the label of a box is {shown(value)}, wanted a text.")
-    return value or ""
-
-
-def _literal(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except BadJson:
-        return ast.literal_eval(text.strip())
-
-
 def _turns(turns: Any, where: str) -> tuple[str, str]:
-    fine = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    if not fine or [turn.get("from") for turn in turns] != ["human", "gpt"]:
-        raise ConfigError(f"{where}: wanted one turn from 'human' and one from 'gpt', found {shown(turns)}.")
+    turns = [turn if "from" in turn else _named(turn) for turn in turns] if _are_objects(turns) else turns
+    if not _are_objects(turns) or [SPEAKERS.get(str(turn.get("from"))) for turn in turns] != ["human", "gpt"]:
+        raise ConfigError(
+            f"{where}: wanted one turn from 'human' and one from 'gpt', found {shown(turns)}. For a system turn or several "
+            "questions use {kind: messages}, which reads them as {'role': …, 'content': …}."
+        )
     return take_text(turns[0], "value", where), take_text(turns[1], "value", where)
+
+
+def _are_objects(turns: Any) -> bool:
+    return isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+
+
+def _named(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn {"role", "content"} as {"from", "value"}."""
+    return {{"role": "from", "content": "value"}.get(name, name): value for name, value in turn.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.shared.checked_fields import shown_keys, take_text
+from grpo_mm.datasets.shared.columns import reading
 from grpo_mm.datasets.shared.files import check_limit
 from grpo_mm.datasets.shared.row_check import checked_prompt, row_net, text_problem
 from grpo_mm.datasets.shared.row_files import check_file, read_rows
@@ -40,10 +41,14 @@ class GenEvalPrompts:
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is not GenEval metadata, or if no row is left."""
         self.check()
+        with reading(self.path, leave=("image",)):  # of the counting-edit set: what its pictures were made from
+            return self._prompts()
+
+    def _prompts(self) -> list[Prompt]:
         prompts: list[Prompt] = []
         tags_found: set[str] = set()
         for number, (where, row) in enumerate(read_rows(self.path)):
-            with row_net(where):
+            with row_net(where, row):
                 prompt = self._prompt(row, where, number)
             tags_found.add(prompt.target["tag"])
             if self.tags is None or prompt.target["tag"] in self.tags:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-import threading
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,23 +29,27 @@ class FrameFolder:
     def get(self, key: str) -> Frames | None:
         """None if there are no such frames, or no longer. A broken file is removed."""
         file = Path(self.path) / f"{key}.safetensors"
-        if not file.is_file():
-            return None
         try:
-            frames = read_frames(file)
-            os.utime(file)  # the time of last use
+            frames = read_frames(file) if file.is_file() else None
         except FileNotFoundError:  # another process made room
+            return None
+        except OSError as error:
+            log.warning("%s cannot be read (%s); the video is decoded again", file, error)
             return None
         except Exception as error:  # safetensors has an error of its own for broken files
             log.warning("%s is broken (%s); the video is decoded again", file, error)
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink()
             return None
+        with contextlib.suppress(OSError):  # the time of last use; a folder of others may be read only
+            os.utime(file)
         return frames
 
     def put(self, key: str, frames: Frames) -> None:
         """Without space or rights the frames are not kept, which is logged: the run can go on without."""
         folder = Path(self.path)
-        part = folder / f"{key}.{os.getpid()}.{threading.get_ident()}.part"
+        # By chance, since containers that share the folder have the same process numbers.
+        part = folder / f"{key}.{os.getpid()}.{secrets.randbits(62)}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_frames(part, frames)

@@ -11,8 +11,10 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.frame_folder import FrameFolder
 from grpo_mm.datasets.media.frame_sampling import FrameGrid, plan_frames
 from grpo_mm.datasets.media.media_files import (
@@ -24,10 +26,13 @@ from grpo_mm.datasets.media.media_files import (
     VideoFile,
     read_video,
 )
+from grpo_mm.datasets.media.picture_arrays import array_as_shown, is_feature, open_feature
 from grpo_mm.datasets.media.picture_sequence import PictureSequence, chosen_pictures, read_pictures
 from grpo_mm.datasets.media.pictures import as_shown, open_picture, picture_size
 from grpo_mm.datasets.media.regular_files import check_regular
+from grpo_mm.datasets.media.video_index import scan_video
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import reason
 
 FORMAT = 2
@@ -60,13 +65,13 @@ class FrameStore:
     sampling: FrameSampling = field(default_factory=FrameSampling)
     """For requests that bring none."""
     decoder: Decoder = "auto"
-    verify: bool = True
+    verify: bool = field(default=True, metadata=FREE)
     """See `read_video`."""
-    memory_mib: int = 4096
+    memory_mib: int = field(default=4096, metadata=FREE)
     """What is kept in memory; a clip larger than this is not kept."""
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=FREE)
     """Keeps frames over runs as safetensors files; None: memory only."""
-    folder_mib: int = 32768
+    folder_mib: int = field(default=32768, metadata=FREE)
 
     def __post_init__(self) -> None:
         if self.memory_mib < 0 or self.folder_mib < 1:
@@ -89,8 +94,9 @@ class FrameStore:
             return {error.path: error.reason for error in self._failed.values()}
 
     def load(self, item: Any) -> Any:
-        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, the bytes of a picture
-        file, a PIL picture of any mode → a PIL picture in RGB, see `open_picture`; others as is.
+        """Opens what stands in `Prompt.media`: `VideoFile`, `PictureSequence` → Frames; `ImageFile`, `EncodedPicture`, the bytes
+        of a picture file, {"bytes": …, "path": …}, a PIL picture of any mode, uint8 [H, W, 3] → a PIL picture in RGB, see
+        `open_picture` and `array_as_shown`; others as is.
 
         Raises:
             VideoError: a video that cannot be read.
@@ -100,9 +106,20 @@ class FrameStore:
             return self.get(item)
         if isinstance(item, ImageFile):
             return open_picture(item.path)
-        if isinstance(item, bytes):
-            return open_picture(item)
-        return as_shown(item) if hasattr(item, "getexif") else item
+        if isinstance(item, EncodedPicture):
+            return item.open()
+        if isinstance(item, bytes | bytearray | memoryview):
+            return open_picture(bytes(item))
+        if is_feature(item):
+            return open_feature(item)
+        return as_shown(item) if hasattr(item, "getexif") else array_as_shown(item)
+
+    def probe(self, item: Any) -> None:
+        """Opens a picture, or reads the index of a video, and keeps no frames; raises as `load`."""
+        if isinstance(item, VideoFile):
+            scan_video(item.path)
+        else:
+            self.load(item)
 
     def fit(
         self,
@@ -131,11 +148,13 @@ class FrameStore:
         return plan.count, plan.height, plan.width
 
     def picture_size(self, item: Any) -> tuple[int, int] | None:
-        """(width, height) of an `ImageFile` as it is shown, from the head of the file; None for anything else.
+        """(width, height) of an `ImageFile` or `EncodedPicture` as it is shown, from the head of the file; else None.
 
         Raises:
             PictureError: a picture that cannot be read.
         """
+        if isinstance(item, EncodedPicture):
+            return item.size()
         return picture_size(item.path) if isinstance(item, ImageFile) else None
 
     def get(self, video: VideoFile | PictureSequence, sampling: FrameSampling | None = None) -> Frames:
@@ -225,7 +244,7 @@ class FrameStore:
     def _key(self, video: VideoFile | PictureSequence, sampling: FrameSampling) -> str:
         try:
             if isinstance(video, PictureSequence):
-                content = "+".join(self._content(str(file)) for _, file in chosen_pictures(video))
+                content = "+".join(self._picture_content(video, file) for _, file in chosen_pictures(video))
                 part: list[Any] = [video.fps]
             else:
                 content, part = self._content(video.path), [video.start, video.end]
@@ -240,6 +259,12 @@ class FrameStore:
             self._failed.pop(f"missing {video.path}", None)
         asked = [FORMAT, content, *part, asdict(sampling), self.decoder, self.verify, self._made_by]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def _picture_content(self, video: PictureSequence, file: Path) -> str:
+        try:
+            return self._content(str(file))
+        except VideoError as error:
+            raise VideoError(video.path, f"{file.name}: {error.reason}") from error
 
     def _content(self, path: str) -> str:
         """The hash of a file, computed once as long as it does not change."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grpo_mm.datasets.media.frame_sampling import FrameSampling, plan_frames
+from grpo_mm.datasets.media.pictures import open_picture
 from grpo_mm.datasets.media.video_decoders import decode_with_decord, decode_with_pyav
 from grpo_mm.datasets.media.video_index import VideoError, VideoIndex, scan_video
 from grpo_mm.errors import ConfigError
@@ -50,6 +51,10 @@ class ImageFile:
     """A picture."""
 
     path: str
+
+    def open(self) -> Any:
+        """In RGB, as a viewer shows it; raises PictureError."""
+        return open_picture(self.path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +142,7 @@ def _clip(video: VideoFile, index: VideoIndex) -> tuple[int, int, float, float]:
     inside = (index.time_F >= start - SAME_MOMENT) & (index.time_F < end - SAME_MOMENT)
     numbers = inside.nonzero().flatten()
     if not len(numbers):
-        raise VideoError(video.path, f"no frame appears between {start} s and {end} s")
+        raise VideoError(video.path, f"no frame appears between {start:g} s and {end:g} s")
     return int(numbers[0]), int(numbers[-1]), start, end - start
 
 

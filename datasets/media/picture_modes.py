@@ -41,6 +41,8 @@ def to_rgb(picture: Any) -> Any:
 
 
 def _see_through(picture: Any) -> bool:
+    if picture.mode == "P" and picture.palette is not None and picture.palette.mode == "RGBA":
+        return True
     return picture.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in picture.info
 
 

@@ -15,6 +15,7 @@ from grpo_mm.datasets.media.media_files import Frames, resize
 from grpo_mm.datasets.media.pictures import PictureError, open_picture, picture_size
 from grpo_mm.datasets.media.video_index import VideoError
 from grpo_mm.errors import ConfigError
+from grpo_mm.outside import finite_number, plain, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ALMOST = 1e-9
@@ -37,6 +38,13 @@ class PictureSequence:
     """What a frame's number is in seconds: frame k stands for k / fps. Qwen's tools take 2 for pictures without a clock."""
 
     is_video: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for places outside of 0 to 1, none at all, or a rate that is no number above 0."""
+        if not self.at or not all(0 <= place <= 1 for place in self.at):
+            raise ConfigError(f"{plain(self.path)}: frames at {shown(self.at)}; wanted places from 0 to 1.")
+        if not (finite_number(self.fps) or 0) > 0:
+            raise ConfigError(f"{plain(self.path)}: fps = {shown(self.fps)}; wanted a number above 0.")
 
 
 def chosen_pictures(sequence: PictureSequence) -> list[tuple[int, Path]]:

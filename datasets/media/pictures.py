@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import IO, Any
 
-from grpo_mm.datasets.media.picture_checks import about_other_formats, check_jpeg, check_png
+from grpo_mm.datasets.media.picture_checks import about_other_formats, check_jpeg, check_png, without_long_texts
 from grpo_mm.datasets.media.picture_modes import to_rgb
 from grpo_mm.datasets.media.regular_files import LONGEST_PATH, check_regular
+from grpo_mm.datasets.media.unsaid_clear import load_with_clear
+from grpo_mm.datasets.media.written_media import is_data_url, written_bytes
 from grpo_mm.errors import UserError
 from grpo_mm.outside import plain, reason
 
@@ -54,7 +54,7 @@ def open_picture(source: Source) -> Any:
         _check_whole(picture, file)
         if getattr(picture, "default_image", False):  # of a moving PNG: for viewers that show it at rest
             picture.seek(1)
-        return to_rgb(_upright(picture))
+        return to_rgb(_upright(picture, file))
 
 
 def picture_size(source: Source) -> tuple[int, int]:
@@ -70,6 +70,15 @@ def picture_size(source: Source) -> tuple[int, int]:
             return picture.size  # Pillow would decode it to look for EXIF data at its end
         turned = _orientation(picture) in SIDEWAYS
         return picture.size[::-1] if turned else picture.size
+
+
+def is_picture(path: str) -> bool:
+    """Whether the head of a file is that of a picture of `FORMATS`, whatever its name."""
+    try:
+        picture_size(path)
+    except PictureError:
+        return False
+    return True
 
 
 def picture_format(source: Source) -> str:
@@ -113,7 +122,7 @@ def _opened(source: Source) -> Iterator[tuple[Any, IO[bytes]]]:
     # Other packages switch this on for the whole process: half a picture would be filled up with grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     name = _name(source)
-    with _named(name), _file(name, source) as file:
+    with _named(name), _file(name, source) as stored, without_long_texts(stored) as file:
         try:
             picture = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
@@ -142,13 +151,13 @@ def _name(source: Source) -> str:
     if isinstance(source, bytes):
         return f"{len(source)} bytes"
     path = os.fspath(source)
-    return f"{path[:SHOWN]}…" if path.startswith("data:") and len(path) > SHOWN else path
+    return f"{path[:SHOWN]}…" if is_data_url(path) and len(path) > SHOWN else path
 
 
 def _file(name: str, source: Source) -> IO[bytes]:
     if isinstance(source, bytes):
         data = source
-    elif (path := os.fspath(source)).startswith("data:"):
+    elif is_data_url(path := os.fspath(source)):
         data = _data_of(name, path)
     else:
         check_regular(path, PictureError)
@@ -159,13 +168,10 @@ def _file(name: str, source: Source) -> IO[bytes]:
 
 
 def _data_of(name: str, url: str) -> bytes:
-    head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise PictureError(name, "is a data URL without base64 data; wanted data:image/png;base64,…")
     try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise PictureError(name, f"its base64 data are broken ({reason(error)})") from error
+        return written_bytes(url) or b""
+    except ValueError as error:
+        raise PictureError(name, str(error)) from error
 
 
 def _check_whole(picture: Any, file: IO[bytes]) -> None:
@@ -183,14 +189,14 @@ def _check_size(name: str, picture: Any) -> None:
         raise PictureError(name, f"has {width} × {height} pixels")
 
 
-def _upright(picture: Any) -> Any:
+def _upright(picture: Any, file: IO[bytes] | None = None) -> Any:
     from PIL.Image import Transpose
 
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
         6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
     }  # fmt: skip
-    picture.load()  # a TIFF turns itself
+    load_with_clear(picture, file)  # a TIFF turns itself
     turn = turns.get(_orientation(picture))
     if turn is None:
         return picture

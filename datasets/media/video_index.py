@@ -27,6 +27,8 @@ STRICT = {"err_detect": "explode"}
 """FFmpeg conceals damage by default: it paints what is missing from neighbouring frames and says nothing."""
 SLACK_SECONDS = 0.5
 """How far a header may promise more than the file holds before the file counts as cut off."""
+STILL_BRANDS = ("heic", "heix", "mif1", "avif")
+"""What files of pictures in the format of videos call themselves."""
 LONGEST_PIXEL = 16.0
 """Times that a pixel may be as wide as high, or as high as wide."""
 log = logging.getLogger(__name__)
@@ -50,7 +52,8 @@ class VideoIndex:
     path: str
     stream: int
     time_F: Tensor
-    """[F] float64 seconds from the first frame of the stream, from the file's own time stamps; they never fall."""
+    """[F] float64 seconds from the first frame of the stream, from the file's own time stamps; they never fall. The first may be
+    above 0: frames before the first key frame cannot be shown."""
     end: float
     """Seconds at which the last frame ends."""
     pts_F: tuple[int, ...] | None
@@ -89,7 +92,7 @@ def scan_video(path: str) -> VideoIndex:
     check_regular(path, VideoError)
     try:
         with open_container(path) as container:
-            number, look = _first_frame(path, container, _choose_stream(path, container))
+            number, look, first_pts = _first_frame(path, container, _choose_stream(path, container))
         with open_container(path) as container:  # again, since decoding has moved on in it
             found = _read_packets(path, container, container.streams[number], os.path.getsize(path))
     except (VideoError, UserError):
@@ -101,6 +104,10 @@ def scan_video(path: str) -> VideoIndex:
     except Exception as error:
         raise VideoError(path, f"cannot be read as a video ({reason(error)})") from error
     time_F, end, pts_F, refusal = found
+    if pts_F is not None and first_pts in pts_F and (missing := pts_F.index(first_pts)):
+        # What leans on a key frame before the file began is never shown; players wait, on the same clock.
+        log.warning("%s does not begin with a key frame: its first %d frames cannot be shown", plain(path), missing)
+        time_F, pts_F = time_F[missing:], pts_F[missing:]
     height, width = look.shown
     return VideoIndex(
         path,
@@ -131,7 +138,8 @@ def open_container(path: str) -> Any:
         container = av.open(os.path.abspath(path), metadata_errors="ignore", container_options=allowed)
     except av.error.ArgumentError as error:  # how FFmpeg says that a format is not in the list
         raise VideoError(
-            path, "is no video of a known format, or a list of other files, which is not followed"
+            path,
+            "is no video of a known format (a still picture is none), or a list of other files, which is not followed",
         ) from error
     for stream in container.streams.video:
         if stream.codec_context is not None:
@@ -150,7 +158,12 @@ def _choose_stream(path: str, container: Any) -> Any:
     readable = [s for s in streams if s.codec_context is not None]  # of the others not even the size is known
     if not readable:
         raise VideoError(path, "there is no decoder for its video stream")
-    best = max(readable, key=lambda s: (s.width * s.height, bool(s.disposition & flags.default), -s.index))
+    # One frame beside others that move is a cover, or the still picture of a moving AVIF.
+    best = max(
+        readable, key=lambda s: (s.frames != 1, s.width * s.height, bool(s.disposition & flags.default), -s.index)
+    )
+    if best.frames <= 1 and (brand := container.metadata.get("major_brand", "").strip()) in STILL_BRANDS:
+        raise VideoError(path, f"is a still picture ({brand}), no video")
     if best.width * best.height > MAX_PIXELS:
         raise VideoError(path, f"has frames of {best.width} × {best.height} pixels; one may have {MAX_PIXELS:,}")
     _warn_of(best.codec_context.name, path)
@@ -181,8 +194,8 @@ class _Look:
     refusal: str
 
 
-def _first_frame(path: str, container: Any, stream: Any) -> tuple[int, _Look]:
-    """The stream's number, and how its pictures are shown."""
+def _first_frame(path: str, container: Any, stream: Any) -> tuple[int, _Look, int | None]:
+    """The stream's number, how its pictures are shown, and the time stamp of the first that can be."""
     frame = next(container.decode(stream), None)
     if frame is None:
         raise VideoError(path, "its video stream has no frames")
@@ -202,7 +215,7 @@ def _first_frame(path: str, container: Any, stream: Any) -> tuple[int, _Look]:
         refusal = f"decord does not turn pictures reliably, and this one is to be {how} by {rotation} degrees"
     elif has_alpha(frame):
         refusal = "decord knows no transparency, and this one has some"
-    return stream.index, _Look((frame.height, frame.width), shown, mirrored, rotation, refusal)
+    return stream.index, _Look((frame.height, frame.width), shown, mirrored, rotation, refusal), frame.pts
 
 
 def has_alpha(frame: Any) -> bool:

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.media_files import ImageFile
 from grpo_mm.datasets.media.pictures import PictureError, open_picture, picture_data, picture_format
 from grpo_mm.datasets.media.pictures import picture_size as upright_size
+from grpo_mm.datasets.media.written_media import file_name, from_base64, written_bytes
+from grpo_mm.datasets.shared.columns import noted
 from grpo_mm.datasets.shared.row_files import check_columns, check_file, read_rows
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import reason, shown
@@ -38,7 +41,7 @@ def annotated_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if Path(path).is_dir():
         for shard in _shards(path):
             yield from _parquet_rows(shard)
-    elif path.endswith(".parquet"):
+    elif path.lower().endswith(".parquet"):
         yield from _parquet_rows(path)
     else:
         yield from read_rows(path)
@@ -48,33 +51,44 @@ def picture(value: Any, folder: str, where: str, *, unpack: str | None = None) -
     """A name becomes an `ImageFile` below `folder`; an encoded picture is decoded, or written to the folder `unpack` once.
 
     Args:
-        value: a file name, a data URL (data:image/png;base64,…), bytes, or {"bytes": …, "path": …} as Hugging Face datasets
-            store pictures.
+        value: a file name, a data URL (data:image/png;base64,…), a picture's bare base64, bytes, or {"bytes": …, "path": …} as
+            Hugging Face datasets store pictures.
 
     Raises:
         ConfigError: something else, or bytes that are no picture.
     """
     if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
-        if isinstance(value.get("bytes"), str):
-            raise ConfigError(
-                f"{where}: a picture has its bytes as a text, {shown(value, 80)}; wanted bytes, or a path alone."
-            )
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value.strip() and not value.startswith("data:"):
-        return ImageFile(str(Path(folder) / value.strip()))
+        held = value.get("bytes")
+        if isinstance(held, str) and held:
+            held = _of_base64(held, where)
+        value = held or value.get("path")
+    value = bytes(value) if isinstance(value, bytearray | memoryview) else value
     if not isinstance(value, bytes | str) or not value.strip():
         raise ConfigError(
             f"{where}: a picture is {shown(value)}, wanted a file name, a data URL, or the bytes of a picture file."
         )
+    if isinstance(value, str):
+        data = _of_base64(value, where, any_text=True)
+        if data is None:
+            return ImageFile(str(Path(folder) / file_name(value)))
+        value = data
     try:
         if unpack is None:
             return open_picture(value)
         suffix = picture_format(value).lower()
         data = picture_data(value)
     except PictureError as error:
-        what = f"{len(value)} bytes" if isinstance(value, bytes) else "a data URL"
-        raise ConfigError(f"{where}: {what} that are no picture: {error.reason}.") from error
-    return ImageFile(_written(data, Path(unpack), suffix))
+        raise ConfigError(f"{where}: {len(value)} bytes that are no picture: {error.reason}.") from error
+    return ImageFile(written(data, Path(unpack), suffix))
+
+
+def _of_base64(text: str, where: str, *, any_text: bool = False) -> bytes | None:
+    """The bytes; with `any_text` None where the text is neither a data URL nor a picture in base64."""
+    try:
+        data = written_bytes(text)
+        return from_base64(text) if data is None and not any_text else data
+    except ValueError as error:
+        raise ConfigError(f"{where}: {shown(text, 60)} is a picture that cannot be decoded: {error}.") from error
 
 
 def picture_size(item: Any, where: str) -> tuple[int, int]:
@@ -83,10 +97,10 @@ def picture_size(item: Any, where: str) -> tuple[int, int]:
     Raises:
         ConfigError: the file is not there or is no picture.
     """
-    if not isinstance(item, ImageFile):
+    if not isinstance(item, ImageFile | EncodedPicture):
         return item.size
     try:
-        return upright_size(item.path)
+        return item.size() if isinstance(item, EncodedPicture) else upright_size(item.path)
     except PictureError as error:
         raise ConfigError(
             f"{where}: the row has no width and height, and its picture cannot tell them: {error}."
@@ -106,7 +120,8 @@ def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             check_columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 for row in batch.to_pylist():
-                    yield f"{path}, row {number}", row
+                    where = f"{path}, row {number}"
+                    yield where, noted(row, where)
                     number += 1
     except UserError:
         raise
@@ -114,7 +129,7 @@ def _parquet_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ConfigError(f"{path}: cannot be read as parquet after {number} rows: {reason(error)}") from error
 
 
-def _written(data: bytes, folder: Path, suffix: str) -> str:
+def written(data: bytes, folder: Path, suffix: str) -> str:
     """The path of a file with these bytes; its name is their hash, so that a second run finds it."""
     path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
     if not path.is_file():

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.media_files import ImageFile
 from grpo_mm.datasets.media.pictures import PictureError, as_shown, picture_size
 from grpo_mm.errors import ConfigError
@@ -40,9 +41,9 @@ class Blanked:
     def _blank(self, item: Any, prompt_id: str) -> Any:
         from PIL import Image
 
-        if isinstance(item, ImageFile):
+        if isinstance(item, ImageFile | EncodedPicture):
             try:
-                size = picture_size(item.path)
+                size = item.size() if isinstance(item, EncodedPicture) else picture_size(item.path)
             except PictureError:  # stays, so that its row fails by name
                 return item
         elif isinstance(item, Image.Image):

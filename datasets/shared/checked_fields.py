@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from grpo_mm.datasets.shared.columns import no_field, shown_keys
 from grpo_mm.datasets.shared.row_check import text_problem
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import finite_number, shown
+
+__all__ = [
+    "Span", "fill", "shown_keys", "take_duration", "take_field", "take_seconds", "take_span", "take_spans", "take_text",
+]  # fmt: skip
 
 Span = tuple[float, float]
 
 
 def take_text(row: Mapping[str, Any], name: str, where: str) -> str:
     """A text without blanks around it; ConfigError if it is missing, empty or something else."""
-    value = row.get(name)
+    value = take_field(row, name, where)
     if problem := text_problem(value):
         raise ConfigError(f"{where}: {name!r} is {shown(value)}, {problem}.")
     return value.strip()
@@ -22,14 +27,8 @@ def take_text(row: Mapping[str, Any], name: str, where: str) -> str:
 
 def take_field(row: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in row:
-        raise ConfigError(f"{where}: no field {name!r}; found {shown_keys(row)}.")
+        raise no_field(name, row, where)
     return row[name]
-
-
-def shown_keys(row: Iterable[str], most: int = 30) -> str:
-    """The keys of a row, for a message."""
-    names = [shown(name, 60) for name in row]
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def take_seconds(value: Any, name: str, where: str) -> float:

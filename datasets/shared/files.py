@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.datasets.shared.checked_fields import shown_keys, take_field, take_text
+from grpo_mm.datasets.shared.columns import cells, tell_kept
 from grpo_mm.datasets.shared.row_check import checked_prompt, row_net, take_id
 from grpo_mm.datasets.shared.row_files import check_file, read_rows
 from grpo_mm.errors import ConfigError
@@ -53,7 +54,7 @@ class PromptFile:
         seen: dict[str, str] = {}
         prompts: list[Prompt] = []
         for where, row in read_rows(self.path):
-            with row_net(where):
+            with row_net(where, row):
                 prompt = self._prompt(row, where, len(prompts))
             if prompt.id in seen:
                 name = prompt.id.partition("/")[2]
@@ -66,6 +67,7 @@ class PromptFile:
                 break
         if not prompts:
             raise ConfigError(f"{self.path}: there is no prompt in this file.")
+        tell_kept(self.path, (name for prompt in prompts for name in prompt.target or ()))
         return prompts
 
     def _prompt(self, row: dict[str, Any], where: str, number: int) -> Prompt:
@@ -76,7 +78,7 @@ class PromptFile:
         if self.id_field is not None:
             take_field(row, self.id_field, where)
             name = take_id(row, self.id_field, where)
-        target = {key: value for key, value in row.items() if key not in (text_field, self.id_field)}
+        target = {key: value for key, value in cells(row) if key not in (text_field, self.id_field)}
         return checked_prompt(Prompt(id=f"{Path(self.path).stem}/{name}", text=text, target=target or None), where)
 
 

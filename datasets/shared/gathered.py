@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from grpo_mm.datasets.shared.columns import reading
 from grpo_mm.datasets.shared.files import check_limit
 from grpo_mm.datasets.shared.row_check import checked_prompt, row_net
 from grpo_mm.datasets.shared.row_files import check_file, read_rows
@@ -27,6 +28,8 @@ class RowReader:
     check_files: bool = False
     """Leave out, count and name rows whose media are not there."""
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
+    leaves: ClassVar[tuple[str, ...]] = ()
+    """Media columns of the published form that are left aside on purpose; any other that is not read refuses the run."""
 
     def check(self) -> None:
         """Raises ConfigError if the file is not there or the limit is below 1."""
@@ -36,12 +39,13 @@ class RowReader:
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a repeated id, or if no row is left."""
         self.check()
-        return gathered(self._prompts(), self.path, check_files=self.check_files, limit=self.limit)
+        with reading(self.path, leave=(*self.leaves, *getattr(self, "for_rewards", ()))):
+            return gathered(self._prompts(), self.path, check_files=self.check_files, limit=self.limit)
 
     def _prompts(self) -> Iterator[tuple[str, Prompt]]:
         """(where it stands, prompt), in the order of the file."""
         for number, (where, row) in enumerate(read_rows(self.path)):
-            with row_net(where):
+            with row_net(where, row):
                 prompt = self._prompt(row, where, number)
             yield where, prompt
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_mm.datasets.shared.checked_fields import shown_keys, take_text
+from grpo_mm.datasets.shared.checked_fields import take_text
+from grpo_mm.datasets.shared.columns import no_field, tell_kept
 from grpo_mm.datasets.shared.files import check_limit, find_text_field
 from grpo_mm.datasets.shared.row_check import checked_prompt, row_net, take_id
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import reason, shown
 from grpo_mm.types import Prompt
 
+MISSING = ("", "nan", "NaN", "-nan", "-NaN", "#N/A")
+"""What says in a .csv file that there is nothing; the words None, NA and null are words."""
+
 
 @dataclass
 class HubPrompts:
     """Prompts from a split of a dataset on the hub, of a folder of data files, or of one written by `save_to_disk`.
+
+    A category (ClassLabel) is given by its name, as a model would write it.
 
     Ids are "<last part of the name>/<row number>" or "<last part of the name>/<value of id_field>".
     """
@@ -53,15 +59,17 @@ class HubPrompts:
         wanted = [c for c in (text_field, self.id_field, *target_fields) if c is not None]
         for column in wanted:
             if column not in columns:
-                raise ConfigError(f"{where}: no column {column!r}; found {shown_keys(columns)}.")
+                raise no_field(column, columns, where)
             if f"{column}.1" in columns:
                 raise ConfigError(f"{where}: the column {column!r} stands twice in its file; name each column once.")
         if self.limit is not None:
             dataset = dataset.select(range(min(self.limit, len(dataset))))
         rows = dataset.select_columns(list(dict.fromkeys(wanted)))
+        names = {column: rows.features[column].names for column in wanted if hasattr(rows.features[column], "names")}
         prompts, seen = [], set()
         for here, row in _numbered(rows, where):
             with row_net(here):
+                row |= {column: _category(row[column], named) for column, named in names.items()}
                 prompt = self._prompt(row, len(prompts), here, text_field, target_fields)
             if prompt.id in seen:
                 raise ConfigError(
@@ -71,28 +79,16 @@ class HubPrompts:
             prompts.append(prompt)
         if not prompts:
             raise ConfigError(f"{where}: there is no row in this split.")
+        tell_kept(where, target_fields)
         return prompts
 
     def _open(self) -> Any:
-        # A folder called `datasets` at the root of a checkout does not shadow this: it has no __init__.py.
-        from datasets import load_dataset, load_from_disk
-
         try:
-            return self._split(load_dataset, load_from_disk)
+            return data_set_split(self.name, self.split, self.config, self.revision)
         except ConfigError:
             raise
         except Exception as error:  # unknown name, configuration, split or revision; damaged files; no network
             raise ConfigError(f"{self.name} [{self.split}]: it cannot be read: {reason(error)}") from error
-
-    def _split(self, load_dataset: Any, load_from_disk: Any) -> Any:
-        folder = Path(self.name)
-        if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-            saved = load_from_disk(self.name)
-            splits = saved if isinstance(saved, dict) else {str(saved.split or self.split): saved}
-            if self.split not in splits:
-                raise ConfigError(f"{self.name}: no split {self.split!r}; found {', '.join(map(repr, splits))}.")
-            return splits[self.split]
-        return load_dataset(self.name, self.config, split=self.split, revision=self.revision)
 
     def _prompt(
         self, row: dict[str, Any], number: int, where: str, text_field: str, target_fields: list[str]
@@ -102,6 +98,32 @@ class HubPrompts:
         take_text(row, text_field, where)
         prompt = Prompt(id=f"{Path(self.name).name}/{name}", text=row[text_field], target=target or None)
         return checked_prompt(prompt, where)
+
+
+def data_set_split(name: str, split: str, config: str | None = None, revision: str | None = None) -> Any:
+    """One split of a data set of the hub, of a folder of data files, or of what `save_to_disk` wrote.
+
+    Raises:
+        ConfigError: what was saved has no such split. Whatever else fails raises what Hugging Face's package raises.
+    """
+    # A folder called `datasets` at the root of a checkout does not shadow this: it has no __init__.py.
+    import datasets as hugging_face
+
+    if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "dataset_info.json")):
+        saved = hugging_face.load_from_disk(name)
+        splits = saved if isinstance(saved, dict) else {str(saved.split or split): saved}
+        if split not in splits:
+            raise ConfigError(f"{name}: no split {split!r}; found {', '.join(map(repr, splits))}.")
+        return splits[split]
+    builder = hugging_face.load_dataset_builder(name, config, revision=revision)
+    is_table = hasattr(builder.config, "keep_default_na")
+    words = {"keep_default_na": False, "na_values": list(MISSING)} if is_table else {}
+    return hugging_face.load_dataset(name, config, split=split, revision=revision, **words)
+
+
+def _category(value: Any, names: Sequence[str]) -> str | None:
+    """The name of a category; None for one that nobody gave, which is stored as -1."""
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
 
 def _numbered(rows: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, dict[str, Any]]]:

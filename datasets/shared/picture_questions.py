@@ -85,7 +85,7 @@ class PictureQuestions(RowReader):
 
     def _every_question(self) -> Iterator[QuestionRow]:
         for number, (where, row) in enumerate(annotated_rows(self.path)):
-            with row_net(where):
+            with row_net(where, row):
                 questions = list(self._questions(row, where, number))
             yield from questions
 

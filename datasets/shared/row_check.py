@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from grpo_mm.datasets.shared.columns import Row, about_missing
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import finite_number, is_text, plain, reason, shown
 from grpo_mm.types import Prompt
@@ -17,17 +18,28 @@ DEEPEST = 200
 
 
 @contextmanager
-def row_net(where: str) -> Iterator[None]:
+def row_net(where: str, row: Any = None) -> Iterator[None]:
     """Whatever reading a row raises becomes a ConfigError that begins with `where`, "file, line 3"; no message is longer than what
-    `plain` leaves of it."""
+    `plain` leaves of it. Where `row` has not the column that it was asked for last, the message says which columns there are."""
     try:
         yield
     except UserError as error:
-        if str(error) == plain(str(error)):
+        said = plain(str(error)) + _about_columns(row, str(error))
+        if said == str(error):
             raise
-        raise ConfigError(plain(str(error))) from error
+        raise ConfigError(said) from error
     except Exception as error:
-        raise ConfigError(f"{where}: this row cannot be read ({reason(error)}).") from error
+        raise ConfigError(
+            f"{where}: this row cannot be read ({reason(error)}).{_about_columns(row, reason(error))}"
+        ) from error
+
+
+def _about_columns(row: Any, said: str) -> str:
+    """For a failure that comes of the column that the row was asked for last, and has not."""
+    missed = row.missed if isinstance(row, Row) else None
+    if missed is None or "; found " in said or not ("None" in said or str(missed) in said):
+        return ""
+    return f" There is {about_missing(missed, row)}"
 
 
 def text_problem(value: Any) -> str:

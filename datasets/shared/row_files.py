@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from grpo_mm.datasets.shared.columns import noted
 from grpo_mm.errors import ConfigError
-from grpo_mm.outside import BadJson, parse_json, plain, reason, shown
+from grpo_mm.outside import BadJson, parse_json, parse_json_at, plain, reason, shown
 
 BOM = "\ufeff"
+LONGEST_FIELD = 2**28
+"""Characters of a field of a table; Python's own limit is 131,072, which is less than an encoded picture has."""
 NO_TEXT = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -25,6 +28,8 @@ NO_TEXT = (
     (b"<html", "a web page"),
 )
 """First bytes, in lower case, of files that are not the text that their name promises."""
+PIECE = 2**20
+"""Characters of a JSON list that are read at once."""
 
 
 def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -37,7 +42,12 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ConfigError: broken JSON, a row that is no object, a table row with too many or too few columns, a column or key
             that stands twice, a NUL character, a file that is not UTF-8.
     """
-    suffix = Path(path).suffix
+    for where, row in _rows(path):
+        yield where, noted(row, where)
+
+
+def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    suffix = _suffix(path)
     if suffix == ".json":
         yield from _json_list(path)
         return
@@ -79,8 +89,14 @@ def check_file(path: str, suffixes: tuple[str, ...]) -> None:
         raise ConfigError(f"{shown(path)}: no such file ({reason(error)}).") from error
     if not found:
         raise ConfigError(f"{plain(path)}: no such file (looked in {Path(path).absolute().parent}).")
-    if Path(path).suffix not in suffixes:
+    if _suffix(path) not in suffixes:
         raise ConfigError(f"{path}: unknown suffix {Path(path).suffix!r}, wanted one of {', '.join(suffixes)}.")
+
+
+def _suffix(path: str) -> str:
+    """In lower case; .ndjson is .jsonl."""
+    suffix = Path(path).suffix.lower()
+    return ".jsonl" if suffix == ".ndjson" else suffix
 
 
 def _opened(path: str, *, newline: str | None) -> IO[str]:
@@ -157,26 +173,105 @@ def _place(text: str) -> str:
 
 
 def _json_list(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Entry by entry, so that a large file is never in memory as a whole. Where something is odd, the file is read again, all of it,
+    to tell what and where."""
+    number = 0
+    try:
+        for number, row in enumerate(_entries(path), 1):
+            yield f"{path}, entry {number - 1}", row
+        return
+    except _Odd:
+        pass
     with _opened(path, newline=None) as file:
         text = "".join(line for _, line in _lines(path, file))
+    if _is_lines(text):
+        raise ConfigError(f"{path}: it holds one object a line, as .jsonl does. Rename it to {Path(path).stem}.jsonl.")
     rows = _parsed(text, path, whole=True) if text.strip() else []
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: found a JSON {type(rows).__name__}, wanted a list of objects or strings.")
-    for number, row in enumerate(rows):
-        where = f"{path}, entry {number}"
+    for place, row in enumerate(rows[number:], number):
+        where = f"{path}, entry {place}"
         yield where, _as_row(row, where)
+
+
+class _Odd(Exception):
+    """Not plainly a list of objects and strings."""
+
+
+def _entries(path: str) -> Iterator[dict[str, Any]]:
+    """The entries of a JSON list, of which a part at a time is in memory; raises _Odd."""
+    with _opened(path, newline=None) as file:
+        text, at, is_first = "", 0, True
+
+        def next_sign() -> str:
+            """The next character that is not blank; "" at the end of the file."""
+            nonlocal text, at
+            while True:
+                while at < len(text) and text[at] in " \t\r\n":
+                    at += 1
+                if at < len(text):
+                    return text[at]
+                text, at = _read(file, PIECE), 0
+                if not text:
+                    return ""
+
+        if next_sign() != "[":
+            raise _Odd
+        at += 1
+        while (sign := next_sign()) != "]":
+            if not is_first:
+                if sign != ",":
+                    raise _Odd
+                at += 1
+                sign = next_sign()
+            if sign not in ("{", '"'):
+                raise _Odd
+            is_first = False
+            while True:
+                try:
+                    value, end = parse_json_at(text, at)
+                    break
+                except BadJson:
+                    more = _read(file, max(PIECE, len(text) - at))
+                    if not more:
+                        raise _Odd from None
+                    text, at = text[at:] + more, 0
+            at = end
+            yield {"prompt": value} if isinstance(value, str) else value
+        at += 1
+        if next_sign():
+            raise _Odd
+
+
+def _read(file: IO[str], size: int) -> str:
+    try:
+        return file.read(size)
+    except (OSError, UnicodeDecodeError):
+        raise _Odd from None
+
+
+def _is_lines(text: str) -> bool:
+    """Whether the first two lines of a text are an object each."""
+    first, _, rest = text.lstrip().partition("\n")
+    second = rest.lstrip().partition("\n")[0]
+    try:
+        return all(isinstance(parse_json(line), dict) for line in (first, second))
+    except BadJson:
+        return False
 
 
 def _as_row(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"prompt": value}
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: found {shown(value)}, wanted an object or a string.")
+        whole = " A file that is one list is called .json." if isinstance(value, list) else ""
+        raise ConfigError(f"{where}: found {shown(value)}, wanted an object or a string.{whole}")
     return value
 
 
 def _table(path: str, lines: Iterator[str], *, quoted: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     settings: dict[str, Any] = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
     reader = csv.DictReader(lines, **settings)
     try:
         check_columns(reader.fieldnames or (), f"{path}, line 1")

@@ -76,7 +76,7 @@ class BlinkAnswers:
         self.check()
         found: dict[str, Prompt] = {}
         for where, row in self._rows():
-            with row_net(where):
+            with row_net(where, row):
                 prompt = self._prompt(row, where)
             if prompt is not None and prompt.text in found:
                 raise ConfigError(f"{where}: the idx {shown(prompt.text)} stands twice.")

@@ -32,6 +32,7 @@ class CvBench(PictureQuestions):
     """2D, 3D, or both."""
 
     benchmark: ClassVar[str | None] = "cv_bench"
+    leaves: ClassVar[tuple[str, ...]] = ("filename",)
 
     def check(self) -> None:
         super().check()

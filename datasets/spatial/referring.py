@@ -48,13 +48,13 @@ class Referring(PictureQuestions):
             raise ConfigError(f"{self.path}: box_form = {self.box_form!r}; wanted one of {', '.join(BOX_FORMS)}.")
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
-        found = take_field(dict(row), self.expression_field, where)
+        found = take_field(row, self.expression_field, where)
         expressions = [found] if isinstance(found, str) else found
         if not isinstance(expressions, list) or not expressions or not all(_is_text(text) for text in expressions):
             raise ConfigError(f"{where}: {self.expression_field} is {shown(found)}, wanted a text or a list of texts.")
         media = self._pictures([row.get("image")], where)
         size = take_size(row, media[0], where)
-        box = take_box(take_field(dict(row), self.box_field, where), where, form=self.box_form)
+        box = take_box(take_field(row, self.box_field, where), where, form=self.box_form)
         if why := box_problem(box, size, slack_px=self.slack_px):
             raise ConfigError(f"{where}: the box {box} is {why}, {size[0]} x {size[1]} pixels (form {self.box_form}).")
         name = f"{Path(self.path).stem}/{take_id(row, 'id', where, default=number)}"

@@ -32,6 +32,7 @@ class Vsr(PictureQuestions):
 
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
     benchmark: ClassVar[str | None] = "vsr"
+    leaves: ClassVar[tuple[str, ...]] = ("image_link",)
 
     def _questions(self, row: Mapping[str, Any], where: str, number: int) -> Iterator[QuestionRow]:
         label = row.get("label")

@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Literal
 
 from grpo_mm.datasets.media.media_files import VideoFile
 from grpo_mm.datasets.shared.checked_fields import Span, fill, take_duration, take_spans, take_text
+from grpo_mm.datasets.shared.columns import noted, reading
 from grpo_mm.datasets.shared.files import check_limit
 from grpo_mm.datasets.shared.gathered import NAMED
 from grpo_mm.datasets.shared.row_check import checked_prompt, row_net
 from grpo_mm.datasets.shared.row_files import check_file, read_json, read_rows
+from grpo_mm.datasets.shared.span_values import BROKEN, span_problem
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 from grpo_mm.types import Prompt
@@ -83,6 +85,8 @@ class GroundingPrompts:
     """Only the first rows, counted after dropping; None for all."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".json",)
+    leaves: ClassVar[tuple[str, ...]] = ()
+    """As of `RowReader`."""
 
     def check(self) -> None:
         """Raises ConfigError if the file or (with `check_videos`) the folder is missing, or a limit is no number."""
@@ -94,6 +98,10 @@ class GroundingPrompts:
     def load(self) -> list[Prompt]:
         """Raises ConfigError for a row that is broken, a template that does not fit, a repeated id, or no row at all."""
         self.check()
+        with reading(self.path, leave=self.leaves):
+            return self._prompts()
+
+    def _prompts(self) -> list[Prompt]:
         prompts, seen, problems = [], set(), {}
         for row in self._rows():
             row = replace(row, spans=clamped(row)) if self.clamp else row
@@ -104,7 +112,7 @@ class GroundingPrompts:
                 problems.setdefault(problem, []).append(row.id)
                 if self.unusable == "drop":
                     continue
-                if problem in ("inverted span", "negative start"):
+                if problem in BROKEN:
                     raise ConfigError(f"{row.where}: {problem}: {list(row.spans)}. Set unusable: drop to leave it out.")
             if row.id in seen:
                 raise ConfigError(f"{row.where}: the id {shown(row.id)} stands twice.")
@@ -124,7 +132,7 @@ class GroundingPrompts:
 
     def _rows(self) -> Iterator[GroundingRow]:
         for number, (where, row) in enumerate(self._entries()):
-            with row_net(where):
+            with row_net(where, row):
                 found = list(self._row(row, where, number))
             yield from found
 
@@ -138,19 +146,8 @@ class GroundingPrompts:
 
     def _problem(self, row: GroundingRow, path: str | None) -> str:
         """Why a row is unusable; empty if it is not."""
-        if not row.spans:
-            return "no span"
-        if any(end < start for start, end in row.spans):
-            return "inverted span"
-        if any(start < 0 for start, _ in row.spans):
-            return "negative start"
-        if any(end == start for start, end in row.spans):
-            return "span of zero length"
-        if row.duration is not None:
-            latest = max(end for _, end in row.spans)
-            if latest > row.duration + self.max_overrun_seconds or any(s >= row.duration for s, _ in row.spans):
-                return "span outside the video"
-        return "no video file" if self.check_videos and path is None else ""
+        missing = "no video file" if self.check_videos and path is None else ""
+        return span_problem(row.spans, row.duration, self.max_overrun_seconds) or missing
 
     def _prompt(self, row: GroundingRow, path: str) -> Prompt:
         words = {"query": row.query, **row.words}
@@ -201,7 +198,9 @@ def videos_of(path: str) -> Iterator[tuple[str, tuple[str, Any]]]:
     videos = read_json(path)
     if not isinstance(videos, dict):
         raise ConfigError(f"{path}: found a JSON {type(videos).__name__}, wanted an object of videos.")
-    yield from ((f"{path}, {shown(video)[1:-1]}", (video, entry)) for video, entry in videos.items())
+    for video, entry in videos.items():
+        where = f"{path}, {shown(video)[1:-1]}"
+        yield where, (video, noted(entry, where) if isinstance(entry, dict) else entry)
 
 
 def timestamped_sentences(
@@ -209,7 +208,7 @@ def timestamped_sentences(
 ) -> Iterator[GroundingRow]:
     """Rows of one entry of `videos_of`, ids "source/video/number"; `spans` and `sentences` are what the file calls the two lists."""
     take_text({"video": video}, "video", where)
-    if not isinstance(entry, dict) or not {"duration", spans, sentences} <= set(entry):
+    if not isinstance(entry, dict) or not all(name in entry for name in ("duration", spans, sentences)):
         raise ConfigError(f"{where}: wanted an object with duration, {spans} and {sentences}, found {shown(entry)}.")
     duration = take_duration(entry["duration"], where)
     times, texts = take_spans(entry[spans], where), entry[sentences]

@@ -12,12 +12,13 @@ import os
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from grpo_mm.datasets.media.media_files import VideoFile
 from grpo_mm.datasets.worlds.shape_world import SHAPES, Scene, Split, Thing, render
+from grpo_mm.identity import FREE
 from grpo_mm.types import Prompt
 
 Style = Literal["direct", "think", "rethink"]
@@ -192,10 +193,17 @@ def write_video(frames_FHWC: np.ndarray, path: Path, *, fps: int = FPS) -> None:
 class ClipWorld:
     """Questions of one split about clips, which are written into `folder` unless they are there."""
 
-    folder: str = "runs/clip_world"
+    folder: str = field(default="runs/clip_world", metadata=FREE)
     split: Split = "train"
     count: int = 1024
     style: Style = "direct"
+
+    is_drawn: ClassVar[bool] = True
+    """Loading makes media."""
+
+    def phrase(self, query: str) -> str:
+        """A question of one's own, asked as these are."""
+        return f"{query}<video>{REQUESTS[self.style]}"
 
     def load(self) -> list[Prompt]:
         Path(self.folder).mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -170,6 +170,13 @@ class SceneWorld:
     count: int = 1024
     style: Style = "think"
     question_types: tuple[QuestionType, ...] = QUESTION_TYPES
+
+    is_drawn: ClassVar[bool] = True
+    """Loading makes media."""
+
+    def phrase(self, query: str) -> str:
+        """A question of one's own, asked as these are."""
+        return f"{query}<image>{REQUESTS[self.style]}"
 
     def load(self) -> list[Prompt]:
         return [self._prompt(index) for index in range(self.count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -144,7 +145,7 @@ def _check_sizes(config: Settings, world: int) -> None:
             "train nothing. Use updates.by=group."
         )
     split = config.updates.by == "action" and config.updates.count > 1
-    whole = [term for term in config.objective if term.couples in ("row", "group")]
+    whole = [term for term in config.objective if any(part.couples in ("row", "group") for part in _parts(term))]
     if split and whole:
         raise ConfigError(
             f"updates.by=action trains a part of a row's actions at a time, but the objective {kind_of('objective', whole[0])} needs "
@@ -215,8 +216,15 @@ def _check_relative(config: Settings, world: int) -> None:
         )
 
 
+def _parts(term: Any) -> Iterator[Any]:
+    """A term of the objective, and those that stand inside of it (`of`)."""
+    while hasattr(term, "couples"):
+        yield term
+        term = getattr(term, "of", None)
+
+
 def _check_terms(config: Settings) -> None:
-    for term in config.objective:
+    for term in (part for whole in config.objective for part in _parts(whole)):
         weight = getattr(term, "weight", 1.0)
         if weight <= 0:
             raise ConfigError(

@@ -37,6 +37,19 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def check_overrides(overrides: Any) -> None:
+    """Raises ConfigError unless they are a list of texts."""
+    if isinstance(overrides, (str, Mapping)) or not isinstance(overrides, Sequence):
+        raise ConfigError(
+            f'overrides are {shown(overrides)}; wanted a list of texts such as ["optim.lr=1e-5", "steps=100"].'
+        )
+    for text in overrides:
+        if not isinstance(text, str):
+            raise ConfigError(
+                f'override {shown(text)} is no text; wanted one of the form "key.sub=value", e.g. "optim.lr=1e-5".'
+            )
+
+
 def override(mapping: dict[str, Any], text: str, of: type | None = None) -> dict[str, Any]:
     """Sets one `key.sub=value` in a plain mapping, which is changed and returned; list entries go by index.
 

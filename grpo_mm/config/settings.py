@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,10 @@ from typing import Annotated, Any, Literal
 import torch
 
 from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
+from grpo_mm.config.by_policy import defaults_of
+from grpo_mm.config.typed_yaml import convert
+from grpo_mm.identity import FREE, NOTED, REFUSED
+from grpo_mm.looking.default_rules import default_rules
 from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio
 from grpo_mm.outside import place
@@ -29,9 +34,12 @@ class Updates:
     After the first update the policy is no longer the one that sampled: ratios leave 1, and clipping acts.
     """
 
-    by: Literal["group", "action"] = "group"
-    count: int = 1
-    passes: int = 1
+    by: Literal["group", "action"] = field(default="group", metadata=REFUSED)
+    """Parts of whole groups, or of single actions of all rows."""
+    count: int = field(default=1, metadata=REFUSED)
+    """Optimiser updates of one pass."""
+    passes: int = field(default=1, metadata=REFUSED)
+    """How often the rollout is gone through."""
 
     @property
     def total(self) -> int:
@@ -43,18 +51,19 @@ class Updates:
 class Evaluation:
     """Held-out evaluation, deterministic: every `every` steps, and before and after training."""
 
-    every: int = 0
+    every: int = field(default=0, metadata=FREE)
     """0: only before and after."""
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata=NOTED)
     """At most so many prompts of each source."""
-    samples_per_prompt: int = 1
-    seed: int = 0
+    samples_per_prompt: int = field(default=1, metadata=NOTED)
+    """Pictures or answers of each held-out prompt."""
+    seed: int = field(default=0, metadata=REFUSED)
     """Of the fixed noise; apart from the run's seed, so that runs are compared on the same pictures."""
-    show: int = 16
+    show: int = field(default=16, metadata=FREE)
     """Pictures kept of each evaluation."""
-    patience: int | None = None
+    patience: int | None = field(default=None, metadata=NOTED)
     """Stop after so many evaluations without a better held-out score."""
-    benchmarks: dict[str, Annotated[Any, Role("benchmark")]] = field(default_factory=dict)
+    benchmarks: dict[str, Annotated[Any, Role("benchmark")]] = field(default_factory=dict, metadata=FREE)
     """Figures of the whole held-out set, logged as eval/NAME/…; they take no part in the held-out score."""
 
 
@@ -62,63 +71,114 @@ class Evaluation:
 class Checkpoints:
     """Every `every` steps and at the end; the last `keep_last` and the best one stay."""
 
-    every: int = 50
-    keep_last: int = 2
-    keep_best: bool = True
+    every: int = field(default=50, metadata=FREE)
+    """Steps between checkpoints; 0: only at the end and where a run is asked to stop."""
+    keep_last: int = field(default=2, metadata=FREE)
+    """So many of the newest stay."""
+    keep_best: bool = field(default=True, metadata=FREE)
+    """The one with the best held-out score stays as well."""
+
+
+class _ByPolicy(tuple[Any, ...]):
+    """Nothing was said: the policy says it."""
+
+
+BY_POLICY = _ByPolicy()
+OPTIM_BY_POLICY = Optim()
+"""Known by being this very object."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. What a file omits is the default here."""
+    """One run. What a file omits is the default here, or what the policy says (`config.by_policy`)."""
 
-    name: str
-    policy: Annotated[Any, Role("policy")]
-    engine: Annotated[Any, Role("engine")]
-    prompts: dict[str, Source]
-    steps: int
-    prompts_per_step: int
-    group_size: int
-    data: dict[str, Any] = field(default_factory=dict)
+    name: str = field(metadata=FREE)
+    """Of the run, and of its folder below `runs_dir`."""
+    policy: Annotated[Any, Role("policy")] = field(metadata=REFUSED)
+    """The model that is trained, with its adapter."""
+    engine: Annotated[Any, Role("engine")] = field(metadata=REFUSED)
+    """How it is sampled."""
+    prompts: dict[str, Source] = field(metadata=NOTED)
+    """What is trained on: sources by name."""
+    steps: int = field(metadata=FREE)
+    """Rollouts, each with its updates."""
+    prompts_per_step: int = field(metadata=REFUSED)
+    """Groups of a step, over all processes."""
+    group_size: int = field(metadata=REFUSED)
+    """Samples of a prompt that are compared with each other."""
+    data: dict[str, Any] = field(default_factory=dict, metadata=FREE)
     """Values that the file uses as ${data.NAME}: a user's own paths, in one place."""
-    method: str | None = None
+    method: str | None = field(default=None, metadata=FREE)
     """The method (see `grpo-mm methods`) whose preset filled in what the file leaves out."""
-    rewards: dict[str, Scorer] = field(default_factory=dict)
+    rewards: dict[str, Scorer] = field(default_factory=dict, metadata=NOTED)
     """At least one; those given to `grpo_mm.train` in Python take their place."""
-    seed: int = 0
-    updates: Updates = field(default_factory=Updates)
-    collector: Annotated[Any, Role("strategy")] = field(default_factory=SampleAndScore)
-    advantage: tuple[Annotated[Any, Role("advantage")], ...] = field(
-        default_factory=lambda: (GroupNorm(), WeightedSum(), Clamp())
-    )
-    objective: tuple[Annotated[Any, Role("objective")], ...] = field(default_factory=lambda: (ClippedRatio(),))
-    old_logprobs: Literal["rollout", "recompute"] = "rollout"
+    seed: int = field(default=0, metadata=REFUSED)
+    """Of all that is drawn in training."""
+    updates: Updates = field(default_factory=Updates, metadata=REFUSED)
+    """How a rollout is spent."""
+    collector: Annotated[Any, Role("strategy")] = field(default_factory=SampleAndScore, metadata=REFUSED)
+    """What is sampled and how often."""
+    advantage: tuple[Annotated[Any, Role("advantage")], ...] = field(default=BY_POLICY, metadata=REFUSED)
+    """The stages from rewards to advantages, in order; left out: those that the policy says."""
+    objective: tuple[Annotated[Any, Role("objective")], ...] = field(default=BY_POLICY, metadata=REFUSED)
+    """The terms of the loss; left out: those that the policy says."""
+    old_logprobs: Literal["rollout", "recompute"] = field(default="rollout", metadata=NOTED)
     """recompute: one pass in training shapes before the first update; for low precision, where batch shape matters."""
-    optim: Optim = field(default_factory=Optim)
-    ema: Ema | None = None
+    optim: Optim = field(default=OPTIM_BY_POLICY, metadata=REFUSED)
+    """The optimiser and its learning rate."""
+    ema: Ema | None = field(default=None, metadata=REFUSED)
     """Averaged weights; evaluation and the product use them."""
-    sampling: SamplingPolicy | None = None
+    sampling: SamplingPolicy | None = field(default=None, metadata=REFUSED)
     """Rollouts come from a slow copy of the weights; None: from the weights."""
-    reference_reset: ReferenceReset | None = None
+    reference_reset: ReferenceReset | None = field(default=None, metadata=REFUSED)
     """When the reference becomes the present policy; None: never."""
-    eval_prompts: dict[str, Source] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    watch: dict[str, Watched] = field(default_factory=dict)
+    eval_prompts: dict[str, Source] = field(default_factory=dict, metadata=NOTED)
+    """Held-out prompts; without them nothing is evaluated."""
+    evaluation: Evaluation = field(default_factory=Evaluation, metadata=NOTED)
+    """When and how held-out prompts are asked."""
+    watch: dict[str, Watched] = field(default_factory=dict, metadata=FREE)
     """Rewards that are logged and not optimised, and bands of metrics with what to do when they are left."""
-    offload_rewards: bool = False
+    preflight: bool = field(default=True, metadata=FREE)
+    """Rewards and watches load and score two made-up outputs before a model is loaded; free disk space is looked at."""
+    default_watch: bool = field(default=True, metadata=FREE)
+    """Every run also warns of collapse and drift (see looking/default_rules); an entry of `watch` replaces the default rule of its
+    name. false: only the entries of `watch` count."""
+    offload_rewards: bool = field(default=False, metadata=FREE)
     """Network rewards leave the device while they are not asked."""
-    max_reward_calls: int | None = None
+    max_reward_calls: int | None = field(default=None, metadata=FREE)
     """Budget: rewards × pictures of a step, comparisons of a judge included; a config that plans more is refused."""
-    samples_every: int = 10
+    samples_every: int = field(default=10, metadata=FREE)
     """Steps between sheets of rollout pictures or texts; 0: none."""
-    sketch: Annotated[Any, Role("sketch")] | None = None
+    sketch: Annotated[Any, Role("sketch")] | None = field(default=None, metadata=FREE)
     """What the report draws of a text: spans on a time line, boxes on a picture; None: the text alone."""
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoints: Checkpoints = field(default_factory=Checkpoints, metadata=FREE)
+    """When the run is saved, and what is kept."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = field(default=(), metadata=FREE)
+    """Where metrics are also written; an extra has to be installed."""
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=NOTED)
     """Which of several GPUs: CUDA_VISIBLE_DEVICES, or the launcher."""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=FREE)
     """CPU threads of torch; fix it where runs must agree bit for bit."""
-    runs_dir: str = "runs"
+    runs_dir: str = field(default="runs", metadata=FREE)
+    """The folder of all run folders."""
+
+    def __post_init__(self) -> None:
+        given = {
+            key: getattr(self, key)
+            for key, default in (("advantage", BY_POLICY), ("objective", BY_POLICY), ("optim", OPTIM_BY_POLICY))
+            if getattr(self, key) is not default
+        }
+        if len(given) < 3:
+            said = defaults_of(self.policy, self.engine)
+            without = {
+                "advantage": (GroupNorm(), WeightedSum(), Clamp()),
+                "objective": (ClippedRatio(),),
+                "optim": Optim(),
+            }
+            hints = typing.get_type_hints(Settings, include_extras=True)
+            for key in set(without) - set(given):
+                value = convert(hints[key], said[key], path=key) if key in said else without[key]
+                object.__setattr__(self, key, value)
 
     @property
     def folder(self) -> Path:
@@ -128,6 +188,11 @@ class Settings:
     def watched_rewards(self) -> dict[str, Watched]:
         """The entries of `watch` that score; the others only read metrics."""
         return {name: entry for name, entry in self.watch.items() if entry.use is not None}
+
+    @property
+    def default_rules(self) -> dict[str, Watched]:
+        """The default rules that the entries of `watch` leave in force."""
+        return default_rules(self.watch) if self.default_watch else {}
 
     @property
     def needs(self) -> frozenset[str]:

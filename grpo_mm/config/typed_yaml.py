@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_mm import registry
 from grpo_mm.config.methods import preset
-from grpo_mm.config.overrides import merge, override
+from grpo_mm.config.overrides import annotation_at, check_overrides, merge, override
+from grpo_mm.config.shipped import config_file, near_names, shipped_file
+from grpo_mm.config.synonyms import here_it_is
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.outside import expanded, place, plain, reason, shown
+from grpo_mm.outside import expanded, place, plain, reason, shown, variable_in
 from grpo_mm.registry import Role, role_of
+from grpo_mm.rollout.surroundings import kept
 
 
 def read_yaml(
@@ -37,19 +41,18 @@ def read_yaml(
     `of`: the dataclass that the file describes; its fields say what the text of an override means.
     `unset`: takes down which ${data.NAME} have no value, in whose place their names then stand; None: that is refused.
     """
-    path = place(path, what="the config")
-    mapping = _load(path)
-    parent_name = mapping.pop("inherit", None)
-    if parent_name is not None:
-        if not isinstance(parent_name, str):
-            raise ConfigError(f"{path}: inherit is {shown(parent_name)}, wanted the name of one file.")
-        parent = _load(path.parent / place(parent_name, what=f"{path}: inherit"))
-        if "inherit" in parent:
-            raise ConfigError(
-                f"{path}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
-                "so that a config can be read back: copy what you need into one of them."
-            )
-        mapping = merge(parent, mapping)
+    check_overrides(overrides)
+    path = config_file(place(path, what="the config"))
+    return resolved(own_settings(path), overrides, of, where=str(path), unset=unset)
+
+
+def resolved(
+    mapping: dict[str, Any], overrides: Sequence[str], of: type | None, *, where: str, unset: list[str] | None = None
+) -> dict[str, Any]:
+    """The plain mapping of a config with its method below it, overrides on top, ${data.NAME} filled in.
+
+    `where`: what messages call the config. `unset`: see `read_yaml`.
+    """
     for text in overrides:
         if text.startswith("method="):
             mapping = override(mapping, text, of)
@@ -63,18 +66,49 @@ def read_yaml(
         )  # what the file says stands above what its method says
     for text in overrides:
         mapping = override(mapping, text, of)
-    data = _data_of(mapping, path)
-    if unset is not None:
-        unset += [name for name in dict.fromkeys(PLACE.findall(str(mapping))) if data.get(name) is None]
-        data = dict(data) | {name: f"data.{name}" for name in unset}
-    return _filled(mapping, data, where=str(path))
+    data = _data_of(mapping, where, unset)
+    return _filled(mapping, data, where=where, unset=unset)
 
 
-def _data_of(mapping: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+def own_settings(path: Path) -> dict[str, Any]:
+    """What a config file says, with its parent below it: without a method and overrides."""
+    return with_parent(_load(path), where=str(path), folder=path.parent)
+
+
+def with_parent(mapping: dict[str, Any], *, where: str, folder: Path) -> dict[str, Any]:
+    """A config on top of the one it `inherit`s, which is looked for in `folder`, then among those that ship with the package."""
+    parent_name = mapping.pop("inherit", None)
+    if parent_name is None:
+        return mapping
+    if not isinstance(parent_name, str):
+        raise ConfigError(f"{where}: inherit is {shown(parent_name)}, wanted the name of one file.")
+    parent = _load(_parent_file(place(parent_name, what=f"{where}: inherit"), folder))
+    if "inherit" in parent:
+        raise ConfigError(
+            f"{where}: inherits {plain(parent_name)}, which itself inherits {shown(parent['inherit'])}. One level is allowed, "
+            "so that a config can be read back: copy what you need into one of them."
+        )
+    return merge(parent, mapping)
+
+
+def _parent_file(name: Path, folder: Path) -> Path:
+    beside = folder / name
+    return beside if _is_file(beside) else shipped_file(name) or beside
+
+
+def _data_of(mapping: Mapping[str, Any], where: str, unset: list[str] | None) -> Mapping[str, Any]:
+    """The entries of `data`, those filled in that name others."""
     data = mapping.get("data") or {}
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{path}: data is {shown(data)}, wanted a mapping of names.")
-    return data
+        raise ConfigError(f"{where}: data is {shown(data)}, wanted a mapping of names.")
+    filled = _filled(data, data, where=f"{where}: data", unset=unset)
+    for name, value in filled.items():
+        if isinstance(value, str) and (again := PLACE.search(value)):
+            raise ConfigError(
+                f"{where}: data.{plain(str(name), 80)} is {shown(data[name])}, and what that names is filled in itself ({shown(again[0])}). "
+                "One level is allowed: write that one out."
+            )
+    return filled
 
 
 def _named_rewards(filled: dict[str, Any], mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,23 +119,54 @@ def _named_rewards(filled: dict[str, Any], mapping: Mapping[str, Any]) -> dict[s
     return filled | {"rewards": {name: scorer for name, scorer in filled["rewards"].items() if name in named}}
 
 
-PLACE = re.compile(r"\$\{data\.(\w+)\}")
+PLACE = re.compile(r"\$\{data\b\.?([^{}]*)\}")
+LONGEST_FILLED = 1_000_000
 
 
-def _filled(value: Any, data: Mapping[str, Any], *, where: str) -> Any:
+def _filled(value: Any, data: Mapping[str, Any], *, where: str, unset: list[str] | None) -> Any:
     """With ${data.NAME} replaced by what the mapping `data` says, wherever it stands: one place for a user's own paths."""
     if isinstance(value, Mapping):
-        return {key: _filled(v, data, where=where) for key, v in value.items()}
+        return {key: _filled(v, data, where=where, unset=unset) for key, v in value.items()}
     if isinstance(value, list):
-        return [_filled(v, data, where=where) for v in value]
+        return [_filled(v, data, where=where, unset=unset) for v in value]
     if not isinstance(value, str):
         return value
-    for name in PLACE.findall(value):
-        if data.get(name) is None:
-            there = ", ".join(sorted(data)) or "no `data` at all"
-            raise ConfigError(f"{where}: {shown(value)} asks for data.{name}; set data.{name}=… (there are: {there}).")
+    said = {"where": f"{where}: {shown(value)}", "unset": unset}
     whole = PLACE.fullmatch(value)
-    return deepcopy(data[whole.group(1)]) if whole else PLACE.sub(lambda found: str(data[found.group(1)]), value)
+    if whole:
+        return deepcopy(_datum(whole[1], data, **said))
+    names = PLACE.findall(value)
+    texts = {name: _in_text(_datum(name, data, **said), name, where=where) for name in names}
+    if sum(len(texts[name]) for name in names) > LONGEST_FILLED:
+        raise ConfigError(f"{where}: {shown(value)} has more than {LONGEST_FILLED:,} characters when it is filled in.")
+    return PLACE.sub(lambda found: texts[found[1]], value) if names else value
+
+
+def _datum(name: str, data: Mapping[str, Any], *, where: str, unset: list[str] | None) -> Any:
+    """The entry of `data` that a name leads to; by dots into an entry that is a mapping."""
+    found: Any = data
+    for step in [name] if name in data else name.split("."):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    if found is None and name and unset is not None:
+        unset += [name] * (name not in unset)
+        return f"data.{name}"
+    if found is None:
+        there = plain(", ".join(sorted(data)), 400) or "no `data` at all"
+        if not name:
+            raise ConfigError(f"{where} names no entry of `data` (there are: {there}).")
+        raise ConfigError(
+            f"{where} asks for data.{plain(name, 80)}; set data.{plain(name, 80)}=… (there are: {there})."
+        )
+    return found
+
+
+def _in_text(value: Any, name: str, *, where: str) -> str:
+    """An entry of `data` as a part of a longer text."""
+    if isinstance(value, (bool, list, Mapping)):
+        raise ConfigError(
+            f"{where}: data.{plain(name, 80)} is {shown(value)}, which cannot stand within a longer text. Put it in quotes."
+        )
+    return str(value)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -110,11 +175,19 @@ def _load(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"no config file {plain(str(path))}."
             + (f" In that folder: {', '.join(sorted(near)[:20])}." if near else "")
+            + _shipped_hint(path)
         )
     mapping = read_yaml_file(path)
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path} holds {type(mapping).__name__}, wanted a mapping of settings.")
     return mapping
+
+
+def _shipped_hint(path: Path) -> str:
+    names = near_names(path)
+    if names:
+        return f" Configs that ship with the package: {', '.join(names)}; `grpo-mm configs` lists all."
+    return " `grpo-mm configs` lists those that ship with the package."
 
 
 def _is_file(path: Path) -> bool:
@@ -138,11 +211,8 @@ def build(cls: type, mapping: Any, *, path: str = "") -> Any:
         raise ConfigError(f"{where}: found {mapping!r}, wanted a mapping with the keys {', '.join(_names(cls))}.")
     for key in mapping:
         if key not in _names(cls):
-            near = difflib.get_close_matches(str(key), _names(cls), n=1)
             raise ConfigError(
-                f"{where}: unknown key {shown(key)}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" Known keys: {', '.join(_names(cls))}."
+                f"{where}: unknown key {shown(key)}{_meant(cls, mapping, str(key), path)} Known keys: {', '.join(_names(cls))}."
             )
     hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
@@ -162,6 +232,31 @@ def build(cls: type, mapping: Any, *, path: str = "") -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _meant(cls: type, mapping: Mapping[str, Any], key: str, path: str) -> str:
+    """How the sentence on an unknown key ends: the nearest name, where that key stands, or what another tool kit's word is here."""
+    near = difflib.get_close_matches(key, _names(cls), n=1)
+    if near and difflib.SequenceMatcher(None, key, near[0]).ratio() > SURELY:
+        return f". Did you mean {near[0]!r}?"
+    parts = [name for name in PARTS if name in _names(cls)] if not path else []
+    within = [name for name in parts if annotation_at(cls, mapping, [name, key]) is not None]
+    if within:
+        return f": it stands under {within[0]}, as {within[0]}.{key}."
+    here = here_it_is(key) if WORDS_OF_OTHERS.fullmatch(path) else None
+    if here is not None:
+        return f": {here}."
+    return f". Did you mean {near[0]!r}?" if near else "."
+
+
+PARTS = ("policy", "engine", "optim", "updates", "evaluation", "checkpoints")
+"""Of a run, whose keys are looked for where one stands a level too high."""
+WORDS_OF_OTHERS = re.compile(
+    r"|policy(\.(lora|chat|model))?|engine|optim|updates|evaluation|checkpoints|ema|(objective|advantage)\.\d+"
+)
+"""Where a name of another tool kit is taken for what it is there; elsewhere names belong to components of their own."""
+SURELY = 0.85
+"""So alike, a name is misspelt rather than another tool kit's."""
+
+
 def _names(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.init]
 
@@ -175,6 +270,8 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        if isinstance(value, str) and value == "None" and type(None) in args:
+            raise ConfigError(f"{path}: found 'None', which is Python's word; write null for none.")
         options = [a for a in args if a is not type(None)]
         if len(options) == 1:
             return convert(options[0], value, path=path)
@@ -191,6 +288,8 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
         return value if isinstance(value, annotation) else build(annotation, value, path=path)
     if isinstance(value, bool) and annotation in (int, float):
         raise ConfigError(f"{path}: found {shown(value)}; input should be a number.")
+    if _is_list_of_any_length(annotation) and isinstance(value, (str, int, float)):
+        value = [value]
     if isinstance(value, str) and (annotation is bool or bool in args):
         value = SWITCHES.get(value.lower(), value)
     try:
@@ -201,7 +300,26 @@ def convert(annotation: Any, value: Any, *, path: str) -> Any:
     except RecursionError as error:
         raise ConfigError(f"{path}: found a value that is nested too deeply.") from error
     _check_numbers(found, value, path=path)
+    _check_variables(found, path=path)
     return _with_homes(found)
+
+
+def _check_variables(value: Any, *, path: str) -> None:
+    """Nothing fills in $HOME here; a folder of that name is not what is wanted."""
+    for text in [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else ():
+        variable = variable_in(text) if isinstance(text, str) and "\n" not in text else None
+        if variable:
+            raise ConfigError(
+                f"{path}: found {shown(text)}; {plain(variable, 80)} is not filled in, because a run must be readable without the "
+                f"environment it was started in. Write what it stands for, name it under `data` (${{data.NAME}}), or give "
+                f"{path}=… on the command line, where the shell fills it in."
+            )
+
+
+def _is_list_of_any_length(annotation: Any) -> bool:
+    """Of plain values; what stands there alone is then a list of one."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    return origin is list or (origin is tuple and len(args) == 2 and args[1] is Ellipsis)
 
 
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
@@ -260,11 +378,12 @@ def component(role: Role, value: Any, *, path: str) -> Any:
     settings = {k: v for k, v in value.items() if k != "kind"}
     if not isinstance(value["kind"], str):
         raise ConfigError(f"{path}: kind is {shown(value['kind'])}, wanted a name ({role.name}).")
-    try:
-        target = registry.lookup(role.name, value["kind"])
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    made = _made(target, value["kind"], settings, path=path)
+    with kept(plain(value["kind"], 200), "code of") if ":" in value["kind"] else nullcontext():
+        try:
+            target = registry.lookup(role.name, value["kind"])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        made = _made(target, value["kind"], settings, path=path)
     try:
         registry.check_role(role.name, value["kind"], made)
     except ConfigError as error:

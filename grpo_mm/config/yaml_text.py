@@ -88,6 +88,10 @@ def value_of(node: yaml.Node | None) -> Any:
         return _tree(loader.construct_document(node))
     except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a number after `!!int` that is none
         raise BadYaml(_told(error)) from error
+    except LookupError as error:  # a word after `!!bool` that is no switch
+        raise BadYaml(
+            f"{shown(error.args[0] if error.args else '', 60)} is not of the type that its tag names"
+        ) from error
     finally:
         loader.dispose()
 

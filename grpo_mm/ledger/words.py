@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from grpo_mm.ledger.cards import CONTEXT_BYTES, SHARE_OF_PEAK, card, smallest
 from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase
@@ -17,6 +18,8 @@ class Asked:
     share: float = SHARE_OF_PEAK
     price: float | None = None
     """Of a GPU for an hour, in any currency."""
+    bench: Path | None = None
+    """What `grpo-mm bench --json` printed: seconds of a step come from there."""
     measured_seconds: float | None = None
     """Of a step, where a run has been timed."""
     measured_on: str = ""

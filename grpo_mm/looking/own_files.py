@@ -6,7 +6,7 @@ What cannot be used is named in a list that the reader hands in, and the rest is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def json_rows(path: Path, damage: list[str], *, folder: Path | None = None) -> l
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-            if number == len(lines):
+            if number == len(lines) and line.startswith(b"{") and not (b"\0" in line or b"\r" in line):
                 continue
         if isinstance(row, dict) and is_step(row.get("step")):
             rows.append(row)
@@ -90,6 +90,21 @@ def json_rows(path: Path, damage: list[str], *, folder: Path | None = None) -> l
             f"(line {named}); they were skipped"
         )
     return rows
+
+
+def tell_of_steps(rows: Sequence[Mapping[str, Any]], name: str, damage: list[str]) -> None:
+    """Names steps of training that are missing in a record, or stand there more than once."""
+    steps = [row["step"] for row in rows if row["step"] and "eval/score" not in row]
+    once, last = set(steps), max(steps, default=0)
+    if len(once) < len(steps):
+        seen: set[int] = set()
+        again = next(step for step in steps if step in seen or seen.add(step))
+        damage.append(
+            f"{name}: {len(steps) - len(once)} lines repeat a step (the first is step {again}); all were drawn"
+        )
+    if len(once) < last:
+        absent = next(step for step in range(1, last) if step not in once)
+        damage.append(f"{name}: {last - len(once)} of {last} steps have no line (the first is step {absent})")
 
 
 def is_step(value: Any) -> bool:

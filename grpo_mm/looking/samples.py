@@ -29,6 +29,9 @@ MAX_CELLS, MAX_PIXELS, MAX_PROMPT = 4096, 300 * 10**6, 4000
 """Of a sheet that is read: more is none of ours."""
 
 
+SETTLED = ("depth", "advantage", "compared", "value", "low", "high")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One tile of a sheet and what is known about it."""
@@ -40,6 +43,10 @@ class Cell:
     """None on an evaluation sheet, and where it was not a number."""
     box_px: tuple[int, int, int, int]
     """Left, top, right, bottom in the PNG."""
+    truth: str | None = None
+    """What the picture is to show, in words; None where nothing is known beside the prompt."""
+    settled: Sequence[Mapping[str, Any]] = ()
+    """Of a tree, what settled the advantage at each depth: see `write_rollout_sheet`."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ def write_rollout_sheet(
     advantage_M: Tensor,
     rewards: Mapping[str, Tensor],
     max_groups: int = 6,
+    truths: Sequence[str | None] | None = None,
+    settled_M: Sequence[Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Writes `step_000010.png` and `.json` into `folder`: a row per group, its cells sorted by advantage, best first.
 
@@ -78,6 +87,9 @@ def write_rollout_sheet(
         prompt_M: int, index into `prompts`; groups may have any size. The first `max_groups` are shown.
         advantage_M: NaN sorts last.
         rewards: each [M]; NaN = could not be scored or does not apply. The report shows the first number there is.
+        truths: aligned with `prompts`: what a picture is to show, in words.
+        settled_M: where advantages differ from action to action, for each picture what settled them: {"depth", "advantage",
+            "compared" (values that it was compared with, its own among them), "value", "low", "high"}.
 
     Raises:
         ValueError: lengths differ, or the images are not uint8 [M, C, H, W].
@@ -91,8 +103,13 @@ def write_rollout_sheet(
         "groups": [
             {
                 "prompt": prompts[prompt[members[0]]],
+                "truth": None if truths is None else truths[prompt[members[0]]],
                 "size": len(members),
-                "cells": [{"advantage": _plain(advantage[m]), "rewards": _rewards_of(rewards, m)} for m in cells],
+                "cells": [
+                    {"advantage": _plain(advantage[m]), "rewards": _rewards_of(rewards, m)}
+                    | ({"settled": [_settled(one) for one in settled_M[m]]} if settled_M is not None else {})
+                    for m in cells
+                ],
             }
             for members, cells in zip(groups, shown)
         ]
@@ -101,13 +118,20 @@ def write_rollout_sheet(
 
 
 def write_eval_sheet(
-    folder: Path, *, name: str, step: int, images_MCHW: Tensor, prompts: Sequence[str], rewards: Mapping[str, Tensor]
+    folder: Path,
+    *,
+    name: str,
+    step: int,
+    images_MCHW: Tensor,
+    prompts: Sequence[str],
+    rewards: Mapping[str, Tensor],
+    truths: Sequence[str | None] | None = None,
 ) -> Path:
     """Writes `<name>.png` and `.json` into `folder`, cells row by row.
 
     Args:
         name: "eval_before", "eval_after" or "eval_step_000020".
-        prompts: aligned with the images, M of them.
+        prompts: aligned with the images, M of them; `truths` as well: what each is to show, in words.
 
     Raises:
         ValueError: lengths differ, or the images are not uint8 [M, C, H, W].
@@ -116,7 +140,10 @@ def write_eval_sheet(
     count = len(prompts)
     columns = max(1, min(8, math.ceil(math.sqrt(count))))
     grid = [list(range(start, min(start + columns, count))) for start in range(0, count, columns)]
-    words = {"cells": [{"prompt": prompts[m], "rewards": _rewards_of(rewards, m)} for m in range(count)]}
+    true = [None] * count if truths is None else truths
+    words = {
+        "cells": [{"prompt": prompts[m], "truth": true[m], "rewards": _rewards_of(rewards, m)} for m in range(count)]
+    }
     return _write(folder, name, images_MCHW, grid, {"step": step, "kind": "eval"}, words)
 
 
@@ -126,7 +153,7 @@ def read_sheets(folder: Path, damage: list[str] | None = None) -> list[Sheet]:
     sheets = []
     for path in sorted(folder.glob("*.json")):
         try:
-            sheets.append(_read(path))
+            sheets.append(read_sheet(path))
         except Exception as error:  # whatever a damaged sheet makes of its reader
             if damage is not None:
                 damage.append(f"samples/{plain(path.name, MAX_NAME)} is left out ({reason(error)})")
@@ -190,7 +217,7 @@ def _box(layout: Mapping[str, Any], row: int, column: int) -> tuple[int, int, in
     return left, top, left + width, top + height
 
 
-def _read(path: Path) -> Sheet:
+def read_sheet(path: Path) -> Sheet:
     said: list[str] = []
     found = json_object(path, path.parent, said)
     if said:
@@ -199,7 +226,10 @@ def _read(path: Path) -> Sheet:
         raise ValueError(f"it is a {shown(found['kind'], 40)} of step {shown(found['step'], 40)}")
     png = path.with_suffix(".png")
     if found["kind"] == "rollout":
-        rows = [[cell | {"prompt": group["prompt"]} for cell in group["cells"]] for group in found["groups"]]
+        rows = [
+            [cell | {"prompt": group["prompt"], "truth": group.get("truth")} for cell in group["cells"]]
+            for group in found["groups"]
+        ]
         sizes = [group["size"] for group in found["groups"]]
     else:
         step = max(1, found["columns"])
@@ -223,7 +253,17 @@ def _cell(words: Mapping[str, Any], box_px: tuple[int, int, int, int]) -> Cell:
     advantage = words.get("advantage")
     if not isinstance(words["prompt"], str) or numbers({"advantage": advantage}) is None:
         raise ValueError(f"the prompt is {shown(words['prompt'], 40)}")
-    return Cell(words["prompt"][:MAX_PROMPT], numbers(words["rewards"]), advantage, box_px)
+    truth, settled = words.get("truth"), words.get("settled") or ()
+    if not isinstance(truth, str | None) or len(settled) > MAX_CELLS:
+        raise ValueError(f"the truth is {shown(truth, 40)}")
+    return Cell(
+        words["prompt"][:MAX_PROMPT], numbers(words["rewards"]), advantage, box_px,
+        None if truth is None else truth[:MAX_PROMPT], [numbers({key: one[key] for key in SETTLED}) for one in settled],
+    )  # fmt: skip
+
+
+def _settled(one: Mapping[str, Any]) -> dict[str, float | None]:
+    return {key: one[key] if one[key] is None or isinstance(one[key], int) else _plain(one[key]) for key in SETTLED}
 
 
 def _png_size(png: Path) -> tuple[int, int]:

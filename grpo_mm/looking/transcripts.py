@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from grpo_mm.looking.own_files import MAX_NAME, is_own_file, is_step, json_rows, numbers
+from grpo_mm.looking.truth import truth_of
 from grpo_mm.outside import plain, reason, shown
 from grpo_mm.types import Prompt
 
@@ -119,6 +120,10 @@ class Exchange:
     group_size: int
     """Answers that there were: more than are kept of a large group."""
     answers: tuple[Answer, ...]
+    right: str | None = None
+    """What is true, in words; None where nothing is known."""
+    clip: Picture | None = None
+    """More frames of a video, for playing."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ def write_transcript(
     asked: Sequence[tuple[Prompt, Sequence[Answer]]],
     sketch: Sketch | None = None,
     illustrate: Callable[[Prompt], Tensor | None] | None = None,
+    play: Callable[[Prompt], Tensor | None] | None = None,
 ) -> Path:
     """Writes `<name>.jsonl` into `folder`, and into `folder/media` the pictures that are not there yet.
 
@@ -150,11 +156,13 @@ def write_transcript(
         sketch: None draws nothing. One that fails is logged, and nothing is drawn of that text.
         illustrate: gives a prompt's media as uint8 [K, 3, H, W]: its picture (K = 1), or frames of its video, frame k from
             the moment (k + 1/2) / K of its length; None for a prompt that has nothing to show.
+        play: gives a prompt's video for playing in the same form, more and smaller frames; None where there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for prompt, answers in asked:
         frames_KCHW = illustrate(prompt) if illustrate is not None else None
+        clip_KCHW = play(prompt) if play is not None else None
         exchange = Exchange(
             id=prompt.id,
             question=_shortened(prompt.text)[0],
@@ -162,6 +170,8 @@ def write_transcript(
             picture=None if frames_KCHW is None else _keep_picture(folder, frames_KCHW),
             group_size=len(answers),
             answers=tuple(_drawn(prompt, answer, sketch) for answer in _best_and_worst(answers)),
+            right=truth_of(prompt),
+            clip=None if clip_KCHW is None or len(clip_KCHW) < 2 else _keep_picture(folder, clip_KCHW),
         )
         lines.append({"step": step, "kind": kind} | asdict(exchange))
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
@@ -207,6 +217,11 @@ def _drawn(prompt: Prompt, answer: Answer, sketch: Sketch | None) -> Answer:
         advantage=_number(answer.advantage),
         marks=_marks(prompt, lambda p: sketch(p, answer.text)) if draws else Marks(),
     )
+
+
+def marks_of(prompt: Prompt, text: str, sketch: Sketch) -> Marks:
+    """What a sketch reads of an answer; nothing where it fails, which is logged."""
+    return _marks(prompt, lambda p: sketch(p, text))
 
 
 def _marks(prompt: Prompt, draw: Callable[[Prompt], Mapping[str, Any]]) -> Marks:
@@ -273,7 +288,12 @@ def _exchange(row: Mapping[str, Any], folder: Path, damage: list[str]) -> Exchan
             f"a question {shown(row['id'], 40)} with {len(answers)} of {shown(row['group_size'], 40)} answers"
         )
     picture = _picture(row["picture"], folder, damage) if row["picture"] else None
-    return Exchange(row["id"], _words(row["question"]), Marks.of(row["truth"]), picture, row["group_size"], answers)
+    right = row.get("right")  # not there in runs of earlier versions
+    return Exchange(
+        row["id"], _words(row["question"]), Marks.of(row["truth"]), picture, row["group_size"], answers,
+        None if right is None else _words(right),
+        _picture(row["clip"], folder, damage) if row.get("clip") else None,
+    )  # fmt: skip
 
 
 def _answer(found: Mapping[str, Any]) -> Answer:

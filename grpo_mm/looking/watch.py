@@ -41,6 +41,8 @@ class Watched:
     """None: open on that side."""
     relative: bool = False
     """The bounds are multiples of the metric's first value (which is not 0)."""
+    shift: bool = False
+    """The bounds are added to the metric's first value, as suits a share: {high: 0.3, shift: true}."""
     patience: int = 1
     """Records in a row outside the band before it acts."""
     action: Action = "warn"
@@ -65,10 +67,13 @@ class Watched:
                     (f"metric: {self.metric}", self.metric is not None),
                     (f"action: {self.action}", self.action != "warn"),
                     ("relative: true", self.relative),
+                    ("shift: true", self.shift),
                 ) if given
             ]  # fmt: skip
             if idle:
                 raise ValueError(f"{', '.join(idle)} without a band does nothing; give `low`, `high` or both.")
+        if self.relative and self.shift:
+            raise ValueError("relative: true and shift: true exclude each other: the bounds are multiples, or added.")
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"low = {self.low:g} is above high = {self.high:g}.")
         for key, value in (("patience", self.patience), ("max_actions", self.max_actions)):
@@ -88,13 +93,18 @@ def metric_of(name: str, watched: Watched) -> str:
     return watched.metric or f"watch/{name}/score"
 
 
-def absolute_band(low: float | None, high: float | None, *, unit: float) -> Band:
-    """Bounds as values of the metric: `unit` is its first value for relative bounds, else 1.
+def absolute_band(low: float | None, high: float | None, *, unit: float, start: float = 0.0) -> Band:
+    """Bounds as values of the metric: `unit` is its first value for relative bounds, else 1; `start` for shifted ones, else 0.
 
-    A negative first value turns them round: 0.5 to 2 times -4 is -8 to -2.
+    A negative first value turns multiples round: 0.5 to 2 times -4 is -8 to -2.
     """
-    ends = tuple(None if bound is None else bound * unit for bound in (low, high))
+    ends = tuple(None if bound is None else bound * unit + start for bound in (low, high))
     return ends if unit > 0 else ends[::-1]  # type: ignore[return-value]
+
+
+def is_outside(value: float, band: Band) -> bool:
+    low, high = band
+    return (low is not None and value < low) or (high is not None and value > high)
 
 
 @dataclass(frozen=True)
@@ -152,15 +162,16 @@ class Rules:
                 if entry.relative and value == 0:  # no multiple of 0 is a band
                     continue
                 seen["first"] = float(value)
-            low, high = absolute_band(entry.low, entry.high, unit=seen["first"] if entry.relative else 1.0)
-            outside = (low is not None and value < low) or (high is not None and value > high)
+            unit, start = seen["first"] if entry.relative else 1.0, seen["first"] if entry.shift else 0.0
+            band = absolute_band(entry.low, entry.high, unit=unit, start=start)
+            outside = is_outside(value, band)
             fields[f"watch_rule/{name}/outside"] = int(outside)
             if not outside:
                 seen |= {"outside": 0, "inside_at": weights_step}
                 continue
             seen["outside"] += 1
             if seen["outside"] == entry.patience:
-                alarms.append(self._alarm(name, float(value), (low, high)))
+                alarms.append(self._alarm(name, float(value), band))
         return fields, alarms
 
     def _alarm(self, name: str, value: float, band: Band) -> Alarm:
@@ -203,7 +214,7 @@ def describe(event: Mapping[str, Any]) -> str:
 
 
 PREFIXES = (
-    "reward", "watch", "eval", "image", "diversity", "advantage", "objective", "loss", "policy", "optim", "calls",
+    "reward", "watch", "eval", "image", "text", "rollout", "diversity", "advantage", "objective", "loss", "policy", "optim", "calls",
 )  # fmt: skip
 
 
@@ -233,8 +244,8 @@ def check_metric(
     known = {
         "reward": [*rewards, "failed_frac"],
         "watch": scored,
-        "eval": [*rewards, *scored, "image", "score", "diversity", *held_out],
-        "image": STATISTICS,
+        "eval": [*rewards, *scored, "image", "text", "score", "diversity", *held_out],
+        "image": (*STATISTICS, "diversity"),
         "diversity": ["mean"],
     }
     relative = [n for n, scorer in rewards.items() if is_relative(scorer.use)]

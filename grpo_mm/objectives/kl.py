@@ -62,9 +62,13 @@ def weighted_k3(logprobs: Tensor, ref_logprobs: Tensor, log_ratio: Tensor) -> Te
     On-policy the value is that of `k3`; the gradient gains (log-probability's gradient) · k3, which makes it that of the true KL.
 
     Source: arXiv:2512.02556 (DeepSeek-V3.2), section 3.1, "unbiased KL estimate". Grade C: written down from its text. Deviates: the
-    log-ratio is bounded as in the surrogate.
+    log-ratio is bounded as in the surrogate, and beyond the bound there is no gradient.
     """
-    return log_ratio.clamp(max=MAX_LOG_RATIO).exp() * k3(logprobs, ref_logprobs)
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+    # The slopes of the factors add up to ratio · k1. Left to autograd, both are near e^20 where the reference is far above, and
+    # what rounding or a bound leaves of their sum pushes away from it.
+    slope = (ratio * (logprobs - ref_logprobs) * (log_ratio <= MAX_LOG_RATIO)).detach()
+    return straight_through(ratio * k3(logprobs, ref_logprobs), slope * (logprobs - logprobs.detach()))
 
 
 def straight_through(value: Tensor, gradient: Tensor) -> Tensor:

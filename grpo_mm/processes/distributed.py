@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -17,20 +16,15 @@ from grpo_mm.errors import ConfigError
 class Processes:
     """Rank, world size, device, and sums over ranks. World size 1 needs no launcher and no communication."""
 
-    def __init__(self, *, device: str = "auto", log_with: Sequence[str] = (), project_dir: str | None = None) -> None:
+    def __init__(self, *, device: str = "auto") -> None:
         from accelerate import Accelerator
 
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 f"device is {device!r}, but torch sees no CUDA device here. Use device=cpu or device=auto."
             )
-        absent = [name for name in log_with if importlib.util.find_spec(name) is None]
-        if absent:
-            raise ConfigError(
-                f"trackers: {', '.join(absent)} is not installed; pip install 'grpo_mm[{','.join(absent)}]'."
-            )
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-        self.accelerator = Accelerator(cpu=cpu, log_with=list(log_with) or None, project_dir=project_dir)
+        self.accelerator = Accelerator(cpu=cpu)
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.device = self.accelerator.device

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.registry import check_trusted, load
-from grpo_mm.rollout.safe_call import as_scores
+from grpo_mm.rollout.returned_scores import as_scores
+from grpo_mm.rollout.reward_arguments import arguments
+from grpo_mm.rollout.surroundings import kept
 from grpo_mm.types import Prompt
 
 
 @dataclass
 class FunctionReward:
-    """Calls `def reward(images, prompts, metadata) -> list[float]`, found by its path `package.module:function`.
+    """Calls a function, such as `def reward(images, prompts) -> list[float]`, found by its path `package.module:function`.
 
-    images: a list of PIL pictures; for a policy that writes, a list of texts (call the argument `texts` then: the
-    three are passed by position). prompts: a list of texts. metadata: a list of the prompts' targets, {} where there is
-    none. All three have the same length, and so has the result: a number for each, float("nan") for what cannot be
-    scored. A dict of such lists may be returned too: "score", and further parts to be logged.
+    It gets what the names of its arguments say, each a list of one length: images or texts, prompts, metadata, media, ids, a
+    column of the data, …, see `reward_arguments.arguments`. So long is the result: a number for each; None or float("nan") for what
+    the reward does not apply to or cannot score. A dict of such lists may be returned too: "score", and further parts to be logged.
     """
 
+    is_users: ClassVar[bool] = True
+    """What it calls may change what it is handed."""
     path: str
     """The module must be importable: installed, or in the folder that the command is started from."""
-    timeout_seconds: float | None = None
+    timeout_seconds: float | None = field(default=None, metadata=FREE)
     """For all outputs of a step on one rank; a call that takes longer makes them NaN, see `score_safely`."""
 
     def __post_init__(self) -> None:
@@ -39,11 +43,17 @@ class FunctionReward:
 
     def check(self) -> None:
         """Raises ConfigError if the function is not there."""
-        self._function()
+        with kept(self.path, "code of"):
+            self._function()
 
     def __call__(self, items: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Raises UserError if the function returns another number of scores, or something that is no number."""
         return call_function(self._function(), items, prompts)
+
+    @property
+    def users_function(self) -> Callable[..., Any]:
+        """What is called; the record of a run keeps a digest of it."""
+        return self._function()
 
     def _function(self) -> Callable[..., Any]:
         function = load(self.path)
@@ -56,15 +66,7 @@ def call_function(function: Callable[..., Any], items: Any, prompts: Sequence[Pr
     """A user's function on M outputs -> "score" [M] and parts; `functools.partial(call_function, f)` is a reward.
 
     Raises:
-        UserError: another number of scores than M, or something that is no number.
+        UserError: an argument that there is not, another number of scores than M, or something that is no number.
     """
-    outputs = as_pictures(items) if isinstance(items, Tensor) and items.ndim == 4 else list(items)
-    metadata = [{} if prompt.target is None else prompt.target for prompt in prompts]
-    return as_scores(function(outputs, [prompt.text for prompt in prompts], metadata), len(prompts))
-
-
-def as_pictures(images: Tensor) -> list[Any]:
-    """uint8 [M, 3, H, W] -> M PIL pictures."""
-    from PIL import Image
-
-    return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    args, kwargs = arguments(function, items, prompts)
+    return as_scores(function(*args, **kwargs), len(prompts))

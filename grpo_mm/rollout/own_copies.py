@@ -33,7 +33,7 @@ def is_own(reward: Any) -> bool:
         return True
     routine = inspect.isroutine(reward)
     module = getattr(reward if routine else type(reward), "__module__", None)
-    if str(module).partition(".")[0] != "grpo_mm":
+    if str(module).partition(".")[0] != "grpo_mm" or getattr(reward, "is_users", False):
         return False
     return routine or all(is_own(part) for part in getattr(reward, "__dict__", {}).values())
 

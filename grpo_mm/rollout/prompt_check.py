@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.media_words import MARKER, media_key
-from grpo_mm.outside import is_text, reason, shown
+from grpo_mm.outside import is_text, plain, reason, shown
 from grpo_mm.types import Prompt
 
 OURS = re.compile(r"<(image|video)>")
+FIRST_FILES = 50
+SOURCE_IMAGE = "source_image"
+"""The key of a target that holds the picture to be edited."""
 log = logging.getLogger(__name__)
 
 
 def check_prompts(
-    sources: Mapping[str, Sequence[Prompt]], scorers: Mapping[str, Any], *, shows_media: bool, engine: str
+    sources: Mapping[str, Sequence[Prompt]],
+    scorers: Mapping[str, Any],
+    *,
+    shows_media: bool,
+    engine: str,
+    edits: bool = False,
 ) -> None:
     """Looks at every prompt once.
 
@@ -25,9 +35,10 @@ def check_prompts(
         scorers: name → what has `use` (a reward) and `sources`, as `Scorer`.
         shows_media: whether the engine shows prompts' pictures and videos to the model.
         engine: its name, for messages.
+        edits: whether the engine begins with the picture under "source_image" of a prompt's target.
 
     Raises:
-        ConfigError: a text that no tokenizer reads; pictures, videos or earlier turns that the engine would drop; a picture or
+        ConfigError: a text that no tokenizer reads; a picture to be edited and an engine that does not edit; pictures, videos or earlier turns that the engine would drop; a picture or
             video in a row or a marker in its text where the prompt shows none; a reward that cannot say whether it applies.
     """
     for source, prompts in sources.items():
@@ -35,6 +46,7 @@ def check_prompts(
         for prompt in prompts:
             where = f"prompt {shown(prompt.id)} of {source!r}"
             _check_texts(prompt, where)
+            _check_edited(prompt, where, edits=edits, engine=engine)
             if not shows_media:
                 _check_dropped(prompt, where, engine)
             elif not prompt.media:
@@ -51,6 +63,35 @@ def check_prompts(
                 _check_applies(name, scorer.use, prompts, source)
 
 
+def check_first_files(sources: Mapping[str, Sequence[Prompt]]) -> None:
+    """Raises ConfigError for a source of which not one of the first files of media is there: a wrong folder shows at once, before a
+    model is loaded for rows that all fail."""
+    for source, prompts in sources.items():
+        items = (item for prompt in prompts for item in prompt.media)
+        first = list(islice((i.path for i in items if isinstance(getattr(i, "path", None), str)), FIRST_FILES))
+        if first and not any(map(os.path.exists, first)):
+            raise _no_files(source, first)
+
+
+def _no_files(source: str, first: Sequence[str]) -> ConfigError:
+    folder = os.path.dirname(first[0]) or "."
+    lacks = "" if os.path.isdir(folder) else f" There is no folder {plain(folder, 400)}."
+    return ConfigError(
+        f"prompts {source!r}: not one of the first {len(first)} pictures and videos is there, beginning with {plain(first[0], 400)} "
+        f"(looked in {plain(os.path.abspath(folder), 400)}).{lacks} Set the reader's folder to where they lie."
+    )
+
+
+def _check_edited(prompt: Prompt, where: str, *, edits: bool, engine: str) -> None:
+    picture = prompt.target.get(SOURCE_IMAGE) if isinstance(prompt.target, Mapping) else None
+    if not edits and not isinstance(picture, str | None):  # a name is what a reward may want to open
+        raise ConfigError(
+            f"{where} has a picture to be edited ({SOURCE_IMAGE}), but the engine {engine} edits none: it would make a new picture from the "
+            "text alone. Use an engine that edits, or name the column in `for_rewards` of {kind: table} if only rewards want the picture, or "
+            "in `ignore`."
+        )
+
+
 def _check_texts(prompt: Prompt, where: str) -> None:
     for text in (prompt.text, *(turn["content"] for turn in prompt.messages)):
         if not isinstance(text, str) or not is_text(text):
@@ -64,7 +105,7 @@ def _check_dropped(prompt: Prompt, where: str, engine: str) -> None:
     if dropped:
         raise ConfigError(
             f"{where} has {dropped}, of which the engine {engine} would show the model nothing. Use other prompts, or an engine that "
-            "shows them."
+            "shows them; with {kind: table} a column of pictures is left out by `ignore`, or kept for rewards by `for_rewards`."
         )
 
 
@@ -72,13 +113,13 @@ def _check_missing(prompt: Prompt, where: str) -> None:
     if (key := media_key(prompt.target)) is not None:
         raise ConfigError(
             f"{where} has {shown(prompt.target[key], 80)} under {key!r}, which the model would not be shown: this reader shows no "
-            "media. Use {kind: messages}, which shows pictures under 'images' and videos under 'videos', or take the key out."
+            "media. Use {kind: table}, which shows pictures and videos of any column, or take the key out."
         )
     texts = (prompt.text, *(turn["content"] for turn in prompt.messages if turn["role"] == "user"))
     found = next(filter(None, map(MARKER.search, texts)), None)
     if found:
         raise ConfigError(
-            f"{where}: its text says {shown(found[0], 80)}, but no picture or video belongs to it. Use {{kind: messages}} with the "
+            f"{where}: its text says {shown(found[0], 80)}, but no picture or video belongs to it. Use {{kind: table}} with the "
             "media of each row, or take the marker out."
         )
 

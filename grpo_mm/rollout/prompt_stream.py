@@ -20,7 +20,9 @@ class Source:
     """A named set of prompts, its share of the mixture, and the steps in which it is drawn."""
 
     use: Annotated[Any, Role("prompts")]
+    """What reads the prompts."""
     weight: float = 1.0
+    """Share of the mixture, relative to the other sources."""
     from_step: int = 0
     until_step: int | None = None
     """Steps [from_step, until_step), counted from 0: a curriculum by phases. None: to the end."""
@@ -67,6 +69,11 @@ class PromptStream:
         drawn = _number_repeats(drawn)
         order = torch.randperm(count, generator=stream(seed, "prompts/mix", step))
         return [drawn[i] for i in order.tolist()]
+
+    def epochs(self, steps: int, count: int) -> dict[str, float]:
+        """How often each source has been gone through after so many steps of `count` prompts: prompts drawn over prompts there are."""
+        drawn = self._positions(steps * count)
+        return {name: number / len(self._prompts[name]) for name, number in zip(self._prompts, drawn)}
 
     def _positions(self, total: int) -> list[int]:
         """How many of the first `total` prompts each source gives.
@@ -136,6 +143,16 @@ class PhasedStream:
         if drawn is None:
             raise ConfigError(f"no prompt source is drawn in step {step}; look at from_step and until_step.")
         return drawn.batch(step - start, count, seed)
+
+    def epochs(self, steps: int, count: int) -> dict[str, float]:
+        """As `PromptStream.epochs`, over all phases that the first `steps` steps went through."""
+        found: dict[str, float] = {}
+        ends = [start for start, _ in self._phases[1:]] + [steps]
+        for (start, drawn), end in zip(self._phases, ends):
+            if drawn is not None and start < steps:
+                for name, share in drawn.epochs(min(end, steps) - start, count).items():
+                    found[name] = found.get(name, 0.0) + share
+        return found
 
 
 def phases(steps: Mapping[str, tuple[int, int | None]]) -> list[tuple[int, list[str]]]:

@@ -49,7 +49,10 @@ def as_scores(output: Any, rows: int) -> dict[str, Tensor]:
     if "score" not in parts:
         names = ", ".join(shown(name, 40) for name in islice(parts, 5))
         raise UserError(f'the reward returned a dict with {names or "nothing in it"}; wanted "score" among them.')
-    return {_name(name): _numbers(_name(name), values, rows) for name, values in parts.items()}
+    named = {_name(name): values for name, values in parts.items()}
+    if len(named) < len(parts):
+        raise UserError(f"the reward returned {len(parts)} parts of which two have one name: {shown(list(parts))}.")
+    return {name: _numbers(name, values, rows) for name, values in named.items()}
 
 
 def _name(name: Any) -> str:
@@ -167,8 +170,12 @@ def _of_tensor(name: str, values: Tensor) -> Tensor:
 
 
 def _number(name: str, row: int, value: Any) -> float:
-    if isinstance(value, (str, bytes)) or value is None:
-        raise UserError(f'{name}[{row}] = {shown(value)} is no number; give float("nan") for what cannot be scored.')
+    if value is None:
+        return float("nan")
+    if isinstance(value, (str, bytes)):
+        raise UserError(
+            f'{name}[{row}] = {shown(value)} is no number; give None or float("nan") for what cannot be scored.'
+        )
     if isinstance(value, Complex) and not isinstance(value, Real) or isinstance(value, Tensor) and value.is_complex():
         raise UserError(f"{name}[{row}] = {shown(value)} is a complex number; wanted a real one.")
     try:

@@ -10,13 +10,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mm.errors import ConfigError
+from grpo_mm.outside import plain, shown
 from grpo_mm.rollout.function_reward import call_function
-from grpo_mm.types import Prompt
+from grpo_mm.rollout.reward_arguments import OUTPUTS, needed_names
+from grpo_mm.types import Prompt, is_relative
 
 
 def as_reward(use: Any) -> Any:
-    """A user's plain function `(images, prompts, metadata)` behind the signature of a reward."""
-    return partial(call_function, use) if inspect.isroutine(use) else use
+    """A user's plain function, which gets its arguments by name, behind the signature of a reward; so is what wraps one (a partial,
+    a cache), and an object whose call asks for such arguments."""
+    return partial(call_function, use) if is_function(use) else use
+
+
+def is_function(use: Any) -> bool:
+    """Whether it is called as a user's function, see `reward_arguments`. An object of two arguments is a reward, unless it asks
+    for a column: `(texts, answer)`."""
+    inner = use
+    while isinstance(inner, partial):
+        inner = inner.func
+    if inner is call_function or inner is _with_groups:  # a reward already
+        return False
+    if inspect.isroutine(inner) or inspect.isroutine(getattr(inner, "__wrapped__", None)):
+        return True
+    if is_relative(use):
+        return False
+    required = needed_names(use)
+    by_name = bool({*required} & {*OUTPUTS}) and {*required} - {*OUTPUTS} != {"prompts"}
+    return by_name or (_takes(use, 3) is True and _takes(use, 2) is False)
+
+
+def check_call(name: str, use: Any) -> None:
+    """Raises ConfigError for a reward that cannot be called as rewards are."""
+    if not callable(use) or inspect.isclass(use):
+        raise ConfigError(
+            f"reward {shown(name)} is {shown(use)}; wanted a function, such as (images, prompts), or a reward object."
+        )
+    if not is_function(use) and _takes(use, 3 if is_relative(use) else 2) is False:
+        asked = (
+            "(items, prompts, group)"
+            if is_relative(use)
+            else "(items, prompts), or the names of a function's arguments"
+        )
+        raise ConfigError(
+            f"reward {shown(name)} cannot be called with {asked}: its signature is {plain(str(inspect.signature(use)), 200)}."
+        )
+
+
+def _takes(use: Any, number: int) -> bool | None:
+    """Whether so many positional arguments are enough and not too many; None where that cannot be known, as of code in C."""
+    try:
+        inspect.signature(use).bind(*range(number))
+    except TypeError as error:
+        return None if "not a callable" in str(error) or "not supported" in str(error) else False
+    except Exception:  # no signature; a foreign class may raise anything
+        return None
+    return True
 
 
 def in_sets(reward: Any, group_U: Tensor) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mm.errors import UserError
 from grpo_mm.outside import finite_number, plain, reason, shown
 from grpo_mm.processes.rng import stream_seed
 from grpo_mm.rollout.own_copies import is_own, own_items, own_prompts
 from grpo_mm.rollout.returned_scores import WrongLength, as_scores
-from grpo_mm.rollout.surroundings import kept, seed_all
+from grpo_mm.rollout.surroundings import interrupted, kept, seed_all
 from grpo_mm.types import Prompt, Reward
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ SLOW_SECONDS = 60.0
 """After so long a line says who is still at it; again each time that the wait has doubled, at least once an hour."""
 MOST_ERRORS = 20
 LONGEST_TRACEBACK = 4000
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def score_safely(
@@ -42,7 +45,7 @@ def score_safely(
     A reward that raises on the batch is asked again row by row, so that only the rows that fail become NaN. One that
     exceeds its time limit, or gives a wrong number of scores, makes all its rows NaN. Infinities become NaN. A NaN that
     the reward gives itself is a row that could not be scored, without a message. Whatever is raised is a failure, SystemExit and
-    the like included; only a KeyboardInterrupt of the main thread goes through.
+    the like included; only the user's own Ctrl-C goes through.
 
     Every call of a user's reward gets copies of items and prompts; what it changes of the process is put back (`surroundings.kept`), and what it
     draws from global generators follows from what it is asked.
@@ -70,11 +73,11 @@ def score_safely(
     except Exception as error:  # an attribute of a foreign class
         return all_nan(rows), [reason(error)]
     with kept(name), told_when_slow(name, rows):
-        return _scored(reward, items, prompts, limit, by_row)
+        return _scored(reward, items, prompts, limit, by_row, name)
 
 
 def _scored(
-    reward: Reward, items: Any, prompts: Sequence[Prompt], limit: float | None, by_row: bool
+    reward: Reward, items: Any, prompts: Sequence[Prompt], limit: float | None, by_row: bool, name: str
 ) -> tuple[dict[str, Tensor], list[str]]:
     rows = len(prompts)
     errors: list[str] = []
@@ -84,14 +87,17 @@ def _scored(
     batch = result.get(0, _Died())
     if not isinstance(batch, BaseException):
         return _finite(batch, errors), errors
-    errors.append(described(batch))
     if rows == 1 or not by_row or isinstance(batch, (WrongLength, _Died)):
-        return all_nan(rows), errors
+        return all_nan(rows), [described(batch)]
     done: dict[int, Any] = {}
     singles = [slice(row, row + 1) for row in range(rows)]
     if not _within(limit, lambda: [_ask(reward, items, prompts, one, done) for one in singles]):
         errors.append(f"one by one, {len(done)} of {rows} outputs were done within {limit:g} seconds")
     answers = dict(done)  # a thread left behind may still write into the other one
+    if any(not isinstance(answer, BaseException) for answer in answers.values()):
+        _tell_of_single_rows(name, rows, batch)
+    if len(answers) < rows or any(isinstance(answer, BaseException) for answer in answers.values()):
+        errors.insert(0, described(batch))
     for row, answer in sorted(answers.items()):
         if isinstance(answer, BaseException):
             errors.append(f"{shown(prompts[row].id)}, row {row}: {reason(answer)}")
@@ -126,7 +132,8 @@ def _ask(reward: Reward, items: Any, prompts: Sequence[Prompt], rows: slice, res
         seed_all(_seed(*own))
         result[rows.start] = as_scores(reward(*own), rows.stop - rows.start)
     except BaseException as error:  # whatever a reward raises is a failed row
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and main and interrupted():
             raise
         result[rows.start] = error
 
@@ -207,13 +214,40 @@ def all_nan(rows: int) -> dict[str, Tensor]:
     return {"score": torch.full((rows,), NAN)}
 
 
+_told_of_single_rows: set[str] = set()
+
+
+def _tell_of_single_rows(name: str, rows: int, error: BaseException) -> None:
+    """Once for each reward: its scores may be others than a whole batch would get."""
+    if name not in _told_of_single_rows:
+        _told_of_single_rows.add(name)
+        log.warning(
+            "reward %r raised on %d outputs at once (%s) and is asked row by row where it does: one that compares the outputs of a "
+            "batch gives other scores so",
+            name, rows, reason(error),
+        )  # fmt: skip
+
+
 def described(error: BaseException) -> str:
-    """With its traceback, of which a long one loses its middle."""
+    """The cause, then the traceback without our own frames above the user's; a long one loses its middle."""
+    if isinstance(error, UserError):  # a sentence that says it all
+        return reason(error)
     try:
-        text = "".join(traceback.format_exception(error)).rstrip()
+        found = traceback.TracebackException.from_exception(error)
+        text = f"{reason(error)}\n{''.join(_theirs(found).format()).rstrip()}"
     except BaseException:  # a foreign exception may do anything when it is asked
         text = reason(error)
     if len(text) > LONGEST_TRACEBACK:
         half = LONGEST_TRACEBACK // 2
         text = f"{text[:half]}\n… ({len(text) - 2 * half} more characters) …\n{text[-half:]}"
     return plain(text, 2 * LONGEST_TRACEBACK)
+
+
+def _theirs(found: traceback.TracebackException) -> traceback.TracebackException:
+    """Without the frames by which we came to the user's code; all of them where there is none of his."""
+    first = next((i for i, frame in enumerate(found.stack) if not frame.filename.startswith(_OURS)), 0)
+    found.stack = traceback.StackSummary.from_list(found.stack[first:])
+    for before in (found.__cause__, found.__context__):
+        if before is not None:
+            _theirs(before)
+    return found

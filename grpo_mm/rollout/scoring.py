@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.progress import report
 from grpo_mm.registry import Role
 from grpo_mm.rollout.isolated import IsolatedReward, sendable
 from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.reward_use import as_reward, in_sets, move
 from grpo_mm.rollout.safe_call import all_nan, own_limit, score_safely
+from grpo_mm.rollout.surroundings import interrupted, kept
 from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
 
 REWARDS = "rewards"
@@ -34,13 +37,16 @@ class Scorer:
     """A named reward: its weight, the prompt sources it applies to (None: all), its time limit, and where it runs."""
 
     use: Annotated[Any, Role("reward")]
+    """What scores."""
     weight: float = 1.0
+    """In the sum that is optimised, and in the held-out score."""
     sources: tuple[str, ...] | None = None
-    timeout_seconds: float | None = None
+    """Names of prompt sources; null: all."""
+    timeout_seconds: float | None = field(default=None, metadata=FREE)
     """For all outputs of a step on one rank; None: the reward's own, which judges have."""
-    isolate: bool = False
+    isolate: bool = field(default=False, metadata=FREE)
     """In a process of its own: it may crash, be killed or hang (with a time limit) without ending the run."""
-    device: str | None = None
+    device: str | None = field(default=None, metadata=FREE)
     """Of an isolated reward, e.g. cpu or cuda:1; None: the run's."""
 
 
@@ -95,6 +101,13 @@ class Scoring:
         asked = {n: s for n, s in self.scorers.items() if group_U is not None or not is_relative(s.use)}
         return {name: self._one(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
 
+    def rehearse(self, name: str, items: Any, prompts: Sequence[Prompt]) -> str | None:
+        """Why this reward cannot score any of these outputs, which are not counted; None where it scored or left out some."""
+        scorer = self.scorers[name]
+        group = torch.zeros(len(prompts), dtype=torch.int64) if is_relative(scorer.use) else None
+        scores, errors = self._scored(name, scorer, items, list(prompts), group)
+        return None if not errors or scores["score"].isfinite().any() else errors[0]
+
     def applied(self, prompts: Sequence[Prompt]) -> dict[str, int]:
         """Scorer name → how many of the prompts it applies to, or cannot say whether it does: those are failures."""
         return {name: sum(applies_to(scorer, prompt) for prompt in prompts) for name, scorer in self.scorers.items()}
@@ -102,7 +115,9 @@ class Scoring:
     def _one(
         self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None
     ) -> dict[str, Tensor]:
-        rules = {id(prompt): _ruling(scorer, prompt) for prompt in {id(prompt): prompt for prompt in prompts}.values()}
+        different = {id(prompt): prompt for prompt in prompts}.values()
+        with kept(name):
+            rules = {id(prompt): _ruling(scorer, prompt) for prompt in different}
         ruled = [rules[id(prompt)] for prompt in prompts]  # the rows of a group hold one prompt
         errors = list(dict.fromkeys(rule for rule in ruled if isinstance(rule, str)))
         applies = [i for i, rule in enumerate(ruled) if rule is True]
@@ -115,6 +130,7 @@ class Scoring:
             if isinstance(chosen, Pictures):
                 chosen, _ = sound_items(chosen)
             group = group_U[index] if group_U is not None and is_relative(scorer.use) else None
+            report(f"scoring by {plain(name, 60)}", 0, len(applies))
             with phase("reward"):
                 scores, failures = self._scored(name, scorer, chosen, [prompts[i] for i in applies], group)
             errors += failures
@@ -132,11 +148,14 @@ class Scoring:
             device = self.device if scorer.device is None else torch.device(scorer.device)
             return self._isolated[name].score(items, prompts, device=device, group_U=group_U)
         try:
-            move(scorer.use, self.device)
+            with kept(name):
+                move(scorer.use, self.device)
             limit = own_limit(scorer.use) if scorer.timeout_seconds is None else scorer.timeout_seconds
-        except (UserError, KeyboardInterrupt):  # weights that are not what they should be: no row will ever be scored
+        except UserError:  # weights that are not what they should be: no row will ever be scored
             raise
         except BaseException as error:  # whatever a reward raises is a failed row
+            if isinstance(error, KeyboardInterrupt) and interrupted():
+                raise
             return all_nan(len(prompts)), [f"it could not be moved to {self.device}: {reason(error)}"]
         use = scorer.use if group_U is None else in_sets(scorer.use, group_U)
         return score_safely(use, items, prompts, timeout_seconds=limit, by_row=group_U is None, name=name)
@@ -172,6 +191,25 @@ class Scoring:
             log.warning("reward %r keeps naming new parts; from %s on they are left out", name, plain(left_out[0], 100))
         return {part: value for part, value in scores.items() if part in known or part == "score"}
 
+    def load(self, *, leave: bool) -> None:
+        """Loads what rewards load when they are first moved, so that damaged weights are known before anything is sampled.
+
+        A reward in a process of its own is loaded there, when it is asked. `leave`: to main memory afterwards.
+
+        Raises:
+            UserError: the weights of one are not what they should be.
+        """
+        for name, scorer in self.scorers.items():
+            if name in self._isolated:
+                continue
+            try:
+                for device in (self.device, torch.device("cpu"))[: 1 + leave]:
+                    move(scorer.use, device)
+            except (UserError, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # whatever a reward raises: told again, and counted, when it is asked
+                log.debug("reward %r could not be loaded: %s", name, reason(error))
+
     def leave_device(self) -> None:
         """Network rewards go to main memory until they are asked again."""
         for name, scorer in self.scorers.items():
@@ -198,9 +236,9 @@ def _ruling(scorer: Scorer, prompt: Prompt) -> bool | str:
         return True
     try:
         return bool(ruled(prompt if is_own(scorer.use) else own_prompt(prompt)))
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # whatever a reward raises is a failed row
+        if isinstance(error, KeyboardInterrupt) and interrupted():
+            raise
         return f"it cannot say whether it applies to {shown(prompt.id)}: {reason(error)}"
 
 

@@ -24,14 +24,25 @@ _told: set[tuple[str, str]] = set()
 
 
 @contextmanager
-def kept(name: str) -> Iterator[None]:
-    """Puts back what reward `name` changes of the process, and tells it once for each setting.
+def kept(name: str, what: str = "reward") -> Iterator[None]:
+    """Puts back what reward `name` changes of the process, and tells it once for each setting. So it is for importing and
+    making what a config names.
 
-    Put back: the settings below, random states (python, numpy, torch, the current CUDA device), the filters of warnings, and
-    an alarm that was left ticking. Not put back, since programs rely on it after a first import: the environment, signal
-    handlers, `sys.path`, patched modules; nor is what is printed held back. A reward in a process of its own
-    (`isolate: true`) keeps all of that to itself.
+    Put back: the settings below, random states (python, numpy, torch, the current CUDA device), the filters of warnings, an
+    alarm that was left ticking, and what Ctrl-C and SIGTERM do. Not put back, since programs rely on it after a first import:
+    the environment, other signal handlers, `sys.path`, patched modules; nor is what is printed held back. A reward in a
+    process of its own (`isolate: true`) keeps all of that to itself.
     """
+    with _own_signals() as lost:
+        yield from _kept(f"{what} {name!r}", lost)
+
+
+def interrupted() -> bool:
+    """Whether a KeyboardInterrupt that was just caught comes from the user; within `kept`, one that code raises itself does not."""
+    return not _watching or _watching[-1].interrupted
+
+
+def _kept(name: str, lost: Callable[[], list[str]]) -> Iterator[None]:
     before = [(what, get(), put) for what, get, put in _settings()]
     drawn, filters = _random_states(), list(warnings.filters)
     ticking = _ticking()
@@ -47,10 +58,62 @@ def kept(name: str) -> Iterator[None]:
             changed.append("the alarm clock")
         for put, state in drawn:
             put(state)
+        changed += lost()
         new = [what for what in changed if (name, what) not in _told]
         if new:
             _told.update((name, what) for what in new)
-            log.warning("reward %r changed %s of the process: put back after each call", name, ", ".join(new))
+            log.warning("%s changed %s of the process: put back after each call", name, ", ".join(new))
+
+
+class _Watch:
+    """What a signal does, noting whether it interrupts. The handler may put another in its own place, as that of a run does."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.inner, self.interrupted = number, signal.getsignal(number), False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.put_back()
+        try:
+            self.inner(number, frame)
+        except BaseException:
+            self.interrupted = True
+            raise
+        finally:
+            self.inner = signal.signal(number, self)
+
+    def put_back(self) -> bool:
+        """Whether another handler stood there."""
+        return signal.signal(self.number, self.inner) is not self
+
+
+_watching: list[_Watch] = []
+"""Of Ctrl-C, the innermost last."""
+
+
+@contextmanager
+def _own_signals() -> Iterator[Callable[[], list[str]]]:
+    """Only the main thread can set them, and only those set from Python can be put back."""
+    here = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if here and signal.getsignal(n) is not None]
+    watches = [_Watch(number) for number in numbers]
+    for watch in watches:
+        signal.signal(watch.number, watch if callable(watch.inner) else watch.inner)
+    own = [watch for watch in watches if watch.number == signal.SIGINT]
+    _watching.extend(own)
+
+    def lost() -> list[str]:
+        return [
+            f"what {signal.Signals(watch.number).name} does"
+            for watch in watches
+            if signal.getsignal(watch.number) is not (watch if callable(watch.inner) else watch.inner)
+        ]
+
+    try:
+        yield lost
+    finally:
+        for watch in watches:
+            watch.put_back()
+        del _watching[len(_watching) - len(own) :]
 
 
 def seed_all(seed: int) -> None:

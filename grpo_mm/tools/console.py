@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table as Sheet
 from rich.text import Text
 
-from grpo_mm.config.run_config import RunConfig
+from grpo_mm.looking import held_out
+from grpo_mm.looking.origin import origin_of
+from grpo_mm.looking.progress_lines import Plan, ProgressLines, Told, reward_words
+from grpo_mm.looking.same_figures import shown_once
 from grpo_mm.outside import finite_number, plain
-from grpo_mm.training.trainer import OnStep
+
+VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "suspect": "bold yellow"}
 
 
 @contextmanager
-def progress(config: RunConfig) -> Iterator[OnStep]:
-    """A bar with the reward; on a pipe, a line every tenth of the run."""
+def progress() -> Iterator[Told]:
+    """A bar with the reward; on a pipe, lines."""
     console = Console(stderr=True)
-    names = {name: f"reward/{name}/mean" for name in config.rewards}
-
-    def words(row: Mapping[str, float]) -> str:
-        return "  ".join(f"{plain(name, 60)} {row.get(key, float('nan')):.3f}" for name, key in names.items())
-
     if not console.is_terminal:
-        every = max(1, config.steps // 10)
-
-        def line(step: int, row: dict[str, float]) -> None:
-            if step % every == 0 or step == config.steps:
-                _print(console, f"step {step}/{config.steps}  {words(row)}  {row['time/step_seconds']:.2f} s")
-
-        yield line
+        yield ProgressLines(partial(_print, console))
         return
     columns = (
         SpinnerColumn(),
@@ -43,36 +37,84 @@ def progress(config: RunConfig) -> Iterator[OnStep]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bars:
-        task = bars.add_task("evaluating before training", total=config.steps)
+        yield Bar(bars)
 
-        def advance(step: int, row: dict[str, float]) -> None:
-            done = step == config.steps
-            bars.update(task, completed=step, description="evaluating" if done else f"reward: {words(row)}")
 
-        yield advance
+class Bar:
+    """Hears of a run, and draws it as one bar of its steps."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars, self.plan, self.step, self.evaluates = bars, Plan(0, 0, ()), "", ""
+        self.task = bars.add_task("loading", total=None)
+
+    def begins(self, plan: Plan) -> None:
+        self.plan = plan
+        self.bars.update(self.task, total=plan.steps, completed=plan.step, description="sampling")
+
+    def evaluating(self, step: int, *, samples: int) -> None:
+        self.evaluates = "evaluating before training" if step == 0 else "evaluating"
+        self.bars.update(self.task, description=self.evaluates)
+
+    def evaluated(self, step: int, *, score: float, seconds: float) -> None:
+        self.evaluates = ""
+        self.bars.update(self.task, description=self.step or f"score before training: {score:.3f}")
+
+    def stepped(self, step: int, row: Mapping[str, float]) -> None:
+        self.step = f"reward: {reward_words(self.plan.rewards, row)}"
+        self.bars.update(self.task, completed=step, description=self.step)
+
+    def working(self, what: str, done: int, total: int) -> None:
+        if self.evaluates:
+            self.bars.update(self.task, description=f"{self.evaluates}: {what} {done}/{total}")
+
+    def ends(self) -> None:
+        pass
 
 
 def before_after(summary: Mapping[str, Any], folder: Path, report: Path) -> None:
-    """The held-out table and where to look; what a summary does not tell is left out."""
+    """The held-out table, the verdict and where to look; what a summary does not tell is left out."""
     console = Console()
+    if "nothing_was_run" in summary:
+        _print(console, str(summary["nothing_was_run"]))
     before, after = summary.get("eval_before") or {}, summary.get("eval_after") or {}
     if after:
-        sheet = Sheet(title=f"held-out, {summary.get('steps', '?')} steps")
-        for column in ("", "before", "after", "difference"):
-            sheet.add_column(column, justify="left" if not column else "right")
-        for name in sorted(after, key=lambda n: (n != "score", n)):
-            was, now = finite_number(before.get(name)), finite_number(after[name])
-            gain = None if was is None or now is None else f"{now - was:+.4f}"
-            sheet.add_row(
-                Text(plain(name, 120)), *("–" if cell is None else cell for cell in (_number(was), _number(now), gain))
-            )
-        console.print(sheet)
+        console.print(_held_out_sheet(before, after, folder, steps=summary.get("steps", "?")))
+    found = summary.get("verdict")
+    if isinstance(found, Mapping) and isinstance(found.get("sentence"), str):
+        style = VERDICT_STYLES.get(str(found.get("verdict")), "")
+        console.print(Text(plain(found["sentence"], 2000), style=style), soft_wrap=True)
     train, evaluation = (finite_number((summary.get("seconds") or {}).get(part)) for part in ("train", "eval"))
     if train is not None and evaluation is not None:
         _print(console, f"{train:.0f} s of training, {evaluation:.0f} s of evaluation")
-    _print(
-        console, f"run folder  {folder}\nproduct     {folder / str(summary.get('product', '?'))}\nreport      {report}"
-    )
+    origin = origin_of(summary.get("product_of"))
+    product = f"{folder / str(summary.get('product', '?'))}" + (f"  ({origin.words()})" if origin else "")
+    better = origin and origin.better(str(folder))
+    _print(console, f"run folder  {folder}\nproduct     {product}\nreport      {report}")
+    if better:
+        _print(console, better)
+
+
+def _held_out_sheet(before: Mapping[str, Any], after: Mapping[str, Any], folder: Path, *, steps: Any) -> Sheet:
+    """Each score with the standard error of its difference over prompts, what is one number once."""
+    sheet = Sheet(title=f"held-out, {steps} steps", caption="± standard error of the difference, paired by prompt")
+    for column in ("", "before", "after", "difference", "±", "prompts"):
+        sheet.add_column(column, justify="left" if not column else "right")
+    evaluations = held_out.read(folder / held_out.NAME, [])
+    order = sorted(after, key=lambda n: (n != "score", n))
+    for name, names in shown_once(order, before, after).items():
+        was, now = finite_number(before.get(name)), finite_number(after[name])
+        change = held_out.paired(evaluations[0], evaluations[-1], name) if len(evaluations) > 1 else None
+        gain = None if was is None or now is None else Text(f"{now - was:+.4f}", style=_style(change))
+        cells = (_number(was), _number(now), gain, _number(change and change.error), str(change.n) if change else None)
+        sheet.add_row(
+            Text(" = ".join(plain(one, 120) for one in names)), *("–" if cell is None else cell for cell in cells)
+        )
+    return sheet
+
+
+def _style(change: held_out.Estimate | None) -> str:
+    """Grey within the error."""
+    return "" if change is None else "dim" if change.within_error else "bold"
 
 
 def _print(console: Console, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +15,23 @@ import torch
 from torch import Tensor
 
 from grpo_mm import registry
-from grpo_mm.config.run_config import RunConfig, build_config, recorded_mapping
+from grpo_mm.config.by_policy import filled
+from grpo_mm.config.recorded import is_recorded
+from grpo_mm.config.run_config import RunConfig, build_config, read_mapping, recorded_mapping, with_what_lies_beside
+from grpo_mm.config.shipped import config_file
 from grpo_mm.config.sizes import check_sizes
-from grpo_mm.config.typed_yaml import read_yaml
+from grpo_mm.config.typed_yaml import build, read_yaml
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import is_text, place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring
+from grpo_mm.tools.asking import phrased
+from grpo_mm.tools.numbered import numbered_folder
+from grpo_mm.training.data import held_out_prompts
+from grpo_mm.training.evaluate import EvalResult
 from grpo_mm.training.evaluate import evaluate as score_held_out
-from grpo_mm.training.run_folder import RunFolder, find_checkpoint
-from grpo_mm.training.trainer import held_out_prompts
+from grpo_mm.training.run_folder import RunFolder
+from grpo_mm.training.which_checkpoint import chosen_checkpoint
 from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
 from grpo_mm.weights import checkpoint as checkpoints
 
@@ -36,15 +43,15 @@ class Loaded:
 
     def __init__(
         self,
-        run: Path,
+        run: str | Path | Mapping[str, Any],
         *,
         overrides: Sequence[str],
-        checkpoint: str | None,
+        checkpoint: str | int | None,
         scores: bool,
         media: bool = False,
         trust: bool = False,
     ) -> None:
-        run = place(run, what="the run")
+        run = place_of(run)
         self.config = config = _config(run, overrides, scores=scores, trust=trust)
         if media and not hasattr(config.engine, "illustrate"):
             raise ConfigError(
@@ -61,11 +68,18 @@ class Loaded:
             torch.set_num_threads(config.threads)
         self.processes = Processes(device=config.device)
         self.policy = config.policy.load(self.processes.device)
-        self.trained = path is not None
+        self.trained, self.step, self.state = path is not None, 0, {}
+        """Whether a run trained it; to which step, and the plain values of that checkpoint."""
         if path is not None:
             loaded = checkpoints.read(path, RunFolder(run).run)
+            self.step, self.state = int(loaded.state.get("step", 0)), loaded.state
             checkpoints.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=str(path))
             self.policy.snapshots.load(loaded.tensors["snapshots"])
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights that the run evaluates and leaves are the averaged ones."""
+        return self.trained and self.config.ema is not None and self.config.ema.evaluate
 
     def weights(self):
         """Those that the run itself evaluates and leaves as its product: the averaged ones where `ema.evaluate` says so.
@@ -73,90 +87,156 @@ class Loaded:
         Raises:
             ConfigError: they are asked for, and the checkpoint has none.
         """
-        if self.config.ema is None or not self.config.ema.evaluate:
+        if not self.averaged:
             return nullcontext()
-        if self.trained and "ema" not in self.policy.snapshots:
+        if "ema" not in self.policy.snapshots:
             raise ConfigError(
                 "`ema` asks for averaged weights, but the run kept none. Leave it out, or ema.evaluate=false."
             )
-        return self.policy.snapshots.use("ema") if self.trained else nullcontext()
+        return self.policy.snapshots.use("ema")
 
 
-def _checkpoint(run: Path, name: str | None) -> Path | None:
-    if not run.is_dir():
+def place_of(run: str | Path | Mapping[str, Any]) -> Path | Mapping[str, Any]:
+    """A run folder, a config's file, which may be a shipped one, or a mapping as it is."""
+    return run if isinstance(run, Mapping) else config_file(place(run, what="the run"))
+
+
+def _checkpoint(run: Path | Mapping[str, Any], name: str | int | None) -> Path | None:
+    if isinstance(run, Mapping) or not run.is_dir():
         if name is not None:
-            raise ConfigError(f"--checkpoint {name} needs a run folder; {run} is a config, which has no checkpoints.")
+            told = "what was given" if isinstance(run, Mapping) else run
+            raise ConfigError(f"--checkpoint {name} needs a run folder; {told} is a config, which has no checkpoints.")
         return None
     folder = RunFolder(run)
-    path = find_checkpoint(folder, name)
-    if path is None:
+    if not checkpoints.steps(folder.checkpoints):
         raise ConfigError(f"{run} has no checkpoint yet. Give its config file to use the untrained model.")
+    path = chosen_checkpoint(folder, "last" if name is None else name)
     checkpoints.verify(path, folder.run)
     return path
 
 
-def _config(run: Path, overrides: Sequence[str], *, scores: bool, trust: bool) -> RunConfig:
-    """The config of a run folder or of a file. Sampling needs neither prompt files nor the user's own rewards."""
-    mapping = recorded_mapping(run, overrides) if run.is_dir() else read_yaml(run, overrides, RunConfig)
+def _config(run: Path | Mapping[str, Any], overrides: Sequence[str], *, scores: bool, trust: bool) -> RunConfig:
+    """The config of a run folder, of a file, or a mapping. Sampling needs neither prompt files nor the user's own rewards."""
+    mapping = _mapping(run, overrides)
     if not scores:
         mapping |= {"prompts": {}, "eval_prompts": {}, "rewards": {}, "watch": {}}
+    if isinstance(run, Mapping):
+        return build(RunConfig, filled(mapping))
     return build_config(mapping, run, overrides, trust=trust)
+
+
+def _mapping(run: Path | Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    if isinstance(run, Mapping):
+        return read_mapping(run, overrides)
+    return recorded_mapping(run, overrides) if run.is_dir() else read_yaml(run, overrides, RunConfig)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Example: two answers to one prompt: Sampled([Path("samples/answers.json")], [["2.0 to 5.5", "3.0 to 5.0"]])."""
+    """Example: two answers to one prompt: Sampled([Path("samples/answers.json")], [["2.0 to 5.5", "3.0 to 5.0"]], …)."""
 
     files: list[Path]
     """What was written for people: the pictures, or the file of the answers."""
     answers: list[list[str | None]]
     """Of each prompt; None where its media could not be read. Empty where the run makes pictures."""
+    asked: list[str]
+    """Each prompt as it was asked: in the words of training, unless `raw`."""
+    step: int
+    """Of the checkpoint that drew; 0: the untrained model."""
+    averaged: bool = False
+    """Whether its averaged weights drew, as they do in the run's evaluation."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What `sample --json` prints."""
+        return {
+            "step": self.step,
+            "weights": "averaged" if self.averaged else "trained" if self.step else "untrained",
+            "asked": self.asked,
+            "answers": self.answers,
+            "files": [str(path) for path in self.files],
+        }
 
 
 def sample(
-    run: Path,
+    run: str | Path | Mapping[str, Any],
     *,
     prompts: Sequence[str],
-    out: Path,
+    out: str | Path | None = None,
     media: Sequence[Any] = (),
     count: int = 1,
     seed: int = 0,
     overrides: Sequence[str] = (),
     trust: bool = False,
+    checkpoint: str | int | None = None,
+    raw: bool = False,
+    source: str | None = None,
+    words: Mapping[str, str] = {},  # noqa: B006
 ) -> Sampled:
-    """`count` samples of each prompt by the evaluation sampler, written into `out`.
+    """`count` samples of each prompt by the run's evaluation sampler, asked in the words of its training.
 
     Pictures become `000_0.png`, … (prompt, sample) with the initial noise of all as `latents.safetensors`; texts become
     `answers.json`.
 
     Args:
+        out: a folder; what `sample` wrote there before is overwritten. None: the next number in RUN/samples_drawn, or in
+            samples_drawn where `run` is a config.
         media: what goes with every prompt, as the run's media component opens it.
         trust: import code that a run folder names.
+        checkpoint: "last" (as None), "best", a step, or the name of a checkpoint.
+        raw: the bare texts, without the template of the run's prompts.
+        source: whose template, where the sources of the run's prompts have several.
+        words: for further names in the template.
     """
     if count < 1 or not prompts:
         raise ConfigError(f"{len(prompts)} prompts × count = {count} samples; wanted at least one of each.")
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
+        raise ConfigError(f"the prompts are {shown(prompts)}; wanted a list of texts.")
     for text in prompts:
         if not is_text(text):
             raise ConfigError(f"--prompt {shown(text)} holds bytes that are not UTF-8; give it in UTF-8.")
-    out = place(out, what="--out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"the samples cannot be written to {out}: {error}.") from error
-    _check_overwritten(out)
-    loaded = Loaded(run, overrides=overrides, checkpoint=None, scores=False, media=bool(media), trust=trust)
-    asked = tuple(Prompt(id=f"sample/{i}", text=text, media=tuple(media)) for i, text in enumerate(prompts))
+    if raw and (source is not None or words):
+        raise ConfigError("--raw asks the bare text: leave out --source and --word.")
+    run = place_of(run)
+    texts = list(prompts)
+    if not raw:
+        sources = _sources(run, overrides)
+        texts = phrased(prompts, sources, run=run, trust=trust, source=source, words=words)
+        if not media and any(mark in text for text in set(texts) - set(prompts) for mark in ("<image>", "<video>")):
+            log.warning("the run's questions are about a picture or a video, and none is given: --media")
+    if out is not None:
+        out = place(out, what="--out")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the samples cannot be written to {out}: {error}.") from error
+        _check_overwritten(out)
+    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=False, media=bool(media), trust=trust)
+    if out is None:
+        within = run if isinstance(run, Path) and run.is_dir() else Path()
+        out = numbered_folder(within / "samples_drawn")
+    asked = tuple(Prompt(id=f"sample/{i}", text=text, media=tuple(media)) for i, text in enumerate(texts))
     size = len(asked)
     rows = Rows(asked, torch.arange(size).repeat_interleave(count), torch.arange(count).repeat(size), count)
     with loaded.weights():
         items = loaded.config.engine.render(loaded.policy, rows, seed=seed)
     if is_pictures(items):
-        return Sampled(_write_pictures(loaded, rows, items, out, seed=seed), [])
+        return Sampled(_write_pictures(loaded, rows, items, out, seed=seed), [], texts, loaded.step, loaded.averaged)
     answers = [list(items[p * count : (p + 1) * count]) for p in range(size)]
     path = out / "answers.json"
-    said = [{"prompt": prompt, "answers": texts} for prompt, texts in zip(prompts, answers)]
+    said = [
+        {"prompt": prompt, "answers": found} | ({"asked": text} if text != prompt else {})
+        for prompt, text, found in zip(prompts, texts, answers, strict=True)
+    ]
     path.write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8", errors="replace")
-    return Sampled([path], answers)
+    return Sampled([path], answers, texts, loaded.step, loaded.averaged)
+
+
+def _sources(run: Path | Mapping[str, Any], overrides: Sequence[str]) -> Any:
+    """`prompts` of the plain config; of a file with what lies beside it, as where it is built."""
+    found = _mapping(run, overrides).get("prompts")
+    if isinstance(run, Mapping) or not run.is_file() or is_recorded(run):
+        return found
+    return with_what_lies_beside(found, run, key="prompts")
 
 
 def _check_overwritten(out: Path) -> None:
@@ -177,7 +257,7 @@ def _are_answers(path: Path) -> bool:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return isinstance(found, list) and all(
-            isinstance(one, dict) and {"prompt", "answers"} == set(one) for one in found
+            isinstance(one, dict) and {"prompt", "answers"} == set(one) - {"asked"} for one in found
         )
     except (OSError, ValueError, RecursionError):
         return False
@@ -217,21 +297,31 @@ def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: 
 
 
 def evaluate(
-    run: Path, *, overrides: Sequence[str] = (), checkpoint: str | None = None, trust: bool = False
+    run: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    checkpoint: str | int | None = None,
+    trust: bool = False,
 ) -> dict[str, float]:
-    """Held-out metrics of a run's checkpoint or of an untrained model; `trust`: import code that a run folder names."""
-    loaded = Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)
+    """Held-out metrics of a run's checkpoint or of an untrained model; `trust`: import code that a run folder names.
+
+    Nothing is written; `grpo_mm.tools.held_out` keeps predictions and gives standard errors.
+    """
+    return evaluated(Loaded(run, overrides=overrides, checkpoint=checkpoint, scores=True, trust=trust)).metrics
+
+
+def evaluated(loaded: Loaded) -> EvalResult:
+    """The held-out prompts of a loaded run, asked and scored.
+
+    Raises:
+        ConfigError: it has none.
+    """
     config, device = loaded.config, loaded.processes.device
     prompts = held_out_prompts(config)
     if not prompts:
         raise ConfigError("the config has no `eval_prompts`.")
+    rewards, watched = (Scoring(scorers, device) for scorers in (config.rewards, config.watched_rewards))
+    for scoring in (rewards, watched):
+        scoring.load(leave=config.offload_rewards)
     with loaded.weights():
-        result = score_held_out(
-            config,
-            loaded.policy,
-            prompts,
-            Scoring(config.rewards, device),
-            Scoring(config.watched_rewards, device),
-            loaded.processes,
-        )
-    return result.metrics
+        return score_held_out(config, loaded.policy, prompts, rewards, watched, loaded.processes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,15 +12,18 @@ from torch import Tensor
 from grpo_mm.config.checks import check_benchmarks
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking.diversity import pairwise_distance
+from grpo_mm.looking.text_statistics import distinct_answers
 from grpo_mm.processes.clock import phase
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.registry import kind_of
-from grpo_mm.rollout.prompt_check import check_prompts
+from grpo_mm.rollout.prompt_check import check_first_files, check_prompts
 from grpo_mm.rollout.rows import evaluation_rows, seen_by
 from grpo_mm.rollout.scoring import Scoring, mean_scores
+from grpo_mm.training.agreement import agreement_of
 from grpo_mm.training.benchmarks import benchmark_scores
-from grpo_mm.training.onlooker import mean_statistics
-from grpo_mm.types import Pictures, Prompt, is_pictures, is_relative, pick_items, shown_items, sound_items
+from grpo_mm.training.held_out import ByPrompt, by_prompt, diversity_by_prompt, score_by_prompt
+from grpo_mm.training.onlooker import mean_statistics, mean_text_statistics, shrunk
+from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, is_relative, pick_items, shown_items, sound_items
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,29 @@ class EvalResult:
     """uint8 pictures [m, 3, H, W], or m texts; None for one that could not be asked."""
     shown_prompts: list[Prompt]
     shown_rewards: dict[str, Tensor]
+    scored: Scored
+    """Row by row, of this rank."""
+    ids: tuple[str, ...] = ()
+    by_prompt: ByPrompt = field(default_factory=dict)
+    """What the means in `metrics` are means of, by metric without eval/; aligned with `ids`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What one rank asked and how it was scored."""
+
+    rows: Rows
+    prompts: list[Prompt]
+    """Of each row."""
+    items: Any
+    """N pictures or texts; None for one that came to nothing."""
+    scores: Mapping[str, Mapping[str, Tensor]]
+    """Of rewards: name → part → [N], NaN where it does not apply or failed."""
+    watched: Mapping[str, Mapping[str, Tensor]]
+    score_weights: Mapping[str, float]
+    """Metric → its weight in "eval/score"."""
+    shown_m: Tensor
+    """The rows that are shown."""
 
 
 def evaluate(
@@ -60,16 +86,30 @@ def evaluate(
     asked = rewards.applied(prompts)
     absolute = {n: s for n, s in config.rewards.items() if s.weight and asked[n] and not is_relative(s.use)}
     if absolute or not watched:
-        metrics["eval/score"] = sum(s.weight * metrics[f"eval/{name}/mean"] for name, s in absolute.items())
+        score_weights = {f"eval/{name}/mean": s.weight for name, s in absolute.items()}
     else:  # rewards that compare samples of a group say nothing of progress
         entries = config.watched_rewards
-        metrics["eval/score"] = sum(
-            entries[n].weight * metrics[f"eval/{n}/score"] for n in watched if entries[n].weight
-        )
+        score_weights = {f"eval/{n}/score": entries[n].weight for n in watched if entries[n].weight}
+    metrics["eval/score"] = sum(weight * metrics[name] for name, weight in score_weights.items())
+    alone = by_prompt(scores, rows, processes, names={"score": "mean"})
+    alone |= by_prompt(watched, rows, processes, names={})
+    bare = {name.removeprefix("eval/"): weight for name, weight in score_weights.items()}
+    alone = {"score": score_by_prompt(alone, bare)} | alone
     diversity = pairwise_distance(images, rows.prompt_N[sound]) if len(images) else torch.zeros(0)
     ranks = processes.gather((float(diversity.nansum()), int(diversity.isfinite().sum())))
     if sum(n for _, n in ranks):
         metrics["eval/diversity"] = sum(s for s, _ in ranks) / sum(n for _, n in ranks)
+        alone["diversity"] = diversity_by_prompt(diversity, len(prompts), processes)
+    alone |= _parts_by_source(alone, prompts, list(config.eval_prompts))
+    metrics |= _unlike(items, images, sound, rows, processes)
+    if processes.max(float(not is_pictures(items) and len(items) > 0)):
+        agrees = [agreement_of(p, t, config.sketch) for p, t in zip(row_prompts, items, strict=True)]
+        scored = {"text": {"agreement": torch.tensor(agrees, dtype=torch.float64)}}
+        found = by_prompt(scored, rows, processes, names={})
+        own = [value for value in found["text/agreement"] if value is not None]
+        if own:
+            alone |= found
+            metrics["eval/text/agreement"] = sum(own) / len(own)
     first = torch.nonzero(rows.sample_N == 0).flatten()
     first = first[torch.linspace(0, len(first) - 1, min(settings.show, len(first))).long()] if len(first) else first
     return EvalResult(
@@ -77,15 +117,60 @@ def evaluate(
         shown=shown_items(pick_items(items, first)) if is_pictures(items) else pick_items(items, first),
         shown_prompts=[row_prompts[i] for i in first.tolist()],
         shown_rewards={name: parts["score"][first] for name, parts in scores.items()},
+        ids=tuple(prompt.id for prompt in prompts),
+        by_prompt=alone,
+        scored=Scored(rows, row_prompts, items, scores, watched, score_weights, first),
     )
 
 
+MEASURED_SPREAD = 256
+"""Pictures of a rank between which distances are taken."""
+
+
+def _unlike(items: Any, images: Tensor, sound: Tensor, rows: Rows, processes: Processes) -> dict[str, float]:
+    """How much what is made of different prompts differs (of each its first sample), and statistics of texts.
+
+    eval/image/spread: `pairwise_distance` between pictures of different prompts. eval/text/distinct: `distinct_answers`.
+    """
+    is_first = rows.sample_N == 0
+    if is_pictures(items):
+        first = torch.nonzero(is_first[sound]).flatten()
+        some = first[torch.linspace(0, len(first) - 1, min(MEASURED_SPREAD, len(first))).round().long()]
+        small = shrunk(images[some])
+    else:
+        small = shrunk(torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
+    ranks = processes.gather(small)
+    small = torch.cat(ranks)
+    found: dict[str, float] = {}
+    if len(small) > 1:
+        found["eval/image/spread"] = float(pairwise_distance(small, torch.zeros(len(small), dtype=torch.int64))[0])
+    texts = [] if is_pictures(items) else [(str(t), f) for t, f in zip(items, is_first.tolist()) if t is not None]
+    found |= mean_text_statistics([text for text, _ in texts], processes, prefix="eval/text")
+    firsts = [text for rank in processes.gather([text for text, first in texts if first]) for text in rank]
+    if len(firsts) > 1:
+        found["eval/text/distinct"] = distinct_answers(firsts)
+    return found
+
+
+def _parts_by_source(alone: ByPrompt, prompts: Sequence[Prompt], sources: Sequence[str]) -> ByPrompt:
+    """The same of each source's own prompts alone, where there are several."""
+    return {
+        f"{source}/{name}": [v if p.source == source else None for v, p in zip(values, prompts, strict=True)]
+        for source in (sources if len(sources) > 1 else ())
+        for name, values in alone.items()
+        if "/" in name
+    }
+
+
 def check_sources(config: RunConfig, sources: Mapping[str, Sequence[Prompt]], scorers: Mapping[str, Any]) -> None:
-    """Raises ConfigError for prompts that the run's engine would not show as they are, or that a scorer cannot take."""
+    """Raises ConfigError for media that are not there, prompts that the run's engine would not show as they are, or that a scorer
+    cannot take."""
+    check_first_files(sources)
     check_prompts(
         sources,
         scorers,
         shows_media=hasattr(config.engine, "illustrate"),
+        edits=bool(getattr(config.engine, "edits", False)),
         engine=str(kind_of("engine", type(config.engine))),
     )
 

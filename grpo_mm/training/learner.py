@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,10 +29,13 @@ from grpo_mm.rollout.groups import group_ids
 from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
+from grpo_mm.rollout.spread import reward_spread
 from grpo_mm.rollout.table import Table, gather, local_table
-from grpo_mm.training.evaluate import check_sources
-from grpo_mm.training.onlooker import Onlooker, is_demo
-from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, prompts_of
+from grpo_mm.training.data import training_prompts
+from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
+from grpo_mm.training.preflight import check_media, check_scoring
+from grpo_mm.training.settled import settled
+from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, is_pictures, prompts_of
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
 from grpo_mm.weights.optim import grad_norm
@@ -44,30 +48,61 @@ log = logging.getLogger(__name__)
 class Learner:
     """The policy with its optimiser. Everything random is keyed by the step, so state is weights and a few counters."""
 
-    def __init__(self, config: RunConfig, processes: Processes, *, samples: Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        processes: Processes,
+        *,
+        samples: Path,
+        sources: Mapping[str, Sequence[Prompt]] | None = None,
+        held_out: Sequence[Prompt] = (),
+    ) -> None:
+        """Raises ConfigError for what the run will need and does not find (`preflight`), before the policy is loaded.
+
+        Args:
+            sources: the prompts, where they are read already (`training_prompts`).
+            held_out: the evaluation prompts, which `preflight` tries as well.
+        """
         self.config, self.processes = config, processes
-        sources = {name: source.use.load() for name, source in config.prompts.items()}
-        check_sources(config, sources, config.rewards | config.watched_rewards)
+        sources = training_prompts(config) if sources is None else sources
         self.prompts = PhasedStream(
             sources,
             {name: source.weight for name, source in config.prompts.items()},
             {name: (source.from_step, source.until_step) for name, source in config.prompts.items()},
         )
+        self.rewards = Scoring(config.rewards, processes.device)
+        self.onlooker = Onlooker(config, processes, samples=samples)
+        for scoring in (self.rewards, self.onlooker.watch):
+            scoring.load(leave=config.offload_rewards)
+        if config.preflight and hasattr(config.policy, "stand_ins"):
+            self._preflight(
+                [replace(prompt, source=name) for name, prompts in sources.items() for prompt in prompts], held_out
+            )
         torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
         self.policy = config.policy.load(processes.device)
         self.params = list(self.policy.trainable.values())
         self.optimizer = config.optim.build(self.params)
-        self.rewards = Scoring(config.rewards, processes.device)
-        self.onlooker = Onlooker(config, processes, samples=samples)
         reads = frozenset(getattr(config.engine, "snapshots", ()))
         self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
         self.policy.snapshots.take("ema") if config.ema else None
         self.policy.snapshots.take("sampling") if config.sampling else None
+        self._sampled: Counter[str] = Counter()
+        """What this rank has sampled in a step, groups that a collector leaves out included."""
         self.lr_scale = 1.0
         """Of every learning rate; watch rules lower it, and their state keeps it."""
         self.counters: dict[str, int] = {
             "updates": 0, "averages": 0, "bad_updates": 0, "bad_in_a_row": 0, "since_reset": 0,
         }  # fmt: skip
+
+    def _preflight(self, training: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+        stand_ins, prompts = self.config.policy.stand_ins, [*training, *held_out]
+        if hasattr(self.config.policy, "probe_media"):
+            check_media(prompts, self.config.policy.probe_media)
+        check_scoring(self.rewards, prompts, stand_ins, place="rewards", must_apply=training)
+        check_scoring(self.onlooker.watch, prompts, stand_ins, place="watch")
+        if self.config.offload_rewards:
+            self.rewards.leave_device()
+            self.onlooker.watch.leave_device()
 
     def step(self, step: int) -> dict[str, float]:
         """Rollout, credit and updates of training step `step` (from 0); returns what is logged."""
@@ -75,11 +110,22 @@ class Learner:
         found: dict[str, float] = {}
         for batch in batches:
             found |= self._train_on(batch, part_N, step)
+        found |= self._amounts(step)
         return found | self._after_step(step, found)
+
+    def _amounts(self, step: int) -> dict[str, float]:
+        """What was sampled in the step on all ranks, and how often each source has been gone through."""
+        ranks = self.processes.gather(dict(self._sampled))
+        totals = {name: float(sum(rank.get(name, 0) for rank in ranks)) for name in sorted(set().union(*ranks))}
+        epochs = self.prompts.epochs(step + 1, self.config.prompts_per_step)
+        return {f"rollout/{name}": total for name, total in totals.items()} | {
+            f"data/{name}/epochs": share for name, share in epochs.items()
+        }
 
     def rollout(self, step: int) -> tuple[list[Batch], Tensor]:
         """This rank's scored batches of a step, and the update part of each row, [N]."""
         config = self.config
+        self._sampled.clear()
         prompts = seen_by(self.policy, self.prompts.batch(step, config.prompts_per_step, config.seed))
         parts = config.updates.count if config.updates.by == "group" else 1
         rows, part_N = plan_rows(
@@ -128,9 +174,14 @@ class Learner:
 
     def _sample(self, rows: Rows, step: int) -> tuple[Rollout, Outputs]:
         with clock.phase("rollout"):
-            return self.config.engine.sample(
+            rollout, outputs = self.config.engine.sample(
                 self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
             )
+        if is_pictures(outputs.items):
+            self._sampled["pictures"] += len(outputs.items)
+        elif hasattr(self.config.engine, "amounts"):
+            self._sampled.update(self.config.engine.amounts(rollout))
+        return rollout, outputs
 
     def _score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
         """Every item once; outputs that share an item share its scores."""
@@ -206,6 +257,7 @@ class Learner:
                     else "no exception: the reward returned NaN for every row; a warning above may say why."
                 )
             )
+        found |= reward_spread(table)
         found["reward/failed_frac"] = float(table.columns["failed"].double().mean())
         earned = credit(table, self.config.advantage, rollout=batch.rollout, rank=self.processes.rank)
         if 1.0 in (earned.metrics["advantage/zero_groups_frac"], earned.metrics["advantage/left_out_frac"]):
@@ -213,11 +265,12 @@ class Learner:
                 "step %d: nothing to learn from, every advantage is 0 or left out; do the rewards differ?", step + 1
             )
         found |= earned.metrics
-        return found | self.onlooker(batch, earned, step), earned
+        why = partial(settled, table, self.config.advantage, prompts=SHOWN_GROUPS)
+        return found | self.onlooker(batch, earned, step, why=why), earned
 
     def _rollout_means(self, rollout: Rollout) -> dict[str, float]:
         """Means over the rows of all ranks, demonstrations left out, of the columns that the engine wants logged."""
-        names = getattr(self.config.engine, "logged", ())
+        names = [name for name in getattr(self.config.engine, "logged", ()) if name in rollout.columns]
         own_N = ~is_demo(rollout)
         local = {name: rollout.columns[name][own_N].double() for name in names}
         sums = {name: (float(value_N.nansum()), int(value_N.isfinite().sum())) for name, value_N in local.items()}
@@ -296,6 +349,13 @@ class Learner:
         }
         parts = {path: part.state_dict() for path, part in stateful_parts(self.config)}
         return tensors, {"counters": self.counters, "parts": parts}
+
+    def checkpoint_bytes(self) -> tuple[int, int]:
+        """(of a checkpoint, of the weights alone): what they will take on disk."""
+        weights = sum(p.numel() * p.element_size() for p in self.params)
+        tensors, _ = self.checkpoint()
+        moments = 0 if tensors["optimizer"] else 2 * weights
+        return moments + sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values()), weights
 
     def load(self, loaded: Checkpoint, *, name: str) -> None:
         """The inverse of `checkpoint`; `name` is for messages."""

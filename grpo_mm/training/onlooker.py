@@ -3,7 +3,7 @@ then the pictures or the texts themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking import samples, transcripts
 from grpo_mm.looking.diversity import distinct_share, pairwise_distance
 from grpo_mm.looking.image_statistics import image_statistics
+from grpo_mm.looking.text_statistics import distinct_answers, text_means
+from grpo_mm.looking.truth import truth_of
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring, mean_scores
+from grpo_mm.training.settled import Settled
 from grpo_mm.types import (
     Batch,
     Credit,
@@ -32,7 +35,9 @@ from grpo_mm.types import (
 )
 
 SHOWN_GROUPS = 6
-MEASURED_PICTURES = 128
+MAY_BE_MISSING = ("diversity/mean", "image/diversity", "text/distinct")
+"""Not measured where there is nothing to compare."""
+MEASURED_PICTURES = MEASURED_TEXTS = 128
 """Of a rank's rollout; of more than these, so many evenly spread ones: enough for a mean, and the time stays bounded."""
 
 
@@ -43,9 +48,12 @@ class Onlooker:
         self.config, self.processes, self.samples = config, processes, samples
         self.watch = Scoring(config.watched_rewards, processes.device, counter="watch_calls")
 
-    def __call__(self, batch: Batch, earned: Credit, step: int) -> dict[str, float]:
-        """`watch/…`, `image/…` and `diversity/mean` of the rollout; a sheet or a transcript every `samples_every` steps.
+    def __call__(
+        self, batch: Batch, earned: Credit, step: int, *, why: Callable[[], Settled] = dict
+    ) -> dict[str, float]:
+        """`watch/…`, `image/…` or `text/…`, and `diversity/mean` of the rollout; a sheet or a transcript every `samples_every` steps.
 
+        `why` says what settled the advantages of pictures; it is asked for a sheet alone.
         Demonstrations that were put into a group are shown, and measured nowhere.
         """
         outputs, config = batch.outputs, self.config
@@ -58,41 +66,45 @@ class Onlooker:
             found |= mean_scores(watched, self.processes, prefix="watch", names={}, applied=self.watch.applied(prompts))
             if config.offload_rewards:
                 self.watch.leave_device()
-        due = bool(config.samples_every) and (step == 0 or (step + 1) % config.samples_every == 0)
+        due = is_shown(step, every=config.samples_every)
         with clock.phase("look"):
             if is_pictures(outputs.items):
                 images, sound = sound_items(_items(outputs, shown))
                 found |= mean_statistics(images, self.processes, prefix="image")
-                found["diversity/mean"] = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown[sound]]])
+                diversity = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown[sound]]])
+                found |= {"diversity/mean": diversity, "image/diversity": diversity}
                 if due:
-                    self._write_sheet(batch, earned, shown_items(_items(outputs, shown)), shown, step)
+                    self._write_sheet(batch, earned, shown_items(_items(outputs, shown)), shown, step, why())
             else:
                 own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
                 prompt_m = batch.rollout.prompt_N[outputs.row_M[own]].tolist()
-                ranks = self.processes.gather(([str(item) for item in _items(outputs, own)], prompt_m))
+                said = [str(item) for item in _items(outputs, own)]
+                found |= mean_text_statistics(said, self.processes, prefix="text")
+                ranks = self.processes.gather((said, prompt_m))
                 texts, prompts = ([one for rank in ranks for one in rank[i]] for i in (0, 1))
                 found["diversity/mean"] = distinct_share(texts, prompts)
+                found["text/distinct"] = distinct_answers(list(dict(zip(reversed(prompts), reversed(texts))).values()))
                 if due:
                     self._write_transcript(batch, earned, shown, step)
-        return {name: value for name, value in found.items() if value == value or name != "diversity/mean"}
+        return {name: value for name, value in found.items() if value == value or name not in MAY_BE_MISSING}
 
     def _diversity(self, images: Tensor, prompt_M: Tensor) -> float:
-        shrink = torch.nn.functional.adaptive_avg_pool2d
-        parts = [shrink(part.float(), 32).round().to(torch.uint8) for part in images.split(64)]
-        small = torch.cat(parts) if len(images) else torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
-        ranks = self.processes.gather((small, prompt_M))
+        ranks = self.processes.gather((shrunk(images), prompt_M))
         everywhere = torch.cat([s for s, _ in ranks])
         if not len(everywhere):
             return float("nan")
         return float(pairwise_distance(everywhere, torch.cat([p for _, p in ranks])).nanmean())
 
-    def _write_sheet(self, batch: Batch, earned: Credit, images: Tensor, shown: Tensor, step: int) -> None:
+    def _write_sheet(
+        self, batch: Batch, earned: Credit, images: Tensor, shown: Tensor, step: int, why: Settled
+    ) -> None:
         row_M = batch.outputs.row_M[shown]
         few = batch.rollout.prompt_N[row_M] < SHOWN_GROUPS
         row_M, shown, images = row_M[few], shown[few], images[few]
         prompt_M = batch.rollout.prompt_N[row_M]
         scores = {name: parts["score"][shown] for name, parts in batch.scores.items()}
-        ranks = self.processes.gather((images, prompt_M, _mean_advantage(earned)[row_M], scores))
+        settled = [why.get(key, []) for key in zip(prompt_M.tolist(), batch.rollout.sample_N[row_M].tolist())]
+        ranks = self.processes.gather((images, prompt_M, _mean_advantage(earned)[row_M], scores, settled))
         if self.processes.is_main:
             samples.write_rollout_sheet(
                 self.samples,
@@ -100,8 +112,10 @@ class Onlooker:
                 images_MCHW=torch.cat([r[0] for r in ranks]),
                 prompt_M=torch.cat([r[1] for r in ranks]),
                 prompts=[p.text for p in batch.rollout.prompts],
+                truths=[truth_of(p) for p in batch.rollout.prompts],
                 advantage_M=torch.cat([r[2] for r in ranks]),
                 rewards={name: torch.cat([r[3][name] for r in ranks]) for name in scores},
+                settled_M=[one for r in ranks for one in r[4]] if why else None,
             )
 
     def _write_transcript(self, batch: Batch, earned: Credit, shown: Tensor, step: int) -> None:
@@ -130,10 +144,21 @@ class Onlooker:
             )  # fmt: skip
 
 
+def is_shown(step: int, *, every: int) -> bool:
+    """Whether a sheet or a transcript of a step (from 0) is written."""
+    return bool(every) and (step == 0 or (step + 1) % every == 0)
+
+
 def illustrator(config: RunConfig) -> Callable[[Prompt], Tensor | None] | None:
     """What shows a prompt's media, where the engine can: `engine.illustrate(policy config, prompt)`."""
     illustrate = getattr(config.engine, "illustrate", None)
     return None if illustrate is None else partial(illustrate, config.policy)
+
+
+def player(config: RunConfig) -> Callable[[Prompt], Tensor | None] | None:
+    """What gives a prompt's video for playing, where the engine can: `engine.clip(policy config, prompt)`."""
+    clip = getattr(config.engine, "clip", None)
+    return None if clip is None else partial(clip, config.policy)
 
 
 def is_demo(rollout: Rollout) -> Tensor:
@@ -153,6 +178,13 @@ def _mean_advantage(earned: Credit) -> Tensor:
     return torch.where(kept_NA, earned.advantage_NA, 0).sum(1) / kept_NA.sum(1)
 
 
+def shrunk(images: Tensor, side_px: int = 32) -> Tensor:
+    """uint8 [M, 3, side_px, side_px]: small enough to be gathered."""
+    shrink = torch.nn.functional.adaptive_avg_pool2d
+    parts = [shrink(part.float(), side_px).round().to(torch.uint8) for part in images.split(64)]
+    return torch.cat(parts) if len(images) else torch.zeros(0, 3, side_px, side_px, dtype=torch.uint8)
+
+
 def mean_statistics(images: Tensor, processes: Processes, *, prefix: str) -> dict[str, float]:
     """Means of `image_statistics` over the pictures of all ranks; nothing for pictures smaller than 3 × 3."""
     local: dict[str, tuple[float, int]] = {}
@@ -164,4 +196,14 @@ def mean_statistics(images: Tensor, processes: Processes, *, prefix: str) -> dic
     return {
         f"{prefix}/{name}": sum(rank[name][0] for rank in ranks if rank) / sum(rank[name][1] for rank in ranks if rank)
         for name in next((rank for rank in ranks if rank), {})
+    }
+
+
+def mean_text_statistics(texts: Sequence[str], processes: Processes, *, prefix: str) -> dict[str, float]:
+    """Means of `text_statistics` over the texts of all ranks; nothing where there is none."""
+    chosen = torch.linspace(0, len(texts) - 1, min(MEASURED_TEXTS, len(texts))).round().long() if texts else []
+    ranks = [rank for rank in processes.gather(text_means([texts[i] for i in chosen])) if rank]
+    return {
+        f"{prefix}/{name}": sum(rank[name][0] for rank in ranks) / sum(rank[name][1] for rank in ranks)
+        for name in next(iter(ranks), {})
     }

@@ -9,9 +9,10 @@ import platform
 import re
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from grpo_mm.config.recorded import as_of_today, signature
+from grpo_mm.config.differences import Difference
+from grpo_mm.config.recorded import is_own, signature
 from grpo_mm.config.recorded import read_recorded as read_config
-from grpo_mm.config.run_config import RunConfig, differences, plain
+from grpo_mm.config.run_config import RunConfig, plain
+from grpo_mm.config.sources import Digests, sources_of
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
-from grpo_mm.looking import metrics
+from grpo_mm.looking import held_out, metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.training import mark
+from grpo_mm.training.changes import check_changes, compare, cut_back_changes, note, words, write_sources
 from grpo_mm.training.clearing import clear
+from grpo_mm.training.clearing import links as links_within
 from grpo_mm.training.mark import replace_text
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import RunId
@@ -50,6 +55,11 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        """The held-out scores of each evaluation, prompt by prompt."""
+        return self.path / held_out.NAME
 
     @property
     def events(self) -> Path:
@@ -86,19 +96,38 @@ LINKED_TO = (
     "adapter",
     "model",
     "metrics.jsonl",
+    "held_out.jsonl",
     "events.jsonl",
     "summary.json",
+    "changes.jsonl",
+    "sources.json",
+    "product.json",
     "checkpoints.jsonl",
 )
 """What is never written or deleted through a link."""
 
 
-def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None = None) -> None:
-    """Raises UserError if the run cannot live in its folder: another config's run, another thing, no right to write.
+@dataclass(frozen=True)
+class Start:
+    """How a run begins in its folder."""
+
+    over: bool = False
+    """From the start, in an empty folder: what lies there is moved aside, or cleared where it protects nothing."""
+    changes: tuple[Difference, ...] = ()
+    """With what else it goes on than it was trained with, from `step` on."""
+    step: int = 0
+    sources: Mapping[str, Digests] | None = None
+    """Digests of the code and the data of this config."""
+    done: dict[str, Any] | None = None
+    """The summary of a run that has come to its end and does not go on, with what is to be said of it under "nothing_was_run"."""
+
+
+def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None = None, accept: bool = False) -> Start:
+    """How the run begins. Raises UserError if it cannot live in its folder: another run, another thing, no right to write.
 
     A folder is a run's if it carries its mark, or is the run of a version without marks (`mark.owner`); only then anything in
-    it is overwritten or, with `fresh`, deleted. A run that has written neither a metric nor a checkpoint gives way to another
-    config.
+    it is overwritten, moved or deleted. A run without a checkpoint and without a product gives way to another config; others go
+    on with the same one, but for what is free, and for what is noted if that is accepted.
     """
     folder = folder_of(config)
     if fresh and checkpoint_name is not None:
@@ -108,16 +137,19 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
     try:
         _check_place(folder.path)
         is_run = _check_owned(folder.path, fresh=fresh)
+        sources = sources_of(config)
         if fresh or not is_run:
             _check_no_others(folder) if is_run else None
-            return
-        if metrics.read(folder.metrics) or checkpoint.steps(folder.checkpoints):
-            different = differences(read_config(folder.path), as_of_today(plain(config)))
-            if different:
-                raise ConfigError(
-                    f"{folder.path} holds a run with another config ({'; '.join(different[:4])}"
-                    f"{'; …' if len(different) > 4 else ''}). Use another name, or start over with --fresh."
-                )
+            return Start(over=fresh, sources=sources)
+        if not protects(folder):
+            _check_no_others(folder)
+            return Start(over=not _is_of(folder, config, sources), sources=sources)
+        changes = compare(folder.path, config, sources)
+        done = None if checkpoint_name else finished(folder)
+        ended = done is not None and not (checkpoint.steps(folder.checkpoints) and _goes_further(done, config, changes))
+        check_changes(folder.path, changes, accept=accept or ended)
+        if done is not None and ended:
+            return Start(done=_told(folder, done, changes))
         path = find_checkpoint(folder, checkpoint_name)
         checkpoint.verify(path, folder.run) if path is not None else None
         _check_no_others(folder)
@@ -125,6 +157,40 @@ def check_folder(config: RunConfig, *, fresh: bool, checkpoint_name: str | None 
         raise ConfigError(
             f"{folder.path} cannot be read: {reason(error)}. Choose another `runs_dir` or `name`."
         ) from error
+    return Start(
+        changes=tuple(changes), step=0 if path is None else int(path.name.removeprefix("step_")), sources=sources
+    )
+
+
+def protects(folder: RunFolder) -> bool:
+    """Whether something lies there that would be lost: a checkpoint, or the product of a run that came to its end."""
+    return bool(checkpoint.steps(folder.checkpoints)) or finished(folder) is not None
+
+
+def _is_of(folder: RunFolder, config: RunConfig, sources: Mapping[str, Digests]) -> bool:
+    """Whether what lies in a folder without a checkpoint is of this very config, whose run writes it again."""
+    try:
+        return all(each.identity == "free" for each in compare(folder.path, config, sources))
+    except ConfigError:  # no config.yaml, or half a one
+        return False
+
+
+def _goes_further(done: Mapping[str, Any], config: RunConfig, changes: Sequence[Difference]) -> bool:
+    """Whether a run that came to its end has more to do: more steps, and where patience ended it another patience."""
+    waits = done.get("stopped_early") == "patience" and any(each.key == "evaluation.patience" for each in changes)
+    return config.steps > done["steps"] and (done.get("stopped_early") is None or waits)
+
+
+def _told(folder: RunFolder, done: dict[str, Any], changes: Sequence[Difference]) -> dict[str, Any]:
+    when = datetime.fromtimestamp(folder.summary.stat().st_mtime, UTC)  # it is written last, and once
+    early = f" ({done['stopped_early']} ended it early)" if done.get("stopped_early") else ""
+    text = f"{folder.path}: finished on {when:%Y-%m-%d %H:%M} UTC after {done['steps']} steps{early}, nothing was run"
+    if changes:
+        text += (
+            f"; these differ: {words(changes)}. To train with them use another name, or start over with --fresh, which moves "
+            "this run aside"
+        )
+    return done | {"nothing_was_run": f"{text}.", "differs": [str(each) for each in changes]}
 
 
 def _check_no_others(folder: RunFolder) -> None:
@@ -165,8 +231,7 @@ def _check_owned(path: Path, *, fresh: bool) -> bool:
     links = [
         name for name in names if (path / name).is_symlink() and (name in LINKED_TO or name.startswith(".writing_"))
     ]
-    if (path / "checkpoints").is_dir() and not links:
-        links = [f"checkpoints/{p.name}" for p in (path / "checkpoints").iterdir() if p.is_symlink()]
+    links = links or links_within(path)
     if links:
         raise ConfigError(
             f"{path / links[0]} is a link to {os.readlink(path / links[0])}. A run writes and deletes nothing through a link: put what "
@@ -175,10 +240,14 @@ def _check_owned(path: Path, *, fresh: bool) -> bool:
     return True
 
 
-def open_folder(config: RunConfig, *, fresh: bool) -> RunFolder:
-    """Makes the folder, or finds the one of an interrupted run; `check_folder` comes first. Main process only."""
-    folder = folder_of(config)
+def open_folder(config: RunConfig, *, fresh: bool, start: Start | None = None) -> RunFolder:
+    """Makes the folder, or finds the one of an interrupted run; `check_folder` comes first. Main process only.
+
+    start: what `check_folder` gave; None: nothing there has changed.
+    """
+    folder, start = folder_of(config), start or Start()
     try:
+        _move_aside(folder) if fresh and folder.path.is_dir() and not starts_over(folder) and protects(folder) else None
         folder.path.mkdir(parents=True, exist_ok=True)
         found = mark.owner(folder.path)
         if found is None:
@@ -195,6 +264,9 @@ def open_folder(config: RunConfig, *, fresh: bool) -> RunFolder:
             mark.write_mark(folder.path, found)
         elif mark.read_mark(folder.path) is None:
             mark.write_mark(folder.path, found)
+        if start.changes:
+            note(folder.path, start.changes, step=start.step)
+        write_sources(folder.path, sources_of(config) if start.sources is None else start.sources)
         replace_text(folder.path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         replace_text(folder.path / "versions.json", json.dumps(versions(), indent=1))
         signed = replace(found, signed=signature(folder.path, make_key=True))
@@ -206,6 +278,20 @@ def open_folder(config: RunConfig, *, fresh: bool) -> RunFolder:
             f"{folder.path} cannot be made or written: {error}. Choose another `runs_dir` or `name`."
         ) from error
     return folder
+
+
+def _move_aside(folder: RunFolder) -> None:
+    """To NAME.1, or the next number that is free; in one step, so that a kill leaves the run here or there."""
+    if mark.owner(folder.path) is None or folder.path.is_symlink():
+        raise ConfigError(f"{folder.path} is no run folder that can be moved aside.")
+    own, number = is_own(folder.path), 1
+    while os.path.lexists(aside := folder.path.with_name(f"{folder.path.name}.{number}")):
+        number += 1
+    os.rename(folder.path, aside)
+    found = mark.read_mark(aside)
+    if own and found is not None:  # its place is a part of what was signed
+        mark.write_mark(aside, replace(found, signed=signature(aside)))
+    log.warning("the run that lay in %s was moved to %s", folder.path, aside)
 
 
 def starts_over(folder: RunFolder) -> bool:
@@ -313,7 +399,10 @@ def cut_back(folder: RunFolder, *, step: int, without_eval: bool, events: int = 
     """
     folder.summary.unlink(missing_ok=True)
     metrics.cut_back(folder.metrics, step=step, without_eval=without_eval)
-    lines = folder.events.read_text(encoding="utf-8").splitlines(keepends=True) if folder.events.is_file() else []
+    said = folder.events.read_text(encoding="utf-8", errors="replace") if folder.events.is_file() else ""
+    lines = said.splitlines(keepends=True)
+    cut_back_changes(folder.path, step=step)
+    held_out.cut_back(folder.held_out, step=step, without_eval=without_eval)
     if lines[:events]:
         replace_text(folder.events, "".join(lines[:events]))
     else:

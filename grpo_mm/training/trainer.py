@@ -11,43 +11,74 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import CheckpointError, UserError
-from grpo_mm.looking import metrics, samples, transcripts
-from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.looking import held_out, metrics, samples, transcripts
+from grpo_mm.looking.changes import read_changes
+from grpo_mm.looking.origin import Origin
+from grpo_mm.looking.progress_lines import Nobody, Plan, Told
+from grpo_mm.looking.trackers import Trackers
+from grpo_mm.looking.truth import truth_of
+from grpo_mm.looking.verdict import verdict_of_folder
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
-from grpo_mm.processes import clock
+from grpo_mm.processes import clock, progress
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.rollout.scoring import Scorer
-from grpo_mm.training.evaluate import EvalResult, check_sources, evaluate
+from grpo_mm.processes.peak_memory import peak_gib
+from grpo_mm.rollout.phrasing import template_of, way_of
+from grpo_mm.training.data import held_out_prompts, overlap, training_prompts
+from grpo_mm.training.evaluate import EvalResult, evaluate
 from grpo_mm.training.learner import Learner
-from grpo_mm.training.onlooker import illustrator
+from grpo_mm.training.onlooker import illustrator, is_shown, player
+from grpo_mm.training.preflight import check_disk
+from grpo_mm.training.product import LARGEST_AT_AN_INTERRUPT, forget_later_product, note_product, save_product
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
-from grpo_mm.types import Prompt
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
+OF_PARTS = ("learner", "rules", "default_rules")
+"""What a checkpoint keeps beside the state of the loop."""
+AMOUNTS = ("pictures", "prompt_tokens", "answer_tokens")
+"""What is sampled in a step: logged, and also as a rate over the entire step."""
 OnStep = Callable[[int, dict[str, float]], None]
 
 
 class Trainer:
     """One run in one process."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, processes: Processes) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        processes: Processes,
+        *,
+        told: Told | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
+        """told, trackers: of the main process; None: nobody hears of the run, or sees it."""
         self.config, self.folder, self.processes = config, folder, processes
-        self.eval_prompts = held_out_prompts(config)
-        self.learner = Learner(config, processes, samples=folder.samples)
+        self.told = told if told is not None else Nobody()
+        self.trackers = trackers
+        sources, self.eval_prompts = training_prompts(config), held_out_prompts(config)
+        self.overlap = overlap(sources, self.eval_prompts)
+        self.learner = Learner(config, processes, samples=folder.samples, sources=sources, held_out=self.eval_prompts)
+        if config.preflight and processes.is_main:
+            size, product = self.learner.checkpoint_bytes()
+            check_disk(
+                folder.path, checkpoint_bytes=size, product_bytes=product,
+                kept=config.checkpoints.keep_last + config.checkpoints.keep_best,
+            )  # fmt: skip
         self.rules = Rules(config.watch)
+        self.default_rules = Rules(config.default_rules)
         self.state: dict[str, Any] = {
             "step": 0, "best_score": None, "best_step": None, "evaluations_without_gain": 0,
             "calls": {}, "seconds": {"train": 0.0, "eval": 0.0}, "eval_before": None, "eval_last": None,
@@ -60,8 +91,11 @@ class Trainer:
         Raises:
             SystemExit, KeyboardInterrupt: after SIGTERM or Ctrl-C, when the step is done and a checkpoint is written.
         """
-        with failing_disk_stops(self.folder):
-            return self._run(from_checkpoint, on_step)
+        try:
+            with failing_disk_stops(self.folder), progress.heard_by(self.told.working):
+                return self._run(from_checkpoint, on_step)
+        finally:
+            self.told.ends()
 
     def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
         self._clock = clock.use(clock.Clock())
@@ -75,7 +109,15 @@ class Trainer:
             cut_back(
                 self.folder, step=state["step"] if path else -1, without_eval=not evaluated, events=self.rules.events
             )
+            forget_later_product(self.folder.path, step=state["step"] if path else -1)
         self.processes.barrier()
+        if self.trackers is not None:
+            run = self.folder.run
+            self.trackers.start(plain(config), step=state["step"], run_id=run.id if run else config.name)
+        every = config.evaluation.every
+        self.told.begins(Plan(state["step"], config.steps, tuple(config.rewards), every, bool(self.eval_prompts)))
+        if path is not None:
+            self._evaluate_what_is_due()
         if path is None:
             state["eval_before"] = self.evaluate(0, name="eval_before")
             if self.rules.can_go_back:
@@ -86,6 +128,9 @@ class Trainer:
                 row = self._timed_step(state["step"])
                 state["step"] += 1
                 alarms = self._record({"step": state["step"], **row}, weights_step=state["step"] - 1)
+                if self.trackers is not None and is_shown(state["step"] - 1, every=config.samples_every):
+                    self.trackers.samples(f"step_{state['step']:06d}")
+                self.told.stepped(state["step"], row)
                 if on_step is not None:
                     on_step(state["step"], row)
                 self._act(alarms)
@@ -96,8 +141,17 @@ class Trainer:
             log.warning(
                 "%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"]
             )
+            if self.processes.is_main:
+                self._leave_product(f"interrupted by {signal.Signals(asked).name}")
+            self.processes.barrier()  # a rank that ends makes launchers kill the others
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
+
+    def _evaluate_what_is_due(self) -> None:
+        """A run that goes on after what was its last step has still to do what it would have done there on its way."""
+        last, step = self.state["eval_last"], self.state["step"]
+        if step > 0 and (last is None or last["step"] != step) and self._evaluate_on_the_way(step):
+            self.save(step)
 
     def _timed_step(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
@@ -106,25 +160,36 @@ class Trainer:
         seconds, counts = self._clock.take()
         total = time.perf_counter() - began
         self.state["seconds"]["train"] += total
-        ranks = self.processes.gather(counts)
+        everywhere = self.processes.gather((counts, peak_gib(self.processes.device)))
+        ranks, peaks = [counts for counts, _ in everywhere], [peak for _, peak in everywhere]
         for name in sorted(set().union(*ranks)):
             row[f"calls/{name}"] = sum(rank.get(name, 0) for rank in ranks)
             self.state["calls"][name] = self.state["calls"].get(name, 0) + row[f"calls/{name}"]
         row |= {f"time/{name}_seconds": s for name, s in sorted(seconds.items())}
+        row |= {
+            f"time/{name}_per_second": row[f"rollout/{name}"] / total for name in AMOUNTS if f"rollout/{name}" in row
+        }
+        row |= {f"time/{name}_gib": max(peak[name] for peak in peaks) for name in peaks[0]}
         return row | {"time/step_seconds": total}
 
     def _after_step(self, *, must_save: bool) -> None:
         """Evaluation and checkpoint where they are due; notes when patience ends the run."""
         config, state, step = self.config, self.state, self.state["step"]
-        every, patience = config.evaluation.every, config.evaluation.patience
-        if every and step % every == 0 and step < config.steps and self.eval_prompts:
-            self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
-            if patience is not None and state["evaluations_without_gain"] >= patience:
-                state["stopped_early"] = state["stopped_early"] or "patience"
+        self._evaluate_on_the_way(step)
         is_due = config.checkpoints.every and step % config.checkpoints.every == 0
         is_best = config.checkpoints.keep_best and state["best_step"] == step
         if must_save or is_due or is_best or state["stopped_early"] or step == config.steps:
             self.save(step)
+
+    def _evaluate_on_the_way(self, step: int) -> bool:
+        """Where it is due; the last one is that of the end."""
+        every, patience = self.config.evaluation.every, self.config.evaluation.patience
+        if not every or step % every or step >= self.config.steps or not self.eval_prompts:
+            return False
+        self.evaluate(step, name=f"eval_{checkpoint.name_of(step)}")
+        if patience is not None and self.state["evaluations_without_gain"] >= patience:
+            self.state["stopped_early"] = self.state["stopped_early"] or "patience"
+        return True
 
     def evaluate(self, step: int, *, name: str) -> dict[str, float]:
         """Held-out metrics at `step`, written to the record, with a sheet or a transcript; watch rules may act on them."""
@@ -132,18 +197,24 @@ class Trainer:
             return {}
         began = time.perf_counter()
         learner = self.learner
+        self.told.evaluating(step, samples=len(self.eval_prompts) * self.config.evaluation.samples_per_prompt)
         with learner.evaluation_weights():
             result = evaluate(
                 self.config, learner.policy, self.eval_prompts, learner.rewards, learner.onlooker.watch, self.processes
             )
         seconds = time.perf_counter() - began
         self.state["seconds"]["eval"] += seconds
-        alarms = self._record({"step": step, **result.metrics, "time/eval_seconds": seconds}, weights_step=step)
+        row = {"step": step, **result.metrics, **self.overlap, "time/eval_seconds": seconds}
+        alarms = self._record(row, weights_step=step)
         self.state["eval_last"] = {"step": step, "metrics": result.metrics}
         if not self._act(alarms, too_late=name == "eval_after"):  # else these weights are gone, and are not the best
             self._note_score(result.metrics["eval/score"], step)
         if self.processes.is_main:
+            held_out.append(self.folder.held_out, step=step, ids=result.ids, values=result.by_prompt)
             self._show(result, step, name=name)
+            if self.trackers is not None:
+                self.trackers.samples(name)
+        self.told.evaluated(step, score=result.metrics["eval/score"], seconds=seconds)
         return result.metrics
 
     def _show(self, result: EvalResult, step: int, *, name: str) -> None:
@@ -151,7 +222,7 @@ class Trainer:
         if isinstance(shown, Tensor):
             samples.write_eval_sheet(
                 self.folder.samples, name=name, step=step, images_MCHW=shown, prompts=[p.text for p in prompts],
-                rewards=rewards,
+                rewards=rewards, truths=[truth_of(p) for p in prompts],
             )  # fmt: skip
             return
         answers = [
@@ -161,22 +232,23 @@ class Trainer:
         transcripts.write_transcript(
             self.folder.samples, name=name, kind="eval", step=step,
             asked=[(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)],
-            sketch=self.config.sketch, illustrate=illustrator(self.config),
+            sketch=self.config.sketch, illustrate=illustrator(self.config), play=player(self.config),
         )  # fmt: skip
 
     def _record(self, row: dict[str, float], *, weights_step: int) -> list[Alarm]:
         """Writes a row with what the watch rules say of it; returns those that act, the same on every rank."""
         alarms: list[Alarm] = []
-        if self.rules.watched:
-            if row["step"] == 1 and weights_step == 0:
-                self._tell_silent_rules(row)
-            seen = self.processes.gather({metric: row.get(metric) for metric in self.rules.metrics.values()})[0]
-            fields, alarms = self.rules.observe(seen, weights_step=weights_step)
-            row = row | fields
+        if self.rules.watched and row["step"] == 1 and weights_step == 0:
+            self._tell_silent_rules(row)
+        for rules in (self.rules, self.default_rules):
+            if rules.watched:
+                seen = self.processes.gather({metric: row.get(metric) for metric in rules.metrics.values()})[0]
+                fields, acting = rules.observe(seen, weights_step=weights_step)
+                row, alarms = row | fields, alarms + acting
         if self.processes.is_main:
             metrics.append(self.folder.metrics, row)
-            if self.config.trackers:
-                self.processes.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+            if self.trackers is not None:
+                self.trackers.metrics(row)
         return alarms
 
     def _tell_silent_rules(self, row: dict[str, float]) -> None:
@@ -243,6 +315,7 @@ class Trainer:
         tensors, learner_state = self.learner.checkpoint()
         if self.processes.is_main:
             state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
+            state["default_rules"] = self.default_rules.state_dict()
             checkpoint.write(self.folder.checkpoints, Checkpoint(tensors, state), step=step, run=self.folder.run)
             self._prune()
         self.processes.barrier()
@@ -269,66 +342,110 @@ class Trainer:
         check_state(state, self.state, name=str(path))
         try:
             self.learner.load(loaded, name=str(path))
-            self.state = {key: value for key, value in state.items() if key not in ("learner", "rules")}
+            self.state = {key: value for key, value in state.items() if key not in OF_PARTS}
             if "rules" in state:
-                self.rules.load_state_dict(state["rules"])
+                # Rules may come and go on the way (`config.differences`): a new one has seen nothing yet.
+                seen = {name: state["rules"]["seen"].get(name, begun) for name, begun in self.rules.seen.items()}
+                self.rules.load_state_dict({**state["rules"], "seen": seen})
+            if set(state.get("default_rules", {}).get("seen", ())) == set(self.default_rules.seen):
+                self.default_rules.load_state_dict(
+                    state["default_rules"]
+                )  # else of a version with other ones: they begin anew
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise CheckpointError(f"{path} holds a state that no run has written: {reason(error)}.") from error
         self.learner.lr_scale = self.rules.lr_scale
+        patience = self.config.evaluation.patience
+        if self.state["stopped_early"] == "patience":
+            waits = patience is None or self.state["evaluations_without_gain"] < patience
+            self.state["stopped_early"] = None if waits else "patience"
 
     def _finish(self) -> dict[str, Any]:
         """The last evaluation, the product and the summary, which is written last: it says that the run is done."""
-        config, state, step, policy = self.config, self.state, self.state["step"], self.learner.policy
+        state, step, policy = self.state, self.state["step"], self.learner.policy
         last = state["eval_last"]
         after = last["metrics"] if last and last["step"] == step else self.evaluate(step, name="eval_after")
         self._prune() if self.processes.is_main else None
         if self.learner.counters["updates"] == 0:
             log.warning("every update was skipped, so the product is the model as it was; look at the warnings above.")
+        stopped = state["stopped_early"]
+        origin = self._origin(f"stopped early by {stopped}" if stopped else "the last step")
         summary = {
             "name": self.config.name,
             "steps": step,
             "stopped_early": state["stopped_early"],
-            "eval_before": _short(state["eval_before"] or {}),
-            "eval_after": _short(after),
+            "eval_before": short_metrics(state["eval_before"] or {}),
+            "eval_after": short_metrics(after),
             "best_step": state["best_step"],
             "seconds": {**state["seconds"], "total": sum(state["seconds"].values())},
             "network_calls": {k: v for k, v in state["calls"].items() if k in clock.NETWORK_CALLS},
             "reward_calls": {k: v for k, v in state["calls"].items() if k not in clock.NETWORK_CALLS},
             "bad_updates": self.learner.counters["bad_updates"],
             "product": policy.product,
+            "product_of": asdict(origin),
         }
         if self.processes.is_main:
-            # An engine knows how evaluation drew; the card's lines draw so too.
-            usage = config.engine.usage(policy) if hasattr(config.engine, "usage") else policy.usage()
+            summary["changes"] = [str(change) for change in read_changes(self.folder.path)]
+            found = verdict_of_folder(
+                self.folder.path,
+                rules=self.config.default_rules | self.rules.watched,
+                watched=list(self.config.watched_rewards),
+            )
+            summary["verdict"] = found.to_json()
             summary["versions"] = json.loads((self.folder.path / "versions.json").read_text())
-            with self.learner.evaluation_weights():
-                policy.save(self.folder.path / policy.product)
-            write_model_card(self.folder.path / policy.product, summary, usage=usage)
+            self._write_product(summary, origin)
             replace_text(self.folder.summary, json.dumps(summary, indent=1, allow_nan=False))
         self.processes.barrier()
         return summary
 
+    def _origin(self, why: str) -> Origin:
+        """Of a product of the present weights."""
+        state, averaged = self.state, self.config.ema is not None and self.config.ema.evaluate
+        weights = "averaged" if averaged else "trained"
+        return Origin(state["step"], self.config.steps, weights, why, state["best_step"])
 
-def held_out_prompts(config: RunConfig) -> tuple[Prompt, ...]:
-    """The evaluation prompts of all sources, each carrying its source's name."""
-    limit = config.evaluation.limit
-    sources = {
-        name: [replace(prompt, source=name) for prompt in source.use.load()[:limit]]
-        for name, source in config.eval_prompts.items()
+    def _write_product(self, summary: dict[str, Any], origin: Origin) -> None:
+        """Main process only. An engine knows how evaluation drew; the card's lines draw so too."""
+        policy, engine = self.learner.policy, self.config.engine
+        usage = engine.usage(policy) if hasattr(engine, "usage") else policy.usage()
+        asked = {name: template_of(way_of(source.use)) for name, source in self.config.prompts.items()}
+        told = {name: template for name, template in asked.items() if template is not None}
+        path = self.folder.path / policy.product
+        with self.learner.evaluation_weights():
+            save_product(policy, path, origin=origin, summary=summary, usage=usage, asked=told)
+        note_product(self.folder.path, policy.product, origin)
+
+    def _leave_product(self, why: str) -> None:
+        """The product of a run that ends before its end; a large one is left to `grpo-mm export`, which the log says. Main process
+        only."""
+        state, policy, path = self.state, self.learner.policy, self.folder.path
+        size = getattr(policy, "product_bytes", 0)
+        if size > LARGEST_AT_AN_INTERRUPT:
+            log.warning(
+                "no product of %.1f GB was written now; `grpo-mm export %s` makes it of step %d",
+                size / 1e9,
+                path,
+                state["step"],
+            )
+            return
+        origin, last = self._origin(why), state["eval_last"]
+        after = last["metrics"] if last and last["step"] == state["step"] else {}
+        summary = {
+            "name": self.config.name, "steps": state["step"], "eval_before": short_metrics(state["eval_before"] or {}),
+            "eval_after": short_metrics(after), "versions": json.loads((path / "versions.json").read_text()),
+        }  # fmt: skip
+        self._write_product(summary, origin)
+        log.info("%s: %s", path / policy.product, origin.words())
+
+
+def short_metrics(found: dict[str, float]) -> dict[str, float | None]:
+    """For the summary: without the statistics of pictures and texts, which the record and the report have."""
+    found = {
+        key.removeprefix("eval/"): value
+        for key, value in found.items()
+        if not key.startswith(("eval/image/", "eval/text/"))
     }
-    benchmarks = {
-        f"evaluation.benchmarks.{name}": Scorer(use, sources=getattr(use, "sources", None))
-        for name, use in config.evaluation.benchmarks.items()
-    }
-    check_sources(config, sources, config.rewards | config.watched_rewards | benchmarks)
-    return tuple(prompt for prompts in sources.values() for prompt in prompts)
-
-
-def _short(found: dict[str, float]) -> dict[str, float | None]:
-    """For the summary: without the statistics of the pictures, which the record and the report have."""
-    found = {key.removeprefix("eval/"): value for key, value in found.items() if not key.startswith("eval/image/")}
     return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
 

@@ -38,7 +38,9 @@ FILE_NAMES = (
 CONFIG_NAME = "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"
 
-WRAPPERS = re.compile(r"^(base_model\.model\.|module\.|_orig_mod\.)|(?<=\.)(_orig_mod\.|_fsdp_wrapped_module\.)")
+WRAPPERS = re.compile(
+    r"^(base_model\.model\.|module\.|_orig_mod\.)|(?<=\.)(_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.)"
+)
 FACTORS = (
     (re.compile(r"^(?P<module>.+)\.lora_(?P<factor>[AB])(\.(?!weight$|bias$)[^.]+)?(\.weight)?$"), {"A": "a", "B": "b"}),
     (re.compile(r"^(?P<module>.+)\.lora_(?P<factor>down|up)(\.weight)?$"), {"down": "a", "up": "b"}),
@@ -52,6 +54,7 @@ OTHERS = (
     (r"hada_", "LoHa"),
     (r"(^|\.)(oft|boft)_", "an orthogonal adapter"),
     (r"lora_embedding_", "an adapter of an embedding"),
+    (r"^bundle_emb\.|^emb_params$|^string_to_param", "embeddings of own words"),
     (r"lora_mid|lora_A.*\.bias|lora_B.*\.bias|lora_(up|down)\.bias", "a factor beyond A and B"),
     (r"modules_to_save|original_module|\.diff(_b)?$", "a whole weight beside the factors"),
     (r"\.bias$", "a bias"),
@@ -59,7 +62,7 @@ OTHERS = (
 KEPT_FROM_CONFIG = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 NO_MEANING = {
     "auto_mapping", "base_model_name_or_path", "eva_config", "fan_in_fan_out", "inference_mode", "init_lora_weights",
-    "lora_alpha", "lora_dropout", "loftq_config", "megatron_core", "peft_type", "peft_version", "r", "revision",
+    "lora_alpha", "lora_dropout", "lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "loftq_config", "megatron_core", "peft_type", "peft_version", "r", "revision",
     "runtime_config", "task_type", "use_rslora", "alpha_pattern", "rank_pattern", *KEPT_FROM_CONFIG,
 }  # fmt: skip
 """Settings of peft's LoraConfig that are read here, or that say nothing about what stored factors mean."""
@@ -111,6 +114,20 @@ def check_adapter(path: str) -> None:
         raise ConfigError(f"adapter {path!r} is neither an existing folder nor a hub name of the form owner/name.")
 
 
+def void_beside_start_from(lora: Any) -> list[str]:
+    """What the settings of a new adapter count for beside one that is continued; with its ranks where the file is at hand.
+
+    `lora`: settings with `start_from`, `rank`, `alpha`, `targets` and perhaps `init`. Raises ConfigError as `read_adapter` does.
+    """
+    names = [name for name in ("rank", "alpha", "init", "targets") if getattr(lora, name, None) is not None]
+    given = ", ".join(f"{name} = {shown(getattr(lora, name))}" for name in names)
+    ranks = ""
+    if Path(lora.start_from).exists():
+        found = sorted({int(pair.a.shape[0]) for pair in read_adapter(lora.start_from).pairs})
+        ranks = f" (rank {', '.join(map(str, found))})"
+    return [f"policy.lora: {given} have no effect: start_from goes on with an adapter that has its own{ranks}."]
+
+
 def read_adapter(path: str) -> AdapterFile:
     """Reads a file, a folder or a hub name of the form owner/name.
 
@@ -118,7 +135,7 @@ def read_adapter(path: str) -> AdapterFile:
         ConfigError: it cannot be read, or holds anything but whole pairs of finite factors.
     """
     file = _find(path)
-    tensors, header = read_weight_file(file)
+    tensors, header = _read_shards(file)
     wrapped = any(name.startswith("base_model.model.") for name in tensors)
     configs = _configs(file, header, of_peft=wrapped or file.stem == "adapter_model")
     parts: dict[str, dict[str, Tensor]] = {}
@@ -163,12 +180,38 @@ def _find(path: str) -> Path:
     found = [local / name for name in FILE_NAMES if (local / name).is_file()]
     if not found:
         found = sorted(local.glob("*.safetensors"))
-        if len(found) != 1:
+        if len(found) != 1 and len({_shards(file) for file in found}) != 1:
             raise ConfigError(
                 f"{path} is not an adapter: it has no {FILE_NAMES[0]} or {FILE_NAMES[1]}"
                 + (f", and {len(found)} other files of weights: name one." if found else ".")
             )
     return found[0]
+
+
+def _read_shards(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file with those that it says it is one of.
+
+    Raises:
+        ConfigError: one of them is missing, or cannot be read.
+    """
+    tensors, header = {}, {}
+    for shard in _shards(file):
+        if not shard.is_file():
+            raise ConfigError(f"{file} is one of several files of an adapter, and {shard.name} is missing beside it.")
+        found, texts = read_weight_file(shard)
+        if twice := found.keys() & tensors.keys():
+            raise ConfigError(f"{shard}: {name_some(twice)} also stand in another file of the same adapter.")
+        tensors |= found
+        header |= texts
+    return tensors, header
+
+
+def _shards(file: Path) -> tuple[Path, ...]:
+    """adapter_model-00001-of-00002.safetensors with its second; another file alone."""
+    named = re.fullmatch(r"(.+-)(\d{5})(-of-(\d{5})\..+)", file.name)
+    if named is None or not 1 < int(named[4]) <= 10_000:
+        return (file,)
+    return tuple(file.with_name(f"{named[1]}{i:05d}{named[3]}") for i in range(1, int(named[4]) + 1))
 
 
 def _from_hub(name: str) -> Path:
@@ -222,6 +265,8 @@ def _pair(module: str, parts: Mapping[str, Tensor], configs: Mapping[str, Mappin
             f"{file}: the factors of {shown(module)} have the shapes A {list(a.shape)} and B {list(b.shape)}; wanted "
             "[rank, in] and [out, rank], as for a linear layer."
         )
+    if not a.shape[0]:
+        raise ConfigError(f"{file}: the factors of {shown(module)} have rank 0, so that the adapter would do nothing.")
     rank, said, part = a.shape[0], None, ""
     for name, config in configs.items():
         if name == "" or module.startswith(f"{name}."):

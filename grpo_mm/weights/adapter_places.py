@@ -65,6 +65,10 @@ class Pair:
         """What it adds to the weight, [out, in], computed in `dtype`."""
         return (self.alpha / self.rank) * (self.b.to(dtype) @ self.a.to(dtype))
 
+    def at_scale_one(self) -> Pair:
+        """The same with its scale within B, in float32: what means one thing to every tool."""
+        return Pair(self.a.float(), (self.alpha / self.rank) * self.b.float(), float(self.rank))
+
 
 Placed = dict[str, dict[str, Pair]]
 """Part → module of its network → pair."""

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE, NOTED
 
 
 @dataclass(frozen=True)
 class Optim:
     """AdamW; the defaults are those of the Flow-GRPO scripts (flow models, LoRA)."""
 
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-4
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0
-    warmup_updates: int = 0
+    lr: float = field(default=3e-4, metadata=NOTED)
+    """Learning rate, at its highest."""
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=NOTED)
+    """Of AdamW."""
+    weight_decay: float = field(default=1e-4, metadata=NOTED)
+    """Of AdamW, times the learning rate."""
+    eps: float = field(default=1e-8, metadata=NOTED)
+    """Of AdamW."""
+    max_grad_norm: float = field(default=1.0, metadata=NOTED)
+    """Longer gradients are scaled down to it."""
+    warmup_updates: int = field(default=0, metadata=NOTED)
     """Adam's first updates are sign steps of full length: without warm-up they leave a narrow clip range at once."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = field(default="constant", metadata=NOTED)
     """linear and cosine fall to 0 at the last update."""
-    max_bad_updates: int = 5
+    max_bad_updates: int = field(default=5, metadata=FREE)
     """Non-finite updates in a row (each is skipped) after which the run stops."""
 
     def __post_init__(self) -> None:

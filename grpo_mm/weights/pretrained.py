@@ -12,29 +12,45 @@ from torch import nn
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
-from grpo_mm.weights.weight_files import TORCH_FILES, check_weight_file, name_some, refusing
+from grpo_mm.weights.weight_files import (
+    TORCH_FILES,
+    check_finite,
+    check_head,
+    check_weight_file,
+    name_some,
+    parse_settings,
+    read_settings,
+    refusing,
+)
 
 
 def load_model(cls: Any, path: str, *, subfolder: str | None = None, **settings: Any) -> nn.Module:
     """`cls.from_pretrained`, for classes and Auto classes of transformers and diffusers; on the CPU, in eval mode.
 
     Raises:
-        ConfigError: it cannot be loaded; a tensor is missing and would be random, is left over, or is of another shape.
+        ConfigError: it cannot be loaded; a tensor is missing and would be random, is left over, is of another shape, or holds
+            NaN or infinities.
     """
     where = _where(path, subfolder)
+    _check_beside(Path(path, subfolder or ""))
     # transformers loads in threads; in a forked process the first call that touches torch's pool makes it anew, and two threads
     # that do so at once fail.
     torch.set_num_threads(torch.get_num_threads())
+    if _of_transformers(cls):
+        settings["ignore_mismatched_sizes"] = (
+            True  # they are told below, where the library's own error does not name them
+        )
     with refusing(where), _looking_at_files(path, subfolder):
         model, found = cls.from_pretrained(path, output_loading_info=True, **_common(cls, subfolder), **settings)
     check_whole(model, found, where=where)
+    check_finite(model.state_dict(), where=where)
     return model.eval()
 
 
 def load_other(cls: Any, path: str, *, subfolder: str | None = None, **settings: Any) -> Any:
     """The same for what has no weights: configs, tokenizers, processors, schedulers. A tokenizer has words, or is refused."""
     where = _where(path, subfolder)
-    with refusing(where):
+    with refusing(where), _looking_at_files(path, subfolder):
         found = cls.from_pretrained(path, **_common(cls, subfolder), **settings)
     tokenizer = getattr(found, "tokenizer", found)
     if hasattr(tokenizer, "get_vocab"):
@@ -110,18 +126,34 @@ def check_vocabulary(tokenizer: Any, model: nn.Module, *, where: str) -> None:
 
 def check_chat(processor: Any, *, where: str, media: Iterable[str] = ()) -> None:
     """Raises ConfigError if the chat template is missing or cannot be run on a question (with media such as "image")."""
-    content = [*({"type": kind} for kind in media), {"type": "text", "text": "?"}]
+    question = "what is to be seen here"
+    content = [*({"type": kind} for kind in media), {"type": "text", "text": question}]
     with refusing(f"{where}: its chat template"):
         text = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-    if "?" not in text:
+    if question not in text:
         raise ConfigError(f"{where}: its chat template leaves out the question.")
+
+
+def _check_beside(folder: Path) -> None:
+    """What lies beside the weights of a local model, and what the libraries pass over or take in without a word.
+
+    Raises:
+        ConfigError: generation_config.json cannot be read; an adapter lies there, which would be put into the model.
+    """
+    if (folder / "generation_config.json").is_file():
+        read_settings(folder / "generation_config.json")
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{folder} holds an adapter (adapter_config.json) beside a model. Put it into a folder of its own and name that as "
+            "policy.merge_adapter or policy.lora.start_from, or merge it where it was trained."
+        )
 
 
 @contextmanager
 def _looking_at_files(path: str, subfolder: str | None) -> Iterator[None]:
-    """If loading fails: whether a file of weights is empty, cut off or a pointer says more than what the library says."""
+    """If loading fails: whether a file is empty, cut off, a pointer or no JSON says more than what the library says."""
     try:
         yield
     except Exception:
@@ -129,7 +161,19 @@ def _looking_at_files(path: str, subfolder: str | None) -> Iterator[None]:
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():
             if file.suffix in (".safetensors", *TORCH_FILES) and file.is_file():
                 check_weight_file(file)
+            elif file.suffix == ".json" and file.is_file():
+                _check_json(file)
         raise
+
+
+def _check_json(file: Path) -> None:
+    check_head(file)
+    with refusing(str(file)):
+        text = file.read_text(encoding="utf-8")
+    if text.lstrip()[:1] != "[":
+        found = parse_settings(text, where=str(file))
+        if file.name.endswith(".index.json") and not isinstance(found.get("weight_map"), dict):
+            raise ConfigError(f"{file} has no weight_map; wanted the file of each tensor.")
 
 
 def _where(path: str, subfolder: str | None) -> str:
@@ -138,8 +182,12 @@ def _where(path: str, subfolder: str | None) -> str:
 
 def _common(cls: Any, subfolder: str | None) -> dict[str, Any]:
     """`trust_remote_code` stands explicitly: unset, transformers asks a terminal whether foreign code may run."""
-    ours = {"trust_remote_code": False} if cls.__module__.startswith("transformers.") else {}
+    ours = {"trust_remote_code": False} if _of_transformers(cls) else {}
     return ours | ({"subfolder": subfolder} if subfolder else {})
+
+
+def _of_transformers(cls: Any) -> bool:
+    return bool(cls.__module__.startswith("transformers."))
 
 
 def _of_a_head(name: str, model: nn.Module) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from grpo_mm.identity import NOTED
 from grpo_mm.weights.checkpoint import check_fit
 
 
@@ -20,11 +21,11 @@ class Ema:
     average on (GRPO-CARE's slow reference).
     """
 
-    decay: float = 0.9
-    every_updates: int = 8
-    slope: float | None = None
-    warm_up: bool = True
-    evaluate: bool = True
+    decay: float = field(default=0.9, metadata=NOTED)
+    every_updates: int = field(default=8, metadata=NOTED)
+    slope: float | None = field(default=None, metadata=NOTED)
+    warm_up: bool = field(default=True, metadata=NOTED)
+    evaluate: bool = field(default=True, metadata=NOTED)
     """Evaluation and the product use the averaged weights; false: they only serve as a slow reference."""
 
     def __post_init__(self) -> None:
@@ -50,9 +51,9 @@ class SamplingPolicy:
     Source: arXiv:2509.16117 (DiffusionNFT), section 3.3: slope .001, limit .5; cautious: start 75, slope .0075, limit .999.
     """
 
-    slope: float = 0.001
-    limit: float = 0.5
-    start: int = 0
+    slope: float = field(default=0.001, metadata=NOTED)
+    limit: float = field(default=0.5, metadata=NOTED)
+    start: int = field(default=0, metadata=NOTED)
 
     def __post_init__(self) -> None:
         if self.slope < 0 or not 0 <= self.limit < 1 or self.start < 0:
@@ -71,8 +72,8 @@ class ReferenceReset:
     Source: arXiv:2512.24138 (GARDO), section 4.2; its values are not given (uncertain).
     """
 
-    every: int | None = None
-    kl_above: float | None = None
+    every: int | None = field(default=None, metadata=NOTED)
+    kl_above: float | None = field(default=None, metadata=NOTED)
 
     def __post_init__(self) -> None:
         if (

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from grpo_mm.processes.clock import phase
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.progress import report
 from grpo_mm.types import BEHAVIOUR, ORDER, Counts, Couples, Credit, Objective, Rollout, Term, View
 
 
@@ -98,6 +99,8 @@ def accumulate(
                 sum(t.value() for t in terms).backward()
             log.add(terms, here)
             log.gap(values, rollout, index, here)
+            log.entropy(values, here)
+            log.forward_is_done(len(plan))
     else:
         leaves = _values_without_grad(policy, rollout, plan, needs, view, log)
         gradient = _gradient_of_values(objective, leaves, view, processes, coupled, log)
@@ -106,6 +109,7 @@ def accumulate(
             parts = [(gradient[k].flatten()[index] * v).sum() for k, v in trained.items() if v.requires_grad]
             with phase("train_network"):
                 sum(parts).backward()
+            log.forward_is_done(len(plan))
     return log.result(processes, len(plan))
 
 
@@ -145,6 +149,7 @@ def _values_without_grad(
     for index, values in policy.logprobs(rollout, plan, needs=needs, grad=False):
         here = view.at(index)
         log.gap(values, rollout, index, here)
+        log.entropy(values, here)
         for name, value in _trained(values, here).items():
             leaf = leaves.setdefault(name, torch.ones_like(view.old_logprobs, dtype=value.dtype))
             leaf.view(-1)[index.flatten()] = value.detach().flatten()
@@ -191,6 +196,7 @@ class _Log:
         self._terms: dict[str, float] = defaultdict(float)
         self._stats: dict[str, float] = defaultdict(float)
         self._gap = 0.0
+        self._forwards = 0
 
     def add(self, terms: Sequence[Term], view: View, *, share: float = 1.0) -> None:
         for term in terms:
@@ -204,6 +210,16 @@ class _Log:
             difference = (values["logprobs"].detach() - behaviour).abs().nan_to_num(torch.inf, torch.inf)
             difference = difference.masked_fill(behaviour.isnan(), 0)  # rows that no engine sampled
             self._gap = max(self._gap, float(difference.where(view.mask.bool(), 0).max()))
+
+    def forward_is_done(self, of: int) -> None:
+        self._forwards += 1
+        report("training, forwards", self._forwards, of)
+
+    def entropy(self, values: Mapping[str, Tensor], view: View) -> None:
+        """Its mean over the trained actions, where the objective reads it."""
+        if "entropy" in values:
+            inside = torch.where(view.mask.bool(), values["entropy"].detach(), 0.0)
+            self._stats["entropy"] += float(inside.sum()) / view.counts.actions
 
     def result(self, processes: Processes, num_forwards: int) -> UpdateResult:
         ranks = processes.gather((dict(self._terms), dict(self._stats), self._gap))

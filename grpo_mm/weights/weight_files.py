@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -69,6 +69,23 @@ def check_weight_file(path: str | Path) -> None:
         ConfigError: it is no file of weights.
     """
     path = Path(path)
+    head = check_head(path)
+    if path.suffix == ".safetensors":
+        _check_safetensors(path)
+    elif head.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):  # the list of its parts stands at the end
+            raise ConfigError(f"{path} is cut off or damaged: its end is missing. Fetch it again.")
+    elif not head.startswith(b"\x80"):
+        raise ConfigError(f"{path} holds no weights: it is no file of torch (it starts with {shown(head[:16])}).")
+
+
+def check_head(path: str | Path) -> bytes:
+    """The first bytes of a file of any form.
+
+    Raises:
+        ConfigError: it is empty, a pointer of Git LFS or a page of a web server.
+    """
+    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file.")
     with refusing(str(path)), path.open("rb") as file:
@@ -79,13 +96,7 @@ def check_weight_file(path: str | Path) -> None:
         raise ConfigError(f"{path} is a pointer of Git LFS and not the file itself. Fetch it with `git lfs pull`.")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         raise ConfigError(f"{path} holds no weights but a web page. Fetch the file itself.")
-    if path.suffix == ".safetensors":
-        _check_safetensors(path)
-    elif head.startswith(b"PK"):
-        if not zipfile.is_zipfile(path):  # the list of its parts stands at the end
-            raise ConfigError(f"{path} is cut off or damaged: its end is missing. Fetch it again.")
-    elif not head.startswith(b"\x80"):
-        raise ConfigError(f"{path} holds no weights: it is no file of torch (it starts with {shown(head[:16])}).")
+    return head
 
 
 def check_weight_folder(folder: str | Path) -> None:
@@ -145,6 +156,26 @@ def read_weight_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ConfigError(f"{path}: {shown(name)} is a {type(value).__name__}; wanted tensors by their names.")
     return dict(found), {}
+
+
+def check_finite(tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Looks at each value once, without a copy of a tensor; float8 is widened, other kinds than floats are passed over.
+
+    Raises:
+        ConfigError: some hold NaN or infinities; says which.
+    """
+    bad = []
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+            continue
+        wide = tensor.detach() if tensor.dtype.itemsize > 1 else tensor.detach().float()
+        if not all(torch.isfinite(end) for end in torch.aminmax(wide)):
+            bad.append(f"{name} ({int((~torch.isfinite(wide)).sum())} of {wide.numel()})")
+    if bad:
+        raise ConfigError(
+            f"{where}: {len(bad)} of its {len(tensors)} tensors hold values that are NaN or infinite: {name_some(bad)}. The file "
+            "is damaged, or was saved from a training that had failed. Fetch or export it again."
+        )
 
 
 def _check_safetensors(path: Path) -> None:

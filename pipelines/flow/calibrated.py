@@ -14,6 +14,7 @@ from torch import Tensor
 from grpo_mm.advantages.actions.gains import Gains
 from grpo_mm.advantages.combination.combine import WeightedSum
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import REFUSED
 from grpo_mm.rollout.table import Table
 from grpo_mm.types import BASELINE
 
@@ -132,7 +133,7 @@ class NoiseFile:
     """
 
     path: str
-    content: dict[str, Any] | None = None
+    content: dict[str, Any] | None = field(default=None, metadata=REFUSED)
     """None: read the file."""
 
     def __post_init__(self) -> None:

@@ -42,6 +42,15 @@ class OfCheckpoint:
         """As of `Shifted`: no settings, for the pipeline's own scheduler makes this grid."""
         return {}, 1 / steps if self.evenly else float(self.scheduler.sigma_min)
 
+    def in_words(self, *, image_tokens: int) -> str:
+        config = self.scheduler.config
+        if config.use_dynamic_shifting:
+            kind = config.get("time_shift_type", "exponential")
+            shift = f"{kind} shift by µ = {_mu(config, image_tokens):.4g}, which depends on the size of the picture"
+        else:
+            shift = f"shift {float(config.shift):g}"
+        return f"{shift}, by the checkpoint's own scheduler"
+
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
         """Raises ConfigError for a grid that does not fall from 1 to 0."""
         scheduler, config = copy.deepcopy(self.scheduler), self.scheduler.config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
-from grpo_mm.pipelines.flow.models.card import loading_code
-from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve
+from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
+from grpo_mm.pipelines.flow.models.family import pixels_per_token, resolve, takes_guidance
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.registry import Role
@@ -33,27 +34,40 @@ class FlowPolicyConfig:
     """Settings of a flow policy; `load` makes it."""
 
     model: Annotated[Any, Role("flow_model")]
+    """The checkpoint and its family."""
     lora: Lora | None = None
     """None: full fine-tuning of the transformer, with float32 master weights."""
     merge_adapter: str | None = None
     """An adapter that is merged into the weights before training starts."""
+    save_merged: bool = False
+    """What a run with `lora` leaves is a whole pipeline with the adapter in its weights, not the adapter alone."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """What the network computes in. Latents, log-probabilities and trained weights are float32 whatever this is."""
-    guidance: float = 1.0
+    guidance: float = field(default=1.0, metadata=NOTED)
     """> 1: the guided velocity is the policy, in rollout, training and evaluation alike."""
     height: int = 512
+    """Pixels of a rollout."""
     width: int = 512
-    eval_height: int | None = None
-    eval_width: int | None = None
+    """Pixels of a rollout."""
+    eval_height: int | None = field(default=None, metadata=NOTED)
+    """Pixels of an evaluation; null: as in training."""
+    eval_width: int | None = field(default=None, metadata=NOTED)
+    """Pixels of an evaluation; null: as in training."""
     text_length: int = 128
-    micro_batch: int = 16
+    """Tokens of the longest text encoder."""
+    micro_batch: int = field(default=16, metadata=FREE)
     """Transitions in one training forward; changes memory and speed, not the gradient."""
-    decode_batch: int = 16
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    vae_slicing: bool = False
-    vae_tiling: bool = False
-    offload: tuple[Literal["encoders", "decoder"], ...] = ()
+    decode_batch: int = field(default=16, metadata=FREE)
+    """Latents that are decoded at once; changes memory and speed only."""
+    gradient_checkpointing: bool = field(default=False, metadata=FREE)
+    """Activations are computed again in the backward pass: less memory, more time."""
+    compile: bool = field(default=False, metadata=FREE)
+    """The network through torch.compile."""
+    vae_slicing: bool = field(default=False, metadata=FREE)
+    """Pictures are decoded one by one."""
+    vae_tiling: bool = field(default=False, metadata=NOTED)
+    """Pictures are decoded in overlapping tiles: less memory, and slightly other pictures."""
+    offload: tuple[Literal["encoders", "decoder"], ...] = field(default=(), metadata=FREE)
     """Parts that stay in main memory except while they are used."""
 
     @property
@@ -65,10 +79,45 @@ class FlowPolicyConfig:
         """One forward never splits an action."""
         return "action"
 
+    def defaults(self, engine: Any) -> dict[str, Any]:
+        """What a config that says nothing gets (`grpo_mm.config.by_policy`); the rest has the defaults of the classes.
+
+        Log-probabilities of denoising steps are means over latent elements, so their clip range is narrow. Where finished samples are
+        trained there are none, and a KL is one of velocities. Source: arXiv:2505.05470 and its released code; for velocities
+        arXiv:2509.25050 (AWM).
+        """
+        clip = {"clip_low": 1e-4, "clip_high": 1e-4}
+        finished = "velocity_shift_ref" in getattr(engine, "provides", ()) and "ref_logprobs" not in engine.provides
+        return {
+            "advantage": [{"kind": "group_norm"}, {"kind": "weighted_sum"}, {"kind": "clamp"}],
+            "objective": [{"kind": "clipped_ratio", **clip}],
+            "kinds": [
+                ({"kind": "clipped_ratio"}, clip),
+                *([({"kind": "kl"}, {"form": "velocity", "weight": 1e-3})] if finished else []),
+            ],
+        }
+
+    def without_effect(self) -> list[str]:
+        """Settings that others make void, a sentence each."""
+        found = [] if self.lora is None else self.lora.without_effect()
+        if 0 < self.guidance < 1 and self.model.network_rows(2.0) == 2:
+            found.append(f"policy.guidance = {self.guidance:g} has no effect: the model is guided above 1 only.")
+        if self.guidance != 1 and not takes_guidance(self.model.path):
+            found.append(
+                f"policy.guidance = {self.guidance:g} has no effect: the checkpoint's network does not take it (guidance_embeds is false)."
+            )
+        if self.vae_slicing and self.decode_batch == 1:
+            found.append(
+                "policy.vae_slicing has no effect: policy.decode_batch = 1 decodes pictures one by one already."
+            )
+        return found
+
     def check(self) -> None:
         self.model.check()
         if self.lora is not None:
             self.lora.check()
+        elif self.save_merged:
+            raise ConfigError("policy.save_merged: there is no adapter; full fine-tuning leaves a whole pipeline.")
         for name in ("height", "width", "eval_height", "eval_width"):
             value = getattr(self, name)
             side = pixels_per_token(self.model.path)
@@ -84,6 +133,13 @@ class FlowPolicyConfig:
             )
         if self.merge_adapter is not None:
             check_adapter(self.merge_adapter)
+
+    def stand_ins(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """What rewards are tried with before anything is sampled: pictures of random pixels, and a light and a
+        dark one, [M, 3, H, W] uint8."""
+        size = (len(prompts), 3, self.height, self.width)
+        noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        return [noise, 192 + noise // 4, noise // 4]
 
     def load(self, device: torch.device) -> FlowPolicy:
         return FlowPolicy(self, device)
@@ -103,8 +159,7 @@ class FlowPolicy:
                 f"policy.text_length = 0, but {self.family.path} has {self.family.encoders[-1]}, which reads at least 1 token; "
                 "0 is for checkpoints without it."
             )
-        if config.merge_adapter is not None:
-            adapters.merge(self.pipe, config.merge_adapter)
+        self.merged = {} if config.merge_adapter is None else adapters.merge(self.pipe, config.merge_adapter)
         self.network: nn.Module = self.pipe.transformer
         if config.lora is None:
             self.network.requires_grad_(True)
@@ -257,7 +312,15 @@ class FlowPolicy:
     @property
     def product(self) -> str:
         """What a run leaves: "adapter" or "model"."""
-        return "model" if self.config.lora is None else "adapter"
+        return "model" if self.config.lora is None or self.config.save_merged else "adapter"
+
+    @property
+    def product_bytes(self) -> int:
+        """About so many it takes to write: the trained factors in float32, or all weights of the pipeline."""
+        if self.product == "adapter":
+            return 4 * sum(p.numel() for p in self.trainable.values())
+        parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
     def usage(self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None) -> dict[str, str]:
         """For the model card: the base model and the lines that load the product into plain diffusers.
@@ -267,12 +330,19 @@ class FlowPolicy:
         return {
             "base_model": resolve(self.family.path),
             "library": "diffusers",
-            "code": loading_code(self.config, self.pipe, sigmas=sigmas, scheduler=scheduler),
+            "code": loading_code(self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler),
         }
 
     def save(self, folder: Path) -> None:
-        """The product of a run: an adapter for `load_lora_weights`, or a whole pipeline for `from_pretrained`."""
+        """The product of a run: an adapter for `load_lora_weights`, or a whole pipeline for `from_pretrained`.
+
+        Beside an adapter lies the one that was merged before training, which it stands upon.
+        """
         if self.config.lora is None:
             adapters.save_pipeline(self.pipe, folder, dtype=self.dtype)
+        elif self.config.save_merged:
+            adapters.save_merged(self.pipe, folder)
         else:
             adapters.save_adapter(self.pipe, folder)
+            if self.merged:
+                adapters.save_placed(self.pipe, self.merged, folder / MERGED)

@@ -13,6 +13,7 @@ from grpo_mm.pipelines.flow.own_schedule import in_plain_diffusers, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Schedule
 from grpo_mm.processes.clock import count, phase
+from grpo_mm.processes.progress import report
 from grpo_mm.processes.rng import stream
 from grpo_mm.types import Pictures, Prompt, Rows
 
@@ -85,6 +86,7 @@ class OdeSampler:
                 velocity = sampling_velocity(policy, x, sigma.expand(x.shape[0]), here, size=size)
                 x = x + velocity * (sigma_next - sigma)
             finished.append(x)
+            report("pictures", int(chunk[-1]) + 1, len(rows))
         return torch.cat(finished)
 
     def evaluation_noise(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
@@ -99,7 +101,18 @@ class OdeSampler:
             schedule, policy.pipe, evenly=getattr(policy.family, "even_sigmas", False), steps=self.eval_steps,
             image_tokens=policy.family.image_tokens(policy.pipe, *size),
         )  # fmt: skip
-        return policy.usage(sigmas=sigmas, scheduler=settings)
+        return policy.usage(sigmas=sigmas, scheduler=settings) | {"drawn": self._in_words(policy, schedule)}
+
+    def _in_words(self, policy: FlowPolicy, schedule: Schedule) -> str:
+        """How evaluation draws: steps, guidance, shift, size."""
+        height, width = policy.size(evaluation=True)
+        tokens = policy.family.image_tokens(policy.pipe, height, width)
+        words = getattr(schedule, "in_words", None)
+        shift = words(image_tokens=tokens) if words else "noise levels as the code lists them"
+        return (
+            f"Pictures of {width} × {height} pixels are drawn in {self.eval_steps} steps of Euler's method, without noise between "
+            f"them; guidance {policy.config.guidance:g}; {shift}."
+        )
 
     def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor | Pictures:
         """Pictures of the rows for evaluation, uint8 [N, 3, H, W]; `Pictures` where some came to nothing."""

@@ -34,6 +34,9 @@ class Shifted:
         """(settings of a FlowMatchEulerDiscreteScheduler, last u): it makes this grid of linspace(1, last, S)."""
         return {"shift": self.shift}, 1 / steps
 
+    def in_words(self, *, image_tokens: int) -> str:
+        return f"shift {self.shift:g}"
+
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
         return shift_sigmas(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift).float()
 
@@ -56,9 +59,15 @@ class FluxShift:
         shifts = {"base_shift": self.base_shift, "max_shift": self.max_shift}
         return {"use_dynamic_shifting": True, **shifts, **lengths}, 1 / steps
 
-    def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
+    def in_words(self, *, image_tokens: int) -> str:
+        return f"shift {math.exp(self._mu(image_tokens)):.4g}, which depends on the size of the picture"
+
+    def _mu(self, image_tokens: int) -> float:
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-        mu = self.base_shift + slope * (image_tokens - self.base_tokens)
+        return self.base_shift + slope * (image_tokens - self.base_tokens)
+
+    def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
+        mu = self._mu(image_tokens)
         u = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
         sigma = math.exp(mu) / (math.exp(mu) + (1 / u - 1))
         return torch.cat([sigma, sigma.new_zeros(1)]).float()
@@ -79,6 +88,9 @@ class DiffusersSd3:
         """As of `Shifted`."""
         smallest = shift_sigmas(torch.tensor(1 / self.train_timesteps, dtype=torch.float64), self.shift)
         return {"shift": self.shift}, float(smallest)
+
+    def in_words(self, *, image_tokens: int) -> str:
+        return f"shift {self.shift:g}, spaced as diffusers' SD3 pipeline spaces it"
 
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
         _, smallest = self.in_diffusers(steps)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import NOTED
 from grpo_mm.ledger.entries import Ledger, Plan
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.ledger import vlm_ledger
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
-from grpo_mm.pipelines.vlm.prompting.illustration import thumbnails
+from grpo_mm.pipelines.vlm.prompting.illustration import clip, thumbnails
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Generated, HfGenerator, Request
 from grpo_mm.processes.clock import count, phase
@@ -32,11 +33,11 @@ log = logging.getLogger(__name__)
 class VlmEngine:
     """How answers are sampled. The temperature is the policy's: `policy.temperature`."""
 
-    max_new_tokens: int = 512
-    top_p: float = 1.0
+    max_new_tokens: int = field(default=512, metadata=NOTED)
+    top_p: float = field(default=1.0, metadata=NOTED)
     """Below 1 rare tokens are not drawn, while log-probabilities are those of the whole distribution, before and after:
     ratios stay exact, the rollout is then slightly off-policy (as in GRPO-CARE and TempSamp-R1, .95 and .85)."""
-    generator: Annotated[Any, Role("generator")] = field(default_factory=HfGenerator)
+    generator: Annotated[Any, Role("generator")] = field(default_factory=HfGenerator, metadata=NOTED)
     demonstrate: Annotated[Any, Role("demonstration")] | None = None
     """Which rows of a group are demonstrations instead of samples; None: no row."""
     answer_likelihood: AnswerLikelihood | None = None
@@ -44,15 +45,15 @@ class VlmEngine:
     reference_log_ratio: bool = False
     """Adds the column `ref_log_ratio`, the log-probability of a row when sampled minus that of the reference: for
     {kind: kl_in_reward}. A forward pass of the reference more for each row."""
-    eval_temperature: float = 0.0
+    eval_temperature: float = field(default=0.0, metadata=NOTED)
     """Of held-out evaluation; 0: the most probable token each time."""
-    eval_max_new_tokens: int | None = None
+    eval_max_new_tokens: int | None = field(default=None, metadata=NOTED)
     """None: as in training."""
 
     provides = PROVIDES
     output_noun = "texts"
-    logged = ("length", "truncated", "media_failed", "logprob_mean")
-    """Columns worth a line in the log: their means over rows that are no demonstrations."""
+    logged = ("length", "truncated", "media_failed", "logprob_mean", "entropy_mean")
+    """Columns worth a line in the log: their means over rows that are no demonstrations. entropy_mean: where the generator tells."""
 
     @property
     def snapshots(self) -> frozenset[str]:
@@ -126,6 +127,7 @@ class VlmEngine:
             torch.arange(shape[1]).expand(shape), length_N, torch.full(shape, -1.0),
             stop=frozenset(), demo_N=None if self.demonstrate is None else torch.zeros(group_size, dtype=torch.bool),
         )  # fmt: skip
+        columns["entropy_mean"] = torch.ones(group_size)
         if self.answer_likelihood is not None:
             columns["answer_likelihood"] = torch.full((group_size,), 0.5)
         if self.reference_log_ratio:
@@ -160,6 +162,9 @@ class VlmEngine:
         columns = text_columns(
             token_NA, length_N, behaviour_NA, stop=policy.loaded.stop, demo_N=demo_N if self.demonstrate else None
         )
+        if made.entropy_NA is not None:
+            columns["entropy_mean"] = torch.full((shape[0],), torch.nan)
+            columns["entropy_mean"][drawn] = made.entropy_NA.sum(1) / made.length_N
         if self.answer_likelihood is not None:
             columns["answer_likelihood"] = self.answer_likelihood(policy, record, policy.processor.tokenizer.decode)
         if self.reference_log_ratio:
@@ -177,6 +182,19 @@ class VlmEngine:
         texts = row_texts(policy, token_NA[shown], length_N[shown])
         return rollout, Outputs(items=texts, row_M=shown)
 
+    def amounts(self, rollout: Rollout) -> dict[str, int]:
+        """Tokens of a rollout, for the log. answer_tokens: drawn, end of turn included. prompt_tokens: of the prompts with their
+        media, once for each answer that was drawn behind them."""
+        record = rollout.record
+        drawn_N = (
+            ~rollout.columns["demo"].bool() if "demo" in rollout.columns else torch.ones_like(record.length_N).bool()
+        )
+        prompt_C = torch.tensor([len(context) for context in record.contexts])
+        return {
+            "prompt_tokens": int(prompt_C[record.context_N[drawn_N]].sum()),
+            "answer_tokens": int(record.length_N[drawn_N].sum()),
+        }
+
     def _drawn(self, policy: VlmPolicy, requests: Sequence[Request], draw: Draw) -> Generated:
         count("rollout_calls", len(requests))
         return self.generator.generate(policy.network, requests, draw)
@@ -186,11 +204,18 @@ class VlmEngine:
         moment (k + 1/2) / K of its length; small. None where there is nothing to see."""
         return thumbnails(policy.media, prompt)
 
+    def clip(self, policy: VlmPolicyConfig, prompt: Prompt) -> Tensor | None:
+        """The prompt's first video for playing, uint8 [K, 3, H, W], small; None where it has none."""
+        return clip(policy.media, prompt)
+
     def usage(self, policy: VlmPolicy) -> dict[str, str]:
         """For the model card: what loads the product into plain transformers and answers as evaluation does."""
         chance = self.eval_temperature > 0
         drawn = {"temperature": self.eval_temperature, "top_p": self.top_p, "top_k": 0} if chance else {}
-        return policy.usage(do_sample=chance, **drawn, max_new_tokens=self.eval_max_new_tokens or self.max_new_tokens)
+        most = self.eval_max_new_tokens or self.max_new_tokens
+        how = f"drawn at temperature {self.eval_temperature:g} and top-p {self.top_p:g}" if chance else "greedy"
+        words = {"drawn": f"Answers are {how}, of at most {most} tokens."}
+        return policy.usage(do_sample=chance, **drawn, max_new_tokens=most) | words
 
     @torch.no_grad()
     def render(self, policy: VlmPolicy, rows: Rows, *, seed: int) -> list[str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from grpo_mm import registry
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.spatial.picture_size import with_picture_size
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.models import adapters
 from grpo_mm.pipelines.vlm.models.adapters import Lora
-from grpo_mm.pipelines.vlm.models.card import loading_code
+from grpo_mm.pipelines.vlm.models.card import MERGED, loading_code
 from grpo_mm.pipelines.vlm.models.families import check_model, resolve
 from grpo_mm.pipelines.vlm.models.loading import Loaded, load
 from grpo_mm.pipelines.vlm.models.positions import VideoPositions
@@ -36,6 +37,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """No float16, as for flow models."""
 
 
+SAID = "It can be seen."
+"""A sentence in place of an answer."""
+
+
 @dataclass(frozen=True)
 class VlmPolicyConfig:
     """Settings of a vision-language policy; `load` makes it."""
@@ -46,18 +51,21 @@ class VlmPolicyConfig:
     """None: full fine-tuning of the language model, with float32 master weights."""
     merge_adapter: str | None = None
     """An adapter that is merged into the weights before training starts."""
-    save_merged: bool = False
+    save_merged: bool = field(default=False, metadata=FREE)
     """What a run with `lora` leaves is a whole checkpoint with the adapter in its weights, not the adapter alone."""
     train_tower: bool = False
     """Full fine-tuning trains the vision tower, with its merger, as well."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in. Log-probabilities and trained weights are float32 whatever this is."""
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = field(default="sdpa", metadata=FREE)
     """flex_attention: of answers after a shared prompt, on a GPU; all else by sdpa."""
-    temperature: float = 1.0
+    temperature: float = field(default=1.0, metadata=NOTED)
     """Of the policy itself: rollouts are drawn from it, and ratios and KL are of the same distribution."""
-    chat: Chat = field(default_factory=Chat)
-    media: Annotated[Any, Role("media")] = field(default_factory=lambda: registry.lookup("media", "frame_store")())
+    chat: Chat = field(default_factory=Chat, metadata=NOTED)
+    """How a prompt is put to the model."""
+    media: Annotated[Any, Role("media")] = field(
+        default_factory=lambda: registry.lookup("media", "frame_store")(), metadata=NOTED
+    )
     """Opens what stands in the prompts' media, and samples frames of videos."""
     image_pixels: tuple[int, int] | None = None
     """Least and most pixels of a picture as the model sees it; None: as the checkpoint says."""
@@ -66,19 +74,20 @@ class VlmPolicyConfig:
     video_positions: VideoPositions = "authors"
     """Where text goes on after a video of Qwen2-VL and Qwen2.5-VL. authors: above the highest position so far, the video's clock
     included, as the released checkpoints were trained and as vLLM has it. library: as the installed transformers has it, from
-    5.3 on from the video's place in space."""
-    prefix_sharing: Sharing | bool = "auto"
+    5.3 on from the video's place in space; in some versions with a clock of whole seconds."""
+    prefix_sharing: Sharing | bool = field(default="auto", metadata=FREE)
     """Whether a prompt goes through the network once for all of its answers, with the same log-probabilities and gradients up
     to rounding. auto: where the estimated gain is 1.15-fold at least. off: once for each answer, in sampling as well. check:
     on, after comparing both in the first forwards; a difference stops the run. YAML reads on and off as true and false."""
-    micro_batch: int = 8
+    micro_batch: int = field(default=8, metadata=FREE)
     """Rows in one training forward; changes memory and speed, not the gradient."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | None = field(default=None, metadata=FREE)
     """At most so many tokens, prompts and fill included, in one training forward; at least one row goes. A prompt that is
     shared counts once."""
-    head_chunk: int = 1024
+    head_chunk: int = field(default=1024, metadata=FREE)
     """Tokens whose distribution over the vocabulary exists at once."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = field(default=False, metadata=FREE)
+    """Activations are computed again in the backward pass: less memory, more time."""
 
     @property
     def sharing(self) -> Sharing:
@@ -94,6 +103,48 @@ class VlmPolicyConfig:
     def unit(self) -> Couples:
         """One forward never splits a row."""
         return "row"
+
+    def stand_ins(self, prompts: Sequence[Prompt]) -> list[list[str]]:
+        """What rewards are tried with before anything is sampled: answers as one could be, the demonstration or the answer itself
+        among them."""
+        known = [p.target.get("answer") if isinstance(p.target, Mapping) else None for p in prompts]
+        plain = [SAID if answer is None else str(answer) for answer in known]
+        tagged = [f"<think>{SAID}</think><answer>{answer}</answer>" for answer in plain]
+        shown = [p.demo if isinstance(p.demo, str) else text for p, text in zip(prompts, tagged, strict=True)]
+        return [shown, tagged, plain, [SAID] * len(prompts)]
+
+    def probe_media(self, prompt: Prompt) -> None:
+        """Opens what the prompt shows, where the media can do so cheaply; raises what they raise."""
+        for item in prompt.media if hasattr(self.media, "probe") else ():
+            self.media.probe(item)
+
+    def defaults(self, engine: Any) -> dict[str, Any]:
+        """What a config that says nothing gets: the settings of GRPO on tokens (`grpo_mm.config.by_policy`).
+
+        Source: clip range and KL arXiv:2402.03300; ratios of whole rows arXiv:2507.18071 (GSPO). Rewards are summed, then compared.
+        The learning rate is ours: 1e-6 as runs on models of 3 to 8 billion parameters print it, 1e-5 for an adapter.
+        """
+        sequence = {"clip_low": 3e-4, "clip_high": 4e-4}
+        return {
+            "advantage": [{"kind": "weighted_sum"}, {"kind": "group_norm", "ddof": 1}],
+            "objective": [{"kind": "clipped_ratio", "clip_low": 0.2, "clip_high": 0.2}],
+            "optim": {"lr": 1e-6 if self.lora is None else 1e-5},
+            "kinds": [
+                ({"kind": "clipped_ratio", "ratio": "row"}, sequence),
+                ({"kind": "clipped_ratio", "ratio": "row_token"}, sequence),
+                ({"kind": "clipped_ratio"}, {"clip_low": 0.2, "clip_high": 0.2}),
+                ({"kind": "kl"}, {"form": "k3", "weight": 0.04}),
+            ],
+        }
+
+    def without_effect(self) -> list[str]:
+        """Settings that others make void, a sentence each."""
+        found = [] if self.lora is None else self.lora.without_effect()
+        if self.chat.too_long == "skip" and self.chat.max_prompt_tokens is None:
+            found.append(
+                "policy.chat.too_long = skip has no effect: without chat.max_prompt_tokens no prompt is too long."
+            )
+        return found
 
     def check(self) -> None:
         check_model(self.path)
@@ -164,8 +215,7 @@ class VlmPolicy:
         self.dtype, self.loaded, model = DTYPES[config.dtype], loaded, loaded.model
         full, flex = config.lora is None, config.attention == "flex_attention"
         loaded.family.follow(model, config.video_positions)
-        if config.merge_adapter is not None:
-            model = adapters.merge(model, config.merge_adapter)
+        self.merged = {} if config.merge_adapter is None else adapters.merge(model, config.merge_adapter)
         model.requires_grad_(full).eval()
         if not config.train_tower:
             model.model.visual.requires_grad_(False)
@@ -256,6 +306,13 @@ class VlmPolicy:
         """What a run leaves: "adapter" or "model"."""
         return "model" if self.config.lora is None or self.config.save_merged else "adapter"
 
+    @property
+    def product_bytes(self) -> int:
+        """About so many it takes to write: the trained factors in float32, or all weights."""
+        if self.product == "adapter":
+            return 4 * sum(p.numel() for p in self.trainable.values())
+        return sum(p.numel() * self.dtype.itemsize for p in self.model.parameters())
+
     def usage(self, **drawn: Any) -> dict[str, str]:
         """For the model card: the base model and the lines that load the product into plain transformers and peft.
 
@@ -276,6 +333,8 @@ class VlmPolicy:
             adapters.save_merged(self.wrapped, self.processor, folder)
         else:
             adapters.save_adapter(self.wrapped, folder)
+            if self.merged:
+                adapters.save_pairs(self.wrapped.get_base_model(), self.merged, folder / MERGED)
 
 
 def _checkpoint_layers(model: Any) -> None:

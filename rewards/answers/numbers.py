@@ -1,7 +1,7 @@
 """What number a text gives: rewards, benchmarks and held-out scoring read numbers with these functions alone.
 
 A number is read as it is written, with a decimal comma or point, groups of thousands, digits of any script, in bold or in a
-box, as 1e3, 1/2 or ½; what is written like one and cannot be told (1_000, 0x10, 10**400, 3,5,7, 1:20, 1/0, 1e999) is none,
+box, as 1e3, 1/2, ½ or 3 million; what is written like one and cannot be told (1_000, 0x10, 10**400, 3,5,7, 1:20, 1/0, 1e999) is none,
 and never a part of it. Every function takes time in proportion to the length of the text, and none raises.
 """
 
@@ -9,9 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from grpo_mm.outside import finite_number
+from grpo_mm.rewards.answers.number_words import (
+    AND,
+    BETWEEN,
+    BOUND,
+    BOUND_BEHIND,
+    FROM,
+    MINUS,
+    REACHED,
+    SCALE,
+    SUM,
+    TO,
+    scale_of,
+)
 from grpo_mm.rewards.answers.writing import plain_signs, unmarked
 
 
@@ -53,29 +67,39 @@ def first_number(text: str) -> float | None:
 
 
 def read_number(text: str) -> float | None:
-    """`first_number`, unless the text leaves it open: "between 3 and 5", "3-5", "3 or 4", "not 3" give none."""
+    """`first_number`, unless the text leaves it open: "between 3 and 5", "3-5", "3 or 4", "not 3", "> 3", "2 + 3" give none.
+
+    Bounds, ranges and denials are known in common languages; "minus 3" is -3.
+    """
     plain = unmarked(text)
     found = numbers(plain)
     first, second = next(found, None), next(found, None)
-    if first is None or _DENIED.search(plain[max(0, first.start - 24) : first.start]):
+    if first is None or first.value is None:
+        return None
+    before = plain[max(0, first.start - _LOOKED_BACK) : first.start]
+    if BOUND.search(before) or BOUND_BEHIND.match(plain, first.end):
         return None
     if second is not None and second.start - first.end <= _LONGEST_GAP and second.value != first.value:
-        between, before = plain[first.end : second.start], plain[max(0, first.start - 24) : first.start]
-        if _OPEN.fullmatch(between) or (_BETWEEN.search(before) and "and" in between):
+        between = plain[first.end : second.start]
+        is_range = (BETWEEN.search(before) and AND.search(between)) or (FROM.search(before) and TO.fullmatch(between))
+        if is_range or REACHED.fullmatch(between) or SUM.fullmatch(between):
             return None
-    return first.value
+    return -first.value if MINUS.search(before) else first.value
 
 
 def read_count(text: str) -> float | None:
-    """The one number of a text in digits, or else the one in words up to twenty; None if there is none, or several."""
+    """The one number of a text in digits, or else the one in words up to twenty; None if there is none, or several among the
+    first hundred."""
     plain = unmarked(text)
-    found = {
-        None if _DENIED.search(plain[max(0, written.start - 24) : written.start]) else written.value
-        for written in numbers(plain)
-    }
-    if not found:
-        found = set(_in_words(plain.lower()))
+    written = list(islice(numbers(plain), _MOST))
+    found = {None if _is_bound(plain, one.start, one.end) else one.value for one in written}
+    found = found or set(islice(_in_words(plain.lower()), _MOST))
     return found.pop() if len(found) == 1 else None
+
+
+def _is_bound(plain: str, start: int, end: int) -> bool:
+    before = plain[max(0, start - _LOOKED_BACK) : start]
+    return any((BOUND.search(before), MINUS.search(before), BOUND_BEHIND.match(plain, end), _OR_WORD.match(plain, end)))
 
 
 def spelled(word: str) -> float | None:
@@ -102,6 +126,8 @@ _LARGER = frozenset(
         "thousand",
         "thousands",
         "million",
+        "billion",
+        "trillion",
         "dozen",
         "dozens",
         "half",
@@ -114,18 +140,20 @@ POINTS_OUT = re.compile(
 )
 """Before a "one" that is a pronoun."""
 _WORD = re.compile(r"[a-z]++")
+_NONE_OF_THEM = re.compile(r"\s(?:of the (?:above|options|choices|answers|others)|apply|applies)\b")
 # A letter before the digits makes a name of them; characters of scripts without blanks do not.
 _LETTER = r"A-Za-z\u00aa-\u024f\u0370-\u058f"
 _WRITTEN = re.compile(
     rf"(?<![{_LETTER}\d_.])(?P<sign>(?<![\w)\]])[+-])?"
     r"(?P<body>\d{1,6}\s\d{1,3}/\d{1,3}(?![\d/])"
     r"|\.?\d(?:[\d_]|[.,:/'’\u00a0\u202f\u2007\u2009-](?=\d)|\s(?=\d{3}(?!\d))|\s?(?:\*\*?|[×·^xX])\s?(?=\d))*+)"
-    rf"(?P<exponent>[eE][+-]?\d++)?+(?P<tail>[A-Za-z_^]\w*+)?+"
+    rf"(?P<exponent>[eE][+-]?\d++)?+(?P<scale>{SCALE})?+(?P<tail>[A-Za-z_^]\w*+)?+"
 )
 _PLAIN = re.compile(r"\d++(?:\.\d++)?+|\.\d++")
 _FORMS = (  # what a body of digits and signs may be, and how its decimal number is written
     (_PLAIN, lambda body: body),
     (re.compile(r"[1-9]\d{0,2}(?:,\d{3})++(?:\.\d++)?+"), lambda body: body.replace(",", "")),
+    (re.compile(r"[1-9]\d?(?:,\d\d(?!\d))++,\d{3}(?:\.\d++)?+"), lambda body: body.replace(",", "")),  # lakh, crore
     (re.compile(r"\d++,\d++"), lambda body: body.replace(",", ".")),
     (re.compile(r"[1-9]\d{0,2}(?:\.\d{3})++,\d++"), lambda body: body.replace(".", "").replace(",", ".")),
     (re.compile(r"[1-9]\d{0,2}(?:\.\d{3}){2,}+"), lambda body: body.replace(".", "")),
@@ -134,18 +162,12 @@ _FORMS = (  # what a body of digits and signs may be, and how its decimal number
 _RATIO = re.compile(r"(\d{1,15})/(\d{1,15})")
 _MIXED = re.compile(r"(\d{1,6})\s(\d{1,3})/(\d{1,3})")
 _ORDINALS = ("st", "nd", "rd", "th")
-_NO_UNIT = re.compile(r"[xX_^]|[kK](?!\w)|\w*\d(?<![A-Za-z][23])")
+_NO_UNIT = re.compile(r"[xX_^]|[kKMBD](?!\w)|\w*\d(?<![A-Za-z][23])")
 _THOUSANDS = re.compile(r"(?<!\d)[1-9]\d{0,2}(?:\.\d{3}){2,}+(?!\d)")
 _DECIMAL_COMMA = re.compile(r"(?<![\d,])(?:\d++,(?!\d{3}(?!\d))\d++|0,\d++|[\d.]*+\.\d{3},\d++)(?![\d,])")
-_LONGEST_GAP = 24
-_OPEN = re.compile(
-    r"\W{0,4}(?:[a-z]{1,12}\W{1,3})?(?:-|~|/|to|or|and/or|bis|oder|ou|o|或|到|至)\W{0,4}(?:maybe|perhaps)?\W{0,3}",
-    re.IGNORECASE,
-)
-_BETWEEN = re.compile(r"\b(?:between|from|either)\b", re.IGNORECASE)
-_DENIED = re.compile(
-    r"(?:\bnot|n't|\bnever|\bless than|\bmore than|\bat (?:least|most)|\bfewer than)\s+$", re.IGNORECASE
-)
+_LONGEST_GAP, _LOOKED_BACK, _MOST = 24, 32, 100
+_OR_WORD = re.compile(rf"\s{{0,2}}(?:or|to|-)\s{{0,2}}(?:{_NAMES.replace(' ', '|')})\b", re.IGNORECASE)
+_SHARE = re.compile(r"[\s-](?:tenth|hundredth|thousandth|third|half|halves|quarter|(?:fif|six|seven|eigh|nin)th)s?\b")
 
 
 def _value(found: re.Match[str]) -> float | None:
@@ -158,6 +180,9 @@ def _value(found: re.Match[str]) -> float | None:
     else:
         written = next((plain(body) for form, plain in _FORMS if form.fullmatch(body)), None)
         value = None if written is None else finite_number(float(written + (found["exponent"] or "")))
+    if value is not None and found["scale"]:
+        scale = None if found["more"] else scale_of(found["scale"])
+        value = None if scale is None else finite_number(round(value * scale, 9))
     return -value if value is not None and found["sign"] == "-" else value
 
 
@@ -169,9 +194,16 @@ def _in_words(text: str) -> Iterator[float | None]:
     """Values of number words; "one" where it is no pronoun, "none" as 0, None for words of larger numbers."""
     for found in _WORD.finditer(text):
         word = found[0]
+        end = found.end()
         if word == "none":
-            yield 0.0
-        elif word in _LARGER or text[found.start() - 1 : found.start()] == "-" and word in _VALUES:
+            yield None if _NONE_OF_THEM.match(text, end) else 0.0
+        elif (
+            word in _VALUES
+            and (_is_bound(text, found.start(), end) or _SHARE.match(text, end))
+            or word in _LARGER
+            or text[found.start() - 1 : found.start()] == "-"
+            and word in _VALUES
+        ):
             yield None
         elif word in _VALUES and not (
             word == "one" and POINTS_OUT.search(text[max(0, found.start() - 24) : found.start()])

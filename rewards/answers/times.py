@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from grpo_mm.rewards.answers.units import BEFORE, RANK, SECONDS, Unit, unit_after
-from grpo_mm.rewards.answers.writing import plain_signs
+from grpo_mm.rewards.answers.writing import boxed, plain_signs
 
 Span = tuple[float, float]
 
@@ -38,7 +38,7 @@ def spans_in(text: str) -> list[Span]:
     Here it comes second, so that "2 and 3 people, 10 to 20" is (10, 20). Deviates: they know no units, and read "1 minute 20
     seconds to 1 minute 35 seconds" as (20, 1).
     """
-    plain = plain_signs(text)
+    plain = plain_signs(boxed(text))
     times = _times(plain)
     clocks = [time.seconds for time in times if time.is_clock and time.seconds is not None]
     ranges = _ranges(plain, times, _TO)
@@ -103,6 +103,8 @@ _NUMBER_WORD = (
 _TOKEN = re.compile(
     r"(?P<list>[\[(](?=\s*+\.?\d)[\d.,\s]*+[\])])"
     r"|(?P<primes>\d{1,3}\s?['’′]\s?\d{1,2}(?:\.\d{1,3})?\s?(?:\"|”|″|''|′′))"
+    r"|(?P<swiss>(?<![\d'’])[1-9]\d{0,2}(?:['’]\d{3})++(?![\d'’])(?:[.,]\d++)?+)|(?P<lakh>(?<![\d,])[1-9]\d?(?:,\d\d(?!\d))++,\d{3}(?![\d,])(?:\.\d++)?+)"
+    r"|(?P<unclear>\d++(?::\d++)++(?:;\d++|,\d(?![\d:]))|\d{1,3}['’′]\d{1,2}(?!\d))"
     r"|(?P<clock>\d++(?::\d++)++(?:\.\d++|,\d{3}(?![\d:]))?+)"
     r"|(?P<odd>\d{4}-\d{1,2}-\d{1,2}(?!\d)|\d++(?:/\d++)++|\d++\s?(?:\*\*|[\^_×])\s?\d++[\d_^]*+|\d++(?:\.\d++){2,}+"
     r"|\d{1,3}\x20(?:000|0\d\d)(?!\d))"
@@ -117,12 +119,15 @@ _PLAIN_NUMBER = re.compile(r"\d++(?:\.\d++)?+|\.\d++")
 _TO_WORDS = (
     "up to|to|until|till|through|thru|bis zum|bis|jusqu'à|à|hasta|a|al|fino a|até|tot|do|до|到|至|から|에서|부터"
 )
-_SECOND = r"(?:\s*+(?:the\s+)?(?:seconds?|secs?|sekunde|t\s?=|time)\s*+)?"
+_SECOND = r"(?:\s*+(?:第|(?:the\s+)?(?:seconds?|secs?|sekunde|t\s?=|time))\s*+)?"
 _TO = re.compile(rf"\s*(?:-+>?|=+>|~|→|\.\.+|…|{_TO_WORDS}){_SECOND}\s*", re.IGNORECASE)
 _AND = re.compile(rf"\s*(?:and|und|et|y|e|и|и|en|och|&|和|与|與|と|와|과){_SECOND}\s*", re.IGNORECASE)
 _JOINED = re.compile(r"\s{0,2}(?:,\s{0,2})?(?:(?:and|und|et|y|e|и|と)\s{1,2})?", re.IGNORECASE)
 _GLUED_BEFORE = re.compile(r"(?:^|[^\w])(?:to|from|and|until|till|at|bis|und|à|a|de|t|s|pt)$", re.IGNORECASE)
 _GLUED_AFTER = re.compile(r"(?:to|until|till|and|bis|und|à)(?![^\W\d_])", re.IGNORECASE)
+_NUMBERED = re.compile(r"\d{1,2}\s?(?:=|[:)](?!\d))")  # "t1 = 3", "Clip 1: 3 s"
+_SECOND_NUMBER = re.compile(r"\d++(?:\.\d++)?+\s?[秒초]")
+_LABEL = re.compile(r"\b(?:clip|event|segment|moment|interval|span|answer|window)\s{0,2}$", re.IGNORECASE)
 _LETTER = re.compile(r"[A-Za-z_^\u00aa-\u024f\u0370-\u058f]")
 _SIGN = re.compile(r"(?:^|[\s(\[{:=,;|\"'<>])-$")
 _LONGEST_GAP, _LOOKED_BACK = 16, 32
@@ -164,7 +169,7 @@ def _read(found: re.Match[str], text: str, unit: Unit | None, after: int, before
     no_time = unit == "other" or _counts_other(text, start, before) or (unit is None and _is_name(text, end))
     if is_negative or no_time:
         return [_Time(None, start, after, "other", is_open=is_negative)]
-    if found["odd"]:
+    if found["odd"] or found["unclear"]:
         return [_Time(None, start, after, unit, is_open=True)]
     if found["clock"] or found["primes"]:
         seconds = _clock_seconds(
@@ -181,9 +186,11 @@ def _read(found: re.Match[str], text: str, unit: Unit | None, after: int, before
                 for part, place in zip(written.split(","), (0, written.index(",") + 1))
             ]
         written = written.replace(",", ".")
+    elif found["swiss"] and "," in written:
+        written = written.replace(",", ".")
     elif found["european"]:
         written = written.replace(".", "").replace(",", ".")
-    value = float(re.sub(r"[,\u00a0\u202f\u2009]", "", written))
+    value = float(re.sub(r"[,'’\u00a0\u202f\u2009]", "", written))
     return [_Time(value * SECONDS[unit or "s"], start, after, unit)]
 
 
@@ -223,7 +230,11 @@ def _counts_other(text: str, start: int, last: _Time | None) -> bool:
         return True
     before = text[max(0, start - _LOOKED_BACK, 0 if last is None else last.end) : start]
     if before and text[start] not in "[(" and _LETTER.match(before[-1]):
-        return not _GLUED_BEFORE.search(before)
+        return not _GLUED_BEFORE.search(before) or _NUMBERED.match(text, start) is not None
+    if _LABEL.search(before) and _NUMBERED.match(text, start):
+        return True
+    if before.rstrip().endswith("第") and _SECOND_NUMBER.match(text, start):
+        return False
     return BEFORE.search(before) is not None
 
 

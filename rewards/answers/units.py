@@ -38,9 +38,9 @@ def _alternatives(words: str) -> str:
 AFTER = re.compile(
     r"(?:[\s-]{0,2}(?:"
     + "|".join(rf"(?P<{unit}>(?:{_alternatives(words)})(?![^\W\d_])\.?)" for unit, words in _WORDS.items())
-    + rf"|(?P<other>%|°|per ?cent\b|(?:{_alternatives(_OTHER)})(?![^\W\d_])|[ap]\.m\.|frames?\b"
+    + rf"|(?P<other>%|°|per ?cent\b|(?:{_alternatives(_OTHER)})(?![^\W\d_])|[ap]\.m\.|frames?\b|o.?clock\b"
     r"|(?:of|into|through)\s{1,2}(?:the|a|its)\s{1,2}(?:\w{1,12}\s{1,2})?(?:video|clip|duration|length|film|movie|way|total)\b"
-    r"|帧|幀|フレーム|프레임|%))"
+    r"|帧|幀|フレーム|프레임|%|点|點|(?:分钟|分鐘|分|小时|小時|時間|秒)半))"
     + "|"
     + "|".join(rf"(?P<{unit}_sign>\s{{0,2}}(?:{_alternatives(words)}))" for unit, words in _CHARACTERS.items())
     + r"|(?P<ordinal>(?:st|nd|rd|th)(?![^\W\d_])))",

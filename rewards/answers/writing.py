@@ -37,14 +37,14 @@ def plain_signs(text: str) -> str:
 
 def unmarked(text: str) -> str:
     r"""The same in `plain_signs` without marks of emphasis: Markdown's **, __ and `, HTML's <b>, LaTeX's $, \boxed{}, \text{}
-    and the like; \frac{1}{2} is 1/2. Blanks at both ends go as well."""
-    text = plain_signs(text)
+    and the like; \frac{1}{2} is 1/2. Blanks at both ends go as well. Where one \boxed{} stands, it is what the text says."""
+    text = _FENCE.sub("", plain_signs(boxed(text)))
     if "\\" in text:
         text = _LATEX_SIGN.sub("", text)
         for _ in range(_DEEPEST):
             inner = _WRAPPED.sub(r"\1", text)
             for fraction in _LATEX_FRACTIONS:
-                inner = fraction.sub(r" \1/\2 ", inner)
+                inner = fraction.sub(_blank_between, inner)
             if inner == text:
                 break
             text = inner
@@ -52,6 +52,23 @@ def unmarked(text: str) -> str:
         text = _HTML.sub("", text)
     text = text.replace("$", "").replace("{,}", ",")
     return _MARKS.sub(_unless_between, text).strip()
+
+
+def boxed(text: str) -> str:
+    r"""What the one \boxed{} of a text holds; the text if there is none, or if several hold different things."""
+    held: set[str] = set()
+    for found in _BOXED.finditer(text):
+        depth = 1
+        for brace in _BRACE.finditer(text, found.end()):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0 or depth > _DEEPEST:
+                break
+        if depth:
+            return text
+        held.add(text[found.end() : brace.start()].strip())
+        if len(held) > 1:
+            return text
+    return held.pop() if held else text
 
 
 def normal_form(text: str) -> str:
@@ -63,6 +80,9 @@ def normal_form(text: str) -> str:
 
 
 _DEEPEST = 6
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{")
+_BRACE = re.compile(r"\\?[{}]")
+_FENCE = re.compile(r"^[^\S\n]*```\w*[^\S\n]*$\n?", re.MULTILINE)
 _LATEX_SIGN = re.compile(r"\\[()\[\],;:! ]|\\(?:left|right|displaystyle|quad)(?![A-Za-z])")
 _WRAPPED = re.compile(
     r"\\(?:boxed|fbox|text(?:bf|it|rm|tt|sf|normal)?|math(?:bf|rm|it|sf|tt)|mbox|bm|boldsymbol|emph|underline)\s?"
@@ -80,6 +100,12 @@ _COMPARED = (
     | dict.fromkeys(map(ord, _QUOTES), '"')
     | dict.fromkeys(map(ord, _DASHES), "-")
 )
+
+
+def _blank_between(found: re.Match[str]) -> str:
+    """ "2\\frac{1}{2}" is 2 1/2, and "-\\frac{1}{2}" is -1/2."""
+    sign = found.string[max(0, found.start() - 1) : found.start()] in ("-", "+")
+    return f"{'' if sign else ' '}{found[1]}/{found[2]} "
 
 
 def _unless_between(found: re.Match[str]) -> str:

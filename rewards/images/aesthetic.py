@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.images.clip_score import Clip, check_clip
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
@@ -28,7 +29,7 @@ class Aesthetic(Network):
     model: str = "ViT-L-14-quickgelu"
     """As for `clip_score`. The name must say quickgelu: OpenAI's weights were trained with that activation."""
     pretrained: str | None = "openai"
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
 
     def __post_init__(self) -> None:
         self._clip = Clip(self.model, self.pretrained)

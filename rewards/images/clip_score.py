@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
-from grpo_mm.weights.weight_files import check_weight_file, refusing
+from grpo_mm.weights.weight_files import check_finite, check_weight_file, refusing
 
 
 @dataclass
@@ -38,7 +39,7 @@ class ClipScore:
     pretrained: str | None = "openai"
     """A tag known to open_clip or a file with weights; not used with a folder or a hub name."""
     scale: float = 1.0
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
 
     def __post_init__(self) -> None:
         self._clip = Clip(self.model, self.pretrained)
@@ -93,16 +94,25 @@ class Clip(Network):
                 require_pretrained=True,  # else a folder without weights is a random network
             )
             self._tokenizer = open_clip.get_tokenizer(self.name)
+        check_finite(dict(model.named_parameters()), where=f"the CLIP model {self.name!r}")
         return model
 
 
-def check_clip(model: str, pretrained: str | None) -> None:
-    """Raises ConfigError if open_clip or a local file is missing; downloads nothing."""
+def check_clip(model: str, pretrained: str | None, *, weights: bool = True) -> None:
+    """Raises ConfigError if open_clip or a local file is missing, or plainly damaged; downloads nothing.
+
+    `weights`: whether those of a folder are read, and not its architecture alone.
+    """
     if importlib.util.find_spec("open_clip") is None:
         raise ConfigError("open_clip is not installed; pip install open_clip_torch.")
     if os.path.isdir(model):
         if not os.path.isfile(os.path.join(model, "open_clip_config.json")):
             raise ConfigError(f"model = {model!r} is a folder without open_clip_config.json; is it an open_clip model?")
+        files = [file for ending in ("safetensors", "bin", "pth") for file in sorted(Path(model).glob(f"*.{ending}"))]
+        if weights and not files:
+            raise ConfigError(f"model = {model!r} holds no weights: it has no file *.safetensors, *.bin or *.pth.")
+        if weights and len(files) == 1:  # of several open_clip chooses one
+            check_weight_file(files[0])
     elif os.sep in model and ":" not in model:
         raise ConfigError(f"model = {model!r}: no such folder. For a model on the hub write hf-hub:{model}.")
     elif ":" not in model and model not in known_clips():

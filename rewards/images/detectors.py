@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.weights import check_model
 from grpo_mm.weights.pretrained import load_model, load_other
+from grpo_mm.weights.weight_files import check_head, refusing
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,27 +59,37 @@ class OnnxDetector:
     min_score: float = 0.25
     max_overlap: float = 0.45
     """Of two boxes of a class that overlap more (intersection over union), the better one stays."""
-    threads: int = 1
+    threads: int = field(default=1, metadata=FREE)
 
     def __post_init__(self) -> None:
         self._session: Any = None
 
     def check(self) -> None:
-        """Raises ConfigError if a file or onnxruntime is missing."""
+        """Raises ConfigError if a file is missing or plainly no such file, or onnxruntime is missing."""
         for key in ("path", "names_path"):
             if not os.path.isfile(getattr(self, key)):
                 raise ConfigError(f"onnx detector: {key} = {getattr(self, key)!r}: no such file.")
+            check_head(getattr(self, key))
         if importlib.util.find_spec("onnxruntime") is None:
             raise ConfigError("onnx detector: onnxruntime is not installed; pip install 'grpo_mm[detector]'.")
 
     @property
     def labels(self) -> list[str]:
-        with open(self.names_path, encoding="utf-8") as file:
+        with refusing(self.names_path), open(self.names_path, encoding="utf-8") as file:
             return [line.strip() for line in file if line.strip()]
 
-    def __call__(self, images: Tensor) -> list[list[Detection]]:
+    def to(self, device: torch.device | str) -> OnnxDetector:
+        """Loads the graph, which stays on the CPU.
+
+        Raises:
+            ConfigError: it cannot be loaded, or is no such graph.
+        """
         if self._session is None:
             self._load()
+        return self
+
+    def __call__(self, images: Tensor) -> list[list[Detection]]:
+        self.to("cpu")
         height, width = self._session.get_inputs()[0].shape[2:]
         name = self._session.get_inputs()[0].name
         small = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
@@ -90,14 +102,22 @@ class OnnxDetector:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
+        options.log_severity_level = 4  # what is wrong is raised as well
         self._names = self.labels
-        session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-        channels = session.get_outputs()[0].shape[1]
-        if len(session.get_outputs()) != 1 or channels != 5 + len(self._names):
+        with refusing(self.path):
+            session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        takes, gives = ([list(end.shape) for end in ends] for ends in (session.get_inputs(), session.get_outputs()))
+        if len(takes) != 1 or len(takes[0]) != 4 or not all(isinstance(side, int) for side in takes[0][1:]):
+            raise ConfigError(f"{self.path} takes {takes}; wanted one picture [1, 3, height, width] of a fixed size.")
+        if len(gives) != 1 or len(gives[0]) != 4 or gives[0][1] != 5 + len(self._names):
             raise ConfigError(
-                f"{self.path} gives maps {[o.shape for o in session.get_outputs()]}; {len(self._names)} names in "
-                f"{self.names_path} want one map with {5 + len(self._names)} channels."
+                f"{self.path} gives maps {gives}; {len(self._names)} names in {self.names_path} want one map with "
+                f"{5 + len(self._names)} channels."
             )
+        with refusing(self.path):  # weights that are NaN show in what it makes of a grey picture
+            (grey,) = session.run(None, {session.get_inputs()[0].name: np.full((1, *takes[0][1:]), 0.5, np.float32)})
+        if not np.isfinite(grey).all():
+            raise ConfigError(f"{self.path} gives NaN or infinities for a grey picture: its weights are damaged.")
         self._session = session
 
     def _detections(self, map_CHW: np.ndarray, size: Sequence[int]) -> list[Detection]:
@@ -142,7 +162,7 @@ class TransformersDetector(Network):
     """A name on the hub or a local folder."""
     min_score: float = 0.05
     """Below what any rule that reads the detections asks for."""
-    batch_size: int = 8
+    batch_size: int = field(default=8, metadata=FREE)
     revision: str | None = None
 
     def check(self) -> None:

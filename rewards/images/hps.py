@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.images.clip_score import check_clip
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
@@ -32,12 +33,12 @@ class Hps(Network):
     """The architecture: a name known to open_clip or a folder with open_clip_config.json."""
     antialias: bool = True
     """Smooth while shrinking. The authors leave it to torchvision, which smooths since version 0.17 and did not before."""
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
     dtype: DType = "float32"
 
     def check(self) -> None:
         """Raises ConfigError if open_clip or a local file is missing."""
-        check_clip(self.model, None)
+        check_clip(self.model, None, weights=False)
         check_file("path", self.path)
 
     @takes_pictures

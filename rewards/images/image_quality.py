@@ -6,11 +6,12 @@ Blank backgrounds, grids and grain, the usual ways in which rewards are hacked, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from grpo_mm.identity import FREE
 from grpo_mm.looking.image_statistics import image_statistics
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
@@ -21,7 +22,7 @@ class ImageQuality:
     """score = sharpness; the parts are those of `image_statistics`. Meant for a reward of weight 0."""
 
     edge_threshold: float = 0.1
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
 
     @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.images.aesthetic import LinearHead
 from grpo_mm.rewards.images.clip_score import tensor_transform
 from grpo_mm.rewards.shared.networks import Network
@@ -51,7 +52,7 @@ class ImageReward(Network):
     tokenizer: str = "google-bert/bert-base-uncased"
     """A name on the hub or a local folder."""
     size: BlipSize = field(default_factory=BlipSize)
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
     dtype: DType = "float32"
     """Of the encoders; the head is float32."""
 

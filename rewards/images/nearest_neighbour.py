@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
@@ -54,7 +55,7 @@ class NearestNeighbour(Network):
 
     model: str | None = "facebook/dinov3-vitl16-pretrain-lvd1689m"
     """An image model in transformers' format with an image processor: a name on the hub or a local folder."""
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
     dtype: DType = "float32"
 
     def check(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import finite_number, shown
 from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
@@ -65,7 +66,7 @@ class OcrReward:
 
     min_confidence: float = 0.5
     """Lines of which the recogniser is less sure are dropped; PaddleOCR's and RapidOCR's default."""
-    threads: int = 1
+    threads: int = field(default=1, metadata=FREE)
 
     def __post_init__(self) -> None:
         self._engine: Any = None
@@ -75,6 +76,12 @@ class OcrReward:
         missing = [name for name in ("rapidocr", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
             raise ConfigError(f"ocr reward: {' and '.join(missing)} not installed; pip install 'grpo_mm[ocr]'.")
+
+    def to(self, device: torch.device | str) -> OcrReward:
+        """Loads RapidOCR, which stays on the CPU."""
+        if self._engine is None:
+            self._load()
+        return self
 
     @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -89,8 +96,7 @@ class OcrReward:
 
     def read(self, image: Tensor) -> str:
         """All the text in a uint8 picture [3, H, W], lines joined without a separator; "" if there is none."""
-        if self._engine is None:
-            self._load()
+        self.to("cpu")
         pixels = image.flip(0).permute(1, 2, 0).contiguous().cpu().numpy()  # flip: an array is taken for BGR
         return "".join(self._engine(pixels).txts or ())
 

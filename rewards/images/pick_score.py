@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
@@ -32,7 +33,7 @@ class PickScore(Network):
     """Where the tokenizer and the preparation of pictures come from; a name or a folder."""
     divisor: float = 26.0
     """26 brings the score near 1, as in Flow-GRPO; others report it over 100, or as it is (1)."""
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:

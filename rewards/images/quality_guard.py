@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.looking.image_statistics import image_statistics
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
@@ -41,7 +42,7 @@ class QualityGuard:
     """Variance of the Laplacian of luminance, 0 to 255."""
     contrast: Band = (0.02, 0.08, 0.35, 0.45)
     """Standard deviation of luminance, 0 to 1; half black and half white has .5."""
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=FREE)
 
     def __post_init__(self) -> None:
         for key in ("sharpness", "contrast"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from grpo_mm.rewards.judges.unified_reward import (
 )
 from grpo_mm.rewards.judges.vlm import Question, TransformersVlm, Vlm, answers_of
 from grpo_mm.rewards.judges.vlm_server import ServerVlm
-from grpo_mm.rollout.function_reward import call_function
+from grpo_mm.rollout.reward_use import as_reward
 from grpo_mm.rollout.safe_call import score_safely
 from grpo_mm.types import Prompt, is_relative
 
@@ -93,8 +92,7 @@ class PointwiseJudge:
         if not shown:
             return []
         images, prompts = zip(*shown.values())
-        function = functools.partial(call_function, self.reward) if inspect.isroutine(self.reward) else self.reward
-        scores, errors = score_safely(function, torch.stack(images), prompts)
+        scores, errors = score_safely(as_reward(self.reward), torch.stack(images), prompts)
         if errors:
             _warn_once(errors[0])
         of = dict(zip(shown, scores["score"].double().tolist()))

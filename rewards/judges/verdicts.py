@@ -11,13 +11,14 @@ import logging
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.processes.clock import count
 from grpo_mm.registry import Role
 from grpo_mm.rewards.judges.answer_store import AnswerStore, content_key
@@ -112,9 +113,9 @@ class ModelJudge:
 
     vlm: Annotated[Any, Role("vlm")]
     """Who is asked: kind transformers (a local model) or server."""
-    cache: str | None = None
+    cache: str | None = field(default=None, metadata=FREE)
     """A file; every rank may use the same. None: answers are kept as long as the process lives."""
-    cache_size: int = 1_000_000
+    cache_size: int = field(default=1_000_000, metadata=FREE)
     """Answers that are kept; the oldest go."""
     replay: bool = False
     """Nobody is asked: what is not in the cache has no verdict."""

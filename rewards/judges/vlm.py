@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import shown
 from grpo_mm.rewards.answers.tags import left_open
 from grpo_mm.rewards.shared.networks import Network
@@ -64,7 +65,7 @@ class TransformersVlm(Network):
     revision: str | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_new_tokens: int = 4096
-    batch_size: int = 8
+    batch_size: int = field(default=8, metadata=FREE)
 
     def __post_init__(self) -> None:
         at_least_one("local model", max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import reason, shown
 from grpo_mm.processes.clock import count
 from grpo_mm.rewards.judges.chat_completion import NoAnswer, hidden, read_completion, read_text, status_failure
@@ -42,15 +43,15 @@ class ServerVlm:
     """Up to the version and without "/chat/completions", e.g. http://localhost:8080/v1."""
     model: str
     """The name under which the server offers it."""
-    api_key_env: str | None = None
+    api_key_env: str | None = field(default=None, metadata=FREE)
     """The environment variable that holds the key, so that no config does."""
     max_new_tokens: int = 4096
-    timeout_seconds: float = 120.0
+    timeout_seconds: float = field(default=120.0, metadata=FREE)
     """For one try of one question, from connecting to the last byte."""
-    retries: int = 4
-    backoff_seconds: float = 1.0
+    retries: int = field(default=4, metadata=FREE)
+    backoff_seconds: float = field(default=1.0, metadata=FREE)
     """The first pause."""
-    concurrency: int = 32
+    concurrency: int = field(default=32, metadata=FREE)
     """Questions under way at once, from this process."""
     jpeg_quality: int = 95
     extra_body: dict[str, Any] = field(default_factory=dict)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
@@ -32,7 +33,7 @@ class VlmYesNo(Network):
     """A chat model for pictures in transformers' format: a name on the hub or a local folder."""
     question: str = "Does this image show {prompt}? Answer yes or no."
     """`{prompt}` stands for the prompt's text; it may be left out."""
-    batch_size: int = 8
+    batch_size: int = field(default=8, metadata=FREE)
     dtype: DType = "bfloat16"
 
     def check(self) -> None:

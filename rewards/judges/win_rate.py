@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.identity import FREE
 from grpo_mm.outside import finite_number, shown
 from grpo_mm.processes import rng
 from grpo_mm.processes.clock import count
@@ -91,7 +92,7 @@ class WinRate:
     """Has no effect without categories."""
     decimals: int | None = 3
     """Win rates are rounded as in the released code; null does not."""
-    cache_size: int = 100_000
+    cache_size: int = field(default=100_000, metadata=FREE)
     """Verdicts that are kept, to be used again for the same prompt and pictures; failures are not."""
 
     def __post_init__(self) -> None:

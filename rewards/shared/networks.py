@@ -51,11 +51,16 @@ class Tokens:
         if self.tokenizer:
             check_model("tokenizer", self.tokenizer, file="tokenizer_config.json")
 
-    def token_ids(self, text: str) -> list[int]:
-        """Of a text, without special tokens."""
-        if self._tokenizer is None:
+    def to(self, device: torch.device | str) -> Self:
+        """Loads the tokenizer, if there is one; it has no device."""
+        if self.tokenizer and self._tokenizer is None:
             self.check()
             from transformers import AutoTokenizer
 
             self._tokenizer = load_other(AutoTokenizer, self.tokenizer)
+        return self
+
+    def token_ids(self, text: str) -> list[int]:
+        """Of a text, without special tokens."""
+        self.to("cpu")
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import UserError
+from grpo_mm.outside import finite_number, shown
 from grpo_mm.types import is_relative
 
 
@@ -27,8 +28,11 @@ class FloatPictures:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise UserError(f"pictures from low = {self.low} to high = {self.high}; wanted low < high.")
+        low, high = finite_number(self.low), finite_number(self.high)
+        if low is None or high is None or not low < high:
+            raise UserError(f"pictures from low = {shown(self.low)} to high = {shown(self.high)}; wanted low < high.")
+        if not hasattr(self.images, "__len__"):
+            raise UserError(f"FloatPictures hold a {type(self.images).__name__}; wanted floats [M, 3, H, W].")
 
 
 def takes_pictures(score: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +78,7 @@ def ready(items: Any) -> list[Tensor | None]:
         UserError: anything else, floats without a declared range first of all.
     """
     if isinstance(items, FloatPictures):
-        return [None if one is None else _from_floats(torch.as_tensor(one), items) for one in items.images]
+        return [None if one is None else _from_floats(one, items) for one in items.images]
     if isinstance(items, str | bytes) or not hasattr(items, "__len__"):
         raise UserError(f"pictures are a {type(items).__name__}; wanted uint8 [M, 3, H, W].")
     return [None if one is None else _checked(one) for one in items]
@@ -87,7 +91,7 @@ def _checked(one: Any) -> Tensor:
         if one.mode != "RGB":
             raise UserError(f"a PIL picture of mode {one.mode}; wanted RGB: only you know what its other bands mean.")
         return torch.from_numpy(np.array(one)).permute(2, 0, 1).contiguous()
-    picture = torch.as_tensor(one) if hasattr(one, "shape") else torch.zeros(0)
+    picture = _tensor(one)
     if picture.is_floating_point() and picture.ndim == 3:
         raise UserError(
             f"pictures are {picture.dtype}, and their numbers do not tell whether 1.0 is white. Give uint8, or say the range: "
@@ -99,7 +103,23 @@ def _checked(one: Any) -> Tensor:
     return picture
 
 
-def _from_floats(one: Tensor, declared: FloatPictures) -> Tensor | None:
+def _tensor(one: Any) -> Tensor:
+    """Of a tensor or an array, also one that is turned or read only; empty for anything else."""
+    import numpy as np
+
+    if isinstance(one, np.ndarray):
+        fine = one.flags.writeable and all(stride >= 0 for stride in one.strides)
+        one = one if fine else one.copy()
+    try:
+        return torch.as_tensor(one) if hasattr(one, "shape") else torch.zeros(0)
+    except TypeError:  # an array of objects
+        return torch.zeros(0)
+
+
+def _from_floats(given: Any, declared: FloatPictures) -> Tensor | None:
+    one = _tensor(given)
+    if not hasattr(given, "shape"):
+        raise UserError(f"a picture is {type(given).__name__}; wanted floats [3, H, W] in FloatPictures.")
     if not one.is_floating_point() or one.ndim != 3 or one.shape[0] != 3 or not one.numel():
         raise UserError(f"a picture is {one.dtype} {list(one.shape)}; wanted floats [3, H, W] in FloatPictures.")
     if not one.isfinite().all():

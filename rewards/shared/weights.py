@@ -13,8 +13,10 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import reason
 from grpo_mm.weights.weight_files import (
+    check_finite,
     check_weight_file,
     check_weight_folder,
+    name_some,
     read_settings,
     read_weight_file,
     refusing,
@@ -77,12 +79,22 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], *, path: 
     """Fills a module.
 
     Raises:
-        ConfigError: a tensor is missing, of another shape, or left over.
+        ConfigError: a tensor is missing, of another shape, left over, of whole numbers, or holds NaN or infinities.
     """
+    whole = [name for name, value in module.state_dict().items() if _whole_numbers(tensors.get(name), value)]
+    if whole:
+        raise ConfigError(
+            f"{path!r} does not hold the weights of this reward: {name_some(whole)} are stored as whole numbers (quantised?)."
+        )
     try:
         module.load_state_dict(tensors)
     except Exception as error:
         raise ConfigError(f"{path!r} does not hold the weights of this reward: {reason(error, 1000)}") from error
+    check_finite(tensors, where=path)
+
+
+def _whole_numbers(stored: Tensor | None, wanted: Tensor) -> bool:
+    return stored is not None and wanted.is_floating_point() and not stored.is_floating_point()
 
 
 def _from_hub(path: str) -> str:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.rewards.answers.choices import LETTERS, folded, named_letter, read_letter, read_truth
+from grpo_mm.rewards.answers.choices import LETTERS, TRUTH, folded, named_letter, read_letter, read_truth
 from grpo_mm.rewards.answers.numbers import has_decimals, whole_number
 from grpo_mm.rewards.answers.tags import answer_text, last_element
 from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.shared.prompt_target import choices_of
+from grpo_mm.rewards.text.short_answer import exact_form, same_short_answer
 from grpo_mm.rewards.text.text_overlap import words
 from grpo_mm.types import Prompt
 
@@ -36,7 +37,7 @@ def same_choice(prediction: str, answer: str, choices: Sequence[str] = ()) -> fl
         return 1.0
     if (letter := named_letter(answer)) is not None:
         return float(read_letter(prediction, choices or len(LETTERS)) == letter)
-    truth = read_truth(answer) if folded(answer) in ("yes", "no", "true", "false") else None
+    truth = read_truth(answer) if folded(answer) in TRUTH else None
     return float(truth is not None and read_truth(prediction) is truth)
 
 
@@ -101,6 +102,15 @@ def mean_rouge(prediction: str, answer: str) -> float:
     return (rouge_n(own, other, 1) + rouge_n(own, other, 2) + rouge_l(own, other)) / 3
 
 
+def free_text(prediction: str, answer: str) -> float:
+    """1 for the same words, else `mean_rouge`.
+
+    Deviates from Video-R1: there the mean alone decides, so that a right answer of one word ("red") earns 2/3.
+    """
+    own, other = words(prediction), words(answer)
+    return 1.0 if own and own == other else mean_rouge(prediction, answer)
+
+
 def relative_closeness(prediction: str, answer: str) -> float:
     """1 - min(1, |error| / (|answer| + 1e-9)); 0 for what is no `whole_number`. 0 for 0 is right: 1."""
     own, other = whole_number(prediction), whole_number(answer)
@@ -111,15 +121,20 @@ ACCURACY: dict[str, Callable[[str, str], float]] = {
     "multiple choice": same_choice,
     "numerical": same_number,
     "ocr": word_accuracy,
-    "free text": mean_rouge,
+    "free text": free_text,
     "regression": relative_closeness,
+    "short answer": same_short_answer,
 }
-"""Type of an answer → its rule (prediction, answer) -> [0, 1]. Source: Video-R1, arXiv:2503.21776; also GRPO-CARE. Grade A."""
-_OTHER_NAMES = {"free-form": "free text", "mcq": "multiple choice"}
+"""Type of an answer → its rule (prediction, answer) -> [0, 1]. Source: Video-R1, arXiv:2503.21776; also GRPO-CARE. Grade A.
+Ours: "short answer", and 1 for the same words in a free text."""
+_OTHER_NAMES = {"free-form": "free text", "mcq": "multiple choice", "short": "short answer", "exact": "short answer"}
 
 
 def answer_accuracy(prediction: str, answer: str | float, answer_type: str, choices: Sequence[str] = ()) -> float:
-    """The rule of the type, in [0, 1]. Upper and lower case of the type's name are alike; `choices`: see `same_choice`.
+    """1 where both texts are the same, else the rule of the type, in [0, 1].
+
+    Upper and lower case of the type's name are alike; `choices`: see `same_choice`. Deviates from Video-R1: there an answer that is
+    right to the letter earns less than 1 where the rule cannot read it, such as "about 3" of the type numerical.
 
     Raises:
         ValueError: an unknown type.
@@ -128,12 +143,16 @@ def answer_accuracy(prediction: str, answer: str | float, answer_type: str, choi
     rule = ACCURACY.get(_OTHER_NAMES.get(name, name))
     if rule is None:
         raise ValueError(f"answer_type = {answer_type!r}; wanted one of {', '.join(map(repr, ACCURACY))}.")
+    if exact_form(prediction) == exact_form(str(answer)) != "":
+        return 1.0
     return same_choice(prediction, str(answer), choices) if rule is same_choice else rule(prediction, str(answer))
 
 
 @dataclass(frozen=True)
 class TypedAnswer:
     """score = `answer_accuracy` of the last answer element against prompt.target["answer"], by target["answer_type"].
+
+    Where several answers are right, as a list in "answer" or beside it in "accepted", the best of them counts.
 
     Part: "parse_failed" (1 where the element is missing). Deviates from Video-R1, which takes the type of the first row
     for all of a batch.
@@ -152,7 +171,7 @@ class TypedAnswer:
 
     def applies_to(self, prompt: Prompt) -> bool:
         """Whether the prompt has an answer."""
-        return _answer(prompt) is not None
+        return bool(accepted_answers(prompt))
 
     def __call__(self, items: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """M texts -> score and parse_failed, [M] each; NaN for a prompt without an answer.
@@ -165,17 +184,23 @@ class TypedAnswer:
         return {"score": score_M, "parse_failed": failed_M}
 
     def _one(self, text: str, prompt: Prompt) -> tuple[float, float]:
-        answer = _answer(prompt)
-        if answer is None:
+        answers = accepted_answers(prompt)
+        if not answers:
             return math.nan, math.nan
         given = text if self.tag is None else last_element(text, self.tag)
         kind = prompt.target.get("answer_type") or self.default_type
         if given is None and self.require_tag:
             return 0.0, 1.0
-        accuracy = answer_accuracy(answer_text(text, self.tag), answer, kind, choices_of(prompt))
-        return accuracy, float(given is None)
+        said, choices = answer_text(text, self.tag), choices_of(prompt)
+        return max(answer_accuracy(said, answer, kind, choices) for answer in answers), float(given is None)
 
 
-def _answer(prompt: Prompt) -> Any:
-    answer = prompt.target.get("answer") if isinstance(prompt.target, Mapping) else None
-    return None if answer == "" else answer
+def accepted_answers(prompt: Prompt) -> list[Any]:
+    """All that is right of a prompt, each once: target["answer"], which may be a list, then target["accepted"]; [] if nothing is."""
+    target = prompt.target if isinstance(prompt.target, Mapping) else {}
+    found: list[Any] = []
+    for value in (target.get("answer"), target.get("accepted")):
+        for answer in value if isinstance(value, (list, tuple)) else [value]:
+            if answer is not None and answer != "" and answer not in found:
+                found.append(answer)
+    return found

@@ -81,14 +81,45 @@ def test_failed_rows_take_no_part_and_a_group_that_is_left_with_fewer_is_taken_w
 def test_where_every_set_is_as_good_nobody_earns(reward, scale):
     """Three of four are right: every pair holds a right one."""
     found = pass_at_k(torch.tensor(reward, dtype=torch.float64), ONE, k=2, scale=scale)
-    assert found.tolist() == pytest.approx([0] * 4, abs=1e-12)
+    assert found.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("scale", ["none", "std", "max_std"])
+@pytest.mark.parametrize("against", ["mean", "without"])
+@pytest.mark.parametrize(("right", "wrong", "k"), [(6, 2, 3), (12, 4, 5), (3, 1, 2), (57, 7, 8)])
+def test_a_group_that_cannot_fail_teaches_nothing_and_valid_groups_see_it(right, wrong, k, against, scale):
+    """However k splits a group into sets, no rounding is left that would count as a difference."""
+    if (against, scale) == ("without", "max_std"):
+        pytest.skip("refused")
+    if against == "without":
+        wrong = min(wrong, k - 2)  # the others of any set hold a right one
+    reward = torch.tensor([0.1] * wrong + [0.7] * right, dtype=torch.float64)
+    group = torch.zeros(len(reward), dtype=torch.int64)
+    found = pass_at_k(reward, group, k=k, against=against, scale=scale)
+    assert (found == 0).all() and valid_groups_factor(found, group) == 1
+    both, groups = torch.cat([found, torch.tensor([1.0, -1.0])]), torch.cat([group, torch.tensor([1, 1])])
+    assert valid_groups_factor(both, groups) == 2
+
+
+def test_the_zero_of_the_reward_does_not_matter_however_far_it_is():
+    reward = torch.tensor([0.0, 1, 0.5, 0], dtype=torch.float64)
+    near = pass_at_k(reward, ONE, k=2)
+    assert torch.allclose(pass_at_k(reward + 2.0**40, ONE, k=2), near, rtol=1e-12, atol=0)
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    for settings in (dict(k=0), dict(k=1, against="without"), dict(eps=0.0), dict(against="without")):
+    for settings in (dict(k=0), dict(k=1, against="without"), dict(eps=0.0), dict(against="without"), dict(k=None)):
         with pytest.raises(ValueError):
             PassAtK(**settings)
-    assert (PassAtK().min_group_size, PassAtK(k=None).min_group_size) == (4, 2)
+    with pytest.raises(ValueError, match="against: without"):
+        pass_at_k(torch.tensor([0.0, 1, 0, 0]), ONE)
+
+
+def test_a_group_of_k_is_one_set_which_nobody_can_add_to():
+    assert pass_at_k(torch.tensor([0.0, 1, 0, 0]), ONE, k=4).tolist() == [0] * 4
+    assert PassAtK(k=4).min_group_size == 5 and PassAtK(k=1).min_group_size == 2
+    without = {k: PassAtK(k=k, against="without", scale="none").min_group_size for k in (None, 2, 4)}
+    assert without == {None: 2, 2: 2, 4: 4}
 
 
 def table(reward, group):

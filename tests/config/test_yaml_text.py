@@ -46,6 +46,7 @@ WIDE = f"a: &a {'x' * 90_000}\nb: [{', '.join(['*a'] * 100)}]"
         ("a: !!binary aGk=", "tag"),
         ("a: !own x", "tag"),
         ("a: !!int x", "invalid literal"),
+        ("a: !!bool maybe", "'maybe' is not of the type"),
         ("a: " + "9" * 5000, "4300 digits"),
     ],
 )

@@ -131,6 +131,24 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_run(video, tmp_path, 
     assert len(store.get(video).time_F) == 4 and "not kept" in caplog.text
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_folder_of_others_that_is_read_only_is_used(video, tmp_path, monkeypatch, damage):
+    made = FrameStore(SMALL, folder=str(tmp_path)).get(video)
+    (file,) = tmp_path.iterdir()
+    if damage:
+        file.write_bytes(b"nonsense")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(1, "Operation not permitted")
+
+    for name in ("utime", "unlink", "replace"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    store = FrameStore(SMALL, folder=str(tmp_path))
+    assert torch.equal(store.get(video).frames_FCHW, made.frames_FCHW) and file.exists()
+    assert counts(store) == ((0, 0, 1) if damage else (0, 1, 0))
+
+
 def test_a_video_that_failed_is_named_and_not_tried_again(video, tmp_path, caplog):
     path = tmp_path / "broken.mp4"
     path.write_bytes(Path(video.path).read_bytes()[:2000])

@@ -161,7 +161,7 @@ def test_a_local_hugging_face_dataset_gives_prompts(tmp_path, monkeypatch):
         HubPrompts(saved, split="test").load()
     with pytest.raises(ConfigError, match="test"):
         HubPrompts(str(folder), split="test").load()
-    with pytest.raises(ConfigError, match="no column 'title'; found 'caption', 'key', 'count'"):
+    with pytest.raises(ConfigError, match="no field 'title'; found 'caption', 'key', 'count'"):
         HubPrompts(saved, text_field="title").load()
 
 

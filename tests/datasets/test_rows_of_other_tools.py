@@ -15,6 +15,7 @@ from grpo_mm.datasets.chat.messages import Messages
 from grpo_mm.datasets.images.geneval import GenEvalPrompts
 from grpo_mm.datasets.images.ocr import OcrPrompts
 from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+from grpo_mm.datasets.shared import media_fields
 from grpo_mm.datasets.shared.annotated_rows import annotated_rows
 from grpo_mm.datasets.shared.files import PromptFile
 from grpo_mm.datasets.shared.hub import HubPrompts
@@ -99,7 +100,7 @@ def test_encoded_pictures_are_shown_and_what_is_for_rewards_is_left(tmp_path, re
     encoded = base64.b64encode(png()).decode()
     for value in (f"data:image/png;base64,{encoded}", {"bytes": encoded}):
         (found,) = read(tmp_path, {"image": value}).media
-        assert found.size == (6, 4) and found.getpixel((0, 0)) == (255, 0, 0)
+        assert found.size() == (6, 4) and found.open().getpixel((0, 0)) == (255, 0, 0)
     assert read(tmp_path, {"image": "a.png", "reference_image": "r.png"}, for_rewards=["reference_image"]).media == (A,)
     assert chat(tmp_path, {"audio": "r.wav"}, for_rewards=["audio"]).target == {"audio": "r.wav"}
 
@@ -328,3 +329,81 @@ def test_markers_that_do_not_fit_are_told(caplog):
 @pytest.mark.parametrize("text", ["a < image > b", "an image", "<answer>", "[1]", "a picture (a.png)", "<b>img</b>"])
 def test_words_are_no_markers(text):
     assert not MARKER.search(text)
+
+
+def test_parts_say_what_they_are_and_from_when_a_video_is_shown(tmp_path, caplog):
+    media_fields._say_ignored.cache_clear()
+    parts = [{"video": "a.mp4", "video_start": 2, "video_end": 4, "fps": 1.0}, {"text": "when"}]
+    found = chat(tmp_path, {"messages": [{"role": "user", "content": parts}]})
+    assert found.text == "<video>when" and (found.media[0].start, found.media[0].end) == (2, 4)
+    assert "parts of turns hold 'fps', which is not followed" in caplog.text
+    whole = [{"type": "input_text", "text": "hi "}, {"image": "a.png", "text": None}]
+    assert chat(tmp_path, {"messages": [{"role": "user", "content": whole}]}).media == (A,)
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({"content": [{"type": "text", "text": "x", "image": "a.png"}]}, "that is text holds 'image'"),
+        ({"content": [{"video": "a.mp4", "video_start": 4, "video_end": 2}]}, "wanted an end after its start"),
+        ({"content": [{"video": "a.mp4", "video_start": "soon"}]}, "'video_start' is 'soon'"),
+        ({"content": [{"type": "image", "image": "a.png", "video_start": 1}]}, "is no video, but has 'video_start'"),
+        ({"content": [{"image": "a.png", "text": "x"}]}, "wanted an object with a type"),
+        ({"content": "x", "reasoning_content": "y"}, "holds 'reasoning_content'"),
+        ({"content": "x", "tool_calls": [{"name": "zoom"}]}, "holds 'tool_calls'"),
+    ],
+)
+def test_nothing_of_a_turn_is_dropped_in_silence(tmp_path, turn, message):
+    with pytest.raises(ConfigError, match=f"line 1.*{message}"):
+        chat(tmp_path, {"messages": [{"role": "user", **turn}]})
+
+
+def test_a_picture_in_bare_base64_is_shown(tmp_path):
+    file = BytesIO()
+    Image.effect_noise((16, 16), 50).save(file, "PNG")
+    (found,) = chat(tmp_path, {"image": base64.b64encode(file.getvalue()).decode()}).media
+    assert found.size() == (16, 16)
+
+
+def test_a_conversation_names_its_speakers_either_way_and_its_last_answer_counts(tmp_path):
+    for asks, answers, speaker, text in (
+        ("user", "assistant", "from", "value"),
+        ("user", "assistant", "role", "content"),
+    ):
+        turns = [{speaker: asks, text: "what"}, {speaker: answers, text: "<answer>a</answer> no, <Answer>b</Answer>"}]
+        (tmp_path / "n.jsonl").write_text(json.dumps({"conversations": turns}))
+        (found,) = Conversations(str(tmp_path / "n.jsonl")).load()
+        assert found.target == {"answer": "b"} and found.demo == "<answer>b</answer>"
+    (tmp_path / "n.jsonl").write_text(json.dumps({"conversations": turns * 2}))
+    with pytest.raises(ConfigError, match="several questions use .kind: messages"):
+        Conversations(str(tmp_path / "n.jsonl")).load()
+
+
+@pytest.mark.parametrize("name", ["a.CSV", "a.JSONL", "a.ndjson", "long.csv", "long.tsv"])
+def test_names_and_lengths_of_files_that_other_tools_write(tmp_path, name):
+    text = "x" * (200_000 if name.startswith("long") else 1)
+    (tmp_path / name).write_text(json.dumps({"prompt": text}) if "json" in name.lower() else f"prompt\n{text}\n")
+    assert [prompt.text for prompt in PromptFile(str(tmp_path / name)).load()] == [text]
+
+
+def test_lines_under_the_name_of_a_list_and_a_list_under_the_name_of_lines_are_told(tmp_path):
+    (tmp_path / "a.json").write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
+    with pytest.raises(ConfigError, match="one object a line.*Rename it to a.jsonl"):
+        PromptFile(str(tmp_path / "a.json")).load()
+    (tmp_path / "a.jsonl").write_text('["x", "y"]')
+    with pytest.raises(ConfigError, match="line 1.*one list is called .json"):
+        PromptFile(str(tmp_path / "a.jsonl")).load()
+
+
+def test_words_and_categories_of_tables_stay_words(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "train.csv").write_text("prompt,answer,n\nx,None,1\ny,NA,\nnull,null,3\n")
+    found = HubPrompts(str(tmp_path / "t")).load()
+    assert [(p.text, p.target["answer"]) for p in found] == [("x", "None"), ("y", "NA"), ("null", "null")]
+    assert [p.target["n"] for p in found] == [1, None, 3]
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"]))
+    rows = datasets.Dataset.from_dict({"text": ["x", "y", "z"], "label": [0, 1, -1]}, features=features)
+    datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "d")
+    assert [p.target["label"] for p in HubPrompts(str(tmp_path / "d")).load()] == ["no", "yes", None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from grpo_mm.datasets.media.frame_sampling import FrameSampling
 from grpo_mm.datasets.media.frame_store import FrameStore
 from grpo_mm.datasets.media.media_files import VideoError, VideoFile, read_video
 from grpo_mm.datasets.media.picture_sequence import PictureSequence, read_pictures
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.rewards.shared.pictures import FloatPictures, ready, takes_pictures
 
 COLOURS = {"R": (220, 30, 30), "G": (30, 200, 30), "B": (30, 30, 220), "W": (240, 240, 240)}
@@ -160,3 +163,102 @@ def test_floats_are_scored_by_the_range_that_is_declared(low, high):
 def test_floats_without_a_range_are_no_pictures():
     with pytest.raises(ValueError, match="FloatPictures"):
         ready(torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.flv"])
+def test_a_video_without_its_first_key_frame_starts_with_the_next_one(name, tmp_path, caplog):
+    import av
+
+    orders = ["RGBW"] * 6 + ["GBWR"] * 6 + ["BWRG"] * 6
+    options = {"g": "6", "bf": "0", "sc_threshold": "0"}
+    whole = tmp_path / f"whole-{name}"
+    with av.open(str(whole), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options=options)
+        stream.height, stream.width, stream.pix_fmt = 64, 128, "yuv420p"
+        for order in orders:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(quarters(order=order), format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(whole)) as source, av.open(str(tmp_path / name), "w") as cut:
+        (stream,) = source.streams.video
+        copy = cut.add_stream_from_template(stream)
+        for number, packet in enumerate(p for p in source.demux(stream) if p.size):
+            if number >= 2:
+                packet.stream = copy
+                cut.mux(packet)
+    video = read_video(VideoFile(str(tmp_path / name)), replace(WHOLE, fps=5.0))
+    assert [seen(frame) for frame in video.frames_FCHW] == ["GBWR"] * 5 + ["BWRG"] * 3
+    assert video.duration == pytest.approx(1.6, abs=0.01) and video.time_F[0] == pytest.approx(0.4, abs=0.01)
+    assert "does not begin with a key frame: its first 4 frames" in caplog.text
+
+
+def test_a_moving_avif_moves_and_a_still_one_is_no_video(tmp_path):
+    pictures = [Image.fromarray(quarters(order=order)) for order in ("RGBW", "GBWR", "BWRG")]
+    pictures[0].save(tmp_path / "a.avif", save_all=True, append_images=pictures[1:], duration=500)
+    frames = read_video(VideoFile(str(tmp_path / "a.avif")), WHOLE).frames_FCHW
+    assert [seen(frame) for frame in frames[:3]] == ["RGBW", "GBWR", "BWRG"][: len(frames)] and len(frames) >= 2
+    pictures[0].save(tmp_path / "b.avif")
+    with pytest.raises(VideoError, match="is a still picture"):
+        read_video(VideoFile(str(tmp_path / "b.avif")), WHOLE)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_a_still_picture_is_no_video(form, tmp_path):
+    Image.fromarray(quarters()).save(tmp_path / "a.mp4", form)
+    with pytest.raises(VideoError, match="a still picture is none"):
+        read_video(VideoFile(str(tmp_path / "a.mp4")), WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("at", "fps"),
+    [((), 1.0), ((-0.1,), 1.0), ((1.1,), 1.0), ((float("nan"),), 1.0)]
+    + [((0.0,), fps) for fps in (0.0, -1.0, float("nan"), float("inf"), None)],
+)
+def test_frame_files_at_no_place_or_rate_are_refused(at, fps):
+    with pytest.raises(ConfigError, match="^frames/a: "):
+        PictureSequence("frames/a", at=at, fps=fps)
+
+
+@pytest.mark.parametrize("bad", ["link", "folder", "pipe", "empty"])
+def test_a_frame_file_that_is_none_is_named(bad, tmp_path):
+    Image.fromarray(quarters()).save(tmp_path / "1.png")
+    place = tmp_path / "2.png"
+    {
+        "link": lambda: place.symlink_to("nowhere"),
+        "folder": place.mkdir,
+        "pipe": lambda: os.mkfifo(place),
+        "empty": place.touch,
+    }[bad]()
+    with pytest.raises(VideoError, match=r"2\.png: "):
+        FrameStore(sampling=WHOLE).get(PictureSequence(str(tmp_path), at=(0.0, 1.0)))
+
+
+@pytest.mark.parametrize("turn", ["upside down", "mirrored", "read only", "not in a row"])
+def test_arrays_are_scored_as_they_lie(turn):
+    upright = np.ascontiguousarray(quarters().transpose(2, 0, 1))
+    if turn == "read only":
+        picture = upright.copy()
+        picture.flags.writeable = False
+    else:
+        picture = {
+            "upside down": upright[:, ::-1],
+            "mirrored": upright[:, :, ::-1],
+            "not in a row": upright[:, :, ::2],
+        }[turn]
+    (found,) = ready([picture])
+    assert np.array_equal(found.numpy(), picture)
+    (found,) = ready(FloatPictures([picture / 255.0]))
+    assert np.array_equal(found.numpy(), picture)
+
+
+@pytest.mark.parametrize(
+    "images", [None, 3, [Image.new("RGB", (4, 4))], ["a.png"], [np.array([[["a"]]] * 3)], [np.full((3, 2, 2), None)]]
+)
+def test_floats_that_are_none_are_refused(images):
+    with pytest.raises(UserError, match="FloatPictures"):
+        ready(FloatPictures(images))
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 0), (0, 0), (0, "1"), (None, 1), (float("-inf"), 1), (0, float("nan"))])
+def test_a_range_without_numbers_is_refused(low, high):
+    with pytest.raises(UserError, match="wanted low < high"):
+        FloatPictures(torch.zeros(1, 3, 2, 2), low, high)

@@ -106,6 +106,7 @@ FORMATS = {
     "flat": ("lora_unet_{}.lora_down.weight", "lora_unet_{}.lora_up.weight", flat),
     "flat for a transformer": ("lora_transformer_{}.lora_A.weight", "lora_transformer_{}.lora_B.weight", flat),
     "lycoris": ("lycoris_{}.lora_down.weight", "lycoris_{}.lora_up.weight", flat),
+    "checkpointed": ("transformer._checkpoint_wrapped_module.{}.lora_A.weight", "transformer._checkpoint_wrapped_module.{}.lora_B.weight", str),
     "compiled": ("transformer._orig_mod.{}.lora_A.weight", "transformer._orig_mod.{}.lora_B.weight", str),
 }  # fmt: skip
 
@@ -137,6 +138,18 @@ def test_torch_files_are_read_as_well(model, tmp_path):
     pairs = factors(model)
     torch.save(named(pairs, *FORMATS["diffusers"]), tmp_path / "some_lora.pt")
     same(deltas(model, tmp_path / "some_lora.pt")["transformer"], by_hand(pairs))
+
+
+def test_an_adapter_in_several_files_is_whole_or_refused(model, tmp_path):
+    pairs = factors(model)
+    tensors = list(named(pairs, *FORMATS["diffusers"]).items())
+    for i in (1, 2):
+        written(tmp_path / "a", dict(tensors[i - 1 :: 2]), name=f"my_lora-0000{i}-of-00002.safetensors")
+    for path in (tmp_path / "a", tmp_path / "a/my_lora-00002-of-00002.safetensors"):
+        same(deltas(model, path)["transformer"], by_hand(pairs))
+    (tmp_path / "a/my_lora-00001-of-00002.safetensors").unlink()
+    with pytest.raises(ConfigError, match="my_lora-00001-of-00002.safetensors is missing"):
+        read_adapter(str(tmp_path / "a"))
 
 
 @pytest.mark.parametrize("form", ["diffusers", "flat"])
@@ -335,6 +348,8 @@ REFUSED = {
     "a bias": (lambda t: t | {"transformer.x.lora_B.bias": torch.ones(3)}, "beyond A and B"),
     "a norm beside": (lambda t: t | {"transformer.transformer_blocks.0.norm1.linear.weight": torch.ones(3)}, "norm1.linear.weight hold nothing"),
     "a difference": (lambda t: t | {"diffusion_model.x.diff": torch.ones(3)}, "a whole weight"),
+    "rank 0": (lambda t: {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in t.items()}, "have rank 0"),
+    "embeddings": (lambda t: t | {"bundle_emb.word.clip_l": torch.ones(1, 16)}, "embeddings of own words"),
     "nothing": (lambda t: {}, "holds no tensor"),
     "alpha of 0": (lambda t: t | {f"{n}.alpha": torch.tensor(0.0) for n in {k.rsplit(".lora_", 1)[0] for k in t}}, "alpha .* is 0"),
     "alpha NaN": (lambda t: t | {f"{n}.alpha": torch.tensor(torch.nan) for n in {k.rsplit(".lora_", 1)[0] for k in t}}, "alpha"),
@@ -388,6 +403,8 @@ def test_options_of_later_versions_that_are_off_do_no_harm(model, tmp_path):
         "transformer.lora_alpha": 8,
         "transformer.a_later_option": None,
         "transformer.another": False,
+        "transformer.lora_dtype": "float32",
+        "transformer.lorap_emb_lr": 1e-6,
     }
     pairs = factors(model, ("attn.to_q",))
     folder = written(

@@ -299,7 +299,7 @@ def test_calibration_needs_neither_the_objective_nor_the_stages_of_the_config(ti
 
 
 def test_calibration_stops_where_nothing_can_be_scored(tiny_sd3, tmp_path):
-    changes = DENSE | {"rewards": {"bright": {"use": {"path": "tiny_rewards:broken"}}}}
+    changes = DENSE | {"rewards": {"bright": {"use": {"path": "tiny_rewards:broken"}}}, "preflight": False}
     with pytest.raises(
         TrainingStopped,
         match=r"(?s)round 1: every one of .* failed to be scored. The first error was:.*ZeroDivisionError",

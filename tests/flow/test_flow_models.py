@@ -361,7 +361,7 @@ def test_a_folder_without_the_wanted_pipeline_is_refused_before_loading(model, p
         (path / "model_index.json").write_text("{")
     family = replace(model.family, path="sd3.5" if problem == "no name" else str(path))
     wanted = {
-        "absent": "does not exist", "empty": "no model_index.json", "other pipeline": "StableDiffusionXLPipeline",
+        "absent": "there is no folder", "empty": "no model_index.json", "other pipeline": "StableDiffusionXLPipeline",
         "broken": "not valid JSON", "no name": "owner/name",
     }  # fmt: skip
     with pytest.raises(ConfigError, match=wanted[problem]):

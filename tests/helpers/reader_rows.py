@@ -139,6 +139,7 @@ GRIT = {
     "bboxs": [[1, 2, 30, 40], [10, 10, 65.5, 48]], "dataset": "tallyqa", "split": "train",
 }  # fmt: skip
 REC = {"id": 9, "image": "1.jpg", "expression": "the left cup", "box": [1, 2, 30, 40], "width": 64, "height": 48}
+ASKED = {"image": "1.jpg", "question": "Which?", "answer": "B", "options": ["left", "right"], "source": "me"}
 TRACK = [[0.1, 0.2, 0.5, 0.6], [0.1, 0.2, 0.5, 0.6], [0.2, 0.2, 0.6, 0.6], [0.3, 0.2, 0.7, 0.6]]
 LENS = {
     "video_path": "a/b.mp4",
@@ -159,6 +160,10 @@ EXAMPLES = {
     "prompts as json": Example("file", {"p.json": whole({"id": 4, "text": "a cat", "tags": {"a": [1]}}, {"id": 5, "text": "x"})},
                                {"id_field": "id"}),
     "hub": Example("hub", {"train.jsonl": lines({"prompt": "a cat", "n": 1}, {"prompt": "a dog", "n": 2})}),
+    "table of questions": Example("table", {"t.json": whole(ASKED, ASKED | {"answer": 3, "options": None})}),
+    "table of spans": Example("table", {"t.csv": "video,query,start,end\na.mp4,a dog runs,1.5,0:03\n"}),
+    "table of conversations": Example("table", {"t.jsonl": lines({"images": ["a.png"], "conversations": TURNS, "id": 4})}),
+    "table of prompts": Example("table", {"t.tsv": "caption\tseed\na cat\t1\n"}),
     "geneval": Example("geneval", {"g.jsonl": lines(CUP, SIDE)}),
     "ocr": Example("ocr", {"o.txt": 'A sign "OPEN" in red\nA "STOP" sign\n'}),
     "messages": Example("messages", {"m.jsonl": lines(CHAT, PARTS)}),

@@ -23,3 +23,8 @@ def broken(images, prompts, metadata):
 
 def rank(images, prompts, metadata):
     return [float(os.environ.get("RANK", 0))] * len(images)
+
+
+def letters(texts, prompts, metadata):
+    """A number that differs between any two texts of a tiny model, so that there is something to learn from."""
+    return [sum(map(ord, text)) % 97 / 97 for text in texts]

@@ -111,7 +111,7 @@ def test_every_config_of_a_card_is_free_of_contradictions():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/cards").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_config_of_a_card_fits_on_it(path):
-    from grpo_mm.config.cost import ledger_of, plan_of
+    from grpo_mm.training.forecast import ledger_of, plan_of
 
     config = read(path, unset=[])
     assert needed(ledger_of(config, plan_of(config)).peak) <= int(path.stem.rpartition("_")[2].removesuffix("gb"))

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_mm.config.cost import ledger_of, plan_of
 from grpo_mm.config.run_config import read
 from grpo_mm.ledger.counting import Counter
 from grpo_mm.pipelines.vlm.ledger import vlm_ledger
 from grpo_mm.pipelines.vlm.seen import Seen
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.training.forecast import ledger_of, plan_of
 from grpo_mm.training.learner import Learner
 
 ROOT = Path(__file__).parents[2]

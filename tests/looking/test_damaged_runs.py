@@ -98,6 +98,32 @@ def test_a_damaged_line_is_skipped_and_told_and_what_follows_is_kept(how, tmp_pa
     assert [row["step"] for row in metrics.read(path)][-3:] == [11, 12, 12]
 
 
+STEPS = {
+    "missing": (lambda rows: [*rows[:3], *rows[6:]], "3 of 12 steps have no line (the first is step 3)"),
+    "twice": (lambda rows: [*rows[:4], *rows[2:]], "2 lines repeat a step (the first is step 2)"),
+    "backwards": (lambda rows: rows[::-1], None),
+    "a torn last line": (lambda rows: [*rows, b'{"step": 13, "lo'], None),
+    "zeros at the end": (lambda rows: [*rows, bytes(4096)], "1 of 15 lines cannot be read (line 15)"),
+    "old ends of lines": (lambda rows: [b"".join(rows).replace(b"\n", b"\r")], "1 of 1 lines cannot be read (line 1)"),
+}
+
+
+@pytest.mark.parametrize("how", STEPS)
+def test_steps_that_a_record_lacks_or_repeats_are_told(how, tmp_path):
+    folder = a_run(tmp_path)
+    path, (change, told) = folder / "metrics.jsonl", STEPS[how]
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+    page = page_of(folder)
+    assert told in page if told else "metrics.jsonl: " not in page
+
+
+def test_many_versions_make_a_small_page(tmp_path):
+    folder = a_run(tmp_path, steps=2)
+    (folder / "versions.json").write_text(json.dumps({f"p{i}": "x" * 1000 for i in range(20_000)}))
+    page_of(folder)
+    assert (folder / "report.html").stat().st_size < 3e6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", JSONS)
 @pytest.mark.parametrize("name", OTHERS)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from children import in_child
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import write_config
 
 from grpo_mm.entry import train
 from grpo_mm.looking.model_card import write_model_card
+from grpo_mm.pipelines.flow.models.flux import Flux
+from grpo_mm.pipelines.flow.models.sd3 import Sd3
 from grpo_mm.tools.inference import evaluate, sample
 
 
@@ -62,6 +66,17 @@ def test_the_product_loads_in_a_process_that_has_no_grpo_mm(tmp_path, tiny_sd3):
         exec(code, {})
 
     assert in_child(without_the_package, tmp_path / "said.txt") == 0, (tmp_path / "said.txt").read_text()
+
+
+def test_the_card_names_whole_paths(tmp_path, tiny_sd3, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my model").symlink_to(tiny_sd3)
+    changes = {"steps": 1, "eval_prompts": None, "policy": {"model": {"path": "my model"}}}
+    train(write_config(tmp_path, "my model", {**changes, "name": "first"}))
+    shutil.copytree("runs/first/adapter", "before")
+    train(write_config(tmp_path, "my model", changes | {"policy": {"merge_adapter": "before"}}))
+    code = code_of(tmp_path / "runs/tiny/adapter")
+    assert repr(str(tmp_path / "my model")) in code and "before" not in code.replace("before training", "")
 
 
 ODD = {
@@ -127,3 +142,34 @@ def test_the_lines_of_the_card_draw_the_picture_of_sample(grid, kind, tmp_path, 
     found = pictures(code_of(run / summary["product"]), load_file(tmp_path / "made/latents.safetensors")["latents"])
     assert np.abs(found - np.asarray(Image.open(made)).astype(float)).max() <= 1  # two roundings of one float32 picture
     assert evaluate(run)["eval/score"] == pytest.approx(summary["eval_after"]["score"], abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_the_lines_draw_upon_an_adapter_of_another_tool_that_was_merged(kind, tmp_path, request):
+    """Names that plain diffusers does not read, an alpha beside each pair, and a part for the text encoder."""
+    path, tensors = request.getfixturevalue(f"tiny_{kind}"), {}
+    pipe = {"sd3": Sd3, "flux": Flux}[kind](path).load(torch.float32, full=False)
+    generator = torch.Generator().manual_seed(3)
+    for prefix, network, endings in (
+        ("lora_unet_", pipe.transformer, ("attn.to_q", "attn.to_out.0")),
+        ("lora_te1_", pipe.text_encoder, ("q_proj",)),
+    ):
+        for name, module in network.named_modules():
+            if isinstance(module, torch.nn.Linear) and name.endswith(endings):
+                at = prefix + name.replace(".", "_")
+                tensors[f"{at}.lora_down.weight"] = torch.randn(2, module.in_features, generator=generator)
+                tensors[f"{at}.lora_up.weight"] = torch.randn(module.out_features, 2, generator=generator)
+                tensors[f"{at}.alpha"] = torch.tensor(0.6)
+    save_file(tensors, tmp_path / "of_another_tool.safetensors")
+    policy = {"model": {"kind": kind, "path": path}, "merge_adapter": str(tmp_path / "of_another_tool.safetensors")}
+    changes = {"policy": {**policy, "guidance": 3.0}, "optim": {"lr": 0.02}}
+    summary = train(write_config(tmp_path, path, changes))
+    run = tmp_path / "runs/tiny"
+    (made,) = sample(run, prompts=["a red circle"], out=tmp_path / "made").files
+    (tmp_path / "of_another_tool.safetensors").unlink()  # what a run leaves needs nothing of it
+    code = code_of(run / summary["product"])
+    found = pictures(code, load_file(tmp_path / "made/latents.safetensors")["latents"])
+    wanted = np.asarray(Image.open(made)).astype(float)
+    assert np.abs(found - wanted).max() <= 1
+    without = re.sub(r"pipe.load_lora_weights\(.*# was merged.*\n.*\n.*\n", "", code)
+    assert np.abs(pictures(without, load_file(tmp_path / "made/latents.safetensors")["latents"]) - wanted).max() > 1

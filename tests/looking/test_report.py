@@ -1,20 +1,25 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from grpo_mm.errors import UserError
-from grpo_mm.looking import metrics
+from grpo_mm.looking import held_out, metrics
+from grpo_mm.looking.report import texts
 from grpo_mm.looking.report.curves import Rule, charts, log_axis, value_axis
 from grpo_mm.looking.report.page import read_run, view, write_report
+from grpo_mm.looking.report.pictures import rollout_strip
+from grpo_mm.looking.report.texts import before_and_after_texts
 from grpo_mm.looking.report.words import count, duration, moment, number
-from grpo_mm.looking.samples import write_eval_sheet, write_rollout_sheet
-from grpo_mm.looking.transcripts import Answer, write_transcript
+from grpo_mm.looking.samples import read_sheets, write_eval_sheet, write_rollout_sheet
+from grpo_mm.looking.transcripts import Answer, read_transcripts, write_transcript
 from grpo_mm.rewards.video.time_line import TimeLine
 from grpo_mm.types import Prompt
 
+REPORT = Path(texts.__file__).parent
 BEFORE = {"score": 0.487, "shape/mean": 0.487, "shape/all_correct": 0.14, "quality/score": 0.72, "diversity": 0.31}
 AFTER = {"score": 0.622, "shape/mean": 0.622, "shape/all_correct": 0.33, "quality/score": 0.70, "diversity": 0.27}
 PROMPTS = ["a red circle left of a blue square", "a green square above a cyan circle"]
@@ -185,9 +190,9 @@ def test_multipliers_and_scores_of_constraints_have_charts(tmp_path):
 def test_pictures_are_paired_by_prompt_even_if_it_repeats(tmp_path):
     twice = ["the same", "the same"]
     pairs = view(read_run(a_run(tmp_path, prompts=twice)))["pictures"]["pairs"]
-    assert [prompt for prompt, _, _ in pairs] == twice
-    assert [before["score"] for _, before, _ in pairs] == ["0.250", "0.750"]
-    assert all(before["src"] == after["src"] for _, before, after in pairs)
+    assert [pair["prompt"] for pair in pairs] == twice
+    assert [pair["before"]["score"] for pair in pairs] == ["0.250", "0.750"]
+    assert all(pair["before"]["src"] == pair["after"]["src"] for pair in pairs)
 
 
 def test_rollout_sheets_are_the_first_some_between_and_the_last(tmp_path):
@@ -376,7 +381,7 @@ def a_text_run(tmp_path, *, prompt=CLIP, texts=("9 to 4", LONG), sketch=None, fr
 def test_answers_before_and_after_stand_beside_each_other(tmp_path):
     path = write_report(a_text_run(tmp_path))
     text = text_of(path)
-    assert "The same questions before training and after step 12." in text
+    assert "The same questions before training and after step 12, the largest change first" in text
     assert "0 10 s before 0.250 9 to 4 iou 0.250 format 1.000 after 0.250" in text
     assert "<answer>" not in text and "&lt;answer&gt;2 to 5&lt;/answer&gt;" in text
     assert "When is the &lt;b&gt;cat&lt;/b&gt; seen?" in text and "<b>cat" not in path.read_text()
@@ -463,3 +468,82 @@ def test_a_page_of_texts_needs_nothing_else(tmp_path):
 
 def test_moments_of_long_videos_are_clock_times():
     assert [moment(x) for x in (9.0, 47.46, 119, 725, 3723)] == ["9 s", "47.5 s", "119 s", "12:05", "1:02:03"]
+
+
+def with_scores_by_prompt(folder, before, after):
+    for step, values in ((0, before), (12, after)):
+        held_out.append(folder / held_out.NAME, step=step, ids=[f"p{i}" for i in range(len(values))], values={"score": values, "shape/mean": values})  # fmt: skip
+    return folder
+
+
+def test_the_head_says_the_verdict_and_every_number_has_its_error(tmp_path):
+    before = [0.3 + 0.01 * i for i in range(32)]
+    folder = with_scores_by_prompt(a_run(tmp_path), before, [v + 0.12 + 0.001 * i for i, v in enumerate(before)])
+    page = write_report(folder)
+    assert '<p class="verdict better">Better: held-out score 0.487 → 0.622 (+0.' in page.read_text()
+    (score, *_) = view(read_run(folder))["scores"]
+    assert score["n"] == 32 and score["before_error"] == "± 0.017" and score["error"] == "± 0.002"
+    assert score["change"]["sign"] == "up" and '<b class="up">(+0.135 ± 0.002)</b> on 32' in page.read_text()
+
+
+def test_a_change_within_its_error_is_grey(tmp_path):
+    before = [0.4] * 8
+    folder = with_scores_by_prompt(a_run(tmp_path), before, [0.1, 0.9, 0.2, 0.8, 0.5, 0.7, 0.1, 0.6])
+    page = write_report(folder).read_text()
+    assert '<p class="verdict not">Not distinguishable' in page and '<b class="same">(+0.135' in page
+
+
+def test_scores_are_drawn_from_zero(tmp_path):
+    rows = [{"step": s, "eval/score": 0.530 + 0.001 * s} for s in range(4)]
+    (chart,) = charts(rows, "eval/score", zero=True)
+    assert chart["y_ticks"][0]["label"] == "0.0"
+    assert '"eval/score", "eval/*/mean", "eval/*/all_correct", zero=true' in (REPORT / "report.html.j2").read_text()
+
+
+def test_samples_are_sorted_by_change_and_say_what_is_true(tmp_path):
+    folder = tmp_path / "samples"
+    truths = {"a": "red", "b": "left", "c": "two"}
+    for name, step, values in (("eval_before", 0, (0.5, 0.9, 0.2)), ("eval_after", 5, (0.5, 0.1, 0.4))):
+        write_transcript(
+            folder, name=name, kind="eval", step=step,
+            asked=[(Prompt(key, f"{key}?", target={"answer": truth}), [Answer("x", {"r": v})]) for (key, truth), v in zip(truths.items(), values)],
+        )  # fmt: skip
+    assert [json.loads(line)["right"] for line in (folder / "eval_after.jsonl").read_text().splitlines()] == [
+        "red",
+        "left",
+        "two",
+    ]
+    talk = before_and_after_texts(read_transcripts(folder))
+    assert [(q["right"], q["change"]["text"]) for q in talk["questions"]] == [
+        ("left", "−0.800"),
+        ("two", "+0.200"),
+        ("red", "0.000"),
+    ]
+    assert talk["changes"] == "1 better, 1 worse, 1 unchanged"
+
+
+def test_clips_play_within_the_bytes_that_a_page_has(tmp_path, monkeypatch):
+    noise = torch.randint(0, 256, (24, 3, 30, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for name, step in (("eval_before", 0), ("eval_after", 5)):
+        write_transcript(
+            tmp_path, name=name, kind="eval", step=step, play=lambda prompt: noise + int(prompt.id),
+            asked=[(Prompt(str(i), "when?"), [Answer("now", {"r": 0.1 * i * step})]) for i in range(3)],
+        )  # fmt: skip
+    found = read_transcripts(tmp_path)
+    monkeypatch.setattr(texts, "CLIP_BYTES", 10**7)
+    reels = [q["reel"] for q in before_and_after_texts(found)["questions"]]
+    assert [reel["frames"] for reel in reels] == [24] * 3 and reels[0]["lasts"] == 8.0
+    monkeypatch.setattr(texts, "CLIP_BYTES", len(reels[0]["src"]) + 10)
+    assert [bool(q["reel"]) for q in before_and_after_texts(found)["questions"]] == [True, False, False]
+
+
+def test_a_tree_says_what_settled_each_advantage(tmp_path):
+    one = {"depth": 2, "advantage": 0.31, "compared": 3, "value": 0.6, "low": 0.2, "high": 0.8}
+    write_rollout_sheet(
+        tmp_path, step=3, images_MCHW=torch.zeros(2, 3, 8, 8, dtype=torch.uint8), prompt_M=torch.tensor([0, 0]),
+        prompts=["a sign"], truths=["HELLO"], advantage_M=torch.tensor([0.3, -0.3]), rewards={"r": torch.tensor([0.530, 0.533])},
+        settled_M=[[one], []],
+    )  # fmt: skip
+    (group,) = rollout_strip(read_sheets(tmp_path)[0])["groups"]
+    assert group["tiles"][0]["settled"] == ["depth 2: +0.31, one of 3 compared, 0.600 against 0.200 to 0.800"]
+    assert group["truth"] == "HELLO" and group["spread"] == "r 0.530 to 0.533"

@@ -22,7 +22,7 @@ from grpo_mm.config.typed_yaml import build, dump
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.looking.watch import Rules, Watched, absolute_band, describe
-from grpo_mm.training import trainer
+from grpo_mm.training import product, trainer
 from grpo_mm.training.learner import Learner
 from grpo_mm.weights import checkpoint
 
@@ -368,7 +368,7 @@ MOMENTS = {
     "between two actions of a step": after_event(3),
     "after the rollback": after_event(4),
     "a step later": in_step(4),
-    "after the last evaluation": (trainer, "write_model_card", die),
+    "after the last evaluation": (product, "write_model_card", die),
 }
 QUICK = ("after the warning before training", "between two actions of a step", "after the rollback")
 

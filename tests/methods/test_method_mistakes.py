@@ -75,6 +75,21 @@ def test_one_ratio_for_a_row_is_refused_where_actions_earn_on_their_own(loss):
         config_of("tempo", objective=[{"kind": "clipped_ratio", **loss}]).check_settings()
 
 
+@pytest.mark.parametrize("kind", ["top_entropy", "truncated"])
+@pytest.mark.parametrize(
+    ("inner", "settings", "said"),
+    [
+        ({"aggregate": -2}, {}, "objective clipped_ratio: aggregate = -2"),
+        ({"ratio": "row"}, {"updates": {"by": "action", "count": 2}}, "{kind} needs whole rows"),
+    ],
+)
+def test_a_term_inside_of_another_is_checked_as_if_it_stood_alone(kind, inner, settings, said):
+    term = {"kind": kind, "of": {"kind": "clipped_ratio", **inner}}
+    with pytest.raises(ConfigError, match=said.replace("{kind}", kind)):
+        config_of("grpo", objective=[term], **settings).check_settings()
+    config_of("grpo", objective=[{"kind": kind, "of": {"kind": "clipped_ratio"}}], **settings).check_settings()
+
+
 @pytest.mark.parametrize("aggregate", [0, -2])
 def test_a_denominator_of_nothing_is_refused(aggregate):
     with pytest.raises(ConfigError, match="aggregate"):

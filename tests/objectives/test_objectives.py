@@ -327,6 +327,24 @@ def test_weighted_k3_has_the_value_and_the_gradient_of_the_true_kl_and_k3_has_no
     assert not torch.allclose(wanted, plain)
 
 
+@pytest.mark.parametrize("above", [-40.0, -3.0, 0.0, 0.1, 5.0, 18.0, 25.0, 100.0])
+def test_weighted_k3_pulls_towards_the_reference_however_far_it_is(above):
+    """In float32, where the slopes of its two factors drown in rounding: they are ratio · (log π - log π_ref) together."""
+    now = torch.tensor([[-1.0]]).requires_grad_()
+    old, ref = torch.tensor([[-1.5]]), torch.tensor([[-1.0 + above]])
+    value = weighted_k3(now, ref, now - old)
+    (slope,) = torch.autograd.grad(value.sum(), now)
+    assert slope.item() == pytest.approx(-above * math.exp(0.5), rel=1e-5)
+    assert value.item() == pytest.approx(math.exp(0.5) * k3(now, ref).item(), rel=1e-6)
+
+
+def test_weighted_k3_beyond_the_bound_of_the_ratio_has_no_gradient():
+    now = array([0.0, 0.0]).requires_grad_()
+    value = weighted_k3(now, array([1.0, 1.0]), now - array([-21.0, -19.0]))
+    (slope,) = torch.autograd.grad(value.sum(), now)
+    assert slope[0, 0] == 0 and slope[0, 1].item() == pytest.approx(-math.exp(19))
+
+
 # ── the actions with the most entropy: the preset high_entropy ──
 
 

@@ -42,7 +42,10 @@ TIMES = {
     (90, 150): ["1.5 minutes to 2.5 minutes", "1½ min – 2½ min", "1,5 Minuten bis 2,5 Minuten"],
     (3720, 3780): ["from 1h 2m to 1h 3m", "1 hour 2 minutes to 1 hour 3 minutes", "1:02:00 - 1:03:00", "62 to 63 minutes"],
     (95, 80): ["95 to 80", "1:35 - 1:20"],
-    (1234.5, 1300): ["1,234.5 to 1,300", "1.234,5 s bis 1.300,0 s"],
+    (3, 7): ["t1=3, t2=7", "Clip 1: 3 s, 7 s", "第3秒到第7秒", r"not 2 to 5 but \boxed{3 \text{ to } 7}", "1. 3 to 7"],
+    (1000, 1100): ["1'000 to 1'100", "1’000 s – 1’100 s"],
+    (123456, 123460): ["1,23,456 to 1,23,460"],
+    (1234.5, 1300): ["1,234.5 to 1,300", "1'234,5 s bis 1'300 s", "1.234,5 s bis 1.300,0 s"],
 }  # fmt: skip
 
 
@@ -60,7 +63,8 @@ def test_a_span_is_read_in_its_units(text, span):
         "2023-05-12", "12/05/2023 to 13/05/2023", "1/2 to 5, then 10", "1 min to 90", "80 to 1 minute 35 seconds",
         "1 minute 20 to 1 minute 35", "2 minutes 75 seconds to 4 minutes", "start 1, end 2 minutes", "minute 2 to minute 3",
         "30 to 2 minutes", "1:20 PM to 1:35 PM", "5th to 9th", "1_000 to 2_000", "0x10 to 0x20", "10**4 to 10**5", "10² to 10³",
-        "1 000 to 1 200", "x2 to x5", "3D to 5D", "1.2.3 to 5", "20% to 50", "1:20:30:05 to 2:00", "½ to ²",
+        "1 000 to 1 200", "x2 to x5", "3D to 5D", "1.2.3 to 5", "20% to 50", "1:20:30:05 to 2:00", "00:00:03;12 to 00:00:07;00", "0:03,5 - 0:07,5",
+        "1'20 to 1'35", "1分半到2分", "2 to 3 o'clock", "½ to ²",
     ],
 )  # fmt: skip
 def test_no_span_is_made_of_what_is_no_time_or_cannot_be_told(text):
@@ -84,12 +88,16 @@ LETTER_B = [
     "<b>B</b>", "<strong>B</strong>", r"\boxed{B}", r"$\boxed{\text{B}}$", r"\(\boxed{B}\)", r"\text{B}", r"\mathbf{B}", "B\u200b", "【B】",
     "**B.** a dog", "B) …", "B: a dog", "B - a dog", "B – a dog", "(B) a dog", "B, because it is left", "Answer: B", "**Answer:** B", "answer is B",
     "The answer is (B).", "the correct option is B.", "option b", "Option B", "答案是B", "Antwort: B", "The final answer is $\\boxed{B}$.",
-    "So (B), yes (B).", "Answer is (B), not (A).", "(B) no\n\nThe cat sits (A) left of it.", "The answer is B because it is red",
+    "B because A is wrong", "B\n\nExplanation: Option A shows a dog.", "```\nB\n```", '{"answer": "B"}', '["B"]', "answer:B", "B is correct",
+    "Answer = B", "b) a dog", "B (right)", "I choose B", "It is B.", "The answer should be B", "Die richtige Antwort ist B", "La réponse est B",
+    "La respuesta correcta es B", "正解はBです", "정답은 B입니다", "故选：B", "Here (A) sits left, so the answer is B.", r"(A) is left, so \boxed{B}",
+    "Is it (A)? No, it is (B).", "The answer is B which is left", "So (B), yes (B).", "Answer is (B), not (A).", "(B) no\n\nThe cat sits (A) left of it.", "The answer is B because it is red",
 ]  # fmt: skip
 NO_LETTER = [
     "", "A dog", "I think…", "not B", "It is not (B)", "(B) is wrong", "B isn't right", "The answer is not B", "B or C", "B/C", "B, C", "A, B and C",
-    "A and B", "A ou B", "(A) or (B)", "(A)(B)", "both", "both (A) and (B)", "Neither (A) nor (B)", "B. a dog or C. a cat", "A. left\nB. right",
-    r"\boxed{A} or \boxed{B}", "I think (B), or perhaps C", "В", "β", "E", "(E)", "Yes", "B B", "none", "the answer is a mystery", "B?",
+    "A and B", "A ou B", "(A) or (B)", "(A)(B)", "(A) sits left, so the answer is B.", "both", "both (A) and (B)", "Neither (A) nor (B)", "B. a dog or C. a cat", "A. left\nB. right",
+    "The answer is B and C", "(B) and (C)", "Answer: A? No, B", "不选B", "A\n\nThe answer is B.", "A\nB\nC", "The answer is (A)... no, (B).",
+    "D is right of B", "Answer: A dog", r"\boxed{A} or \boxed{B}", "I think (B), or perhaps C", "В", "β", "E", "(E)", "Yes", "B B", "none", "the answer is a mystery", "B?",
 ]  # fmt: skip
 CHOICES = ["left", "right", "up", "down"]
 ASKED = Prompt(
@@ -126,7 +134,9 @@ def test_a_thought_is_no_answer():
 
 @pytest.mark.parametrize(
     ("text", "truth"),
-    [("Yes, it is", True), ("**No**", False), ("Ｙｅｓ", True), ("yes or no", None), ("Yes/No", None), ("Yes\nno", None), ("not true", None)],
+    [("Yes, it is", True), ("**No**", False), ("Ｙｅｓ", True), ("yes or no", None), ("Yes/No", None), ("Yes\nno", None), ("not true", None),
+     ("是的", True), ("不是", False), ("Ja.", True), ("nein", False), ("Sí", True), ("нет", False), ("はい", True), ("Answer: no", False),
+     ("No idea", None), ("No answer", None), ("No. 5", None), ("yes but actually no", None), ("Non-stop", None), ("是不是", None)],
 )  # fmt: skip
 def test_yes_and_no_are_read_alike(text, truth):
     assert read_truth(text) is truth
@@ -153,7 +163,8 @@ WHOLE = {
     r"\boxed{\frac{1}{2}}": 0.5, "$12$": 12, "**12**": 12, "3.": 3, ".5": 0.5, "1'000": 1000, "1\u202f000": 1000, "0,125": 0.125, "1.234": 1.234,
     "1.234.567": 1234567, "12 cups": None, "about 12": None, "twelve": None, "12%": None, "NaN": None, "inf": None, "1/0": None, "0x10": None,
     "10**400": None, "10²": None, "10^3": None, "1e999": None, "1_000": None, "3,5,7": None, "1.2.3": None, "3-5": None, "1:20": None, "": None,
-    "3×10^4": None, "1 000": None, "--3": None,
+    "3×10^4": None, "1 000": None, "--3": None, "12,34,567": 1234567, "1,23,456.5": 123456.5, r"-\frac{1}{2}": -0.5, r"2\frac{1}{2}": 2.5,
+    "5 million": 5000000, "3万": 30000, "2 dozen": 24, "5 hundredths": None, r"2 + 3 = \boxed{5}": 5, r"\boxed{2} or \boxed{3}": None, "3万5千": None,
 }  # fmt: skip
 
 
@@ -170,6 +181,11 @@ def test_a_number_is_read_as_it_is_written_or_not_at_all(text, value):
         ("12 cups", 12), ("about 12", 12), ("3.5 m (11 ft)", 3.5), ("12 m²", 12), ("−3 degrees", -3), ("约3米", 3), ("3 cups on 2 tables", 3),
         ("between 3 and 5", None), ("3 to 5", None), ("3-5", None), ("3 or 4", None), ("3 (or 4)", None), ("not 3", None), ("x2", None),
         ("12k", None), ("1/0 m", None), ("10**400", None), ("2*3", None), ("3 x 10^4", None), ("1:20", None), ("none", None), ("", None),
+        (">5", None), ("≤ 5", None), (r"\geq 5", None), ("under 5", None), ("up to 5", None), ("5+", None), ("5 or more", None), ("5以上", None),
+        ("至少5", None), ("mindestens 5", None), ("au moins 5", None), ("menos de 5", None), ("не менее 5", None), ("nicht 5", None),
+        ("zwischen 3 und 5", None), ("entre 3 y 5", None), ("de 3 a 5", None), ("от 3 до 5", None), ("3から5", None), ("3에서 5", None),
+        ("5, maybe 6", None), ("2 + 3 = 5", None), ("2+3=5", None), ("minus 5", -5), ("5M", None), ("3D", None), ("5 Mio", 5e6), ("5千克", 5),
+        ("3亿", 3e8), ("5 thousand steps", 5000), (r"so 3 and 4, \boxed{7}", 7), ("<b>5</b>", 5), ("3 lamps over 5 tables", 3),
     ],
 )  # fmt: skip
 def test_the_number_of_a_text_is_the_same_in_rewards_and_benchmarks(text, value):
@@ -187,7 +203,9 @@ def test_the_number_of_a_text_is_the_same_in_rewards_and_benchmarks(text, value)
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("twelve", 12), ("the red one", None), ("no one", None), ("one hundred", None), ("twenty-one", None), ("one cup", 1), ("1,000", 1000), ("½", 0.5)],
+    [("twelve", 12), ("the red one", None), ("no one", None), ("one hundred", None), ("twenty-one", None), ("one cup", 1), ("1,000", 1000), ("½", 0.5),
+     ("none", 0), ("none of the above", None), ("not two", None), ("at least two", None), ("two thirds", None), ("two billion", None),
+     ("3 or four", None), ("two-thirds", None), ("minus two", None)],
 )  # fmt: skip
 def test_counts_in_words(text, count):
     assert read_count(text) == count

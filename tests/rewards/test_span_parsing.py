@@ -237,6 +237,8 @@ HOSTILE = {
     "colons": "1:",
     "clocks": "1:05 - ",
     "thousands": "1,234,",
+    "pairs of digits": "12,34,",
+    "apostrophes": "1'234'",
     "brackets": "[",
     "brackets with numbers": "[(1, 2), ",
     "open list": "(1 ",

@@ -267,6 +267,19 @@ def test_average_precision_by_hand():
     assert average_precision([True, False, True], 2) == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
+@pytest.mark.parametrize("things", [10, 20, 100])
+def test_recalls_and_thresholds_stand_where_the_coco_scorer_has_them(things):
+    """Its recalls are i · 0.01 as floats: 0.7000000000000001 is not reached by 7 of 10, 0.29 is by 29 of 100."""
+    for right in range(1, things):
+        reached = sum(i * 0.01 <= right / things for i in range(101))
+        assert average_precision([True] * right, things) == pytest.approx(reached / 101)
+    assert average_precision([True] * 7, 10) == pytest.approx(70 / 101)
+    for share, fits in ((0.85, 8), (0.9, 9)):
+        assert mean_average_precision(torch.tensor([[share]], dtype=torch.float64), "a", "a") == pytest.approx(
+            fits / 10
+        )
+
+
 def test_map_is_the_mean_over_labels_and_thresholds():
     references = as_boxes([(0, 0, 10, 10), (20, 20, 30, 30)])
     boxes = as_boxes([(0, 0, 10, 8), (20, 20, 30, 30), (50, 50, 60, 60)])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from grpo_mm.processes import clock
 from grpo_mm.rewards.images.jpeg import JpegSize
+from grpo_mm.rollout.function_reward import FunctionReward
 from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.scoring import Scorer, Scoring
 from grpo_mm.types import Pictures, Prompt
@@ -39,6 +40,7 @@ class Holder:
 def test_ours_are_told_from_those_of_a_user_or_around_something_of_a_user():
     assert is_own(JpegSize()) and is_own(partial(JpegSize(), 1)) and is_own(Holder(JpegSize()))
     for use in (
+        FunctionReward("a:b"),
         Mine(),
         MineOfTheirs(),
         print,

@@ -1,8 +1,11 @@
 """A failed reward is a NaN row with an error, never a zero, and never the end of the run."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from grpo_mm.config.typed_yaml import component
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.registry import Role
+from grpo_mm.rollout import surroundings
 from grpo_mm.rollout.function_reward import FunctionReward, call_function
+from grpo_mm.rollout.reward_use import as_reward, check_call
 from grpo_mm.rollout.safe_call import as_scores, score_safely
+from grpo_mm.rollout.scoring import Scorer, Scoring
 from grpo_mm.types import Prompt
 
 ROOT = Path(__file__).parents[2]
@@ -153,13 +161,13 @@ def test_any_sequence_of_numbers_is_a_score(output):
         (torch.tensor(0.5), "wanted 2 numbers"),
         ("ab", "returned 'ab'"),
         (None, "returned None"),
-        ([1.0, None], r"score\[1\] = None is no number; give float\(\"nan\"\)"),
-        ([1.0, "2"], r"score\[1\] = '2' is no number"),
+        ([1.0, "2"], r"score\[1\] = '2' is no number; give None or float\(\"nan\"\)"),
         ([1.0, [2, 3]], r"score\[1\] = \[2, 3\] is no number"),
         (torch.ones(2, 3), r"score\[0\] = tensor"),
         ([1.0], "returned 1 values"),
         ({"total": [1.0, 2.0]}, "returned a dict with 'total'; wanted \"score\""),
         ({"score": [1.0, 2.0], "part": [1.0]}, "returned 1 values for 'part'"),
+        ({"score": [1.0, 2.0], 1: [1.0, 1.0], "1": [2.0, 2.0]}, "two have one name"),
     ],
 )
 def test_what_is_no_score_is_told(output, message):
@@ -230,3 +238,125 @@ def test_a_function_that_is_not_there_is_found_before_the_run(module, path, mess
 def test_a_time_limit_of_zero_is_refused():
     with pytest.raises(ConfigError, match="timeout_seconds = 0"):
         FunctionReward("a:b", timeout_seconds=0)
+
+
+def test_an_interruption_that_code_raises_is_a_failure_and_the_users_is_none():
+    def raises(items, prompts):
+        raise KeyboardInterrupt
+
+    def pressed(items, prompts):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    before = signal.getsignal(signal.SIGINT)
+    scores, errors = score_safely(raises, IMAGES, PROMPTS)
+    assert scores["score"].isnan().all() and "KeyboardInterrupt" in errors[0]
+    with pytest.raises(KeyboardInterrupt):
+        score_safely(pressed, IMAGES, PROMPTS)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_a_run_does_on_a_signal_outlasts_a_reward():
+    asked = []
+
+    def note(number, frame):
+        asked.append(number)
+        signal.signal(number, signal.default_int_handler)  # as a run has it: a second one acts at once
+
+    def ignores(items, prompts):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return [1.0] * 4
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, note)
+        assert score_safely(ignores, IMAGES, PROMPTS)[1] == [] and asked == [signal.SIGINT]
+        assert signal.getsignal(signal.SIGTERM) is note
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.set_grad_enabled(False)", "torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')",
+        "torch.use_deterministic_algorithms(True)", "os.chdir('/')", "logging.disable(50)", "signal.signal(15, signal.SIG_IGN)",
+    ],
+)  # fmt: skip
+def test_what_a_module_changes_when_it_is_imported_is_put_back(line, tmp_path, monkeypatch):
+    name = f"imported_{abs(hash(line))}"
+    (tmp_path / f"{name}.py").write_text(
+        f"import logging, os, signal, torch\n{line}\ndef reward(images, prompts, metadata):\n    return [1.0]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = [(what, get()) for what, get, _ in surroundings._settings()]
+    before = signal.getsignal(signal.SIGTERM)
+    component(Role("reward"), f"{name}:reward", path="rewards.r.use")
+    assert [(what, get()) for what, get, _ in surroundings._settings()] == settings
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_network_that_changes_the_process_while_it_loads_is_put_right():
+    class Network:
+        def to(self, device):
+            torch.set_grad_enabled(False)
+
+        def __call__(self, items, prompts):
+            return [1.0] * len(prompts)
+
+    scoring = Scoring({"net": Scorer(use=Network())}, torch.device("cpu"))
+    assert scoring(IMAGES, PROMPTS)["net"]["score"].tolist() == [1] * 4 and torch.is_grad_enabled()
+
+
+def scaled(images, prompts, metadata, by=1.0):
+    return [by * len(text) for text in prompts]
+
+
+class OfThree:
+    def __call__(self, images, prompts, metadata):
+        return scaled(images, prompts, metadata, by=2.0)
+
+
+class OfTwo:
+    def __call__(self, items, prompts):
+        return [len(prompt.text) for prompt in prompts]
+
+    def method(self, images, prompts, metadata):
+        return scaled(images, prompts, metadata)
+
+
+class OfFour:
+    def __call__(self, a, b, c, d):
+        return [1.0]
+
+
+class ByName:
+    def __call__(self, images, i):
+        return [6.0] * len(i)
+
+
+@pytest.mark.parametrize(
+    ("use", "factor"),
+    [
+        (ByName(), 1), (lambda prompts: [float(len(text)) for text in prompts], 1), (partial(scaled, metadata=None), 1),
+        (scaled, 1), (partial(scaled, by=2), 2), (partial(partial(scaled), by=3), 3), (OfThree(), 2), (OfTwo(), 1), (OfTwo().method, 1),
+        (partial(OfTwo()), 1), (partial(OfThree()), 2), (partial(call_function, scaled), 1), (lambda *all: scaled(*all), 1),
+    ],
+)  # fmt: skip
+def test_whatever_can_be_called_is_called_as_it_asks_to_be(use, factor):
+    check_call("r", use)
+    scores, errors = score_safely(as_reward(use), IMAGES, PROMPTS)
+    assert scores["score"].tolist() == [6 * factor] * 4 and not errors
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["a:b", None, 3, OfTwo, {}, OfFour(), partial(OfTwo(), items=1, prompts=2)],
+)  # fmt: skip
+def test_what_cannot_be_called_is_refused_before_the_run(use):
+    with pytest.raises(ConfigError, match="reward 'r' "):
+        check_call("r", use)

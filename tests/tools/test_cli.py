@@ -166,6 +166,11 @@ REFUSED = {
     "pictures into a file": ("sample CONFIG --prompt x --out HERE/empty.txt", "cannot be written to HERE/empty.txt"),
     "evaluating no run": ("eval HERE", "HERE is not a run folder"),
     "a config's checkpoint": ("eval CONFIG --checkpoint step_1", "needs a run folder; CONFIG is a config"),
+    "exporting no run": ("export HERE", "HERE has no checkpoint yet"),
+    "exporting a config": ("export CONFIG", "CONFIG is no run folder; export takes a folder"),
+    "two ways to ask": ("sample CONFIG --prompt x --raw --source lines", "--raw asks the bare text"),
+    "a source that the run has not": ("sample CONFIG --prompt x --source films", "the run trains on lines"),
+    "evidence over other files": ("eval CONFIG --out HERE", "HERE holds files already, and nothing is overwritten"),
     "a report of no run": ("report HERE/none", "HERE/none is not a run folder"),
     "no steps to time": ("bench CONFIG --steps 0", "steps = 0; wanted at least 1"),
     "a model that is not in the zoo": ("zoo path nothing", "no checkpoint 'nothing' in the zoo"),
@@ -354,12 +359,19 @@ def test_sampling_needs_neither_prompt_files_nor_rewards(run, tmp_path):
     assert (tmp_path / "out/000_0.png").exists()
 
 
+def numbers_of(text: str) -> dict[str, str]:
+    """Metric → value, of what `eval` prints."""
+    return {line.split()[0]: line.split()[1] for line in text.splitlines() if line.startswith("eval/")}
+
+
 def test_eval_gives_the_scores_of_the_run(run):
-    said = dict(line.split() for line in say("eval", run).splitlines())
+    said = numbers_of(say("eval", run))
     assert float(said["eval/score"]) == pytest.approx(summary(run)["eval_after"]["score"], abs=1e-4)
-    earlier = dict(line.split() for line in say("eval", run, "--checkpoint", "step_000001").splitlines())
+    earlier = numbers_of(say("eval", run, "--checkpoint", "step_000001"))
     assert earlier.keys() == said.keys()
-    untrained = dict(line.split() for line in say("eval", run.parents[1] / "run.yaml").splitlines())
+    text = say("eval", run.parents[1] / "run.yaml")
+    assert "2 prompts, 1 sample each, untrained weights" in text and "nothing was written; --out FOLDER" in text
+    untrained = numbers_of(text)
     assert float(untrained["eval/score"]) == pytest.approx(summary(run)["eval_before"]["score"], abs=1e-4)
 
 
@@ -430,3 +442,17 @@ def test_the_command_runs_under_accelerate_launch_and_goes_on_after_kill_9(proce
     assert record(runs["killed"]) == record(runs["left alone"]) and len(record(runs["killed"])) == 32
     assert weights(runs["killed"], 30) == weights(runs["left alone"], 30)
     assert record(runs["killed"])[1]["watch/rank/score"] == (processes - 1) / 2
+
+
+@pytest.mark.parametrize(("name", "still"), [("a.jfif", True), ("photo", True), ("a.JPG", True), ("a.mp4", False)])
+def test_media_of_sample_are_pictures_by_what_they_hold(name, still, tmp_path):
+    from PIL import Image
+
+    from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
+    from grpo_mm.entry import opened_medium
+
+    if still:
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG")
+    else:
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypisom")
+    assert isinstance(opened_medium(tmp_path / name, what="--media"), ImageFile if still else VideoFile)

@@ -144,7 +144,7 @@ def test_a_place_that_is_none_is_refused(config, tmp_path, where):
 def test_a_run_behind_a_link_goes_on_and_is_not_started_over(config, run, tmp_path):
     run.rename(tmp_path / "elsewhere")
     run.symlink_to("../elsewhere")
-    assert train(config) == summary(tmp_path / "elsewhere")
+    assert train(config).items() >= summary(tmp_path / "elsewhere").items()
     before = inventory(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="is a link to .*elsewhere, which is not followed to delete"):
         train(config, fresh=True)
@@ -152,7 +152,21 @@ def test_a_run_behind_a_link_goes_on_and_is_not_started_over(config, run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoints", "samples", "adapter", "metrics.jsonl", "checkpoints/step_000009", ".writing_config.yaml"]
+    "name",
+    [
+        "checkpoints",
+        "samples",
+        "adapter",
+        "metrics.jsonl",
+        "checkpoints/step_000009",
+        ".writing_config.yaml",
+        "metrics.writing",
+        "adapter/README.md",
+        "samples/.writing_step_000002",
+        "samples/media",
+        "model",
+        "checkpoints/step_000002/state.json",
+    ],
 )
 def test_nothing_is_written_or_deleted_through_a_link(config, run, tmp_path, name):
     (tmp_path / "precious").mkdir()
@@ -164,6 +178,15 @@ def test_nothing_is_written_or_deleted_through_a_link(config, run, tmp_path, nam
         with pytest.raises(ConfigError, match="through a link"):
             train(config, fresh=fresh)
     assert inventory(tmp_path) == before
+
+
+def test_a_file_that_another_folder_shares_is_not_changed_there(config, run, tmp_path):
+    """As after `cp -al`, which makes hard links."""
+    (run / "summary.json").unlink()
+    shutil.copytree(run, tmp_path / "other", copy_function=os.link)
+    before = inventory(tmp_path / "other")
+    train(config, checkpoint="step_000001")
+    assert inventory(tmp_path / "other") == before and summary(run)["steps"] == 2
 
 
 def test_starting_over_leaves_what_no_run_writes(config, run, caplog):
@@ -181,10 +204,11 @@ def test_starting_over_leaves_what_no_run_writes(config, run, caplog):
         (run / name).write_text(name)
     (run / "samples/link.png").symlink_to("/etc/passwd")
     old = mark.read_mark(run).id
+    mark.write_mark(run, mark.Mark(old, clearing=True))  # else the whole folder is moved aside
     run_folder.open_folder(read(config), fresh=True)
     assert [(run / name).read_text() for name in own] == list(own) and (run / "samples/link.png").is_symlink()
     left = {str(p.relative_to(run)) for p in run.rglob("*") if not p.is_dir()}
-    assert left == {*own, "samples/link.png", "run.json", "config.yaml", "versions.json"}
+    assert left == {*own, "samples/link.png", "run.json", "config.yaml", "versions.json", "sources.json"}
     assert mark.read_mark(run).id != old and "notes.txt" in caplog.text
 
 
@@ -193,6 +217,7 @@ def test_starting_over_that_was_killed_is_ended_first(config, run, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "protects", lambda _folder: False)
         patch.setattr(run_folder, "clear", killed)
         with pytest.raises(KeyboardInterrupt):
             run_folder.open_folder(read(config), fresh=True)
@@ -327,6 +352,18 @@ def test_a_copy_of_the_whole_folder_goes_on(config, run, done):
     shutil.rmtree(run / "checkpoints/step_000002")
     train(config)
     assert weights(run, 2) == weights(done, 2) and mark.read_mark(run).id == mark.read_mark(done).id
+
+
+def test_a_run_goes_on_where_it_was_moved_to_and_renamed(config, run, done, tmp_path):
+    (run / "summary.json").unlink()
+    (run / "events.jsonl").write_bytes(b"\xff\xfe no text")
+    shutil.rmtree(run / "checkpoints/step_000002")
+    (tmp_path / "elsewhere").mkdir()
+    run.rename(tmp_path / "elsewhere/renamed")
+    train(config, [f"runs_dir={tmp_path}/elsewhere", "name=renamed"])
+    assert weights(tmp_path / "elsewhere/renamed", 2) == weights(done, 2)
+    with pytest.raises(ConfigError, match=r"another config \(seed"):
+        train(config, [f"runs_dir={tmp_path}/elsewhere", "name=renamed", "seed=3"])
 
 
 def test_a_run_of_a_version_without_marks_goes_on(config, run, done):

@@ -20,10 +20,10 @@ from children import command_line, in_child
 from safetensors.torch import load_file
 from tiny_runs import PYTHONPATH, ROOT, record, summary, weights, write_config
 
-from grpo_mm.config.run_config import read
+from grpo_mm.config.recorded import is_own
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
-from grpo_mm.training import learner, run_folder, trainer
+from grpo_mm.training import learner, product, run_folder, trainer
 from grpo_mm.weights import checkpoint
 
 STEPS = 3
@@ -97,16 +97,16 @@ def half_deleted(folder, keep):
 MOMENTS = {
     "making the folder": (run_folder, "replace_text", at_call(1, run_folder.replace_text)),
     "with a config and nothing else": (run_folder, "replace_text", at_call(2, run_folder.replace_text)),
-    "evaluating before training": (tiny_rewards, "bright", at_call(1, tiny_rewards.bright)),
-    "rollout of step 3": (tiny_rewards, "bright", at_call(5, tiny_rewards.bright)),
+    "evaluating before training": (tiny_rewards, "bright", at_call(2, tiny_rewards.bright)),
+    "rollout of step 3": (tiny_rewards, "bright", at_call(6, tiny_rewards.bright)),
     "between the updates of step 2": (learner.Learner, "_average", at_call(4, learner.Learner._average)),
     "writing a row": (trainer.metrics, "append", at_call(3, trainer.metrics.append, then=torn_row)),
     "between row and checkpoint": (trainer.metrics, "append", at_call(3, trainer.metrics.append, before=False)),
     "writing the first checkpoint": (checkpoint, "_sha256", at_call(2, checkpoint._sha256)),
     "writing the last checkpoint": (checkpoint, "_sync", at_call(16, checkpoint._sync, then=torn_state)),
     "deleting an old checkpoint": (checkpoint, "prune", at_call(4, checkpoint.prune, then=half_deleted)),
-    "evaluating after training": (tiny_rewards, "bright", at_call(6, tiny_rewards.bright)),
-    "writing the model card": (trainer, "write_model_card", at_call(1, trainer.write_model_card)),
+    "evaluating after training": (tiny_rewards, "bright", at_call(7, tiny_rewards.bright)),
+    "writing the model card": (product, "write_model_card", at_call(1, product.write_model_card)),
     "writing the summary": (trainer, "replace_text", at_call(4, trainer.replace_text)),
 }
 
@@ -242,7 +242,7 @@ def train_until_signal(number: int, config: Path, folder: Path, *, code: int, ti
             os.kill(os.getpid(), number)
 
     patches = [
-        (tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=send)),
+        (tiny_rewards, "bright", at_call(4, tiny_rewards.bright, then=send)),
         (checkpoint, "prune", lambda folder, keep: None),
     ]
     assert in_child(command_line("train", config), folder / "stopped.txt", patches=patches) == code
@@ -261,29 +261,48 @@ def run(config, whole, tmp_path) -> Path:
 
 def test_a_finished_run_is_not_trained_again(config, run):
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    assert train(config) == summary(run)
+    found = train(config)
+    assert found.items() >= summary(run).items() and found["differs"] == []
+    assert (
+        f"{run}: finished on 20" in found["nothing_was_run"]
+        and "after 3 steps, nothing was run." in found["nothing_was_run"]
+    )
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
 
 def test_another_config_in_the_same_folder_is_refused_with_the_keys_that_differ(config, run, tmp_path):
     before = record(run)
-    with pytest.raises(ConfigError, match=r"optim.lr: 0.001 there, 0.5 here; seed: 0 there, 3 here.*--fresh"):
-        train(config, ["optim.lr=0.5", "seed=3"])
-    assert in_child(command_line("train", config, "steps=9"), tmp_path / "out.txt") == 2
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 3 here; optim.lr: 0.001 there, 0.5 here.*--fresh"):
+        train(config, ["optim.lr=0.5", "seed=3"], accept=True)
+    assert in_child(command_line("train", config, "policy.lora.rank=9", "--accept"), tmp_path / "out.txt") == 2
     assert (tmp_path / "out.txt").read_text().startswith("ConfigError: ") and record(run) == before
 
 
-def test_fresh_starts_over_with_any_config(config, run):
+def test_fresh_starts_over_with_any_config_and_moves_the_old_run_aside(config, whole, tmp_path):
+    train(config)
+    run = tmp_path / "runs/tiny"
     train(config, ["steps=1", "optim.lr=0.01"], fresh=True)
     assert [row["step"] for row in record(run)] == [0, 1, 1]
     assert checkpoint.steps(run / "checkpoints") == [1]
-    assert sorted(p.name for p in run.parent.iterdir()) == [".lock_tiny", "tiny"]
+    assert sorted(p.name for p in run.parent.iterdir()) == [".lock_tiny", "tiny", "tiny.1"]
+    assert_same(run.with_name("tiny.1"), whole)
+    assert is_own(run.with_name("tiny.1"))
+    train(config, ["steps=1"], fresh=True)
+    assert (run.with_name("tiny.2") / "summary.json").is_file()
+    assert_same(run.with_name("tiny.1"), whole)
 
 
-def test_a_run_that_has_done_nothing_yet_gives_way_to_another_config(config, tmp_path):
-    run_folder.open_folder(read(config, ["steps=7"]), fresh=False)
-    train(config, ["steps=1"])
-    assert summary(tmp_path / "runs/tiny")["steps"] == 1
+@pytest.mark.parametrize("died", ["with a config and nothing else", "writing a row"])
+def test_a_run_without_a_checkpoint_gives_way_to_another_config(died, config, tmp_path):
+    never = ["checkpoints.every=0", "evaluation.every=0", "evaluation.patience=null"]
+    assert in_child(command_line("train", config, *never), tmp_path / "killed.txt", patches=[MOMENTS[died]]) < 0
+    folder = tmp_path / "runs/tiny"
+    (folder / "notes.txt").write_text("mine")
+    assert (folder / "metrics.jsonl").exists() == (died == "writing a row")
+    train(config, ["steps=1", "seed=4"])
+    assert summary(folder)["steps"] == 1 and [row["step"] for row in record(folder)] == [0, 1, 1]
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert sorted(p.name for p in folder.parent.iterdir()) == [".lock_tiny", "tiny"]
 
 
 def test_a_named_checkpoint_goes_back(config, run, whole):
@@ -332,7 +351,7 @@ def test_two_processes_are_never_in_one_run(config, whole, tmp_path, monkeypatch
         assert in_child(command_line("train", config, "--fresh"), tmp_path / "other.txt") == 2
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=start_another))
+        patch.setattr(tiny_rewards, "bright", at_call(4, tiny_rewards.bright, then=start_another))
         train(config)
     assert f"process {os.getpid()} is training in {tmp_path / 'runs/tiny'}" in (tmp_path / "other.txt").read_text()
     assert_same(tmp_path / "runs/tiny", whole)
@@ -365,7 +384,7 @@ def test_a_full_disk_is_told_wherever_it_shows(config, whole, tmp_path, monkeypa
         (run / "metrics.jsonl").symlink_to("/dev/full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_rewards, "bright", at_call(3, tiny_rewards.bright, then=fill))
+        patch.setattr(tiny_rewards, "bright", at_call(4, tiny_rewards.bright, then=fill))
         with pytest.raises(TrainingStopped, match=r"could not be written: there is no space.*step_000001, is"):
             train(config)
     (run / "kept").replace(run / "metrics.jsonl")

@@ -21,7 +21,7 @@ from children import free_port
 from tiny_runs import PYTHONPATH
 from torch import Tensor, nn
 
-from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm
+from grpo_mm.objectives import ClippedRatio, Kl, RatioNorm, TopEntropy
 from grpo_mm.rollout.rows import evaluation_rows, plan_rows, update_mask
 from grpo_mm.types import Credit, Prompt, Rollout, Term
 from grpo_mm.weights.update import accumulate, make_view
@@ -78,6 +78,9 @@ class ToyPolicy:
         return {
             "dt": torch.full_like(score, 0.1).detach(),
             "logprobs": F.logsigmoid(score).where(~padding, torch.nan),
+            "entropy": F.binary_cross_entropy_with_logits(score, score.sigmoid(), reduction="none").where(
+                ~padding, torch.nan
+            ),
             "ref_logprobs": F.logsigmoid(x.sum(-1)).where(~padding, torch.nan),
             "gaussian_logprobs": F.logsigmoid(score).where(~padding, torch.nan),
             "mean_shift_old": (score - x.mean(-1)) ** 2,
@@ -205,6 +208,11 @@ OBJECTIVES = {
     "ratio_norm": [RatioNorm(clip_low=0.3, clip_high=0.3, aggregate="constant")],
     "group": [StandardisedRegression()],
     "update": [SetLoss(), Kl(form="k3")],
+    "entropy": [TopEntropy(of=ClippedRatio(clip_low=0.3, clip_high=0.3), share=0.3), Kl(form="weighted_k3")],
+    "entropy_of_rows": [
+        TopEntropy(of=ClippedRatio(clip_low=0.3, clip_high=0.3, ratio="row", aggregate="row")),
+        Kl(form="abs"),
+    ],
 }
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 

@@ -140,7 +140,7 @@ def test_quality_is_scored_by_its_words(tmp_path):
     texts += ["<answer>high quality</answer>", "<answer>low quality or high quality</answer>"]
     assert TypedAnswer()(texts, [low] * 5)["score"].tolist() == [1, 1, 0, 0, 0]
     assert TypedAnswer()(texts, [high] * 5)["score"].tolist() == [0, 0, 0, 1, 0]
-    with pytest.raises(ConfigError, match="entry 0: 'instruction' is None"):
+    with pytest.raises(ConfigError, match="entry 0: no field 'instruction'"):
         VideoQuality(write(tmp_path, [{"video": "a", "answer": "b"}])).load()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_vlm import change, folder, policy, rows_of
 
 from grpo_mm.pipelines.vlm.engine import VlmEngine
@@ -62,6 +63,20 @@ def test_an_adapter_upon_a_merged_one_in_a_folder_of_any_name(tmp_path, monkeypa
     change(first, scale=0.3)
     first.save(odd)
     wanted, found = answers(policy(**ADAPTER, merge_adapter=str(odd)), tmp_path, monkeypatch, capsys)
+    assert found == wanted
+
+
+def test_an_adapter_upon_a_merged_file_of_older_names(tmp_path, monkeypatch, capsys):
+    first, file = policy(**ADAPTER), tmp_path / "older/adapter_model.safetensors"
+    change(first, scale=0.3)
+    first.save(file.parent)
+    settings = json.loads((file.parent / "adapter_config.json").read_text())
+    (file.parent / "adapter_config.json").write_text(json.dumps(settings | {"use_rslora": True, "lora_alpha": 3}))
+    stored = {name.replace("language_model.", ""): value for name, value in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    p = policy(**ADAPTER, merge_adapter=str(file))
+    shutil.rmtree(file.parent)
+    wanted, found = answers(p, tmp_path, monkeypatch, capsys)
     assert found == wanted
 
 

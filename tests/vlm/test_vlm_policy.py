@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -295,3 +296,32 @@ def test_an_adapter_that_reaches_into_the_tower_is_not_continued(tmp_path):
     with pytest.raises(ConfigError, match="changes the vision tower.*Merge it instead"):
         policy(lora=Lora(start_from=str(tmp_path)))
     assert Path(tmp_path, "adapter_config.json").is_file() and policy(merge_adapter=str(tmp_path)).product == "model"
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+BESIDE = {
+    "pointer for a template": ("chat_template.jinja", POINTER, "its chat template leaves out the question"),
+    "template without answers": (
+        "chat_template.jinja",
+        "{% for m in messages %}{% if m['role'] == 'user' %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}"
+        "{% endfor %}",
+        "leaves out the answer of a turn",
+    ),
+    "pointer for settings of generation": ("generation_config.json", POINTER, "generation_config.json .* Git LFS"),
+    "empty settings of generation": ("generation_config.json", "", "generation_config.json is not valid JSON"),
+    "pointer for a tokenizer": ("tokenizer.json", POINTER, "tokenizer.json is a pointer of Git LFS"),
+    "cut settings of a tokenizer": ("tokenizer_config.json", '{"a": 1', "tokenizer_config.json is not valid JSON"),
+    "an adapter": ("adapter_config.json", '{"peft_type": "LORA", "r": 2}', "holds an adapter .* beside a model"),
+    "an index without a map": ("model.safetensors.index.json", "{}", "has no weight_map"),
+}
+
+
+@pytest.mark.parametrize("how", BESIDE)
+def test_what_lies_beside_the_weights_is_read_or_refused_by_its_name(how, tmp_path):
+    name, text, message = BESIDE[how]
+    copy = Path(shutil.copytree(folder("qwen2_5_vl"), tmp_path / "m"))
+    (copy / name).write_text(text)
+    if name.endswith("index.json"):
+        (copy / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=message):
+        VlmPolicyConfig(path=str(copy)).load(torch.device("cpu"))

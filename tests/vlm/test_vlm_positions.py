@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -228,6 +229,7 @@ def test_the_lines_of_the_card_give_the_log_probabilities_of_the_run(family, rul
     assert "grpo_mm" not in loading.replace(str(tmp_path), "").replace(folder(family), "")
     assert ("rule of the" in loading) == (family != "qwen3_vl" and rule == "authors")
     assert ("rule of transformers from 5.3" in loading) == (family != "qwen3_vl" and rule == "library")
+    assert (f"had transformers {version('transformers')};" in loading) == (family != "qwen3_vl" and rule == "library")
     found: dict = {}
     exec(loading, found)
     lines_matter = []

@@ -32,17 +32,22 @@ def pass_at_k(
 
     Args:
         reward_N: [N] any scale; NaN rows take no part and stay NaN.
-        k: None is the whole group, as it is for a group with fewer than k scored rows.
+        k: None is the whole group, as it is for a group with fewer than k scored rows. With mean the whole group is the only set,
+            and nobody earns: such a group teaches nothing.
         against: mean: of max(S) over all sets S. For rewards of 0 and 1 with m wrong samples and R = 1 - C(m, k)/C(n, k) that is
             1 - R for the right ones and 1 - R - C(m-1, k-1)/C(n-1, k-1) for the wrong ones.
             without: of max(S) without the sample itself, k ≥ 2. With k None only the best sample earns: best - second best.
         scale: max_std: the standard deviation of max(S) over all sets, √(R(1-R)) for rewards of 0 and 1; std: of the group's
             rewards (sample); none.
 
+    Raises:
+        ValueError: k None with mean.
+
     Source: mean, max_std: arXiv:2508.10751, section 2.4 (analytical derivation), for 0 and 1; any other reward is our reading of
     the same means. without, k None: arXiv:2503.19595 and two libraries, which divide by std. Grade C: written down from the
     formulas. k = 1 with max_std is GRPO with ddof 0.
     """
+    _check_sets(k, against)
     reward_N, group_N = reward_N.double(), group_ids(group_N)
     finite_N = torch.isfinite(reward_N)
     by_value = torch.argsort(torch.where(finite_N, reward_N, torch.inf), stable=True)
@@ -61,6 +66,8 @@ def pass_at_k(
 def _sorted_groups(reward_gn: Tensor, k: int, against: Against, scale: MaxScale, eps: float) -> Tensor:
     """Of groups of n scored rows in ascending order."""
     size = reward_gn.shape[1]
+    # Against the best: where every set holds one as good, all that follows is exactly 0, and stages that count zeros see it.
+    reward_gn = reward_gn - reward_gn[:, -1:]
     # Sets that hold i: its own reward where it is the best of them, that of a later one where that is the best.
     holding = comb(size - 1, k - 1)
     own_n, later_n, best_n, other_n = (
@@ -86,6 +93,13 @@ def _sorted_groups(reward_gn: Tensor, k: int, against: Against, scale: MaxScale,
     return torch.where(std_g1 > eps, centred_gn / std_g1.clamp_min(eps), 0.0)
 
 
+def _check_sets(k: int | None, against: Against) -> None:
+    if k is None and against == "mean":
+        raise ValueError(
+            "k = null with against: mean; the whole group is then the only set, and no sample adds to it. Give k, or against: without."
+        )
+
+
 @dataclass(frozen=True)
 class PassAtK:
     """`pass_at_k` of every component. With `against: without, k: null, scale: std` it is what libraries call grpo_passk."""
@@ -101,6 +115,7 @@ class PassAtK:
             raise ValueError(
                 f"k = {self.k}; wanted 1 or more (2 or more with against: without), or null for the group."
             )
+        _check_sets(self.k, self.against)
         if self.eps <= 0:
             raise ValueError(f"eps = {self.eps}; wanted above 0.")
         if self.against == "without" and self.scale == "max_std":
@@ -110,7 +125,8 @@ class PassAtK:
 
     @property
     def min_group_size(self) -> int:
-        return max(2, self.k or 2)
+        """With mean one more than k, as among k samples there is one set only."""
+        return max(2, self.k or 2) if self.against == "without" else self.k + 1
 
     def __call__(self, table: Table) -> Table:
         group_M = table.key(self.key)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from grpo_mm.identity import REFUSED
 from grpo_mm.processes.rng import stream
 from grpo_mm.rollout.table import Table
 
@@ -18,7 +19,7 @@ class Shuffle:
     one at each step, the same on every rank, and needs no state.
     """
 
-    seed: int = 0
+    seed: int = field(default=0, metadata=REFUSED)
 
     min_group_size = 1
 

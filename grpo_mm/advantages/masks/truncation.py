@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mm.identity import REFUSED
 from grpo_mm.processes.rng import stream
 from grpo_mm.rollout.table import Table
 
@@ -65,7 +66,7 @@ class ConditionalTruncationMask:
     """
 
     share: float = 0.3
-    seed: int = 0
+    seed: int = field(default=0, metadata=REFUSED)
     steps_seen: int = field(default=0, init=False)
 
     min_group_size = 1

@@ -14,7 +14,9 @@ from grpo_mm.rollout.table import Table
 def valid_groups_factor(advantage_N: Tensor, group_N: Tensor) -> float:
     """α = B / (B - M): groups with a scored row over those of them in which some advantage is not 0; 1 if there is none.
 
-    The mean over all rows is smaller than that over the rows that teach by just this factor.
+    With groups of one size, the mean over all rows is smaller than that over the rows that teach by just this factor.
+
+    Trap: before a stage that compares within groups, every group with a reward that is not 0 counts as one that teaches.
 
     Source: arXiv:2504.02546 (GPG), the factor α of the corrected gradient. Grade C: the text of others. Deviates from a library,
     which divides rows by rows with a score that is not 0: that is no property of groups, and changes with the reward's zero.

@@ -15,6 +15,7 @@ from grpo_mm.advantages.combination.combine import weighted_sum
 from grpo_mm.advantages.shared.ranges import not_below_zero
 from grpo_mm.advantages.shared.signals import target_of
 from grpo_mm.errors import CheckpointError, ConfigError
+from grpo_mm.identity import FREE, REFUSED
 from grpo_mm.rollout.table import Table
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Lagrangian:
     threshold changes that.
     """
 
-    constraints: dict[str, Constraint]
+    constraints: dict[str, Constraint] = field(metadata=REFUSED)
     rate: float = 0.05
     highest: float = 5.0
     least: int = 8
@@ -76,7 +77,7 @@ class Lagrangian:
     ddof: Literal[0, 1] = 1
     eps: float = 1e-4
     key: tuple[str, ...] = ("prompt",)
-    warn_after: int = 100
+    warn_after: int = field(default=100, metadata=FREE)
     """Steps at the highest value after which the log says that the threshold may be out of reach."""
     state: dict[str, dict[str, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -208,7 +208,11 @@ def _draw_stack(series: dict[str, Points], x: Axis) -> dict[str, Any]:
         above = _sum([below, part])
         path = f"{_path(above, x, y)}L{_path(below[::-1], x, y)[1:]}Z"
         last = y.show(shown[name][-1][1])
-        areas.append({"name": name, "last": last, "path": path, "smooth": "", "dots": "", "bands": []})
+        # A single step has no area: dots show it.
+        dots = (
+            "".join(f"M{x.place(step):.1f} {1000 - y.place(v):.1f}h0" for step, v in above) if len(steps) == 1 else ""
+        )
+        areas.append({"name": name, "last": last, "path": path, "smooth": "", "dots": dots, "bands": []})
         below = above
     return _chart(areas, x, y, shown, areas=True)
 

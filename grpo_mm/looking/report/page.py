@@ -20,14 +20,19 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_mm.errors import UserError
-from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of
+from grpo_mm.looking import held_out
+from grpo_mm.looking.changes import Change, read_changes
+from grpo_mm.looking.origin import Origin, read_product
+from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of, tell_of_steps
 from grpo_mm.looking.report.curves import Columns, charts_of, columns_of
 from grpo_mm.looking.report.pictures import before_and_after, rollout_strip, spread_over
-from grpo_mm.looking.report.rules import read_events, rules_of, sentences, upon_curves
+from grpo_mm.looking.report.rules import bands_of, read_events, rules_of, sentences, upon_curves
 from grpo_mm.looking.report.texts import before_and_after_texts, rollout_texts
 from grpo_mm.looking.report.words import change_of, count, duration, finite, flat, score
+from grpo_mm.looking.same_figures import shown_once
 from grpo_mm.looking.samples import Sheet, read_sheets
 from grpo_mm.looking.transcripts import Transcript, read_transcripts
+from grpo_mm.looking.verdict import Verdict, verdict
 from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import NETWORK_CALLS
 
@@ -53,8 +58,16 @@ class Run:
     summary: Mapping[str, Any]
     sheets: Sequence[Sheet]
     transcripts: Sequence[Transcript]
+    evaluations: Sequence[held_out.Evaluation] = ()
+    """held_out.jsonl: scores by prompt."""
+    product: tuple[str, Origin] | None = None
+    """What lies there for others to use, and which step it is of; of a run that was interrupted as well."""
+    folder: str = "RUN"
+    """For commands that the page gives."""
     damage: Sequence[str] = ()
     """What cannot be used of them, a sentence each."""
+    changes: Sequence[Change] = ()
+    """changes.jsonl: what was changed on the way."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -93,17 +106,23 @@ def read_run(folder: Path) -> Run:
     if samples.exists() and not samples.resolve().is_relative_to(folder.resolve()):
         damage.append("samples leads out of this folder: it was not followed")
         samples = folder / ".no_samples"
+    rows = json_rows(folder / "metrics.jsonl", damage)
+    tell_of_steps(rows, "metrics.jsonl", damage)
     return Run(
         name=str(summary.get("name") or plain(folder.resolve().name)),
         config=config,
         config_text=text,
         versions=json_object(folder / "versions.json", folder, damage) or summary.get("versions") or {},
-        rows=json_rows(folder / "metrics.jsonl", damage),
+        rows=rows,
         events=read_events(folder / "events.jsonl", damage),
         summary=summary,
         sheets=read_sheets(samples, damage),
         transcripts=read_transcripts(samples, damage),
+        evaluations=held_out.read(folder / held_out.NAME, damage),
+        product=read_product(folder, damage),
+        folder=plain(str(folder)),
         damage=damage,
+        changes=read_changes(folder, damage),
     )
 
 
@@ -114,6 +133,8 @@ def view(run: Run) -> dict[str, Any]:
     columns = columns_of(run.rows, damage)
     last = part("metrics.jsonl and summary.json", 0, _last_step, run)
     before, after = part("held-out scores", ({}, {}), _held_out, run)
+    found = part("held-out scores by prompt", None, _verdict, run, last)
+    evaluations = [one for one in run.evaluations if one.step <= last]
     sheets = [sheet for sheet in run.sheets if sheet.step <= last]  # a resumed run left later ones behind
     rollouts = [sheet for sheet in sheets if sheet.kind == "rollout"]
     texts = [transcript for transcript in run.transcripts if transcript.step <= last]
@@ -127,14 +148,21 @@ def view(run: Run) -> dict[str, Any]:
     ]
     evals, said = [s for s in sheets if s.kind == "eval"], [t for t in texts if t.kind == "eval"]
 
-    def drawn(*match: str, **how: Any) -> list[dict[str, Any]]:
-        return part(f"curves {', '.join(match)}", [], charts_of, columns, *match, rules=upon, **how)
+    repeated = part("metrics.jsonl", [], _repeated, columns)
+
+    def drawn(*match: str, without: Sequence[str] = (), **how: Any) -> list[dict[str, Any]]:
+        how |= {"rules": upon, "without": [*without, *repeated]}
+        return part(f"curves {', '.join(match)}", [], charts_of, columns, *match, **how)
 
     return {
         "name": run.name,
+        "verdict": None if found is None else {"word": found.word, "sentence": found.sentence},
         "headline": _headline(run, columns, before, after, last),
         "facts": part("config.yaml", [], _facts, run.config, run.summary),
-        "scores": part("held-out scores", [], _scores, rewards if isinstance(rewards, dict) else {}, before, after),
+        "scores": part(
+            "held-out scores", [], _scores, rewards if isinstance(rewards, dict) else {}, before, after, evaluations
+        ),
+        "product": _product(run, last),
         "pictures": part("pictures before and after in samples", None, before_and_after, evals),
         "rules": rules,
         "events": part("events.jsonl", [], sentences, run.events),
@@ -145,10 +173,23 @@ def view(run: Run) -> dict[str, Any]:
         "text_rollouts": [talk for talk in talks if talk is not None],
         "has_texts": bool(texts),
         "reward_names": list(dict.fromkeys(name for s in sheets for cell in s.cells for name in cell.rewards)),
+        "changes": part("changes.jsonl", [], lambda: [plain(str(change), 300) for change in run.changes]),
         "config_text": run.config_text,
-        "versions": part("versions.json", {}, flat, run.versions),
+        "versions": dict(list(part("versions.json", {}, flat, run.versions).items())[:MAX_SCORES]),
+        "held_out_claim": _held_out_claim(run.rows),
         "damage": damage,
     }
+
+
+def _held_out_claim(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the record says of the held-out prompts: whether they are trained on was looked at, or was not."""
+    told = [(r.get("data/held_out_in_training"), r.get("data/held_out")) for r in rows]
+    twice, count = next((pair for pair in reversed(told) if all(map(finite, pair))), (None, None))
+    if twice is None:
+        return "Held-out prompts"
+    if not twice:
+        return "Prompts never trained on"
+    return f"{twice:g} of these {count:g} prompts are trained on as well, so it tells what was learnt by heart too"
 
 
 def _part(damage: list[str], name: str, without: Any, make: Callable[..., Any], /, *given: Any, **how: Any) -> Any:
@@ -189,9 +230,29 @@ def _held_out(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     return before, after
 
 
+def _verdict(run: Run, last: int) -> Verdict:
+    """Of the record: that of summary.json may be of another version, and of a run that goes on there is none."""
+    watch = run.config.get("watch")
+    entries = watch.items() if isinstance(watch, Mapping) else ()
+    watched = [str(name) for name, entry in entries if isinstance(entry, Mapping) and entry.get("use")]
+    rows = [row for row in run.rows if row["step"] <= last]
+    return verdict(rows, run.evaluations, rules=bands_of(run.config), watched=watched)
+
+
+def _repeated(columns: Columns) -> list[str]:
+    """Parts of watched rewards that are the statistics of the pictures, which have charts of their own."""
+    return [
+        key
+        for key, points in columns.items()
+        if key.startswith("watch/")
+        and not key.endswith("/score")
+        and points == columns.get(f"image/{key.rpartition('/')[2]}")
+    ]
+
+
 def _is_score(key: str) -> bool:
-    """Statistics of the pictures are curves, not scores."""
-    return key.startswith("eval/") and not key.startswith("eval/image/")
+    """Statistics of pictures and texts are curves, not scores."""
+    return key.startswith("eval/") and not key.startswith(("eval/image/", "eval/text/"))
 
 
 def _headline(
@@ -233,18 +294,39 @@ def _facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     return facts + ([f"product: {summary['product']}"] if "product" in summary else [])
 
 
+def _product(run: Run, last: int) -> str:
+    """Which step the product is of, and where another was better, in a sentence; empty where nothing says so."""
+    if run.product is None or run.product[1].step > last:
+        return ""
+    name, origin = run.product
+    better = origin.better(run.folder)
+    return f"The {name} that lies in the run folder holds the {origin.words()}" + (f"; {better}." if better else ".")
+
+
 def _brief(value: Any) -> str:
     return plain(value, 60) if isinstance(value, str) else shown(value, 60)
 
 
-def _scores(rewards: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per score: the primary one, each optimised reward with its parts, what is only watched."""
+def _scores(
+    rewards: Mapping[str, Any],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    evaluations: Sequence[held_out.Evaluation],
+) -> list[dict[str, Any]]:
+    """A row per score: the primary one, each optimised reward with its parts, what is only watched; each with the number of
+    prompts and its standard errors. A part that repeats its reward's mean is left out."""
     known = rewards or {key.partition("/")[0]: {} for key in after if key.endswith("/mean")}
     names = [
         str(name) for name, scorer in known.items() if not (isinstance(scorer, dict) and scorer.get("weight") == 0)
     ]
+    sides = (
+        evaluations[0] if evaluations and evaluations[0].step == 0 else None,
+        evaluations[-1] if evaluations else None,
+    )
     rows = []
-    for key in dict.fromkeys([*before, *after]):
+    keys = list(dict.fromkeys([*before, *after]))
+    names_of = shown_once(keys, before, after)
+    for key in keys:
         name, _, part = key.partition("/")
         role = "watched" if name not in names else "optimised" if part == "mean" else "part"
         role = "primary" if key == "score" else role
@@ -253,5 +335,20 @@ def _scores(rewards: Mapping[str, Any], before: Mapping[str, Any], after: Mappin
         is_share = all(finite(x) and 0 <= x <= 1 for x in (b, a)) and not key.endswith("rmse")
         ends = (100 * b, 100 * a) if is_share else None
         words = {"before": score(b), "after": score(a), "change": change_of(b, a)}
-        rows.append({"key": key, "role": role, "place": place, **words, "ends": ends})
+        words["label"] = " = ".join(names_of.get(key, ()))  # empty: another row shows the same number
+        rows.append({"key": key, "role": role, "place": place, **words, "ends": ends, **_errors(key, sides)})
+        if rows[-1]["change"] and rows[-1]["within_error"]:
+            rows[-1]["change"]["sign"] = "same"
     return sorted(rows, key=lambda row: row["place"])
+
+
+def _errors(key: str, sides: tuple[held_out.Evaluation | None, held_out.Evaluation | None]) -> dict[str, Any]:
+    """Standard errors in words, "" where they are not known, and the number of prompts."""
+    alone = [None if side is None else held_out.mean_of(side, key) for side in sides]
+    paired = held_out.paired(*sides, key) if None not in sides and sides[0] is not sides[1] else None
+    before, after, change = (
+        "" if one is None or one.error is None else f"± {score(one.error)}" for one in (*alone, paired)
+    )
+    n = next((one.n for one in (paired, *alone[::-1]) if one is not None), None)
+    within = paired is not None and paired.within_error
+    return {"before_error": before, "after_error": after, "error": change, "n": n, "within_error": within}

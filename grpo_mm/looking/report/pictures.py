@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
+from grpo_mm.looking.report.changes import by_change, change_between, counted_changes, spread_in_words
 from grpo_mm.looking.report.words import score, sign, signed
 from grpo_mm.looking.samples import Sheet
 
@@ -17,14 +18,25 @@ PIXEL_ART_PX = 96
 
 
 def before_and_after(evals: Sequence[Sheet]) -> dict[str, Any] | None:
-    """The same prompts before training and at the last evaluation, in pairs (prompt, before, after)."""
+    """The same prompts before training and at the last evaluation, in pairs, the largest change first."""
     before = next((sheet for sheet in evals if sheet.name == "eval_before"), None)
     after = next((sheet for sheet in reversed(evals) if sheet is not before), None)
     if before is None and after is None:
         return None
     left, right = (_by_prompt(sheet) if sheet else {} for sheet in (before, after))
-    pairs = [(key[0], left.get(key), right.get(key)) for key in left | right]
-    return {"after_step": after.step if after else None, "has_before": before is not None, "pairs": pairs}
+    pairs = []
+    for key in left | right:
+        sides = left.get(key), right.get(key)
+        change = None if None in sides else change_between(*(side["plain"] for side in sides))
+        truth = next((side["truth"] for side in sides if side and side["truth"]), None)
+        pairs.append({"prompt": key[0], "before": sides[0], "after": sides[1], "change": change, "truth": truth})
+    pairs = by_change(pairs)
+    return {
+        "after_step": after.step if after else None,
+        "has_before": before is not None,
+        "pairs": pairs,
+        "changes": counted_changes(pairs),
+    }
 
 
 def _by_prompt(sheet: Sheet) -> dict[tuple[str, int], dict[str, Any]]:
@@ -41,7 +53,9 @@ def rollout_strip(sheet: Sheet) -> dict[str, Any]:
     groups = []
     for row, size in zip(sheet.rows, sheet.row_sizes):
         signal = any(cell.advantage for cell in row)
-        groups.append({"prompt": row[0].prompt, "size": size, "signal": signal, "tiles": [next(tiles) for _ in row]})
+        spread = spread_in_words([cell.rewards for cell in row])
+        group = {"prompt": row[0].prompt, "truth": row[0].truth, "size": size, "signal": signal, "spread": spread}
+        groups.append(group | {"tiles": [next(tiles) for _ in row]})
     return {"step": sheet.step, "columns": max((len(row) for row in sheet.rows), default=1), "groups": groups}
 
 
@@ -57,11 +71,22 @@ def _tiles(sheet: Sheet, *, max_px: int) -> list[dict[str, Any]]:
                 "pixelated": max(right - left, bottom - top) <= PIXEL_ART_PX,
                 "score": next((text for text in rewards.values() if text != "–"), "–"),
                 "rewards": rewards,
+                "plain": cell.rewards,
+                "truth": cell.truth,
+                "settled": [settled_in_words(one) for one in cell.settled],
                 "advantage": None if advantage is None else signed(advantage),
                 "sign": sign(advantage or 0),
                 "bar": 100 * abs(advantage or 0) / largest,
             })  # fmt: skip
     return tiles
+
+
+def settled_in_words(one: Mapping[str, Any]) -> str:
+    """ "depth 2: +0.31, one of 3 compared, whose values go from 0.21 to 0.80"."""
+    value = (
+        "" if one["value"] is None else f", {score(one['value'])} against {score(one['low'])} to {score(one['high'])}"
+    )
+    return f"depth {one['depth']}: {signed(one['advantage'])}, one of {one['compared']} compared{value}"
 
 
 def _data_uri(tile: Image.Image, max_px: int) -> str:

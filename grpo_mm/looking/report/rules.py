@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.looking.default_rules import default_rules
 from grpo_mm.looking.own_files import json_rows
 from grpo_mm.looking.report.curves import Rule
 from grpo_mm.looking.report.words import finite, number
-from grpo_mm.looking.watch import Band, absolute_band, describe
+from grpo_mm.looking.watch import Band, Watched, absolute_band, describe
 
 _FIELDS = {"step", "rule", "metric", "value", "band", "asked", "action"}
 
@@ -55,22 +56,28 @@ def _is_event(event: Mapping[str, Any]) -> bool:
 
 
 def rules_of(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[RuleView]:
-    """The entries of `watch` that have a band."""
+    """The entries of `watch` that have a band, and the default rules that were left for a while."""
     found = []
     watch = config.get("watch")
-    for name, entry in watch.items() if isinstance(watch, Mapping) else ():
+    watch = watch if isinstance(watch, Mapping) else {}
+    defaults = default_rules(watch) if config.get("default_watch", True) else {}
+    for name, entry in [*watch.items(), *((name, asdict(rule)) for name, rule in defaults.items())]:
         low, high = (entry.get(end) if isinstance(entry, Mapping) else None for end in ("low", "high"))
         if not (finite(low) or finite(high)):
             continue
         metric, relative = entry.get("metric") or f"watch/{name}/score", bool(entry.get("relative"))
         values = [row[metric] for row in rows if finite(row.get(metric))]
+        shift = bool(entry.get("shift"))
         unit = next((v for v in values if v), None) if relative else 1.0
-        words = _words((low, high)) + " × its first value"
+        start = next(iter(values), None) if shift else 0.0
+        words = _words((low, high)) + (" × its first value" if relative else " beside its first value")
         band: Band = (None, None)
-        if unit is not None:
-            band = absolute_band(low, high, unit=unit)
+        if unit is not None and start is not None:
+            band = absolute_band(low, high, unit=unit, start=start)
             words = _words(band)
         outside = [row[key] for row in rows if (key := f"watch_rule/{name}/outside") in row]
+        if name in defaults and not any(outside):
+            continue
         found.append(
             RuleView(
                 name=name,
@@ -83,6 +90,22 @@ def rules_of(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
                 outside=sum(map(bool, outside)),
             )
         )
+    return found
+
+
+def bands_of(config: Mapping[str, Any]) -> dict[str, Watched]:
+    """The rules of a config, default ones included, for the verdict; an entry that no run can have is left out."""
+    watch = config.get("watch")
+    watch = watch if isinstance(watch, Mapping) else {}
+    found = default_rules(watch) if config.get("default_watch", True) else {}
+    for name, entry in watch.items():
+        if not isinstance(entry, Mapping):
+            continue
+        low, high = (entry.get(end) if finite(entry.get(end)) else None for end in ("low", "high"))
+        if low is not None or high is not None:
+            kinds = {kind: bool(entry.get(kind)) for kind in ("relative", "shift")}
+            metric = str(entry.get("metric") or f"watch/{name}/score")
+            found[str(name)] = Watched(metric=metric, low=low, high=high, **kinds)
     return found
 
 

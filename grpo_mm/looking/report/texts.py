@@ -8,12 +8,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_mm.looking.report.changes import by_change, change_between, counted_changes, spread_in_words
 from grpo_mm.looking.report.words import moment, number, score, sign, signed
 from grpo_mm.looking.transcripts import Answer, Exchange, Marks, Picture, Transcript
 
 LONG_TEXT = 260
 """Characters from which a text is folded to its start and its end, where the answer stands."""
+CLIP_BYTES = 10**6
+"""Of all clips on the page together; those with the largest change come first."""
 HEAD, TAIL = 70, 160
+_MEDIUM = re.compile(r"\s?<(?:image|video)>\s?")
+"""Where the medium stands among the words: the page shows it."""
 _TAG = re.compile(r"(</?\w+>)")
 
 
@@ -24,13 +29,24 @@ def before_and_after_texts(evals: Sequence[Transcript]) -> dict[str, Any] | None
     if before is None and after is None:
         return None
     left, right = ({e.id: e for e in t.exchanges} if t else {} for t in (before, after))
-    questions = []
+    questions, room = [], CLIP_BYTES
     for key in left | right:
         sides = [(label, side[key]) for label, side in (("before", left), ("after", right)) if key in side]
         labelled = [(label, exchange.answers[0]) for label, exchange in sides if exchange.answers]
         folder = (before if key in left else after).folder
-        questions.append(_question(folder, sides[0][1], labelled, largest=1.0))
-    return {"after_step": after.step if after else None, "has_before": before is not None, "questions": questions}
+        change = change_between(*(answer.rewards for _, answer in labelled)) if len(labelled) == 2 else None
+        found = _question(folder, sides[0][1], labelled, largest=1.0) | {"change": change}
+        questions.append(found | {"reel": (folder, sides[-1][1].clip)})
+    questions = by_change(questions)
+    for one in questions:  # the first ones have the largest change
+        one["reel"] = _reel(*one["reel"], seconds=one["seconds"], room=room)
+        room -= len(one["reel"]["src"]) if one["reel"] else 0
+    return {
+        "after_step": after.step if after else None,
+        "has_before": before is not None,
+        "questions": questions,
+        "changes": counted_changes(questions),
+    }
 
 
 def rollout_texts(transcript: Transcript) -> dict[str, Any]:
@@ -44,6 +60,7 @@ def rollout_texts(transcript: Transcript) -> dict[str, Any]:
                 "kept": len(exchange.answers),
                 "size": exchange.group_size,
                 "signal": any(answer.advantage for answer in exchange.answers),
+                "spread": spread_in_words([answer.rewards for answer in exchange.answers]),
             }
             for exchange in transcript.exchanges
         ],
@@ -71,11 +88,14 @@ def _question(
     media = _data_uri(folder, exchange.picture)
     single = exchange.picture is not None and exchange.picture.frames == 1
     return {
-        "question": exchange.question,
+        "question": _MEDIUM.sub(" ", exchange.question).strip(),
+        "right": exchange.right,
         "strip": None if single else media,
         "shot": media if single else None,
         "pixelated": exchange.picture is not None and exchange.picture.file.endswith(".png"),
         "extent": extent and moment(extent),
+        "seconds": extent,
+        "reel": None,
         "true_spans": _spans(exchange.truth, extent),
         "frame": frame,
         "true_boxes": _boxes(exchange.truth),
@@ -174,6 +194,23 @@ def _ending(pieces: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 def _joined(pieces: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     """A fold is one line, however many the text had."""
     return ((kind, part.replace("\n", " ")) for kind, part in pieces)
+
+
+def _reel(folder: Path, clip: Picture | None, *, seconds: float | None, room: int) -> dict[str, Any] | None:
+    """A clip that plays in as many seconds as the video has, within 2 and 12; None where there is none or no room on the page."""
+    src = None if clip is None or clip.frames < 2 else _data_uri(folder, clip)
+    if src is None or len(src) > room:
+        return None
+    width, height = clip.size_px
+    lasts = min(max(seconds or clip.frames / 3, 2.0), 12.0)
+    hard = clip.file.endswith(".png")
+    return {
+        "src": src,
+        "frames": clip.frames,
+        "ratio": f"{width}/{height}",
+        "lasts": round(lasts, 1),
+        "pixelated": hard,
+    }
 
 
 def _data_uri(folder: Path, picture: Picture | None) -> str | None:

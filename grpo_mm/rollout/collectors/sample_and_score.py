@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.rollout.collectors.more import More, Sample, Score
 from grpo_mm.types import Batch, Outputs, Rollout, Rows, Scores
 
@@ -20,7 +21,7 @@ class SampleAndScore:
     server for instance; every piece is a smaller batch. The result is the same.
     """
 
-    pieces: int = 1
+    pieces: int = field(default=1, metadata=FREE)
 
     def __post_init__(self) -> None:
         if self.pieces < 1:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.ledger.entries import Ledger, Plan
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
@@ -38,14 +39,19 @@ class FlowEngine(OdeSampler):
     """How images are sampled: the schedule, where it is random and by which kernel, what is shared, how the rest is solved."""
 
     steps: int = 10
-    eval_steps: int = 40
+    """Denoising steps of a rollout."""
+    eval_steps: int = field(default=40, metadata=NOTED)
+    """Denoising steps of an evaluation."""
     schedule: Annotated[Any, Role("schedule")] | None = None
     """None: the grid of the checkpoint's own scheduler."""
     kernel: Annotated[Any, Role("sampler")] = kernels.flow_sde
+    """How a step is random."""
     logprob: Logprob = "gaussian"
     """cps: the published variance-free form; the same one in rollout and training."""
     noise: Annotated[Any, Role("noise")] = field(default_factory=AllSteps)
+    """Which steps are random, and how much."""
     solver: Annotated[Any, Role("solver")] = field(default_factory=Euler)
+    """How the other steps are solved."""
     seeds: int | None = None
     """Distinct initial latents of a group. None: every sample has its own; 1: all start from one and differ by the noise of
     their steps only (DanceGRPO); between them, neighbours share one (TempFlow-GRPO: 4 for 24 samples)."""
@@ -55,7 +61,7 @@ class FlowEngine(OdeSampler):
     """Only noisy steps that this window covers are trained (BranchGRPO's depth pruning); its level plays no part."""
     train_fraction: float = 1.0
     """Each row trains a random share of its noisy steps (DanceGRPO's τ)."""
-    rollout_batch: int = 16
+    rollout_batch: int = field(default=16, metadata=FREE)
     """Latents in one sampling forward; changes memory and speed only."""
 
     @property
@@ -127,6 +133,19 @@ class FlowEngine(OdeSampler):
             raise ConfigError(
                 f"noise.level = {level:g}; the kernel takes η in (0, 1], and beyond it the std exceeds σ'."
             )
+
+    def without_effect(self, policy: FlowPolicyConfig) -> list[str]:
+        """Settings that others make void, a sentence each."""
+        own = (
+            next((f for f in fields(self.train_within) if f.name == "level"), None)
+            if is_dataclass(self.train_within)
+            else None
+        )
+        if own is None or getattr(self.train_within, "level", None) == own.default:
+            return []
+        return [
+            "engine.train_within.level has no effect: the window says which noisy steps are trained, and engine.noise how noisy."
+        ]
 
     def _check_tree(self, group_size: int, training_steps: int) -> None:
         seeds = self._seeds(group_size)

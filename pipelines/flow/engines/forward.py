@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.ledger.entries import Ledger, Plan
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.engines.engine import NOMINAL_TOKENS
@@ -85,14 +86,14 @@ class ForwardProcess(OdeSampler):
     """
 
     steps: int = 10
-    eval_steps: int = 40
+    eval_steps: int = field(default=40, metadata=NOTED)
     schedule: Annotated[Any, Role("schedule")] | None = None
     """None: the grid of the checkpoint's own scheduler."""
     solver: Annotated[Any, Role("solver")] = field(default_factory=DpmSolverPP)
     draws: Annotated[Any, Role("draws")] = field(default_factory=EveryTimestep)
-    beta: float = 1.0
+    beta: float = field(default=1.0, metadata=NOTED)
     """How far the implicit policies of `nft` lie from the old one: 1 is safe, .1 is fast. Not used by `awm`."""
-    rollout_batch: int = 16
+    rollout_batch: int = field(default=16, metadata=FREE)
 
     @property
     def provides(self) -> frozenset[str]:

@@ -13,8 +13,8 @@ from torch import nn
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import reason
 from grpo_mm.pipelines.flow.models.adapter_parts import adapter_parts
-from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter
-from grpo_mm.weights.adapter_places import Pair, fill, lora_settings, merge_into, place
+from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter, void_beside_start_from
+from grpo_mm.weights.adapter_places import Pair, Placed, fill, lora_settings, merge_into, place
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 
@@ -30,6 +30,10 @@ class Lora:
     """Module name endings; None: the family's attention projections."""
     start_from: str | None = None
     """An adapter folder, file or hub name whose training is continued; its own layers, ranks and alphas are used."""
+
+    def without_effect(self) -> list[str]:
+        """Beside an adapter that is continued, the settings of a new one."""
+        return [] if self.start_from is None else void_beside_start_from(self)
 
     def check(self) -> None:
         if self.rank < 1:
@@ -86,11 +90,26 @@ def _continued(pipe: Any, file: AdapterFile, path: str) -> dict[str, Pair]:
     return found["transformer"]
 
 
-def merge(pipe: Any, path: str) -> None:
-    """Folds an adapter into the weights of the transformer, and of the text encoders that it has a part for."""
-    file = read_adapter(path)
-    for part, pairs in place(file, adapter_parts(pipe)).items():
+def merge(pipe: Any, path: str) -> Placed:
+    """Folds an adapter into the weights of the transformer, and of the text encoders that it has a part for; gives what it
+    has folded."""
+    placed = place(read_adapter(path), adapter_parts(pipe))
+    for part, pairs in placed.items():
         merge_into(getattr(pipe, part), pairs, where=f"policy.merge_adapter = {path}")
+    return placed
+
+
+def save_placed(pipe: Any, placed: Placed, folder: Path) -> None:
+    """Writes what was merged in the names of plain diffusers, whatever tool's names it came in."""
+    layers = {
+        f"{part}_lora_layers": {
+            f"{name}.lora_{factor}.weight": value.contiguous()
+            for name, pair in ((name, pair.at_scale_one()) for name, pair in pairs.items())
+            for factor, value in (("A", pair.a), ("B", pair.b))
+        }
+        for part, pairs in placed.items()
+    }
+    pipe.save_lora_weights(folder, **layers)
 
 
 def save_adapter(pipe: Any, folder: Path) -> None:
@@ -103,13 +122,35 @@ def save_adapter(pipe: Any, folder: Path) -> None:
     pipe.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata)
 
 
+def save_merged(pipe: Any, folder: Path) -> None:
+    """Writes the whole pipeline with the adapter in the transformer's weights; the one that is trained stays as it is.
+
+    Sums are computed in float32 at least and rounded once, to the dtype of the weights.
+    """
+    merged = copy.deepcopy(pipe.transformer).cpu()
+    layers = {name: m for name, m in merged.named_modules() if hasattr(m, "lora_A") and "default" in m.lora_A}
+    pairs = {}
+    for name, layer in layers.items():
+        a, b = (factor["default"].weight.detach() for factor in (layer.lora_A, layer.lora_B))
+        pairs[name] = Pair(a, b, alpha=layer.scaling["default"] * a.shape[0])
+    merged.unload_lora()
+    merge_into(merged, pairs, where="the adapter")
+    _save_with(pipe, merged, folder)
+
+
 def save_pipeline(pipe: Any, folder: Path, *, dtype: torch.dtype) -> None:
     """Writes the whole pipeline, the transformer in `dtype`."""
+    network = pipe.transformer
+    same = next(network.parameters()).dtype == dtype
+    _save_with(pipe, network if same else copy.deepcopy(network).to(dtype), folder)
+
+
+def _save_with(pipe: Any, transformer: nn.Module, folder: Path) -> None:
+    """Writes the pipeline with another transformer in the place of its own."""
     from diffusers.utils import logging
 
     network, level = pipe.transformer, logging.get_verbosity()
-    if next(network.parameters()).dtype != dtype:
-        pipe.register_modules(transformer=copy.deepcopy(network).to(dtype))
+    pipe.register_modules(transformer=transformer)
     logging.set_verbosity_error()  # it warns of every encoder that the checkpoint has always been without
     try:
         pipe.save_pretrained(folder)

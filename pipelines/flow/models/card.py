@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_mm.outside import as_python
+from grpo_mm.outside import as_python, from_root
 from grpo_mm.pipelines.flow.models.family import resolve
 
 FOLDER = '"path/of/this/folder"'
+MERGED = "merged"
+"""Where, beside an adapter, the one lies that was merged before training."""
 
 
 def loading_code(
-    config: Any, pipe: Any, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None
+    config: Any,
+    pipe: Any,
+    *,
+    merged: Sequence[str] = (),
+    sigmas: str | None = None,
+    scheduler: Mapping[str, Any] | None = None,
 ) -> str:
     """Python text for a `FlowPolicyConfig` and its pipeline, with the settings that the policy was trained at.
 
     Args:
+        merged: the parts of the pipeline that an adapter was merged into before training.
         sigmas: Python text of the noise levels that the pipeline is called with; None: the pipeline's own.
         scheduler: settings of the Euler scheduler that shifts them; None: the pipeline's own does.
     """
     name = type(pipe).__name__
-    adapter, euler = config.lora is not None, "FlowMatchEulerDiscreteScheduler"
+    adapter, euler = config.lora is not None and not config.save_merged, "FlowMatchEulerDiscreteScheduler"
     lines = ["import numpy"] if sigmas and "numpy" in sigmas else []
     lines += ["import torch", f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}", ""]
     lines.append(
-        f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe)])})"
+        f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe, adapter=adapter)])})"
     )
-    if config.merge_adapter is not None and adapter:
+    if merged and adapter:
         lines += [
-            f"pipe.load_lora_weights({_adapter(config.merge_adapter)})  # was merged before training",
-            "pipe.fuse_lora()",
+            f'pipe.load_lora_weights({FOLDER[:-1]}/{MERGED}")  # was merged before training',
+            f"pipe.fuse_lora(components={as_python(list(merged))})",
             "pipe.unload_lora_weights()",
         ]
     if adapter:
@@ -52,24 +59,16 @@ def loading_code(
 
 def _source(config: Any, *, adapter: bool) -> str:
     """Of the weights below the adapter, or of the whole pipeline that a run left."""
-    return as_python(resolve(config.model.path)) if adapter else FOLDER
+    return as_python(from_root(resolve(config.model.path))) if adapter else FOLDER
 
 
-def _settings(config: Any, pipe: Any) -> list[str]:
+def _settings(config: Any, pipe: Any, *, adapter: bool) -> list[str]:
     """What tells `from_pretrained` which files to read and how."""
-    asked = {name: getattr(config.model, name, None) for name in ("revision", "variant") if config.lora is not None}
+    asked = {name: getattr(config.model, name, None) for name in ("revision", "variant") if adapter}
     settings = [f"{name}={as_python(value)}" for name, value in asked.items() if value is not None]
     absent = [part for part, value in pipe.components.items() if value is None]
     absent = [part for kind in ("encoder", "tokenizer") for part in absent if kind in part]
     return [*settings, *(f"{part}=None" for part in absent), f"dtype=torch.{config.dtype}"]
-
-
-def _adapter(path: str) -> str:
-    """Arguments of `load_lora_weights` for a folder, a file or a hub name."""
-    local = Path(path).expanduser()
-    if local.is_file():
-        return f"{as_python(str(local.parent))}, weight_name={as_python(local.name)}"
-    return as_python(str(local) if path.startswith("~") else path)
 
 
 def _arguments(values: Mapping[str, Any]) -> str:

@@ -90,11 +90,13 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
                 f"model path {path!r} is neither an existing folder nor a hub name of the form owner/name."
             )
         return
+    if not folder.exists():
+        raise ConfigError(f"model path: there is no folder {plain(path)}.")
     index = folder / "model_index.json"
     if not index.is_file():
         raise ConfigError(
             f"{path} is not a diffusers checkpoint: it has no model_index.json. "
-            + ("The folder does not exist." if not folder.exists() else "Give the folder that `save_pretrained` wrote.")
+            "Give the folder that `save_pretrained` wrote."
         )
     found = read_index(folder).get("_class_name")
     if found != pipeline_class:
@@ -112,6 +114,12 @@ def pixels_per_token(path: str) -> int:
     if not isinstance(blocks, list):
         raise ConfigError(f"{file}: block_out_channels is {shown(blocks)}; wanted a list.")
     return 2 ** len(blocks)
+
+
+def takes_guidance(path: str) -> bool:
+    """Whether the network of a checkpoint has guidance as an input, or is guided from outside; True where no file tells."""
+    file = Path(resolve(path)).expanduser() / "transformer" / "config.json"
+    return not file.is_file() or read_settings(file).get("guidance_embeds", True) is not False
 
 
 def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -> Any:

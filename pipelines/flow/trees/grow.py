@@ -12,6 +12,7 @@ from torch import Tensor
 from grpo_mm.pipelines.flow.record import Logprob, logprob_of, transition
 from grpo_mm.pipelines.flow.solver import Solver
 from grpo_mm.pipelines.flow.trees.tree import Tree
+from grpo_mm.processes.progress import report
 from grpo_mm.types import join_items
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -94,9 +95,12 @@ def grow(
     is_root = tree.depth_V == 0
     prompt, node = torch.nonzero(needed & is_root, as_tuple=True)
     wave = _Wave(prompt, node, roots[prompt.to(device), node.to(device)], None)
+    grown = 0
     while len(wave.node):
         q = wave.prompt * size + wave.node
         place_Q[q] = torch.arange(len(q))
+        grown += len(q)
+        report("sampling, latents", grown, int(needed.sum()))
         done = (tree.level_V[wave.node] == last) & ~children[wave.prompt, wave.node]
         if done.any():
             found["items"].append(finish(wave.latent[done.to(device)]))

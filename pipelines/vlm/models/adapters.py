@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.models.families import LINEAR, adapter_targets
-from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter
+from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter, void_beside_start_from
 from grpo_mm.weights.adapter_places import Pair, Part, Place, check_untied, fill, lora_settings, merge_into, place
 
 LANGUAGE, VISUAL = "model.language_model.", "model.visual."
@@ -29,6 +30,10 @@ class Lora:
     """Names of linear layers within a language layer."""
     start_from: str | None = None
     """An adapter folder, file or hub name whose training is continued; its own layers, ranks and alphas are used."""
+
+    def without_effect(self) -> list[str]:
+        """Beside an adapter that is continued, the settings of a new one."""
+        return [] if self.start_from is None else void_beside_start_from(self)
 
     def check(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
@@ -88,11 +93,27 @@ def _continued(model: Any, file: AdapterFile, path: str) -> dict[str, Pair]:
     return found
 
 
-def merge(model: Any, path: str) -> Any:
-    """The model with an adapter folded into its weights for good."""
+def merge(model: Any, path: str) -> dict[str, Pair]:
+    """Folds an adapter into the weights of the model for good; gives what it has folded."""
     pairs = place(read_adapter(path), [_part(model)])["model"]
     merge_into(model, pairs, where=f"policy.merge_adapter = {path}")
-    return model
+    return pairs
+
+
+def save_pairs(model: Any, pairs: Mapping[str, Pair], folder: Path) -> None:
+    """Writes what was merged as `PeftModel.from_pretrained` expects it, whatever tool's names it came in."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    plain = {name: pair.at_scale_one() for name, pair in pairs.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    LoraConfig(**lora_settings(plain, model), task_type="CAUSAL_LM", inference_mode=True).save_pretrained(folder)
+    tensors = {
+        f"base_model.model.{name}.lora_{factor}.weight": value.contiguous()
+        for name, pair in plain.items()
+        for factor, value in (("A", pair.a), ("B", pair.b))
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _part(model: Any) -> Part:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from grpo_mm.outside import as_python
+from grpo_mm.outside import as_python, from_root
 from grpo_mm.pipelines.vlm.models.families import resolve
 from grpo_mm.pipelines.vlm.models.positions import serving_code
 
 FOLDER = '"path/of/this/folder"'
+MERGED = "merged"
+"""Where, beside an adapter, the one lies that was merged before training."""
 
 
 def loading_code(config: Any, loaded: Any, *, drawn: Mapping[str, Any]) -> str:
@@ -19,7 +21,7 @@ def loading_code(config: Any, loaded: Any, *, drawn: Mapping[str, Any]) -> str:
     `drawn`: of transformers' GenerationConfig, beside the tokens that end an answer and those that are never drawn.
     """
     adapter = config.lora is not None and not config.save_merged
-    source = as_python(resolve(config.path)) if adapter else FOLDER
+    source = as_python(from_root(resolve(config.path))) if adapter else FOLDER
     attention = "" if config.attention in ("sdpa", "flex_attention") else f', attn_implementation="{config.attention}"'
     lines = [
         "import torch",
@@ -34,7 +36,7 @@ def loading_code(config: Any, loaded: Any, *, drawn: Mapping[str, Any]) -> str:
     if loaded.family.leaves_positions_open:
         lines += serving_code(config.video_positions)
     if adapter and config.merge_adapter is not None:
-        merged = as_python(resolve(config.merge_adapter))
+        merged = f'{FOLDER[:-1]}/{MERGED}"'
         lines.append(f"model = PeftModel.from_pretrained(model, {merged}).merge_and_unload()  # before training")
     if adapter:
         lines.append(f"model = PeftModel.from_pretrained(model, {FOLDER})")

@@ -106,6 +106,8 @@ def check_model(path: str) -> None:
                 f"policy.path {path!r} is neither an existing folder nor a hub name of the form owner/name."
             )
         return
+    if not folder.exists():
+        raise ConfigError(f"policy.path: there is no folder {plain(path)}.")
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path} is no transformers checkpoint: it has no config.json.")

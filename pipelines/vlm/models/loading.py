@@ -10,7 +10,7 @@ import torch
 from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.models.families import Family, family_of, resolve
 from grpo_mm.pipelines.zoo.random_weights import random_vision_language
-from grpo_mm.weights.pretrained import check_vocabulary, load_model, load_processor
+from grpo_mm.weights.pretrained import check_chat, check_vocabulary, load_model, load_processor
 from grpo_mm.weights.weight_files import refusing
 
 RANDOM = "random:"
@@ -81,6 +81,7 @@ def _read(path: str, *, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
     model = load_model(AutoModelForImageTextToText, folder, dtype=dtype, attn_implementation=attention)
     processor = load_processor(AutoProcessor, folder, parts=("tokenizer", "image_processor", "video_processor"))
     check_vocabulary(processor.tokenizer, model, where=path)
+    check_chat(processor, where=path, media=["image"])
     return model, processor
 
 
@@ -90,7 +91,9 @@ def _end_of_turn(processor: Any, path: str) -> int:
     answer = "this is an answer"
     told = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     with refusing(f"{path}: its chat template"):
-        _, _, after = processor.apply_chat_template(told).rpartition(answer)
+        _, found, after = processor.apply_chat_template(told).rpartition(answer)
+    if not found:
+        raise ConfigError(f"{path}: its chat template leaves out the answer of a turn.")
     ids = processor.tokenizer(after, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ConfigError(f"the chat template of {path} puts nothing after an answer, so no answer would ever end.")

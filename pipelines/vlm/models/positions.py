@@ -1,7 +1,8 @@
 """Where text goes on after a video: rotary positions by the rule that the released Qwen2-VL and Qwen2.5-VL were trained with.
 
 Their authors' code, transformers before 5.3 and inference engines go on above the highest position so far, on whichever axis it
-stands. In transformers from 5.3 on, text goes on from the video's place in space, whatever its clock says.
+stands. In transformers from 5.3 on, text goes on from the video's place in space, whatever its clock says. Some of its versions,
+before 5.3 and after, cut the seconds of a step to a whole number too: at 4 frames a second every clock stands still.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from functools import partial
+from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
@@ -84,11 +86,13 @@ def serving_code(rule: VideoPositions) -> list[str]:
     if rule == "library":
         return [
             "# Trained with text after a video going on from the video's place in space, the rule of transformers from 5.3 on.",
-            "# vLLM and older transformers have another: serve videos with neither.",
+            f"# The run had transformers {version('transformers')}; other versions may cut the seconds of a step to a whole number.",
+            "# vLLM and older transformers have another rule: serve videos with neither.",
         ]
     return [
         "# Trained with text after a video going on above the highest position so far, its clock included: the rule of the",
         "# model's authors, of vLLM and of transformers before 5.3. From 5.3 on transformers has another, which this replaces.",
+        "# Some versions before 5.3 cut the seconds of a step to a whole number: serve no videos of Qwen2.5-VL with those.",
         "from functools import partial",
         "from typing import Any",
         "import torch",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.identity import FREE
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.forwards.packing import pack
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.prompting.shared_media import roots
 from grpo_mm.pipelines.vlm.sampling.running import Running, begun
 from grpo_mm.processes.clock import phase
+from grpo_mm.processes.progress import report
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Generated:
     length_N: Tensor
     logprob_NA: Tensor
     """[N, A] float32, of the whole distribution (temperature and forbidden tokens, not top_p); 0 beyond the length."""
+    entropy_NA: Tensor | None = None
+    """[N, A] float32, in nats, of the same distribution at that place; 0 beyond the length, and where nothing is left to chance.
+    None: this engine does not tell."""
 
 
 class Generator(Protocol):
@@ -68,9 +73,9 @@ class HfGenerator:
     (their number changes logits by rounding, which moves a draw once in about 10⁶ tokens of float32).
     """
 
-    batch: int = 64
+    batch: int = field(default=64, metadata=FREE)
     """Rows drawn at once; changes memory and speed. Others join when a quarter of the places is free."""
-    batch_tokens: int | None = None
+    batch_tokens: int | None = field(default=None, metadata=FREE)
     """At most so many tokens, prompt and answer of every row at its longest, at once; at least one row goes. None: no
     limit."""
 
@@ -96,6 +101,8 @@ class HfGenerator:
                         max_new_tokens=draw.max_new_tokens,
                     ))  # fmt: skip
                 running = drawing.step(running)
+                ended = len(requests) - sum(map(len, waiting)) - (0 if running is None else len(running.live))
+                report("texts", ended, len(requests))
                 if running is not None and not waiting and 2 * len(running.live) <= len(running.row_n):
                     running = running.only(running.live)
         return drawing.made
@@ -137,13 +144,17 @@ class _Drawing:
         self.network, self.draw = network, draw
         shape = (len(requests), draw.max_new_tokens)
         self.made = Generated(
-            torch.zeros(shape, dtype=torch.int64), torch.zeros(shape[0], dtype=torch.int64), torch.zeros(shape)
+            torch.zeros(shape, dtype=torch.int64),
+            torch.zeros(shape[0], dtype=torch.int64),
+            torch.zeros(shape),
+            torch.zeros(shape),
         )
         self.uniform_NA = torch.zeros(shape, dtype=torch.float64)
         for row, request in enumerate(requests):
             if request.stream is not None:
                 self.uniform_NA[row] = torch.rand(draw.max_new_tokens, generator=request.stream, dtype=torch.float64)
         self.greedy_N = torch.tensor([request.stream is None for request in requests])
+        self.draws = not bool(self.greedy_N.all())
         self.stop = torch.tensor(sorted(draw.stop), dtype=torch.int64)
 
     def step(self, running: Running) -> Running | None:
@@ -155,12 +166,19 @@ class _Drawing:
         logprob_nV = self.network.distribution.logprobs(logits_nV, temperature=self.draw.temperature)
         token_n = pick(logprob_nV, uniform_n.to(device), self.greedy_N[running.row_n].to(device), top_p=self.draw.top_p)
         self.made.logprob_NA[here] = logprob_nV.gather(-1, token_n[:, None])[:, 0].cpu()[live]
+        if self.draws:
+            self.made.entropy_NA[here] = entropy(logprob_nV).cpu()[live]
         self.made.token_NA[here] = drawn = token_n.cpu()[live]
         self.made.length_N[here[0]] = length = here[1] + 1
         ended = torch.isin(drawn, self.stop) | (length >= self.draw.max_new_tokens)
         if bool(ended.all()):
             return None
         return running.after(self.network, token_n).without(live[ended])
+
+
+def entropy(logprob_nV: Tensor) -> Tensor:
+    """Of distributions, in nats, [n]; what is forbidden (log-probability -inf) adds nothing."""
+    return -(logprob_nV.exp() * logprob_nV.clamp_min(torch.finfo(logprob_nV.dtype).min)).sum(-1)
 
 
 def pick(logprob_nV: Tensor, uniform_n: Tensor, greedy_n: Tensor, *, top_p: float) -> Tensor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import ConfigError
 from grpo_mm.ledger.entries import Ledger, Plan
+from grpo_mm.ledger.timed import timed
 from grpo_mm.ledger.words import Asked, memory_lines, time_lines
 
 
 def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
     """Does it fit, how long, what does it cost; what cannot be told is said in a line of its own."""
+    seconds, where = timed(config.folder, asked.bench)
+    asked = replace(asked, measured_seconds=seconds, measured_on=where)
     plan = plan_of(config, devices=asked.devices)
     try:
         ledger = ledger_of(config, plan)
