@@ -269,7 +269,8 @@ def _tell(told: HeldOut) -> None:
 def show(
     config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file, or a run folder")],
     overrides: Overrides = None,
-    devices: Annotated[int, typer.Option(min=1, help="GPUs that share the prompts; each holds everything")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that share the prompts of a step")] = 1,
+    sharded: Annotated[bool, typer.Option(help="each GPU keeps a part of the weights, else each holds all")] = False,
     gpu: Annotated[
         str, typer.Option(help="the card that seconds are estimated for, e.g. rtx4090, a100, h100, h200")
     ] = "h100",
@@ -289,7 +290,7 @@ def show(
     from grpo_mm.ledger.words import Asked
     from grpo_mm.tools.show import shown_lines
 
-    asked = Asked(gpu, devices, share, price, bench=measured)
+    asked = Asked(gpu, devices, share, price, sharded, bench=measured)
     for line in shown_lines(config, overrides or [], trust=trust, asked=asked):
         say(line)
 

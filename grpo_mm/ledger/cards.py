@@ -44,6 +44,11 @@ def needed(peak_bytes: int) -> float:
     return (peak_bytes * FRAGMENTED + CONTEXT_BYTES) / 2**30 / 0.97
 
 
+def usable(gib: float) -> int:
+    """Bytes of a run that a card of so many GB holds: what `needed` asks for, the other way round."""
+    return int((gib * 0.97 * 2**30 - CONTEXT_BYTES) / FRAGMENTED)
+
+
 def smallest(peak_bytes: int) -> int | None:
     """The smallest usual size that holds it; None if none does."""
     return next((size for size in SIZES if needed(peak_bytes) <= size), None)

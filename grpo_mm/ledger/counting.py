@@ -21,7 +21,8 @@ _ACTIVE: list[Counter] = []
 class Counter(TorchDispatchMode):
     """Follows every storage that is made while it is on, from its birth to its end.
 
-    live, peak: bytes of these storages now, and at most. flops: of products, convolutions and attention, a multiply-add as two.
+    live, peak: bytes of these storages now, and at most. copies: of these at the peak, weights that autocast has cast.
+    flops: of products, convolutions and attention, a multiply-add as two.
 
     Whole numbers may stay on the CPU, where code asks for their values: what meets a meta tensor counts as one.
     `device`: which storages count; "cpu" measures a real run in the same way.
@@ -29,8 +30,9 @@ class Counter(TorchDispatchMode):
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
-        self.device, self.live, self.peak, self.flops = device, 0, 0, 0
+        self.device, self.live, self.peak, self.copies, self.flops = device, 0, 0, 0, 0
         self._seen: dict[int, int] = {}
+        self._cast: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -71,11 +73,17 @@ class Counter(TorchDispatchMode):
             return
         self._seen[key] = size = storage.nbytes() if size is None else size
         self.live += size
-        self.peak = max(self.peak, self.live)
+        if self.live > self.peak:
+            self.peak, self.copies = self.live, sum(self._cast.values())
         weakref.finalize(storage, self._ended, key).atexit = False
 
     def _ended(self, key: int) -> None:
         self.live -= self._seen.pop(key, 0)
+        self._cast.pop(key, None)
+
+    def casts(self, tensor: Tensor) -> None:
+        """Takes down that this is a copy of a weight."""
+        self._cast[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
 
 
 _INDEXING = (_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_)
@@ -150,6 +158,8 @@ class AsOnDevice(TorchFunctionMode):
             return tensor.to(low)
         if id(tensor) not in self._casts:
             self._casts[id(tensor)] = tensor.to(low)
+            for counter in _ACTIVE:
+                counter.casts(self._casts[id(tensor)])
         return self._casts[id(tensor)]
 
 
@@ -188,30 +198,44 @@ def _attention(
 ) -> Tensor:  # fmt: skip
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # kernels add a mask to the scores
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
-    return _Flash.apply(query, key, value, attn_mask)
+    return _Flash.apply(query, key, value, attn_mask, key.shape[-2])
+
+
+def windowed_attention(query: Tensor, key: Tensor, value: Tensor, length_w: Tensor) -> Tensor:
+    """Attention within windows of these lengths, all at once: [n, heads, tokens, D] to [n, tokens, heads, D].
+
+    Stands for a call a window and the join of their outputs, which it takes the memory and the operations of.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
+    keys = float(length_w.double().square().sum() / length_w.sum())
+    found = _Flash.apply(query, key, value, None, keys).transpose(1, 2)
+    return torch.cat(found.split(-(-found.shape[1] // 2), 1), 1)
 
 
 class _Flash(torch.autograd.Function):
     """A flash kernel's memory: it keeps its inputs, the output and one number a row, never the scores."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, keys: float) -> Tensor:
+        """`keys`: that a query meets on average."""
         # Kernels put the heads last but one, so that the transposition after them is free.
         shape = (*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1])
         found = query.new_empty(shape).transpose(-3, -2)
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, mask, found, sums)
-        _add_flops(2.0, query, key, value)
+        ctx.keys = keys
+        _add_flops(2.0, query, keys)
         return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
-        _add_flops(5.0, query, key, value)
-        return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape), None
+        _add_flops(5.0, query, ctx.keys)
+        return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape), None, None
 
 
-def _add_flops(products: float, query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Of so many products of all queries with all keys; a causal mask is not made use of."""
+def _add_flops(products: float, query: Tensor, keys: float) -> None:
+    """Of so many products of all queries with their keys; a causal mask is not made use of."""
     for counter in _ACTIVE:
-        counter.flops += int(products * query.numel() * key.shape[-2]) * 2
+        counter.flops += int(products * query.numel() * keys) * 2

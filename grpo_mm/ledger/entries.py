@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 GIB = 2**30
+PROPORTIONAL = ("activations", "keys and values")
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,35 @@ class Entry:
     bytes: int
     dtype: str = ""
     place: Literal["device", "host"] = "device"
-    divisible: bool = False
-    """Whether sharding could leave each device its part. All is replicated today, see `Ledger.on_each`."""
+    split: Literal["", "weights", "rows"] = ""
+    """What leaves each device a part of it: "weights", sharding; "rows", processes that share the prompts of a step."""
+    when: Literal["", "replicated", "sharded"] = ""
+    """The one form in which there is such an entry; "": both."""
+
+    def on_each(self, spread: Spread, *, counted_for: int) -> int:
+        """Bytes on each of several devices, of an entry that was counted for the rows of one of `counted_for` processes."""
+        if self.when and (self.when == "sharded") != spread.sharded:
+            return 0
+        if self.split == "rows":
+            return -(-self.bytes * counted_for // spread.devices)
+        return -(-self.bytes // (spread.devices if self.split == "weights" and spread.sharded else 1))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over how many devices a run is spread, all of which share the prompts.
+
+    sharded: each keeps a part of the weights, of the optimiser and of copies of the weights; weights are gathered in the dtype of
+    the forwards once a phase, gradients are added up whole and cut once an update (ZeRO-2). Else each holds everything.
+    """
+
+    devices: int = 1
+    sharded: bool = False
+
+
+def _on_device(entries: tuple[Entry, ...]) -> int:
+    """Of a form that is not yet chosen (`Ledger.on`): as replicated."""
+    return sum(entry.bytes for entry in entries if entry.place == "device" and entry.when != "sharded")
 
 
 @dataclass(frozen=True)
@@ -31,11 +59,18 @@ class Phase:
     name: str
     parts: tuple[Entry, ...]
     lower: str = ""
-    """The setting that makes it smaller."""
+    """The settings that make it smaller."""
+    setting: tuple[str, int] | None = None
+    """(key, value) of the setting that its activations are proportional to."""
 
     @property
     def bytes(self) -> int:
-        return sum(part.bytes for part in self.parts if part.place == "device")
+        return _on_device(self.parts)
+
+    @property
+    def proportional(self) -> int:
+        """Bytes of `activations` and of keys, which `setting` scales."""
+        return sum(part.bytes for part in self.parts if part.owner in PROPORTIONAL and part.place == "device")
 
 
 @dataclass(frozen=True)
@@ -58,10 +93,32 @@ class Ledger:
     weights: int = 0
     said: tuple[str, ...] = ()
     """What was assumed, where sizes come from, what is in no line."""
+    devices: int = 1
+    """Processes that share a step's prompts; entries by rows are those of one of them."""
 
-    def on_each(self, *, sharded_over: int = 1) -> int:
-        """Resident bytes of each device; `sharded_over` devices share what is divisible."""
-        return sum(-(-e.bytes // (sharded_over if e.divisible else 1)) for e in self.resident if e.place == "device")
+    def on(self, spread: Spread) -> Ledger:
+        """The share of each of several devices. Of entries, not of operations: these follow the processes it was counted for."""
+
+        def here(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+            sized = (replace(e, bytes=e.on_each(spread, counted_for=self.devices), split="", when="") for e in entries)
+            return tuple(entry for entry in sized if entry.bytes)
+
+        phases = tuple(replace(phase, parts=here(phase.parts)) for phase in self.phases)
+        return replace(self, resident=here(self.resident), phases=phases, devices=spread.devices)
+
+    @property
+    def held(self) -> int:
+        """Bytes that are on the device all the time."""
+        return _on_device(self.resident)
+
+    @property
+    def by_dtype(self) -> dict[str, int]:
+        """Bytes at the peak, the largest first; "" for what is of several."""
+        found: dict[str, int] = {}
+        for entry in (*self.resident, *self.fullest.parts):
+            if entry.place == "device" and entry.when != "sharded":
+                found[entry.dtype] = found.get(entry.dtype, 0) + entry.bytes
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @property
     def host(self) -> int:
@@ -76,7 +133,7 @@ class Ledger:
     @property
     def peak(self) -> int:
         """Most bytes at once, on each device."""
-        return self.on_each() + self.fullest.bytes
+        return self.held + self.fullest.bytes
 
 
 @dataclass(frozen=True)
@@ -99,6 +156,9 @@ class Plan:
     """Whether the optimiser takes a root of the whole second moment at once, as AdamW does on a GPU."""
     eval_rows: int = 0
     """Held-out rows that one process is asked at once; 0: no held-out data, or as many as a step has."""
+    devices: int = 1
+    """Processes that share the step's prompts."""
+    offload_rewards: bool = False
     media: str = ""
     """"video" or "picture" where prompts have one, as far as the readers tell."""
 
@@ -109,4 +169,4 @@ class Plan:
 
 def swapped(trained_bytes: int) -> Entry:
     """The present weights, aside while a snapshot is in their place."""
-    return Entry("present weights, aside", trained_bytes, "float32", divisible=True)
+    return Entry("present weights, aside", trained_bytes, "float32", split="weights")

@@ -26,12 +26,28 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
     frozen = held(module) - size
     names = {"ref": "reference weights", "ema": "averaged weights", "sampling": "sampling weights"}
     entries = [
-        Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), divisible=True),
-        Entry(f"{owner}, trained", size, _dtype(module, True), divisible=True),
-        Entry("AdamW", count * plan.optimiser_bytes, divisible=True),
-        *(Entry(names.get(name, name), size, "float32", divisible=True) for name in plan.snapshots),
+        Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), split="weights"),
+        Entry(f"{owner}, trained", size, _dtype(module, True), split="weights"),
+        Entry("AdamW", count * plan.optimiser_bytes, split="weights"),
+        *(Entry(names.get(name, name), size, "float32", split="weights") for name in plan.snapshots),
     ]
     return tuple(entry for entry in entries if entry.bytes)
+
+
+def of_forward(module: nn.Module, compute: str, *, size: int, copies: int = 0, gradients: int = 0) -> tuple[Entry, ...]:
+    """What a pass holds of the weights beside those that are there all the time.
+
+    Args:
+        compute: the dtype that products run in; `size` is that of one number.
+        copies: bytes of weights that autocast has cast; sharded weights are gathered in that dtype instead.
+        gradients: bytes of those that are added up; whole on each device until the update is done.
+    """
+    numbers = sum(p.numel() for p in module.parameters())
+    return (
+        Entry("gradients", gradients, "float32"),
+        Entry("compute copies (autocast)", copies, compute, when="replicated"),
+        Entry("gathered weights", numbers * size, compute, when="sharded"),
+    )
 
 
 def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
@@ -40,8 +56,8 @@ def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
     size, largest = bytes_of(trained), max((p.numel() * p.element_size() for p in trained), default=0)
     root = size if plan.foreach else 2 * largest
     parts = (
-        Entry("gradients", size, "float32", divisible=True),
-        Entry("root of the second moment", root, divisible=True),
+        Entry("gradients", size, "float32", split="weights"),
+        Entry("root of the second moment", root, split="weights"),
     )
     return Phase("optimiser step", parts, "train an adapter (policy.lora={rank: 32})")
 

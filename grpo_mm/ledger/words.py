@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_mm.ledger.cards import CONTEXT_BYTES, SHARE_OF_PEAK, card, smallest
-from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase
+from grpo_mm.ledger.cards import CONTEXT_BYTES, SHARE_OF_PEAK, SIZES, card, smallest, usable
+from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Spread
+from grpo_mm.ledger.fit import DEVICES, cheapest_fix, fewest
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Asked:
     share: float = SHARE_OF_PEAK
     price: float | None = None
     """Of a GPU for an hour, in any currency."""
+    sharded: bool = False
+    """Whether each device keeps a part of the weights only."""
     bench: Path | None = None
     """What `grpo-mm bench --json` printed: seconds of a step come from there."""
     measured_seconds: float | None = None
@@ -25,31 +28,51 @@ class Asked:
     measured_on: str = ""
 
 
-def memory_lines(ledger: Ledger, *, cpu: bool = False) -> list[str]:
-    """What is held all the time, what each phase adds, the peak, and the smallest card."""
-    on_device = [entry for entry in ledger.resident if entry.place == "device"]
+def memory_lines(ledger: Ledger, asked: Asked | None = None, *, cpu: bool = False) -> list[str]:
+    """What is held all the time, what each phase adds, the peak by dtype, the smallest card and the number of larger ones.
+
+    `ledger` is counted for the processes that `asked` says.
+    """
+    asked = asked or Asked()
+    here = ledger.on(Spread(asked.devices, asked.sharded))
+    on_device = [entry for entry in here.resident if entry.place == "device"]
+    form = ", weights sharded" if asked.sharded else ", each holds all weights" if asked.devices > 1 else ""
+    each = "the process" if asked.devices == 1 else f"each of {asked.devices} processes{form}"
     found = [
         f"{ledger.trained / 1e6:.2f} M trained of {ledger.weights / 1e6:.2f} M weights of the network",
-        f"memory per process, GiB, held all the time: {_list(on_device)}; sum {_gib(ledger.on_each())}",
+        f"memory of {each}, GiB, held all the time: {_list(on_device)}; sum {_gib(here.held)}",
     ]
-    found += [f"  + {phase.name}: {_gib(phase.bytes)} ({_list(phase.parts)})" for phase in _by_size(ledger.phases)]
-    fullest = ledger.fullest
+    found += [f"  + {phase.name}: {_gib(phase.bytes)} ({_list(phase.parts)})" for phase in _by_size(here.phases)]
+    dtypes = ", ".join(
+        f"{name or 'activations of several dtypes'} {_gib(size)}" for name, size in here.by_dtype.items()
+    )
     found.append(
-        f"peak {_gib(ledger.peak)} GiB, during: {fullest.name}"
-        + (f"; main memory {_gib(ledger.host)} GiB" if ledger.host else "")
+        f"peak {_gib(here.peak)} GiB, during: {here.fullest.name}; by dtype: {dtypes}"
+        + (f"; main memory {_gib(here.host)} GiB" if here.host else "")
     )
     if cpu:
         return [*found, *ledger.said]
-    size = smallest(ledger.peak)
+    return [*found, *_card_lines(ledger, here, asked), *ledger.said]
+
+
+def _card_lines(ledger: Ledger, here: Ledger, asked: Asked) -> list[str]:
+    size = smallest(here.peak)
     spare = f"{CONTEXT_BYTES / GIB:.0f} GiB for CUDA and 5 % between blocks counted in"
-    if size is None:
-        found.append(f"no GPU of 24, 40, 48, 80 or 141 GiB holds this ({spare}): {_advice(ledger)}")
-    else:
-        found.append(
-            f"smallest GPU that holds this: {size} GiB ({spare})"
-            + (f"; for a smaller one: {_advice(ledger)}" if size > 24 else "")
-        )
-    return [*found, *ledger.said]
+    below = max((s for s in SIZES if s < (size or 10**9)), default=None)
+    advice = cheapest_fix(ledger, usable(below), Spread(asked.devices, asked.sharded)) if below else ""
+    first = (
+        f"no GPU of {', '.join(map(str, SIZES))} GB holds this ({spare}): {advice}"
+        if size is None
+        else f"smallest GPU that holds this: {size} GB ({spare})" + (f"; for {below} GB: {advice}" if below else "")
+    )
+    counts = [f"{number_of_cards(ledger, gib)} × {gib} GB" for gib in (24, 80, 141)]
+    return [first, f"fewest GPUs that hold this: {', '.join(counts)} (sharded: each keeps a part of the weights)"]
+
+
+def number_of_cards(ledger: Ledger, gib: int) -> str:
+    """ "1", "8 (sharded)", "none up to 128"."""
+    spread = fewest(ledger, gib)
+    return f"none up to {DEVICES[-1]}" if spread is None else f"{spread.devices}{' (sharded)' * spread.sharded}"
 
 
 def time_lines(ledger: Ledger, asked: Asked, *, steps: int) -> list[str]:
@@ -82,17 +105,6 @@ def seconds_of_a_step(ledger: Ledger, asked: Asked) -> tuple[float, str]:
         seconds += ledger.token_steps * each
         how += f", and {ledger.token_steps:g} token steps of {1000 * each:.0f} ms where every answer is at its longest"
     return seconds, how
-
-
-def _advice(ledger: Ledger) -> str:
-    """What to change: the fullest phase, and what is trained where that is most of it."""
-    state = sum(e.bytes for e in ledger.resident if e.owner.startswith(("AdamW", "averaged", "sampling", "reference")))
-    if state > ledger.peak / 3:
-        return f"{_gib(state)} GiB are optimiser and copies of the weights: train an adapter (policy.lora={{rank: 32}})"
-    encoders = next((e.bytes for e in ledger.resident if e.owner == "text encoders" and e.place == "device"), 0)
-    if encoders > ledger.fullest.bytes:
-        return f"{_gib(encoders)} GiB are text encoders: policy.offload=[encoders]"
-    return f"{ledger.fullest.name} takes {_gib(ledger.fullest.bytes)} GiB: {ledger.fullest.lower}"
 
 
 def _by_size(phases: tuple[Phase, ...]) -> list[Phase]:

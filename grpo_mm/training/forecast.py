@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import ConfigError
-from grpo_mm.ledger.entries import Ledger, Plan
+from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan
 from grpo_mm.ledger.timed import timed
 from grpo_mm.ledger.words import Asked, memory_lines, time_lines
 
@@ -22,10 +24,8 @@ def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
         return [f"memory: {error}"]
     if ledger is None:
         return [f"memory: a policy of kind {type(config.policy).__name__} keeps no ledger, so its size is unknown here"]
-    networks = [name for name, scorer in config.rewards.items() if hasattr(scorer.use, "to")]
-    said = [f"networks of rewards are in no line: {', '.join(networks)}"] if networks else []
     cpu = plan.kind == "cpu"
-    return [*memory_lines(ledger, cpu=cpu), *said, *([] if cpu else time_lines(ledger, asked, steps=config.steps))]
+    return [*memory_lines(ledger, asked, cpu=cpu), *([] if cpu else time_lines(ledger, asked, steps=config.steps))]
 
 
 def ledger_of(config: RunConfig, plan: Plan) -> Ledger | None:
@@ -35,7 +35,32 @@ def ledger_of(config: RunConfig, plan: Plan) -> Ledger | None:
         ConfigError: its checkpoint is neither on this disk nor of a known size.
     """
     write = getattr(config.engine, "ledger", None)
-    return None if write is None else write(config.policy, plan)
+    return None if write is None else _with_rewards(write(config.policy, plan), config)
+
+
+def _with_rewards(ledger: Ledger, config: RunConfig) -> Ledger:
+    """With the networks of rewards and watches whose size is known; the others are named."""
+    place = "host" if config.offload_rewards else "device"
+    entries, unknown = [], []
+    for name, use in {**_uses(config.rewards), **_uses(config.watch)}.items():
+        size = use.network_bytes() if hasattr(use, "network_bytes") else None
+        if size is not None:
+            entries.append(Entry(f"reward network {name}", size, getattr(use, "dtype", "float32"), place=place))
+        elif hasattr(use, "to"):
+            unknown.append(name)
+    said = (f"what these rewards load is in no line: {', '.join(unknown)}",) if unknown else ()
+    if entries:
+        said += ("reward networks are counted by their weights, without what scoring takes",)
+    scoring = tuple(replace(entry, owner=f"{entry.owner}, moved in", place="device") for entry in entries)
+    phases = (Phase("scoring", scoring, "rewards in bfloat16"),) if entries and config.offload_rewards else ()
+    return replace(
+        ledger, resident=(*ledger.resident, *entries), phases=(*ledger.phases, *phases), said=(*ledger.said, *said)
+    )
+
+
+def _uses(scorers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those in this process."""
+    return {name: scorer.use for name, scorer in scorers.items() if not getattr(scorer, "isolate", False)}
 
 
 def plan_of(config: RunConfig, *, devices: int = 1) -> Plan:
@@ -53,6 +78,7 @@ def plan_of(config: RunConfig, *, devices: int = 1) -> Plan:
         prompts=prompts, group_size=config.group_size, updates=config.updates.count, calls=calls, needs=config.needs,
         snapshots=tuple(name for name, wanted in kept.items() if wanted), kind="cpu" if cpu else "cuda",
         foreach=not cpu, media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
+        devices=devices, offload_rewards=config.offload_rewards,
     )  # fmt: skip
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from grpo_mm.ledger.counting import AsOnDevice, Counter
+from grpo_mm.ledger.counting import AsOnDevice, Counter, windowed_attention
 from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
-from grpo_mm.ledger.state import bytes_of, of_optimiser, of_training
+from grpo_mm.ledger.state import bytes_of, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.vlm import seen as sizes
 from grpo_mm.pipelines.vlm.forwards import cascade
 from grpo_mm.pipelines.vlm.forwards.packing import pack
@@ -54,6 +56,7 @@ def _without_numbers(policy: VlmPolicyConfig, config: Any, kind: str) -> VlmPoli
     with torch.device("meta"):
         dtype = torch.float32 if full else DTYPES[policy.dtype]
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
+    _windows_at_once(model)
     loaded = Loaded(model, None, family_of(config.model_type, path=policy.path), (), frozenset(), 0)
     made = VlmPolicy.of_model(replace(policy, merge_adapter=None), loaded, torch.device("meta"))
     made.network.device = torch.device("cpu")
@@ -64,20 +67,39 @@ def _without_numbers(policy: VlmPolicyConfig, config: Any, kind: str) -> VlmPoli
     return made
 
 
+def _windows_at_once(model: Any) -> None:
+    """The tower's attention in one call a layer: thousands of windows take their time even without numbers."""
+    from transformers import AttentionInterface
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, cu_seq_lens_q: Tensor, **__: Any
+    ) -> tuple[Tensor, None]:
+        return windowed_attention(query, key, value, cu_seq_lens_q.diff()), None
+
+    vision = model.config.vision_config
+    if vision._attn_implementation == "sdpa":
+        name = "flash_counted"  # what says flash is handed all windows
+        AttentionInterface.register(name, attention)
+        vision._attn_implementation = name
+
+
 def _counted(made: VlmPolicy, engine: Any, plan: Plan, contexts: list[Context], said: list[str]) -> Ledger:
     model, replay = made.model, made.replay
     trained = sum(p.numel() for p in made.trainable.values())
     size = bytes_of(made.trainable.values())
     record = _record(contexts, plan.group_size, engine.max_new_tokens)
     replay.sharing = "on" if replay.shares(record) else "off"
+    compute = str(made.dtype).removeprefix("torch.")
     tower, features, tower_flops = _tower(made, contexts, plan.kind)
     update, train_flops = _update(made, record, plan, size)
     phases, flops = [update, of_optimiser(model, plan)], {"train": train_flops}
-    value, value_flops = _values(made, record)
+    value, copies, value_flops = _values(made, record)
+    weights = partial(of_forward, model, compute, size=made.dtype.itemsize)
+    micro = ("policy.micro_batch", made.replay.micro_batch)
     others = [name for name in ("ref", "old", "ema") if plan.calls.get(name)]
     if others:
-        parts = (swapped(size), Entry("activations", value), Entry("gradients", 0))
-        phases.append(Phase("reference pass", parts, FEWER_TOKENS))
+        parts = (swapped(size), *weights(copies=copies), Entry("activations", value))
+        phases.append(Phase("reference pass", parts, FEWER_TOKENS, micro))
     for name in ("value", *others):
         flops[name] = value_flops * plan.calls.get(name, 0) / max(1, plan.rows)
     token_steps = token_bytes = 0.0
@@ -93,15 +115,18 @@ def _counted(made: VlmPolicy, engine: Any, plan: Plan, contexts: list[Context], 
     flops["tower"] = tower_flops * plan.prompts
     resident = of_training("weights", model, plan)
     if made.network.tower_is_frozen and features:
-        resident += (Entry("visual features of a step's prompts", features * plan.prompts),)
+        resident += (Entry("visual features of a step's prompts", features * plan.prompts, compute, split="rows"),)
     phases.append(tower)
     pixels = sum(t.numel() * 4 for t in contexts[0].inputs.values() if t.is_floating_point()) * plan.prompts
-    resident += (Entry("pixels of a step's prompts", pixels, "float32", place="host"),) if pixels else ()
+    if pixels:
+        place = "device" if plan.kind == "cpu" else "host"
+        resident += (Entry("pixels of a step's prompts", pixels, "float32", place=place, split="rows"),)
     layers = model.config.get_text_config().num_hidden_layers
     return Ledger(
         resident, tuple(phases), flops, token_steps, token_bytes, layers * SECONDS_A_LAYER[made.wrapped is not None],
         low_precision=made.dtype == torch.bfloat16, trained=trained,
         weights=sum(p.numel() for p in model.parameters()) - (trained if made.wrapped is not None else 0), said=tuple(said),
+        devices=plan.devices,
     )  # fmt: skip
 
 
@@ -128,12 +153,13 @@ def _tower(made: VlmPolicy, contexts: list[Context], kind: str) -> tuple[Phase, 
     pixels = [t for t in contexts[0].inputs.values() if t.is_floating_point()]
     with Counter() as counter, torch.no_grad():
         found = made.network.features(contexts[0])
-        peak, kept = counter.peak, 0 if found is None else bytes_of([found])
+        peak, copies, kept = counter.peak, counter.copies, 0 if found is None else bytes_of([found])
     if found is not None:
         for context in contexts:
             made.network._features[context] = found
     there = sum(t.numel() * t.element_size() for t in pixels) if kind != "cpu" else 0
-    parts = (Entry("activations", peak), Entry("pixels of a prompt", there))
+    weights = of_forward(made.model, str(made.dtype).removeprefix("torch."), size=made.dtype.itemsize, copies=copies)
+    parts = (*weights, Entry("activations", peak - copies), Entry("pixels of a prompt", there, "float32"))
     return Phase("vision tower", parts, "fewer frames or pixels"), kept, counter.flops
 
 
@@ -153,16 +179,18 @@ def _update(made: VlmPolicy, record: TextRecord, plan: Plan, size: int) -> tuple
             done += len(shown[len(at)])
             at.append(counter.flops)
             del logprob_nA
-        peak, flops = counter.peak, counter.flops
-    activations = peak if several else max(0, peak - size)
+        peak, copies, flops = counter.peak, counter.copies, counter.flops
+    activations = max(0, peak - copies - (0 if several else size))
     if len(shown) > 1 and made.replay.sharing == "on":  # of a prompt once, of its parts each
         again, prompts = at[1] - at[0], int(record.context_N.max()) + 1
         step = prompts * (flops - 2 * again) + again * len(rows) / len(shown[1])
     else:
         step = flops * len(rows) / max(1, done)
     step *= plan.calls.get("train", plan.rows) / max(1, plan.rows)
-    entries = (Entry("gradients", size, "float32", divisible=True), Entry("activations", activations))
-    return Phase("update", entries, FEWER_TOKENS), step
+    compute = str(made.dtype).removeprefix("torch.")
+    weights = of_forward(made.model, compute, size=made.dtype.itemsize, copies=copies, gradients=size)
+    setting = ("policy.micro_batch", replay.micro_batch)
+    return Phase("update", (*weights, Entry("activations", activations)), FEWER_TOKENS, setting), step
 
 
 @contextmanager
@@ -177,14 +205,14 @@ def _gradients(made: VlmPolicy, *, there: bool) -> Iterator[None]:
             p.grad = None
 
 
-def _values(made: VlmPolicy, record: TextRecord) -> tuple[int, float]:
-    """(most bytes of a pass without gradient, operations of such a pass over the whole record)."""
+def _values(made: VlmPolicy, record: TextRecord) -> tuple[int, int, float]:
+    """(activations of a pass without gradient, weights that autocast casts, operations of such a pass over the whole record)."""
     rows = torch.arange(len(record.length_N))
     part = made.replay.forwards(record, rows)[0]
     with Counter() as counter, torch.no_grad():
         for _ in made.replay.values(record, [part], entropy=False, grad=False, charge="ref_network"):
             pass
-    return counter.peak, counter.flops * len(rows) / len(part)
+    return counter.peak - counter.copies, counter.copies, counter.flops * len(rows) / len(part)
 
 
 def _drawing(made: VlmPolicy, record: TextRecord, rows: int, length: int) -> tuple[Phase, float, int]:
@@ -197,11 +225,15 @@ def _drawing(made: VlmPolicy, record: TextRecord, rows: int, length: int) -> tup
         del running
         if length > 1:
             late = late.after(made.network, torch.full((rows,), 7))
-        keys = sum(bytes_of(layer) for layer in late.layers)
+        keys, late_dtype = sum(bytes_of(layer) for layer in late.layers), late.layers[0][0].dtype
         logprob_nV = made.network.distribution.logprobs(made.network.logits(late.hidden_nD))
         pick(logprob_nV, torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.bool), top_p=0.9)
-        peak = counter.peak
-    entries = (Entry("keys and values", keys), Entry("activations", max(0, peak - keys)))
-    lower = "engine.generator.batch or batch_tokens"
+        peak, copies = counter.peak, counter.copies
+    dtype = str(late_dtype).removeprefix("torch.")
+    weights = of_forward(made.model, str(made.dtype).removeprefix("torch."), size=made.dtype.itemsize, copies=copies)
+    entries = (*weights, Entry("keys and values", keys, dtype), Entry("activations", max(0, peak - copies - keys)))
     distinct = len(dict.fromkeys(contexts))
-    return Phase("drawing answers", entries, lower), flops / distinct * len(record.contexts), keys
+    phase = Phase(
+        "drawing answers", entries, "engine.generator.batch or batch_tokens", ("engine.generator.batch", rows)
+    )
+    return phase, flops / distinct * len(record.contexts), keys

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo_mm.identity import FREE
 from grpo_mm.rewards.images.clip_score import check_clip
+from grpo_mm.rewards.shared.network_sizes import network_bytes
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_file, load_strictly, read_tensors
@@ -35,6 +36,10 @@ class Hps(Network):
     """Smooth while shrinking. The authors leave it to torchvision, which smooths since version 0.17 and did not before."""
     batch_size: int = field(default=32, metadata=FREE)
     dtype: DType = "float32"
+
+    def network_bytes(self) -> int | None:
+        """Of its weights; None where it is no published network whose size is known."""
+        return network_bytes(self.model, self.dtype)
 
     def check(self) -> None:
         """Raises ConfigError if open_clip or a local file is missing."""

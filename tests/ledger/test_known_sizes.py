@@ -13,7 +13,7 @@ from grpo_mm.config.run_config import read
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.ledger.cards import card, needed, smallest
 from grpo_mm.ledger.counting import AsOnDevice, Counter
-from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase
+from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Spread
 from grpo_mm.ledger.words import Asked, memory_lines, seconds_of_a_step, time_lines
 from grpo_mm.pipelines.vlm.models.known import known_config
 
@@ -61,14 +61,14 @@ def test_attention_without_numbers_keeps_no_scores():
 
 
 LEDGER = Ledger(
-    resident=(Entry("weights", 10 * GIB, "bfloat16", divisible=True), Entry("text encoders", 9 * GIB, place="host")),
+    resident=(Entry("weights", 10 * GIB, "bfloat16", split="weights"), Entry("text encoders", 9 * GIB, place="host")),
     phases=(Phase("update", (Entry("activations", 40 * GIB),), "policy.micro_batch"), Phase("sampling", (Entry("activations", GIB),))),
     flops={"train": 395.6e12}, trained=1, weights=2,
 )  # fmt: skip
 
 
 def test_the_peak_is_what_is_always_held_and_the_fullest_phase():
-    assert LEDGER.peak == 50 * GIB and LEDGER.host == 9 * GIB and LEDGER.on_each(sharded_over=2) == 5 * GIB
+    assert LEDGER.peak == 50 * GIB and LEDGER.host == 9 * GIB and LEDGER.on(Spread(2, sharded=True)).held == 5 * GIB
 
 
 def test_the_smallest_card_leaves_room_for_cuda_and_the_words_say_what_to_change():

@@ -16,7 +16,7 @@ from grpo_mm.training.forecast import ledger_of, plan_of
 from grpo_mm.training.learner import Learner
 
 ROOT = Path(__file__).parents[2]
-OF_A_STEP = ("latents of a step", "velocities of other policies", "visual features of a step's prompts")
+OF_A_STEP = "of a step", "of other policies", "of a step's prompts"
 SMALL = ("device=cpu", "watch={}", "samples_every=0")
 
 
@@ -30,7 +30,7 @@ def measured(config, tmp_path) -> int:
 
 
 def predicted(ledger) -> int:
-    return ledger.fullest.bytes + sum(e.bytes for e in ledger.resident if e.owner in OF_A_STEP)
+    return ledger.fullest.bytes + sum(e.bytes for e in ledger.resident if e.owner.endswith(OF_A_STEP))
 
 
 FLOW = (

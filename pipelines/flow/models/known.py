@@ -126,7 +126,7 @@ def _vae(*, scaling: float, shift: float) -> Any:
 
     blocks = 4
     return AutoencoderKL(
-        latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+        sample_size=1024, latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
         down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
         scaling_factor=scaling, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
