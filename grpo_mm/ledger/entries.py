@@ -70,7 +70,7 @@ class Phase:
     @property
     def proportional(self) -> int:
         """Bytes of `activations` and of keys, which `setting` scales."""
-        return sum(part.bytes for part in self.parts if part.owner in PROPORTIONAL and part.place == "device")
+        return _on_device(tuple(part for part in self.parts if part.owner in PROPORTIONAL))
 
 
 @dataclass(frozen=True)

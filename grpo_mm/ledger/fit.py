@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from grpo_mm.ledger.cards import needed
 from grpo_mm.ledger.entries import GIB, Ledger, Phase, Spread
 
 MARGIN = 0.1
@@ -10,12 +9,15 @@ MARGIN = 0.1
 DEVICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
-def fewest(ledger: Ledger, gib: float) -> Spread | None:
-    """The smallest number of cards of this size that hold it, each holding everything before sharded; None: not even 128."""
+def fewest(ledger: Ledger, free: int) -> Spread | None:
+    """The smallest number of devices with so many free bytes that hold it, each holding everything before sharded.
+
+    None: not even 128. See `cards.usable` for what a card has free.
+    """
     for devices in DEVICES:
         for sharded in (False, True)[: 1 + (devices > 1)]:
             spread = Spread(devices, sharded)
-            if needed(ledger.on(spread).peak) <= gib:
+            if ledger.on(spread).peak <= free:
                 return spread
     return None
 
@@ -60,7 +62,7 @@ def cheapest_fix(ledger: Ledger, free: int, spread: Spread) -> str:
     smaller = [_smaller(phase, free - held) for phase in over]
     if smaller and all(smaller):
         return f"Set {' '.join([*offload, *(word for word in smaller if word)])}."
-    devices = fewest(ledger, free / GIB)
+    devices = fewest(ledger, free)
     many = f"{devices.devices} such devices hold it{' with sharded weights' * devices.sharded}" if devices else ""
     lower = " ".join(
         [*offload, *([f"and make {over[0].name} smaller: {over[0].lower}"] if over and over[0].lower else [])]
@@ -72,7 +74,7 @@ def cheapest_fix(ledger: Ledger, free: int, spread: Spread) -> str:
     return f"Set {lower}" + (f", or: {many}." if many else ".")
 
 
-STATE = ("AdamW", "averaged", "sampling weights", "reference")
+STATE = ("moments", "averaged", "sampling weights", "reference")
 
 
 def _encoders(ledger: Ledger) -> int:

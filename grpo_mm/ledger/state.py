@@ -28,7 +28,7 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
     entries = [
         Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), split="weights"),
         Entry(f"{owner}, trained", size, _dtype(module, True), split="weights"),
-        Entry("AdamW", count * plan.optimiser_bytes, split="weights"),
+        Entry("moments of AdamW", count * plan.optimiser_bytes, "float32", split="weights"),
         *(Entry(names.get(name, name), size, "float32", split="weights") for name in plan.snapshots),
     ]
     return tuple(entry for entry in entries if entry.bytes)
@@ -57,7 +57,7 @@ def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
     root = size if plan.foreach else 2 * largest
     parts = (
         Entry("gradients", size, "float32", split="weights"),
-        Entry("root of the second moment", root, split="weights"),
+        Entry("root of the second moment", root, "float32", split="weights"),
     )
     return Phase("optimiser step", parts, "train an adapter (policy.lora={rank: 32})")
 

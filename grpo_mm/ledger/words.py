@@ -71,7 +71,7 @@ def _card_lines(ledger: Ledger, here: Ledger, asked: Asked) -> list[str]:
 
 def number_of_cards(ledger: Ledger, gib: int) -> str:
     """ "1", "8 (sharded)", "none up to 128"."""
-    spread = fewest(ledger, gib)
+    spread = fewest(ledger, usable(gib))
     return f"none up to {DEVICES[-1]}" if spread is None else f"{spread.devices}{' (sharded)' * spread.sharded}"
 
 

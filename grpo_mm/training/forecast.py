@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import ConfigError
-from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan
+from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Plan
+from grpo_mm.ledger.fit import close, refusal
 from grpo_mm.ledger.timed import timed
 from grpo_mm.ledger.words import Asked, memory_lines, time_lines
+from grpo_mm.processes.distributed import Processes
+
+log = logging.getLogger(__name__)
 
 
 def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
@@ -26,6 +33,38 @@ def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
         return [f"memory: a policy of kind {type(config.policy).__name__} keeps no ledger, so its size is unknown here"]
     cpu = plan.kind == "cpu"
     return [*memory_lines(ledger, asked, cpu=cpu), *([] if cpu else time_lines(ledger, asked, steps=config.steps))]
+
+
+def forecast(config: RunConfig, processes: Processes) -> Ledger | None:
+    """What each process of a run on GPUs is going to hold; None where nothing can be foretold.
+
+    A run that cannot fit is refused here, before anything is loaded.
+
+    Raises:
+        ConfigError: the least that it needs is more than what is free on the device.
+    """
+    if processes.device.type != "cuda" or not config.preflight:
+        return None
+    free, _ = torch.cuda.mem_get_info(processes.device)
+    try:
+        ledger = ledger_of(config, plan_of(config, devices=processes.world))
+    except ConfigError as error:
+        log.info("memory is not foretold: %s", error)
+        return None
+    if ledger is None:
+        return None
+    if (why := refusal(ledger, free)) is not None:
+        raise ConfigError(f"{config.name}: {why}")
+    if (why := close(ledger, free)) is not None:
+        log.warning("%s", why)
+    return ledger
+
+
+def beside_measured(ledger: Ledger | None, row: Mapping[str, float]) -> dict[str, float]:
+    """What was foretold, to stand in the record beside the measured peak; {} where either is not known."""
+    if ledger is None or "time/device_peak_gib" not in row:
+        return {}
+    return {"time/device_forecast_gib": ledger.peak / GIB}
 
 
 def ledger_of(config: RunConfig, plan: Plan) -> Ledger | None:
@@ -63,21 +102,24 @@ def _uses(scorers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: scorer.use for name, scorer in scorers.items() if not getattr(scorer, "isolate", False)}
 
 
-def plan_of(config: RunConfig, *, devices: int = 1) -> Plan:
-    """The share of one of `devices` processes, all of which hold everything."""
+def plan_of(config: RunConfig, *, devices: int = 1, kind: Literal["cuda", "cpu"] | None = None) -> Plan:
+    """The share of one of `devices` processes.
+
+    `kind`: of device; None: as the config says, a GPU where it says "auto".
+    """
     reads = frozenset(getattr(config.engine, "snapshots", ()))
     kept = {
         "ref": config.needs_reference or "ref" in reads,
         "ema": config.ema is not None,
         "sampling": config.sampling is not None,
     }
-    cpu = config.device == "cpu"
+    kind = kind or ("cpu" if config.device == "cpu" else "cuda")
     prompts = -(-config.prompts_per_step // devices)
     calls = {name: -(-number * prompts // config.prompts_per_step) for name, number in config.network_calls().items()}
     return Plan(
         prompts=prompts, group_size=config.group_size, updates=config.updates.count, calls=calls, needs=config.needs,
-        snapshots=tuple(name for name, wanted in kept.items() if wanted), kind="cpu" if cpu else "cuda",
-        foreach=not cpu, media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
+        snapshots=tuple(name for name, wanted in kept.items() if wanted), kind=kind,
+        foreach=kind == "cuda", media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
         devices=devices, offload_rewards=config.offload_rewards,
     )  # fmt: skip
 

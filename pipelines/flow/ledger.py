@@ -94,7 +94,7 @@ class _Key:
         return isinstance(other, _Key) and self.said == other.said
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def _counted(key: _Key, *, several: bool, evaluated: bool) -> _Counted:
     """`several`: an update takes several forwards, so that all gradients are there when the last begins."""
     policy = key.policy

@@ -230,8 +230,15 @@ def _drawing(made: VlmPolicy, record: TextRecord, rows: int, length: int) -> tup
         pick(logprob_nV, torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.bool), top_p=0.9)
         peak, copies = counter.peak, counter.copies
     dtype = str(late_dtype).removeprefix("torch.")
-    weights = of_forward(made.model, str(made.dtype).removeprefix("torch."), size=made.dtype.itemsize, copies=copies)
-    entries = (*weights, Entry("keys and values", keys, dtype), Entry("activations", max(0, peak - copies - keys)))
+    compute = str(made.dtype).removeprefix("torch.")
+    weights = of_forward(made.model, compute, size=made.dtype.itemsize, copies=copies)
+    narrow = keys * made.dtype.itemsize // late_dtype.itemsize  # weights that are gathered in this dtype make such keys
+    entries = (
+        *weights,
+        Entry("keys and values", keys, dtype, when="replicated"),
+        Entry("keys and values", narrow, compute, when="sharded"),
+        Entry("activations", max(0, peak - copies - keys)),
+    )
     distinct = len(dict.fromkeys(contexts))
     phase = Phase(
         "drawing answers", entries, "engine.generator.batch or batch_tokens", ("engine.generator.batch", rows)
