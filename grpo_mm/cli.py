@@ -269,16 +269,29 @@ def _tell(told: HeldOut) -> None:
 def show(
     config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file, or a run folder")],
     overrides: Overrides = None,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that share the prompts of a step")] = 1,
+    sharded: Annotated[bool, typer.Option(help="each GPU keeps a part of the weights, else each holds all")] = False,
+    gpu: Annotated[
+        str, typer.Option(help="the card that seconds are estimated for, e.g. rtx4090, a100, h100, h200")
+    ] = "h100",
+    share: Annotated[float, typer.Option(min=0.01, max=1.0, help="of the card's peak that is reached")] = 0.4,
+    price: Annotated[float | None, typer.Option(min=0.0, help="of one GPU for an hour")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(parser=at_home, help="a file of `grpo-mm bench --json`: seconds from there")
+    ] = None,
     trust: Trust = False,
 ) -> None:
-    """Prints the resolved config, the batch arithmetic, an estimate of memory and what the data hold; loads no model.
+    """Prints the resolved config, the batch arithmetic, a ledger (does it fit, how long, what does it cost) and what the data hold.
 
-    Values that the file does not say are marked: a default and whose, of the method, set on the command line.
-    What still keeps it from training (files that are not there, media that nobody reads) comes last, with exit code 2.
+    No weights are loaded. Values that the file does not say are marked: a default and whose, of the method, set on the command
+    line. What still keeps it from training (data not set, files that are not there, media that nobody reads) comes last, with
+    exit code 2.
     """
+    from grpo_mm.ledger.words import Asked
     from grpo_mm.tools.show import shown_lines
 
-    for line in shown_lines(config, overrides or [], trust=trust):
+    asked = Asked(gpu, devices, share, price, sharded, bench=measured)
+    for line in shown_lines(config, overrides or [], trust=trust, asked=asked):
         say(line)
 
 

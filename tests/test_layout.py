@@ -143,17 +143,18 @@ MAY_IMPORT = {
     "weights": "processes rollout",
     "looking": "",
     "looking.report": "looking processes",
+    "ledger": "",
     "config": "advantages looking objectives processes rollout rollout.collectors weights",
-    "training": "advantages config looking processes rollout rollout.collectors weights",
-    "tools": "advantages config datasets.shared datasets.worlds looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
+    "training": "advantages config ledger looking processes rollout rollout.collectors weights",
+    "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.text rewards.video rollout training weights",
     "starters": "datasets.worlds",
     "pipelines": "",
     "pipelines.zoo": "processes",
     "pipelines.flow.models": "pipelines pipelines.zoo weights",
-    "pipelines.flow": "pipelines advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
+    "pipelines.flow": "ledger pipelines advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
     "pipelines.flow.trees": "pipelines.flow processes",
-    "pipelines.flow.engines": "pipelines.flow pipelines.flow.trees processes",
+    "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.trees processes",
     "pipelines.vlm.models": "pipelines pipelines.zoo weights",
     "pipelines.vlm.prompting": "pipelines.vlm.models processes",
     "pipelines.vlm.forwards": "pipelines.vlm.models pipelines.vlm.prompting processes",
@@ -161,7 +162,7 @@ MAY_IMPORT = {
     "pipelines.vlm.sampling": "pipelines.vlm.forwards pipelines.vlm.prompt_sharing pipelines.vlm.prompting processes",
     "pipelines.spatial": "pipelines.vlm.prompting",
     "pipelines.video_grounding": "pipelines.vlm.models pipelines.vlm.prompting processes rollout rollout.collectors",
-    "pipelines.vlm": "pipelines pipelines.spatial pipelines.vlm.forwards pipelines.vlm.models pipelines.vlm.prompt_sharing "
+    "pipelines.vlm": "ledger pipelines.spatial pipelines.vlm.forwards pipelines.vlm.models pipelines.vlm.prompt_sharing "
     "pipelines.vlm.prompting pipelines.vlm.sampling processes weights",
     "rewards": "",
     "rewards.shared": "weights",

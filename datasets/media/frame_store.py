@@ -16,7 +16,7 @@ from typing import Any
 
 from grpo_mm.datasets.media.encoded_picture import EncodedPicture
 from grpo_mm.datasets.media.frame_folder import FrameFolder
-from grpo_mm.datasets.media.frame_sampling import FrameGrid
+from grpo_mm.datasets.media.frame_sampling import FrameGrid, plan_frames
 from grpo_mm.datasets.media.media_files import (
     Decoder,
     Frames,
@@ -142,6 +142,12 @@ class FrameStore:
                 f"a frame store makes frames for one model: found {grid}, and {self._grid} before. Give each model a store."
             )
         self._grid = grid
+
+    def planned(self, *, seconds: float, height: int, width: int, multiple_of: int) -> tuple[int, int, int]:
+        """(frames, height, width) that a clip of this length and size would be shown as to a model with such patches."""
+        sampling = self.sampling.fitted(FrameGrid(multiple_of))
+        plan = plan_frames(sampling, duration=seconds, available=max(1, int(30 * seconds)), height=height, width=width)
+        return plan.count, plan.height, plan.width
 
     def picture_size(self, item: Any) -> tuple[int, int] | None:
         """(width, height) of an `ImageFile` or `EncodedPicture` as it is shown, from the head of the file; else None.

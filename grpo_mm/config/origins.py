@@ -22,9 +22,9 @@ def marked_yaml(source: Path | Mapping[str, Any], overrides: Sequence[str], conf
     Example of a line: `clip_low: 0.2  # default for texts: policy vlm`
     """
     if isinstance(source, Mapping):
-        own, given = own_mapping(source), read_mapping(source, overrides)
+        own, given = own_mapping(source), read_mapping(source, overrides, unset=[])
     else:
-        own, given = own_settings(source), read_yaml(source, overrides, type(config))
+        own, given = own_settings(source), read_yaml(source, overrides, type(config), unset=[])
     layers = Layers(
         own=own, overridden=[text.partition("=")[0] for text in overrides], method=given.get("method"),
         given=given, by_policy=filled(given), policy=policy_kind(config.policy),

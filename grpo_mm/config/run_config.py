@@ -83,11 +83,19 @@ def _check_part(name: str, use: Any) -> None:
         raise ConfigError(f"{name}: its check fails: {outside.reason(error)}.") from error
 
 
-def read(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, trust: bool = False) -> RunConfig:
+def read(
+    config: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    trust: bool = False,
+    unset: list[str] | None = None,
+) -> RunConfig:
     """The run that a file, or a mapping of the same keys, and its overrides describe; `check` it before use.
 
     A name that no file has here may be that of a config that ships with the package ("quickstart/flow.yaml"). Files that a config
     names are looked for in the current folder, then beside the config. Values of a mapping may also be objects, such as a reward.
+
+    `unset`: takes down which ${data.NAME} have no value, for those who only count; None: that is refused.
 
     `config` may be a run folder. Its config, and a config.yaml that lies in one, are data: code that no room of this package
     lists is imported for them only if an override names it, with `trust`, or if this user's own training wrote that config
@@ -96,11 +104,15 @@ def read(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
     where = "the config"
     try:
         if isinstance(config, Mapping):
-            found = build(RunConfig, filled(read_mapping(config, overrides)))
+            found = build(RunConfig, filled(read_mapping(config, overrides, unset=unset)))
         else:
             path = config_file(place(config, what="the config"))
             where = str(path)
-            mapping = recorded_mapping(path, overrides) if path.is_dir() else read_yaml(path, overrides, RunConfig)
+            mapping = (
+                recorded_mapping(path, overrides)
+                if path.is_dir()
+                else read_yaml(path, overrides, RunConfig, unset=unset)
+            )
             found = build_config(mapping, path, overrides, trust=trust)
         _tell_what_stands_above(found)
         return found
@@ -109,10 +121,12 @@ def read(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
         raise ConfigError(outside.plain(said, 4000)) from error
 
 
-def read_mapping(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_mapping(
+    config: Mapping[str, Any], overrides: Sequence[str] = (), *, unset: list[str] | None = None
+) -> dict[str, Any]:
     """The plain mapping of a config that was written in Python; an `inherit`ed file is looked for in the current folder."""
     check_overrides(overrides)
-    return resolved(own_mapping(config), overrides, RunConfig, where="the config")
+    return resolved(own_mapping(config), overrides, RunConfig, where="the config", unset=unset)
 
 
 def own_mapping(config: Mapping[str, Any]) -> dict[str, Any]:

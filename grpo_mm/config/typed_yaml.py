@@ -33,20 +33,25 @@ from grpo_mm.registry import Role, role_of
 from grpo_mm.rollout.surroundings import kept
 
 
-def read_yaml(path: str | Path, overrides: Sequence[str] = (), of: type | None = None) -> dict[str, Any]:
+def read_yaml(
+    path: str | Path, overrides: Sequence[str] = (), of: type | None = None, *, unset: list[str] | None = None
+) -> dict[str, Any]:
     """The plain mapping of a config file: its one `inherit`ed parent below it, `key.sub=value` overrides on top.
 
     `of`: the dataclass that the file describes; its fields say what the text of an override means.
+    `unset`: takes down which ${data.NAME} have no value, in whose place their names then stand; None: that is refused.
     """
     check_overrides(overrides)
     path = config_file(place(path, what="the config"))
-    return resolved(own_settings(path), overrides, of, where=str(path))
+    return resolved(own_settings(path), overrides, of, where=str(path), unset=unset)
 
 
-def resolved(mapping: dict[str, Any], overrides: Sequence[str], of: type | None, *, where: str) -> dict[str, Any]:
+def resolved(
+    mapping: dict[str, Any], overrides: Sequence[str], of: type | None, *, where: str, unset: list[str] | None = None
+) -> dict[str, Any]:
     """The plain mapping of a config with its method below it, overrides on top, ${data.NAME} filled in.
 
-    `where`: what messages call the config.
+    `where`: what messages call the config. `unset`: see `read_yaml`.
     """
     for text in overrides:
         if text.startswith("method="):
@@ -61,7 +66,8 @@ def resolved(mapping: dict[str, Any], overrides: Sequence[str], of: type | None,
         )  # what the file says stands above what its method says
     for text in overrides:
         mapping = override(mapping, text, of)
-    return _filled(mapping, _data_of(mapping, where), where=where)
+    data = _data_of(mapping, where, unset)
+    return _filled(mapping, data, where=where, unset=unset)
 
 
 def own_settings(path: Path) -> dict[str, Any]:
@@ -90,12 +96,12 @@ def _parent_file(name: Path, folder: Path) -> Path:
     return beside if _is_file(beside) else shipped_file(name) or beside
 
 
-def _data_of(mapping: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _data_of(mapping: Mapping[str, Any], where: str, unset: list[str] | None) -> Mapping[str, Any]:
     """The entries of `data`, those filled in that name others."""
     data = mapping.get("data") or {}
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: data is {shown(data)}, wanted a mapping of names.")
-    filled = _filled(data, data, where=f"{where}: data")
+    filled = _filled(data, data, where=f"{where}: data", unset=unset)
     for name, value in filled.items():
         if isinstance(value, str) and (again := PLACE.search(value)):
             raise ConfigError(
@@ -117,29 +123,33 @@ PLACE = re.compile(r"\$\{data\b\.?([^{}]*)\}")
 LONGEST_FILLED = 1_000_000
 
 
-def _filled(value: Any, data: Mapping[str, Any], *, where: str) -> Any:
+def _filled(value: Any, data: Mapping[str, Any], *, where: str, unset: list[str] | None) -> Any:
     """With ${data.NAME} replaced by what the mapping `data` says, wherever it stands: one place for a user's own paths."""
     if isinstance(value, Mapping):
-        return {key: _filled(v, data, where=where) for key, v in value.items()}
+        return {key: _filled(v, data, where=where, unset=unset) for key, v in value.items()}
     if isinstance(value, list):
-        return [_filled(v, data, where=where) for v in value]
+        return [_filled(v, data, where=where, unset=unset) for v in value]
     if not isinstance(value, str):
         return value
+    said = {"where": f"{where}: {shown(value)}", "unset": unset}
     whole = PLACE.fullmatch(value)
     if whole:
-        return deepcopy(_datum(whole[1], data, where=f"{where}: {shown(value)}"))
+        return deepcopy(_datum(whole[1], data, **said))
     names = PLACE.findall(value)
-    texts = {name: _in_text(_datum(name, data, where=f"{where}: {shown(value)}"), name, where=where) for name in names}
+    texts = {name: _in_text(_datum(name, data, **said), name, where=where) for name in names}
     if sum(len(texts[name]) for name in names) > LONGEST_FILLED:
         raise ConfigError(f"{where}: {shown(value)} has more than {LONGEST_FILLED:,} characters when it is filled in.")
     return PLACE.sub(lambda found: texts[found[1]], value) if names else value
 
 
-def _datum(name: str, data: Mapping[str, Any], *, where: str) -> Any:
+def _datum(name: str, data: Mapping[str, Any], *, where: str, unset: list[str] | None) -> Any:
     """The entry of `data` that a name leads to; by dots into an entry that is a mapping."""
     found: Any = data
     for step in [name] if name in data else name.split("."):
         found = found.get(step) if isinstance(found, Mapping) else None
+    if found is None and name and unset is not None:
+        unset += [name] * (name not in unset)
+        return f"data.{name}"
     if found is None:
         there = plain(", ".join(sorted(data)), 400) or "no `data` at all"
         if not name:

@@ -13,29 +13,45 @@ from grpo_mm.config.arithmetic import lines
 from grpo_mm.config.origins import marked_yaml
 from grpo_mm.config.shipped import config_file
 from grpo_mm.config.without_effect import without_effect
+from grpo_mm.errors import ConfigError
+from grpo_mm.ledger.cards import card
+from grpo_mm.ledger.words import Asked
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.outside import place
 from grpo_mm.training.data import data_lines
+from grpo_mm.training.forecast import cost_lines
 
 
 def shown_lines(
-    config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, trust: bool = False
+    config: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    trust: bool = False,
+    asked: Asked | None = None,
 ) -> Iterator[str]:
     """The config as YAML, in which what it does not say itself is marked, then a line for each thing that follows from it.
 
     Raises:
-        ConfigError: settings that contradict each other, before the first line; what else keeps it from training (files that
-            are not there), after the last.
+        ConfigError: settings that contradict each other, before the first line; what else keeps it from training (data that
+            are not set, files that are not there), after the last.
+        UserError: a card or a file of timings in `asked` that is not known, before the first line.
     """
+    asked = asked or Asked()
+    card(asked.gpu)
+    unset: list[str] = []
     source = config if isinstance(config, Mapping) else config_file(place(config, what="the config"))
-    settings = run_config.read(source, overrides, trust=trust)
+    settings = run_config.read(source, overrides, trust=trust, unset=unset)
     settings.check_settings()
     if isinstance(source, Path) and source.is_dir():  # a run keeps all values, wherever they came from
         yield yaml.safe_dump(run_config.plain(settings), sort_keys=False)
         yield from (f"changed {change}" for change in read_changes(source))
     else:
         yield marked_yaml(source, overrides, settings)
-    yield from lines(settings)
+    yield from lines(settings, asked.devices)
+    yield from cost_lines(settings, asked)
+    if unset:
+        names = ", ".join(f"data.{name}" for name in unset)
+        raise ConfigError(f"{names} not set; what stands above assumes the data. Set data.{unset[0]}=… to train.")
     settings.check()
     yield from without_effect(settings)
     yield from data_lines(settings)

@@ -32,6 +32,7 @@ from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.spread import reward_spread
 from grpo_mm.rollout.table import Table, gather, local_table
 from grpo_mm.training.data import training_prompts
+from grpo_mm.training.forecast import forecast
 from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
 from grpo_mm.training.preflight import check_media, check_scoring
 from grpo_mm.training.settled import settled
@@ -57,13 +58,15 @@ class Learner:
         sources: Mapping[str, Sequence[Prompt]] | None = None,
         held_out: Sequence[Prompt] = (),
     ) -> None:
-        """Raises ConfigError for what the run will need and does not find (`preflight`), before the policy is loaded.
+        """Raises ConfigError for what the run will need and does not find (`preflight`), memory of the device included, before the
+        policy is loaded.
 
         Args:
             sources: the prompts, where they are read already (`training_prompts`).
             held_out: the evaluation prompts, which `preflight` tries as well.
         """
         self.config, self.processes = config, processes
+        self.forecast = forecast(config, processes)
         sources = training_prompts(config) if sources is None else sources
         self.prompts = PhasedStream(
             sources,

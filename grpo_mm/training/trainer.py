@@ -34,6 +34,7 @@ from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.phrasing import template_of, way_of
 from grpo_mm.training.data import RunData, overlap
 from grpo_mm.training.evaluate import EvalResult, evaluate
+from grpo_mm.training.forecast import beside_measured
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator, is_shown, player
 from grpo_mm.training.preflight import check_disk
@@ -193,6 +194,7 @@ class Trainer:
             f"time/{name}_per_second": row[f"rollout/{name}"] / total for name in AMOUNTS if f"rollout/{name}" in row
         }
         row |= {f"time/{name}_gib": max(peak[name] for peak in peaks) for name in peaks[0]}
+        row |= beside_measured(self.learner.forecast, row)
         return row | {"time/step_seconds": total}
 
     def _after_step(self, *, must_save: bool) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding
 from grpo_mm.identity import FREE, NOTED
+from grpo_mm.ledger.entries import Ledger, Plan
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.examine import examine
-from grpo_mm.pipelines.vlm.memory import memory_lines
+from grpo_mm.pipelines.vlm.ledger import vlm_ledger
 from grpo_mm.pipelines.vlm.models.families import positions_on_disk
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
@@ -123,8 +124,11 @@ class VlmEngine:
     def describe(self, policy: VlmPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
         """What `show` says of the rollout."""
         shown = "no limit" if policy.chat.max_prompt_tokens is None else f"at most {policy.chat.max_prompt_tokens}"
-        row = f"a row: {shown} prompt tokens, at most {self.max_new_tokens} answer tokens (each is an action)"
-        return [row, *memory_lines(policy, needs_reference=any("ref" in name.split("_") for name in needs))]
+        return [f"a row: {shown} prompt tokens, at most {self.max_new_tokens} answer tokens (each is an action)"]
+
+    def ledger(self, policy: VlmPolicyConfig, plan: Plan) -> Ledger:
+        """Bytes and operations of a step, see `vlm_ledger`."""
+        return vlm_ledger(policy, self, plan)
 
     def table_columns(self, group_size: int) -> dict[str, Tensor]:
         """The columns of one group's table, so that a config can be rehearsed without sampling."""

@@ -20,7 +20,7 @@ from grpo_mm.pipelines.vlm.models import adapters
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.models.card import MERGED, loading_code
 from grpo_mm.pipelines.vlm.models.families import check_model, resolve
-from grpo_mm.pipelines.vlm.models.loading import load
+from grpo_mm.pipelines.vlm.models.loading import Loaded, load
 from grpo_mm.pipelines.vlm.models.positions import VideoPositions
 from grpo_mm.pipelines.vlm.prompt_sharing.replay import Replay, Sharing
 from grpo_mm.pipelines.vlm.prompting.ahead import EncodedAhead
@@ -197,14 +197,33 @@ class VlmPolicy:
     """The model on its device, with the parameters that are trained."""
 
     def __init__(self, config: VlmPolicyConfig, device: torch.device, *, shard: Shard | None = None) -> None:
-        self.config, self.device, self.unit = config, device, config.unit
-        self.dtype = DTYPES[config.dtype]
         full, flex = config.lora is None, config.attention == "flex_attention"
-        self.loaded = loaded = load(
-            config.path, dtype=torch.float32 if full else self.dtype, attention="sdpa" if flex else config.attention,
+        loaded = load(
+            config.path, dtype=torch.float32 if full else DTYPES[config.dtype],
+            attention="sdpa" if flex else config.attention,
             image_pixels=config.image_pixels, video_pixels=config.video_pixels,
         )  # fmt: skip
-        model = loaded.model
+        self._take(config, loaded, device, shard)
+        if config.chat.frame_times is not None and loaded.family.time == "text":
+            raise ConfigError(
+                f"policy.chat.frame_times: a {loaded.family.model_type} processor puts times before frames by itself; leave it out."
+            )
+        fit_media(config.media, loaded.processor.video_processor, loaded.family)
+        encode = Encoder(loaded.processor, self.model, loaded.family, config.chat, config.media)
+        self.encode = EncodedAhead(encode, workers=config.encode_workers)
+
+    @classmethod
+    def of_model(cls, config: VlmPolicyConfig, loaded: Loaded, device: torch.device) -> VlmPolicy:
+        """The policy of a model that is made already, without what prepares prompts: for counting on models without numbers."""
+        made = cls.__new__(cls)
+        made._take(config, loaded, device, None)
+        return made
+
+    def _take(self, config: VlmPolicyConfig, loaded: Loaded, device: torch.device, shard: Shard | None) -> None:
+        """What is trained, and how it is run."""
+        self.config, self.device, self.unit = config, device, config.unit
+        self.dtype, self.loaded, model = DTYPES[config.dtype], loaded, loaded.model
+        full, flex = config.lora is None, config.attention == "flex_attention"
         loaded.family.follow(model, config.video_positions)
         self.merged = {} if config.merge_adapter is None else adapters.merge(model, config.merge_adapter)
         model.requires_grad_(full).eval()
@@ -228,13 +247,6 @@ class VlmPolicy:
             micro_batch_tokens=config.micro_batch_tokens, head_chunk=config.head_chunk,
             checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
-        if config.chat.frame_times is not None and loaded.family.time == "text":
-            raise ConfigError(
-                f"policy.chat.frame_times: a {loaded.family.model_type} processor puts times before frames by itself; leave it out."
-            )
-        fit_media(config.media, loaded.processor.video_processor, loaded.family)
-        encode = Encoder(loaded.processor, model, loaded.family, config.chat, config.media)
-        self.encode = EncodedAhead(encode, workers=config.encode_workers)
         self.snapshots = Snapshots(self.trainable, self.shards)
 
     def as_seen(self, prompt: Prompt) -> Prompt:

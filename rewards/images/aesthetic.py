@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from grpo_mm.identity import FREE
 from grpo_mm.rewards.images.clip_score import Clip, check_clip
+from grpo_mm.rewards.shared.network_sizes import network_bytes
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import check_file, load_strictly, read_tensors
@@ -32,6 +33,10 @@ class Aesthetic(Network):
     """A tag known to open_clip or a file with weights."""
     batch_size: int = field(default=32, metadata=FREE)
     """Pictures or texts in one forward; changes memory and speed, not the scores."""
+
+    def network_bytes(self) -> int | None:
+        """Of its weights; None where it is no published network whose size is known."""
+        return network_bytes(self.model)
 
     def __post_init__(self) -> None:
         self._clip = Clip(self.model, self.pretrained)

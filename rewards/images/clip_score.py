@@ -16,6 +16,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE
+from grpo_mm.rewards.shared.network_sizes import network_bytes
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
@@ -42,6 +43,10 @@ class ClipScore:
     """Times the cosine."""
     batch_size: int = field(default=32, metadata=FREE)
     """Pictures or texts in one forward; changes memory and speed, not the scores."""
+
+    def network_bytes(self) -> int | None:
+        """Of its weights; None where it is no published network whose size is known."""
+        return network_bytes(self.model)
 
     def __post_init__(self) -> None:
         self._clip = Clip(self.model, self.pretrained)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo_mm.identity import FREE
 from grpo_mm.rewards.images.clip_score import check_clip
+from grpo_mm.rewards.shared.network_sizes import network_bytes
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_file, load_strictly, read_tensors
@@ -37,6 +38,10 @@ class Hps(Network):
     """Pictures or texts in one forward; changes memory and speed, not the scores."""
     dtype: DType = "float32"
     """What the network computes in."""
+
+    def network_bytes(self) -> int | None:
+        """Of its weights; None where it is no published network whose size is known."""
+        return network_bytes(self.model, self.dtype)
 
     def check(self) -> None:
         """Raises ConfigError if open_clip or a local file is missing."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE
+from grpo_mm.rewards.shared.network_sizes import network_bytes
 from grpo_mm.rewards.shared.networks import Network
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType, check_model, check_packages
@@ -37,6 +38,10 @@ class PickScore(Network):
     """Pictures or texts in one forward; changes memory and speed, not the scores."""
     dtype: DType = "float32"
     """What the network computes in."""
+
+    def network_bytes(self) -> int | None:
+        """Of its weights; None where it is no published network whose size is known."""
+        return network_bytes(self.model, self.dtype)
 
     def __post_init__(self) -> None:
         if self.divisor <= 0:

@@ -12,10 +12,11 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding
 from grpo_mm.identity import FREE, NOTED
+from grpo_mm.ledger.entries import Ledger, Plan
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
 from grpo_mm.pipelines.flow.engines.examine import examine
-from grpo_mm.pipelines.flow.memory import memory_lines
+from grpo_mm.pipelines.flow.ledger import flow_ledger
 from grpo_mm.pipelines.flow.noise import AllSteps, trained_subset
 from grpo_mm.pipelines.flow.own_schedule import check_scheduler_files
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
@@ -260,8 +261,17 @@ class FlowEngine(OdeSampler):
             report.append("  training at most: rows draw their steps")
         if self._moves(tree, group_size):
             report.append("  the first step's: they change as the window moves")
-        needs_reference = any("ref" in name.split("_") for name in needs)
-        return report + memory_lines(policy, self, rows=rows, needs_reference=needs_reference)
+        return report
+
+    def ledger(self, policy: FlowPolicyConfig, plan: Plan) -> Ledger:
+        """Bytes and operations of a step; latents that trained actions start from or lead to are kept once."""
+        tree = self.grid_and_tree(step=0, seed=0, group_size=plan.group_size)[1]
+        kept_GA = tree.action_GA[tree.train_GA]
+        stored = plan.prompts * int(torch.cat([kept_GA, tree.parent_V[kept_GA]]).unique().numel())
+        others = sum(name in plan.calls for name in ("ref", "old")) + (
+            "mean_shift_old" in plan.needs and "old" not in plan.calls
+        )
+        return flow_ledger(policy, self, plan, stored=stored, velocities=others * stored)
 
     def _moves(self, tree: Tree, group_size: int) -> bool:
         later = [self.grid_and_tree(step=step, seed=0, group_size=group_size)[1] for step in (1, 7, 60)]

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE, NOTED
+from grpo_mm.ledger.entries import Ledger, Plan
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.engines.engine import NOMINAL_TOKENS
 from grpo_mm.pipelines.flow.engines.forward_record import ForwardRecord
-from grpo_mm.pipelines.flow.memory import memory_lines
+from grpo_mm.pipelines.flow.ledger import flow_ledger
 from grpo_mm.pipelines.flow.own_schedule import check_scheduler_files
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES
@@ -154,7 +155,13 @@ class ForwardProcess(OdeSampler):
         tree = self._tree(self.nominal_schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
         report = drawing(tree, self.steps)
         report[-1] = f"  {group_size} pictures, each trained at {self.actions()} draws of (t, noise)"
-        return report + memory_lines(policy, self, rows=rows, needs_reference=_others(needs)["ref"])
+        return report
+
+    def ledger(self, policy: FlowPolicyConfig, plan: Plan) -> Ledger:
+        """Bytes and operations of a step: finished latents, and the noise and velocities of each draw."""
+        draws = plan.rows * self.actions()
+        others = sum(_others(plan.needs).values())
+        return flow_ledger(policy, self, plan, stored=plan.rows + draws, velocities=others * draws)
 
     @torch.no_grad()
     def sample(

@@ -1,0 +1,67 @@
+"""The entries that do not depend on what is sampled: weights, gradients, optimiser, copies of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from grpo_mm.ledger.entries import Entry, Phase, Plan
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Each storage once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def held(module: nn.Module | None) -> int:
+    """Bytes of parameters and buffers."""
+    return 0 if module is None else bytes_of([*module.parameters(), *module.buffers()])
+
+
+def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
+    """Weights, optimiser and snapshots of a network, some of whose parameters are trained."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    count, size = sum(p.numel() for p in trained), bytes_of(trained)
+    frozen = held(module) - size
+    names = {"ref": "reference weights", "ema": "averaged weights", "sampling": "sampling weights"}
+    entries = [
+        Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), split="weights"),
+        Entry(f"{owner}, trained", size, _dtype(module, True), split="weights"),
+        Entry("moments of AdamW", count * plan.optimiser_bytes, "float32", split="weights"),
+        *(Entry(names.get(name, name), size, "float32", split="weights") for name in plan.snapshots),
+    ]
+    return tuple(entry for entry in entries if entry.bytes)
+
+
+def of_forward(module: nn.Module, compute: str, *, size: int, copies: int = 0, gradients: int = 0) -> tuple[Entry, ...]:
+    """What a pass holds of the weights beside those that are there all the time.
+
+    Args:
+        compute: the dtype that products run in; `size` is that of one number.
+        copies: bytes of weights that autocast has cast; sharded weights are gathered in that dtype instead.
+        gradients: bytes of those that are added up; whole on each device until the update is done.
+    """
+    numbers = sum(p.numel() for p in module.parameters())
+    return (
+        Entry("gradients", gradients, "float32"),
+        Entry("compute copies (autocast)", copies, compute, when="replicated"),
+        Entry("gathered weights", numbers * size, compute, when="sharded"),
+    )
+
+
+def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
+    """The step of AdamW, and the sums of `ema` after it."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    size, largest = bytes_of(trained), max((p.numel() * p.element_size() for p in trained), default=0)
+    root = size if plan.foreach else 2 * largest
+    parts = (
+        Entry("gradients", size, "float32", split="weights"),
+        Entry("root of the second moment", root, "float32", split="weights"),
+    )
+    return Phase("optimiser step", parts, "train an adapter (policy.lora={rank: 32})")
+
+
+def _dtype(module: nn.Module, trained: bool) -> str:
+    found = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.requires_grad == trained}
+    return ", ".join(sorted(found))

@@ -1,0 +1,139 @@
+"""A run's ledger: the config asks its policy, which knows its networks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.errors import ConfigError
+from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Plan
+from grpo_mm.ledger.fit import close, refusal
+from grpo_mm.ledger.timed import timed
+from grpo_mm.ledger.words import Asked, memory_lines, time_lines
+from grpo_mm.processes.distributed import Processes
+
+log = logging.getLogger(__name__)
+
+
+def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
+    """Does it fit, how long, what does it cost; what cannot be told is said in a line of its own."""
+    seconds, where = timed(config.folder, asked.bench)
+    asked = replace(asked, measured_seconds=seconds, measured_on=where)
+    plan = plan_of(config, devices=asked.devices)
+    try:
+        ledger = ledger_of(config, plan)
+    except ConfigError as error:
+        return [f"memory: {error}"]
+    if ledger is None:
+        return [f"memory: a policy of kind {type(config.policy).__name__} keeps no ledger, so its size is unknown here"]
+    cpu = plan.kind == "cpu"
+    return [*memory_lines(ledger, asked, cpu=cpu), *([] if cpu else time_lines(ledger, asked, steps=config.steps))]
+
+
+def forecast(config: RunConfig, processes: Processes) -> Ledger | None:
+    """What each process of a run on GPUs is going to hold; None where nothing can be foretold.
+
+    A run that cannot fit is refused here, before anything is loaded.
+
+    Raises:
+        ConfigError: the least that it needs is more than what is free on the device.
+    """
+    if processes.device.type != "cuda" or not config.preflight:
+        return None
+    free, _ = torch.cuda.mem_get_info(processes.device)
+    try:
+        ledger = ledger_of(config, plan_of(config, devices=processes.world))
+    except ConfigError as error:
+        log.info("memory is not foretold: %s", error)
+        return None
+    if ledger is None:
+        return None
+    if (why := refusal(ledger, free)) is not None:
+        raise ConfigError(f"{config.name}: {why}")
+    if (why := close(ledger, free)) is not None:
+        log.warning("%s", why)
+    return ledger
+
+
+def beside_measured(ledger: Ledger | None, row: Mapping[str, float]) -> dict[str, float]:
+    """What was foretold, to stand in the record beside the measured peak; {} where either is not known."""
+    if ledger is None or "time/device_peak_gib" not in row:
+        return {}
+    return {"time/device_forecast_gib": ledger.peak / GIB}
+
+
+def ledger_of(config: RunConfig, plan: Plan) -> Ledger | None:
+    """None for a policy that keeps none.
+
+    Raises:
+        ConfigError: its checkpoint is neither on this disk nor of a known size.
+    """
+    write = getattr(config.engine, "ledger", None)
+    return None if write is None else _with_rewards(write(config.policy, plan), config)
+
+
+def _with_rewards(ledger: Ledger, config: RunConfig) -> Ledger:
+    """With the networks of rewards and watches whose size is known; the others are named."""
+    place = "host" if config.offload_rewards else "device"
+    entries, unknown = [], []
+    for name, use in {**_uses(config.rewards), **_uses(config.watch)}.items():
+        size = use.network_bytes() if hasattr(use, "network_bytes") else None
+        if size is not None:
+            entries.append(Entry(f"reward network {name}", size, getattr(use, "dtype", "float32"), place=place))
+        elif hasattr(use, "to"):
+            unknown.append(name)
+    said = (f"what these rewards load is in no line: {', '.join(unknown)}",) if unknown else ()
+    if entries:
+        said += ("reward networks are counted by their weights, without what scoring takes",)
+    scoring = tuple(replace(entry, owner=f"{entry.owner}, moved in", place="device") for entry in entries)
+    phases = (Phase("scoring", scoring, "rewards in bfloat16"),) if entries and config.offload_rewards else ()
+    return replace(
+        ledger, resident=(*ledger.resident, *entries), phases=(*ledger.phases, *phases), said=(*ledger.said, *said)
+    )
+
+
+def _uses(scorers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those in this process."""
+    return {name: scorer.use for name, scorer in scorers.items() if not getattr(scorer, "isolate", False)}
+
+
+def plan_of(config: RunConfig, *, devices: int = 1, kind: Literal["cuda", "cpu"] | None = None) -> Plan:
+    """The share of one of `devices` processes.
+
+    `kind`: of device; None: as the config says, a GPU where it says "auto".
+    """
+    reads = frozenset(getattr(config.engine, "snapshots", ()))
+    kept = {
+        "ref": config.needs_reference or "ref" in reads,
+        "ema": config.ema is not None,
+        "sampling": config.sampling is not None,
+    }
+    kind = kind or ("cpu" if config.device == "cpu" else "cuda")
+    prompts = -(-config.prompts_per_step // devices)
+    calls = {name: -(-number * prompts // config.prompts_per_step) for name, number in config.network_calls().items()}
+    return Plan(
+        prompts=prompts, group_size=config.group_size, updates=config.updates.count, calls=calls, needs=config.needs,
+        snapshots=tuple(name for name, wanted in kept.items() if wanted), kind=kind,
+        foreach=kind == "cuda", media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
+        devices=devices, offload_rewards=config.offload_rewards,
+    )  # fmt: skip
+
+
+def _media(config: RunConfig) -> str:
+    """By where the readers of the prompts live; a reader of a user's own is taken to bring what its name says."""
+    where = " ".join(f"{type(s.use).__module__}.{type(s.use).__name__}".lower() for s in config.prompts.values())
+    for word, kind in (
+        ("video", "video"),
+        ("clip", "video"),
+        ("spatial", "picture"),
+        ("image", "picture"),
+        ("picture", "picture"),
+    ):
+        if word in where:
+            return kind
+    return "" if ".chat." in where else "picture"

@@ -1,0 +1,227 @@
+"""The ledger of a flow run: its own forwards, on networks of its own classes without numbers, counted byte by byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.ledger.counting import AsOnDevice, Counter
+from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
+from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_training
+from grpo_mm.pipelines.flow.models.known import known_pipeline
+from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
+
+LOWER = "policy.micro_batch, policy.gradient_checkpointing=true"
+
+
+@dataclass(frozen=True)
+class _OnMeta:
+    """A family whose pipeline is made already."""
+
+    family: Any
+    pipe: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.family, name)
+
+    def load(self, dtype: torch.dtype, *, full: bool) -> Any:
+        wide = torch.promote_types(dtype, torch.float32)
+        for name, part in self.pipe.components.items():
+            if isinstance(part, torch.nn.Module):
+                widened = name == "vae" or (name == "transformer" and full)
+                part.requires_grad_(False).eval()
+                torch.nn.Module.to(part, wide if widened else dtype)  # the library's own warns of what is meant here
+        return self.pipe
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward, or forward and backward, of some latents."""
+
+    activations: int
+    copies: int
+    """Bytes of weights that autocast has cast."""
+    flops: float
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What follows from the policy alone."""
+
+    net: FlowPolicy
+    source: str
+    condition: Mapping[str, Tensor]
+    encode: _Pass
+    value: _Pass
+    """Without gradient, of `micro` latents of `size`."""
+    update: _Pass
+    evaluation: _Pass | None
+    """As `value`, of pictures of another size."""
+    decode: _Pass
+    """Of `decode_batch` latents."""
+
+
+def flow_ledger(policy: FlowPolicyConfig, engine: Any, plan: Plan, *, stored: int, velocities: int) -> Ledger:
+    """Of a run that keeps `stored` latents of a step, and `velocities` of other policies at as many.
+
+    Raises:
+        ConfigError: a checkpoint that is neither here nor of a known size.
+    """
+    rows = policy.model.network_rows(policy.guidance)
+    states = max(1, plan.calls["train"] // rows // max(1, plan.updates))  # of one update
+    micro, decoded = min(policy.micro_batch, states), min(policy.decode_batch, plan.rows)
+    named = replace(policy, micro_batch=micro, decode_batch=decoded, offload=())
+    counted = _counted(_Key(repr(named), named), several=states > micro, evaluated=bool(plan.eval_rows))
+    return _written(counted, policy, engine, plan, stored=stored, velocities=velocities)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Policies that say the same are counted once."""
+
+    said: str
+    policy: FlowPolicyConfig
+
+    def __hash__(self) -> int:
+        return hash(self.said)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.said == other.said
+
+
+@lru_cache(maxsize=32)
+def _counted(key: _Key, *, several: bool, evaluated: bool) -> _Counted:
+    """`several`: an update takes several forwards, so that all gradients are there when the last begins."""
+    policy = key.policy
+    pipe, source = known_pipeline(policy.model)
+    net = FlowPolicy(
+        replace(policy, model=_OnMeta(policy.model, pipe), merge_adapter=None, compile=False), torch.device("meta")
+    )
+    net.device = torch.device("cpu")
+    size, eval_size = net.size(evaluation=False), net.size(evaluation=True)
+    with AsOnDevice():
+        condition, encode = _encode(net)
+        micro = policy.micro_batch
+        value = _forward(net, condition, micro, size)
+        other = _forward(net, condition, micro, eval_size) if evaluated and eval_size != size else None
+        update = _update(net, condition, micro, size, several=several)
+        return _Counted(net, source, condition, encode, value, update, other, _decode(net, policy.decode_batch, size))
+
+
+def _written(
+    counted: _Counted, policy: FlowPolicyConfig, engine: Any, plan: Plan, *, stored: int, velocities: int
+) -> Ledger:
+    net, pipe, network = counted.net, counted.net.pipe, counted.net.network
+    micro, size = net.config.micro_batch, net.size(evaluation=False)
+    trained = bytes_of(net.trainable.values())
+    rows = net.family.network_rows(policy.guidance)
+    latent = torch.Size(net.family.latent_shape(pipe, *size)).numel() * (8 if net.math_dtype == torch.float64 else 4)
+    compute = str(net.dtype).removeprefix("torch.")
+
+    def held_in(one: _Pass, n: int, gradients: int = 0) -> tuple[Entry, ...]:
+        weights = of_forward(network, compute, size=net.dtype.itemsize, copies=one.copies, gradients=gradients)
+        return (*weights, Entry("activations", one.activations * n // micro))
+
+    drawn = held_in(counted.value, min(engine.rollout_batch, plan.rows))
+    if counted.evaluation is not None:
+        others = held_in(counted.evaluation, min(engine.rollout_batch, plan.eval_rows))
+        drawn = max(drawn, others, key=lambda parts: sum(part.bytes for part in parts))
+    away, cpu = policy.offload, plan.kind == "cpu"
+    encoders, decoder = sum(held(getattr(pipe, name, None)) for name in net.family.encoders), held(pipe.vae)
+    resident = of_training("transformer", network, plan) + tuple(
+        entry for entry in (
+            Entry("text encoders", encoders, policy.dtype, place="host" if "encoders" in away else "device"),
+            Entry("decoder", decoder, "float32", place="host" if "decoder" in away else "device"),
+            Entry("contexts of a step's prompts", bytes_of(counted.condition.values()) * plan.prompts, compute, split="rows"),
+            Entry("latents of a step", stored * latent, "float32", split="rows"),
+            Entry("velocities of other policies", velocities * latent, "float32", split="rows"),
+            Entry("pictures of a step", plan.rows * 3 * size[0] * size[1], "uint8", place="device" if cpu else "host", split="rows"),
+        ) if entry.bytes
+    )  # fmt: skip
+    encode = (
+        Entry("activations", counted.encode.activations, compute),
+        Entry("text encoders, moved in", encoders if "encoders" in away else 0, policy.dtype),
+    )
+    decode = (
+        Entry("activations", counted.decode.activations, "float32"),
+        Entry("decoder, moved in", decoder if "decoder" in away else 0, "float32"),
+    )
+    aside = (swapped(trained),) if plan.snapshots else ()
+    phases = (
+        Phase("update", held_in(counted.update, micro, trained), LOWER, ("policy.micro_batch", micro)),
+        of_optimiser(network, plan),
+        Phase("sampling", drawn, "engine.rollout_batch", ("engine.rollout_batch", engine.rollout_batch)),
+        Phase("other policies' velocities", (*aside, *held_in(counted.value, micro)), LOWER, ("policy.micro_batch", micro)),
+        Phase("encoding prompts", encode, "policy.offload=[encoders]"),
+        Phase(
+            "decoding pictures", decode, "policy.decode_batch, policy.vae_slicing=true, policy.offload=[decoder]",
+            ("policy.decode_batch", net.config.decode_batch),
+        ),
+    )  # fmt: skip
+    each = counted.value.flops / (micro * rows)
+    flops = {name: each * calls for name, calls in plan.calls.items() if name != "train"}
+    flops |= {"train": counted.update.flops / (micro * rows) * plan.calls["train"]}
+    flops |= {
+        "encode": counted.encode.flops * plan.prompts,
+        "decode": counted.decode.flops / net.config.decode_batch * plan.rows,
+    }
+    count = sum(p.numel() for p in net.trainable.values())
+    said = (
+        f"sizes of {counted.source}",
+        f"a prompt: {net.family.image_tokens(pipe, *size)} image tokens ({size[0]} × {size[1]} pixels)",
+    )
+    return Ledger(
+        resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
+        weights=sum(p.numel() for p in network.parameters()) - (count if policy.lora is not None else 0), said=said,
+        devices=plan.devices,
+    )  # fmt: skip
+
+
+def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:
+    """(the condition of one prompt, what making it takes)."""
+    with Counter() as counter:
+        condition = net.family.encode(
+            net.pipe, "a photo", text_length=net.config.text_length, guidance=net.config.guidance
+        )
+        return condition, _Pass(counter.peak, 0, counter.flops)
+
+
+def _inputs(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int]) -> tuple[Any, ...]:
+    x = torch.empty(n, *net.family.latent_shape(net.pipe, *size), dtype=net.math_dtype, device="meta")
+    here = {name: value.expand(n, *value.shape[1:]).clone() for name, value in condition.items()}
+    return x, torch.empty(n, dtype=net.math_dtype, device="meta"), here
+
+
+def _forward(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int]) -> _Pass:
+    with Counter() as counter, torch.no_grad():
+        x, sigma, here = _inputs(net, condition, n, size)
+        net.velocity(x, sigma, here, size=size, guidance=net.config.guidance)
+        return _Pass(counter.peak - counter.copies, counter.copies, counter.flops)
+
+
+def _update(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int], *, several: bool) -> _Pass:
+    """Activations beside the gradients."""
+    trained = bytes_of(net.trainable.values())
+    for p in net.trainable.values():
+        p.grad = torch.empty_like(p) if several else None
+    with Counter() as counter:
+        x, sigma, here = _inputs(net, condition, n, size)
+        velocity = net.velocity(x, sigma, here, size=size, guidance=net.config.guidance)
+        (velocity - x).square().flatten(1).mean(1).sum().backward()
+        peak, copies, flops = counter.peak, counter.copies, counter.flops
+    for p in net.trainable.values():
+        p.grad = None
+    return _Pass(max(0, peak - copies - (0 if several else trained)), copies, flops)
+
+
+def _decode(net: FlowPolicy, n: int, size: tuple[int, int]) -> _Pass:
+    with Counter() as counter, torch.no_grad():
+        x = torch.empty(n, *net.family.latent_shape(net.pipe, *size), dtype=net.math_dtype, device="meta")
+        decoded = net.family.decode(net.pipe, x, size=size).float()
+        (decoded / 2 + 0.5).clamp(0, 1).mul(255)
+        return _Pass(counter.peak, 0, counter.flops)
