@@ -152,7 +152,7 @@ MAY_IMPORT = {
     "pipelines": "",
     "pipelines.zoo": "processes",
     "pipelines.flow.models": "pipelines pipelines.zoo weights",
-    "pipelines.flow": "ledger pipelines advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
+    "pipelines.flow": "ledger advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
     "pipelines.flow.trees": "pipelines.flow processes",
     "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.trees processes",
     "pipelines.vlm.models": "pipelines pipelines.zoo weights",

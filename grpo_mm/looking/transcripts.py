@@ -166,7 +166,7 @@ def write_transcript(
         exchange = Exchange(
             id=prompt.id,
             question=_shortened(prompt.text)[0],
-            truth=_marks(prompt, sketch.truth) if sketch is not None else Marks(),
+            truth=truth_marks(prompt, sketch) if sketch is not None else Marks(),
             picture=None if frames_KCHW is None else _keep_picture(folder, frames_KCHW),
             group_size=len(answers),
             answers=tuple(_drawn(prompt, answer, sketch) for answer in _best_and_worst(answers)),
@@ -222,6 +222,11 @@ def _drawn(prompt: Prompt, answer: Answer, sketch: Sketch | None) -> Answer:
 def marks_of(prompt: Prompt, text: str, sketch: Sketch) -> Marks:
     """What a sketch reads of an answer; nothing where it fails, which is logged."""
     return _marks(prompt, lambda p: sketch(p, text))
+
+
+def truth_marks(prompt: Prompt, sketch: Sketch) -> Marks:
+    """What a sketch knows to be true of a prompt."""
+    return _marks(prompt, sketch.truth)
 
 
 def _marks(prompt: Prompt, draw: Callable[[Prompt], Mapping[str, Any]]) -> Marks:

@@ -87,11 +87,32 @@ def answer_of(text: str) -> str:
     return _folded(said_in(text) or "")
 
 
-def right_answer(prompt: Prompt) -> str:
-    """The first right answer or the spans, as they are compared with those of other prompts; "" where none is known."""
+def box_agreement(boxes: Sequence[Sequence[float]], true_boxes: Sequence[Sequence[float]]) -> float:
+    """The intersection over union of each true box with the box that fits it best, on average; 0 without a box, NaN without a true one.
+
+    A box more than there are true ones takes its share away.
+    """
+    if not true_boxes:
+        return math.nan
+    fits = [max((_box_iou(box, true) for box in boxes), default=0.0) for true in true_boxes]
+    return math.fsum(fits) / max(len(boxes), len(true_boxes))
+
+
+def _box_iou(a: Sequence[float], b: Sequence[float]) -> float:
+    both = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    either = sum(max(0.0, x2 - x1) * max(0.0, y2 - y1) for x1, y1, x2, y2 in (a, b)) - both
+    return both / either if either > 0 else 0.0
+
+
+def right_answer(prompt: Prompt, *, boxes: bool = True) -> str:
+    """The first right answer, or the spans, or the boxes, as they are compared with those of other prompts; "" where none is known."""
     target = prompt.target
-    spans = _lists(target.get("spans"), 2) if isinstance(target, Mapping) else []
-    return repr(spans) if spans else _folded(next(iter(_right_answers(target)), ""))
+    spans, true_boxes = (
+        _lists(target.get(key), size) if isinstance(target, Mapping) else []
+        for key, size in (("spans", 2), ("boxes", 4))
+    )
+    text = "" if spans else _folded(next(iter(_right_answers(target)), ""))
+    return text or (repr(spans) if spans else repr(true_boxes) if true_boxes and boxes else "")
 
 
 def next_unlike(prompts: Sequence[Prompt]) -> list[Prompt | None]:

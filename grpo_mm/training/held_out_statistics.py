@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor
 from grpo_mm.looking.diversity import pairwise_distance
 from grpo_mm.looking.image_statistics import image_statistics, quarters
 from grpo_mm.looking.text_statistics import distinct_answers, most_frequent, text_statistics
-from grpo_mm.looking.truth import answer_of, next_unlike, right_answer
+from grpo_mm.looking.transcripts import Sketch, marks_of, truth_marks
+from grpo_mm.looking.truth import agreement, answer_of, box_agreement, next_unlike, right_answer
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.training.agreement import agreement_of
 from grpo_mm.training.held_out import ByPrompt, by_prompt
 from grpo_mm.training.onlooker import MEASURED_PICTURES, mean_statistics, mean_text_statistics, shrunk
 from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
@@ -105,3 +106,17 @@ def _evenly(index: Tensor, most: int) -> Tensor:
     if len(index) <= most:
         return index
     return index[torch.linspace(0, len(index) - 1, most).round().long()]
+
+
+def agreement_of(prompt: Prompt, text: str | None, sketch: Sketch | None) -> float:
+    """`agreement`, or of a prompt of which only boxes are true `box_agreement`; NaN for a prompt that could not be asked, and for
+    spans and boxes that no sketch reads."""
+    target = prompt.target if isinstance(prompt.target, dict) else {}
+    if text is None or (sketch is None and target.get("spans")):
+        return math.nan
+    if sketch is None:
+        return agreement(prompt, text)
+    marks = marks_of(prompt, text, sketch)
+    if target.get("boxes") and not right_answer(prompt, boxes=False):
+        return box_agreement(marks.boxes, truth_marks(prompt, sketch).boxes)
+    return agreement(prompt, text, marks.spans)

@@ -150,10 +150,13 @@ def brief(texts: Sequence[str]) -> list[float]:
     return [max(0.0, 1 - len(text) / 200) for text in texts]
 
 
-def coin(images: Sequence[Any] = (), texts: Sequence[str] = (), ids: Sequence[str] = ()) -> list[float]:
-    """Nothing that can be learnt: the last digit of what the sample happens to be."""
-    seen = [int(pixels.sum() * 1e4) for pixels in _rgb(images)] or [sum(map(ord, text)) for text in texts]
-    return [(value * 7919 % 11) / 10 for value in seen]
+def coin(images: Sequence[Any]) -> list[float]:
+    """Nothing that can be learnt."""
+    return [int(pixels.sum() * 1e4) * 7919 % 11 / 10 for pixels in _rgb(images)]
+
+
+def coin_of_texts(texts: Sequence[str]) -> list[float]:
+    return [sum(map(ord, text)) * 7919 % 11 / 10 for text in texts]
 
 
 def _rgb(images: Sequence[Any]) -> list[np.ndarray]:

@@ -59,6 +59,27 @@ def test_an_answer_that_suits_all_prompts_agrees_with_none_beyond_chance():
     assert sum(constant["text/agreement_beyond_chance"]) == 2 - 1  # the fourth prompt's next is the first
 
 
+class Boxes:
+    """A sketch: four numbers a box."""
+
+    def truth(self, prompt):
+        return {"boxes": prompt.target["boxes"]}
+
+    def __call__(self, prompt, text):
+        numbers = [float(word) for word in text.split()]
+        return {"boxes": [numbers[i : i + 4] for i in range(0, len(numbers) - 3, 4)]}
+
+
+def test_where_only_boxes_are_true_boxes_are_compared():
+    prompts = [Prompt(str(i), "?", target={"boxes": [[10 * i, 0, 10 * i + 10, 10]]}) for i in range(3)]
+    texts = ["0 0 10 10", "10 0 20 5", "0 0 10 10 20 0 30 10"]
+    rows = rows_of(prompts)
+    _, alone = held_out_statistics(texts, rows, prompts, sketch=Boxes(), processes=Alone())
+    assert alone["text/agreement"] == [1, 0.5, 0.5]  # right, half of it, one of two
+    assert alone["text/agreement_beyond_chance"] == [1, 0.5, 0]
+    assert "text/agreement" not in measured(prompts, texts)[1]  # without a sketch
+
+
 def test_the_next_prompt_is_one_of_which_something_else_is_true():
     assert [other and other.id for other in next_unlike(ASKED)] == ["2", "2", "3", "0"]
     assert next_unlike([Prompt("a", "?"), ASKED[0], ASKED[1]]) == [None, None, None]
