@@ -288,7 +288,7 @@ class Learner:
                 + (
                     errors[0]
                     if errors
-                    else "no exception: the reward returned NaN for every row; a warning above may say why."
+                    else "no exception: the reward gave NaN or None for every row, which says that it cannot tell. Judges warn above of what failed."
                 )
             )
         found |= reward_spread(table)

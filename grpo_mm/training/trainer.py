@@ -161,7 +161,7 @@ class Trainer:
         updates = self.learner.counters["updates"]
         try:
             yield
-        except TrainingStopped as stopped:
+        except TrainingStopped:
             done, within = self.state["step"], self.learner.counters["updates"] - updates
             if done + within > 0:
                 why = f"step {done + 1} could not be done" + f", after {within} updates of it" * bool(within)
@@ -169,7 +169,7 @@ class Trainer:
                     self._leave_product(why)
                 except OSError as error:
                     log.warning("no product was written: %s", reason(error))
-            raise stopped
+            raise
 
     def _evaluate_what_is_due(self) -> None:
         """A run that goes on after what was its last step has still to do what it would have done there on its way."""

@@ -114,7 +114,7 @@ def test_a_run_in_which_nothing_can_be_scored_stops_with_the_first_error(tiny_sd
     assert 'tiny_rewards.py", line' in said and "ZeroDivisionError: division by zero" in said
     assert checkpoint.steps(tmp_path / "runs/tiny/checkpoints") == []
     with pytest.raises(
-        TrainingStopped, match="the reward returned NaN for every row"
+        TrainingStopped, match="the reward gave NaN or None for every row"
     ):  # a run without a step gives way
         train(config, rewards={"bright": lambda images, prompts, metadata: [NAN] * len(images)})
 
