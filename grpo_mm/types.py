@@ -362,6 +362,7 @@ class View:
 
     def at(self, index: Tensor) -> View:
         """The entries at flat positions into [N · A], in the shape of `index`."""
+        index = index.to(self.mask.device)
         return self.map(lambda value: value.flatten()[index])
 
 

@@ -216,26 +216,27 @@ def _join(processes: Processes, value: Tensor) -> Tensor:
 
 
 class _Log:
-    """Sums over forwards, then over ranks."""
+    """Sums over forwards, then over ranks. They stay on the device until the last: a number that is read waits for it."""
 
     def __init__(self) -> None:
-        self._terms: dict[str, float] = defaultdict(float)
-        self._stats: dict[str, float] = defaultdict(float)
-        self._gap = 0.0
+        self._terms: dict[str, Tensor | float] = defaultdict(float)
+        self._stats: dict[str, Tensor | float] = defaultdict(float)
+        self._gap: Tensor = torch.zeros((), dtype=torch.float64)
         self._forwards = 0
 
     def add(self, terms: Sequence[Term], view: View, *, share: float = 1.0) -> None:
         for term in terms:
-            self._terms[term.name] += share * float(term.value().detach())
+            self._terms[term.name] += share * term.value().detach().double()
             for name, value in term.stats.items():
-                self._stats[name] += share * float((value.detach() * view.mask).sum()) / view.counts.actions
+                self._stats[name] += share * (value.detach() * view.mask).sum().double() / view.counts.actions
 
     def gap(self, values: Mapping[str, Tensor], rollout: Rollout, index: Tensor, view: View) -> None:
         if "logprobs" in values and index.numel():
             behaviour = rollout.behaviour_NA.flatten()[index].to(values["logprobs"].device)
             difference = (values["logprobs"].detach() - behaviour).abs().nan_to_num(torch.inf, torch.inf)
             difference = difference.masked_fill(behaviour.isnan(), 0)  # rows that no engine sampled
-            self._gap = max(self._gap, float(difference.where(view.mask.bool(), 0).max()))
+            largest = difference.where(view.mask.bool(), 0).max().double()
+            self._gap = torch.maximum(self._gap.to(largest.device), largest)
 
     def forward_is_done(self, of: int) -> None:
         self._forwards += 1
@@ -245,10 +246,11 @@ class _Log:
         """Its mean over the trained actions, where the objective reads it."""
         if "entropy" in values:
             inside = torch.where(view.mask.bool(), values["entropy"].detach(), 0.0)
-            self._stats["entropy"] += float(inside.sum()) / view.counts.actions
+            self._stats["entropy"] += inside.sum().double() / view.counts.actions
 
     def result(self, processes: Processes, num_forwards: int) -> UpdateResult:
-        ranks = processes.gather((dict(self._terms), dict(self._stats), self._gap))
+        terms, stats = ({name: float(value) for name, value in kept.items()} for kept in (self._terms, self._stats))
+        ranks = processes.gather((terms, stats, float(self._gap)))
 
         def total(which: int) -> dict[str, float]:
             names = sorted(set().union(*(rank[which] for rank in ranks)))

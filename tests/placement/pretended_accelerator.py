@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from pretended_rules import check_places, waits_for
@@ -179,23 +178,12 @@ DEVICE = torch.device(NAME, 0)
 _library = torch.library.Library("_", "IMPL")
 _library.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
 _factories = torch.library.Library("aten", "IMPL")
-for _name in ("arange", "arange.start", "arange.start_step", "linspace", "randperm"):
-    # By torch's own ways these resize what they made, which a shell cannot follow.
+# By torch's own ways the first ones resize what they made, which a shell cannot follow; torch.tensor reads numbers out of a list of
+# tensors past the shell.
+for _name in ("arange", "arange.start", "arange.start_step", "linspace", "randperm", "_local_scalar_dense"):
     _overload = _name.partition(".")[2] or "default"
     _operation = getattr(getattr(aten, _name.partition(".")[0]), _overload)
     _factories.impl(_name, lambda *a, _operation=_operation, **k: _run(_operation, a, k), "PrivateUse1")
-
-
-_of_numbers = torch.tensor
-
-
-def _tensor(data: Any, **settings: Any) -> torch.Tensor:
-    """torch.tensor reads numbers that are on the device out of a list in a way of its own, which does not know the shell."""
-    return _of_numbers(data if isinstance(data, torch.Tensor) else tree_map(_number, data), **settings)
-
-
-def _number(leaf: Any) -> Any:
-    return leaf.item() if isinstance(leaf, Pretended) else leaf
 
 
 @contextmanager
@@ -208,8 +196,7 @@ def counted() -> Iterator[Crossings]:
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) makes a CPU tensor, then moves it
     try:
-        with mock.patch.object(torch, "tensor", _tensor):
-            yield _crossings
+        yield _crossings
     finally:
         _crossings = before
         torch.__future__.set_swap_module_params_on_conversion(swapped)

@@ -16,7 +16,7 @@ UNKNOWN_SHAPE = (
     aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default,
     aten.unique_consecutive.default, aten.bincount.default, aten._unique.default,
 )  # fmt: skip
-READS = (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default)
+READS = (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default, aten.allclose.default)
 
 
 class WrongPlace(RuntimeError):

@@ -157,11 +157,12 @@ def _advance(
     clean_E, logprob_E = torch.zeros_like(next_E), x_W.new_zeros(len(edges.node))
     starts = edges.parent.unique()
     for chunk in starts.split(batch) if len(starts) else ():
+        there = chunk.to(device)
         sigma = moves.sigma_S1[tree.level_V[wave.node[chunk]].to(device)].to(x_W)
-        velocity = network(x_W[chunk.to(device)], sigma, wave.prompt[chunk].to(device))
-        velocity_W[chunk.to(device)] = velocity
+        velocity = network(x_W[there], sigma, wave.prompt[chunk].to(device))
+        velocity_W[there] = velocity
         here = torch.nonzero(torch.isin(edges.parent, chunk)).flatten()
-        clean = x_W[chunk.to(device)] - sigma.view(-1, *([1] * (x_W.dim() - 1))) * velocity
+        clean = x_W[there] - sigma.view(-1, *([1] * (x_W.dim() - 1))) * velocity
         clean_E[here.to(device)] = clean[torch.searchsorted(chunk, edges.parent[here]).to(device)]
         for alike in _alike(tree, wave, edges, here):
             at, source = alike.to(device), edges.parent[alike].to(device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from grpo_mm.pipelines.vlm.forwards import cascade, flex
+from grpo_mm.pipelines.vlm.forwards import cascade, flex, windows
 from grpo_mm.pipelines.vlm.forwards.cascade import SharedPrompts
 from grpo_mm.pipelines.vlm.forwards.flex import FlexPrompts
 from grpo_mm.pipelines.vlm.forwards.prefix_attention import install
@@ -66,6 +66,9 @@ class Network:
         elif text._attn_implementation == "sdpa" and self.device.type == "cpu":
             install(text, cascade.NAME, cascade.attend_answers)
         self.attention: str = text._attn_implementation
+        tower = model.model.visual.config
+        if tower._attn_implementation == "sdpa":
+            windows.install(tower)
         size = model.lm_head.weight.shape[0]
         forbidden_V = torch.zeros(size, dtype=torch.bool, device=self.device)
         forbidden_V[[token for token in forbidden if token < size]] = True

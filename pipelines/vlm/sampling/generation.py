@@ -166,11 +166,14 @@ class _Drawing:
         uniform_n = torch.zeros(len(running.row_n), dtype=torch.float64).index_copy(0, live, self.uniform_NA[here])
         logits_nV = self.network.logits(running.hidden_nD)
         logprob_nV = self.network.distribution.logprobs(logits_nV, temperature=self.draw.temperature)
-        token_n = pick(logprob_nV, uniform_n.to(device), self.greedy_N[running.row_n].to(device), top_p=self.draw.top_p)
-        self.made.logprob_NA[here] = logprob_nV.gather(-1, token_n[:, None])[:, 0].cpu()[live]
+        token_n = pick(logprob_nV, uniform_n.to(device), self.greedy_N[running.row_n], top_p=self.draw.top_p)
+        found = [token_n, logprob_nV.gather(-1, token_n[:, None])[:, 0], *([entropy(logprob_nV)] if self.draws else [])]
+        # In one piece, so that a token waits for the device once; float64 holds ids and float32 as they are.
+        found = torch.stack([value_n.double() for value_n in found]).cpu()[:, live]
+        self.made.token_NA[here] = drawn = found[0].long()
+        self.made.logprob_NA[here] = found[1].float()
         if self.draws:
-            self.made.entropy_NA[here] = entropy(logprob_nV).cpu()[live]
-        self.made.token_NA[here] = drawn = token_n.cpu()[live]
+            self.made.entropy_NA[here] = found[2].float()
         self.made.length_N[here[0]] = length = here[1] + 1
         ended = torch.isin(drawn, self.stop) | (length >= self.draw.max_new_tokens)
         if bool(ended.all()):
@@ -186,7 +189,8 @@ def entropy(logprob_nV: Tensor) -> Tensor:
 def pick(logprob_nV: Tensor, uniform_n: Tensor, greedy_n: Tensor, *, top_p: float) -> Tensor:
     """The token of each row, [n]: the first at which the cumulative probability exceeds the uniform number.
 
-    `top_p`: only the most probable tokens that together reach it are drawn; the one that crosses it is among them.
+    `top_p`: only the most probable tokens that together reach it are drawn; the one that crosses it is among them. `greedy_n`, on
+    the CPU: rows that take the most probable token.
     """
     best_n = logprob_nV.argmax(-1)
     if bool(greedy_n.all()):
@@ -200,4 +204,5 @@ def pick(logprob_nV: Tensor, uniform_n: Tensor, greedy_n: Tensor, *, top_p: floa
     drawn_n = torch.searchsorted(total_nV, uniform_n[:, None] * total_nV[:, -1:], right=True)[:, 0]
     # A number that rounding put at the very end belongs to the last token that can be drawn.
     last_n = (probability_nV > 0).long().cumsum(-1).argmax(-1)
-    return torch.where(greedy_n, best_n, torch.minimum(drawn_n, last_n))
+    drawn_n = torch.minimum(drawn_n, last_n)
+    return torch.where(greedy_n.to(best_n.device), best_n, drawn_n) if bool(greedy_n.any()) else drawn_n

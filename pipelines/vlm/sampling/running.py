@@ -104,11 +104,13 @@ class Running:
     def after(self, network: Network, token_n: Tensor) -> Running:
         """One token further."""
         wide = int(self.keys_n.max()) + 1
-        keys_n = self.keys_n.to(network.device)
-        mask_nK = torch.arange(wide, device=network.device) <= keys_n[:, None]
-        position_3n1 = (self.start_n + self.drawn_n).expand(3, -1)[..., None]
+        keys_n, position_n = torch.stack([self.keys_n, self.start_n + self.drawn_n]).to(network.device)
+        mask = torch.arange(wide, device=network.device) <= keys_n[:, None]
+        if network.attention == "sdpa":  # which looks into a mask of two dimensions, and waits for the device
+            mask = mask[:, None, None]
         cache = _Behind(self, keys_n, wide)
-        hidden_n1D, _ = network.language(token_n[:, None], position_3n1, mask=mask_nK, cache=cache)
+        position_3n1 = position_n.expand(3, -1)[..., None]
+        hidden_n1D, _ = network.language(token_n[:, None], position_3n1, mask=mask, cache=cache)
         return replace(self, drawn_n=self.drawn_n + (self.row_n != FREE), hidden_nD=hidden_n1D[:, -1])
 
 
