@@ -373,7 +373,7 @@ def explain(
     ],
 ) -> None:
     """Tells what a key of a config, a component or a method means: type, default, kinds, unit."""
-    from grpo_mm.tools.explain import explain as told
+    from grpo_mm.tools.keys.explain import explain as told
 
     for line in told(*words):
         say(line)

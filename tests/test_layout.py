@@ -148,6 +148,7 @@ MAY_IMPORT = {
     "training": "advantages config ledger looking processes rollout rollout.collectors weights",
     "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.text rewards.video rollout training weights",
+    "tools.keys": "config",
     "starters": "datasets.worlds",
     "pipelines": "",
     "pipelines.zoo": "processes",

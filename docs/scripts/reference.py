@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from grpo_mm.tools.reference import reference_page
+from grpo_mm.tools.keys.reference import reference_page
 
 if __name__ == "__main__":
     (Path(__file__).parents[1] / "reference.md").write_text(reference_page(), encoding="utf-8")

@@ -20,7 +20,7 @@ from grpo_mm.config.run_config import RunConfig, plain, read
 from grpo_mm.config.settings import Settings
 from grpo_mm.identity import FREE, OF_A_ROLE, identity_of
 from grpo_mm.registry import Role
-from grpo_mm.tools.reference import reference_page
+from grpo_mm.tools.keys.reference import reference_page
 
 FLOW, VLM = ROOT / "configs/quickstart/flow.yaml", ROOT / "configs/quickstart/video.yaml"
 KINDS = [entry for entry in registry.table() if entry.role != "preset"]

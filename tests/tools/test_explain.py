@@ -9,9 +9,9 @@ import pytest
 from grpo_mm.config.run_config import read
 from grpo_mm.config.synonyms import SYNONYMS, here_it_is
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.tools.explain import all_keys, explain
-from grpo_mm.tools.key_texts import TEXTS, meaning_of
-from grpo_mm.tools.reference import reference_page
+from grpo_mm.tools.keys.explain import all_keys, explain
+from grpo_mm.tools.keys.key_texts import TEXTS, meaning_of
+from grpo_mm.tools.keys.reference import reference_page
 
 FLOW = "quickstart/flow.yaml"
 

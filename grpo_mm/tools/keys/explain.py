@@ -20,8 +20,8 @@ from grpo_mm.config.synonyms import here_it_is
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import UserError
 from grpo_mm.outside import shown
-from grpo_mm.tools.field_docs import type_of
-from grpo_mm.tools.key_texts import meaning_of
+from grpo_mm.tools.keys.field_docs import type_of
+from grpo_mm.tools.keys.key_texts import meaning_of
 
 UNNAMED = ("preset", "prediction_file")
 """Roles that no key of a config names."""

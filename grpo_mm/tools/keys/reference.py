@@ -15,7 +15,7 @@ from grpo_mm import registry
 from grpo_mm.config.key_docs import default_of, first_sentence
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.identity import OF_A_ROLE, OF_A_USER, Identity, identity_of
-from grpo_mm.tools.key_texts import meaning_of
+from grpo_mm.tools.keys.key_texts import meaning_of
 
 HEAD = f"""# Keys
 
