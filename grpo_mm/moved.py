@@ -65,6 +65,7 @@ _RENAMED = {
     "grpo_mm.collectors": "grpo_mm.rollout.collectors",
     "grpo_mm.config": "grpo_mm.config.typed_yaml",
     "grpo_mm.datasets.video": "grpo_mm.datasets.media.media_files",
+    "grpo_mm.pipelines.flow.memory": "grpo_mm.pipelines.flow.ledger",
     "grpo_mm.report": "grpo_mm.looking.report",
     "grpo_mm.rewards.benchmarks.answers": "grpo_mm.rewards.answers.choices",
     "grpo_mm.rewards.judges": "grpo_mm.rewards.judges.comparing",
