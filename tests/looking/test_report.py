@@ -10,7 +10,7 @@ from grpo_mm.errors import UserError
 from grpo_mm.looking import held_out, metrics
 from grpo_mm.looking.report import texts
 from grpo_mm.looking.report.curves import Rule, charts, log_axis, value_axis
-from grpo_mm.looking.report.page import read_run, view, write_report
+from grpo_mm.looking.report.page import _repeated, read_run, view, write_report
 from grpo_mm.looking.report.pictures import rollout_strip
 from grpo_mm.looking.report.texts import before_and_after_texts
 from grpo_mm.looking.report.words import count, duration, moment, number
@@ -547,3 +547,25 @@ def test_a_tree_says_what_settled_each_advantage(tmp_path):
     (group,) = rollout_strip(read_sheets(tmp_path)[0])["groups"]
     assert group["tiles"][0]["settled"] == ["depth 2: +0.31, one of 3 compared, 0.600 against 0.200 to 0.800"]
     assert group["truth"] == "HELLO" and group["spread"] == "r 0.530 to 0.533"
+
+
+def test_watched_statistics_of_pictures_have_one_chart():
+    columns = {
+        name: [(1, value)]
+        for name, value in (
+            ("image/sharpness", 9.0), ("watch/quality/sharpness", 9.0), ("watch/quality/score", 9.0), ("eval/quality/score", 8.0),
+            ("watch/same/score", 9.0), ("watch/aesthetic/score", 5.0), ("eval/aesthetic/score", 5.0), ("reward/quality/mean", 9.0),
+        )
+    }  # fmt: skip
+    watch = {
+        "quality": {"use": {"kind": "image_quality"}},
+        "same": {"use": "my:sharpness"},
+        "aesthetic": {"use": "aesthetic"},
+    }
+    doubled = ["watch/quality/sharpness", "watch/quality/score", "eval/quality/score", "watch/same/score"]
+    assert _repeated({"watch": watch}, columns, {}) == doubled
+    assert _repeated({"watch": watch}, columns, {"watch/quality/score": []}) == [
+        n for n in doubled if n != "watch/quality/score"
+    ]
+    assert _repeated({}, columns, {}) == [n for n in doubled if n.startswith("watch/")]
+    assert _repeated({"watch": watch}, {n: c for n, c in columns.items() if n != "image/sharpness"}, {}) == []
