@@ -53,7 +53,10 @@ def main() -> None:
     config, overrides = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (CONFIG, [])
     rows = [measured(kind, config, overrides) for kind in ("replicated", "sharded")]
     if Processes(device="cpu").is_main:
-        print("| weights | network, MiB | trained, MiB | moments, MiB | copies, MiB | processor s a step |\n| --- |" + " --- |" * 5)
+        print(
+            "| weights | network, MiB | trained, MiB | moments, MiB | copies, MiB | processor s a step |\n| --- |"
+            + " --- |" * 5
+        )
         print("\n".join(rows))
 
 
