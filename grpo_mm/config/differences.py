@@ -177,7 +177,7 @@ def _as_things_stand(found: Difference, there: Mapping[str, Any], config: Settin
     elif top == "checkpoints" and any(rule.get("action") == "rollback" for rule in acting):
         return replace(found, identity="noted", why="a watch rule goes back to checkpoints")
     elif (
-        found.key == "distributed.kind"
+        found.key == "distributed"
         and getattr(config.policy, "dtype", None) == "bfloat16"
         and not getattr(config.policy, "lora", None)
     ):

@@ -119,7 +119,9 @@ SYNONYMS: dict[str, str] = {
     **dict.fromkeys(("log_completions", "logging_steps", "log_every"), "samples_every; metrics are written at every step"),
     **dict.fromkeys(("data_seed", "random_seed"), "seed"),
     **dict.fromkeys(("resume_from_checkpoint", "resume"), "nothing: the same command goes on where the run stopped; --checkpoint names another step"),
-    **dict.fromkeys(("deepspeed", "fsdp", "num_processes", "n_gpus_per_node", "nproc_per_node"),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp2", "fsdp_config", "zero_stage", "zero"),
+                    "distributed.kind=sharded, with one of configs/accelerate/"),
+    **dict.fromkeys(("num_processes", "n_gpus_per_node", "nproc_per_node"),
                     "nothing in the config: `accelerate launch --config_file …` (`grpo-mm configs accelerate/ddp` prints one)"),
 }  # fmt: skip
 """Name there -> what it is here."""

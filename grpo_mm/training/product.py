@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking.model_card import write_model_card
 from grpo_mm.looking.origin import FILE, Origin, read_product
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.rng import stream_seed
 from grpo_mm.training.mark import replace_text
 from grpo_mm.weights.pieces import full, put
 
@@ -52,13 +54,19 @@ def save_product(
         raise
 
 
-def whole_policy(config: Any, policy: Any, processes: Processes) -> Any:
+def whole_policy(config: RunConfig, policy: Any, processes: Processes) -> Any:
     """The policy where its weights are whole; else another one in the main memory of the main process, which the present weights
     are put into one by one, and None on the others. All processes call it together."""
     if getattr(policy, "shards", None) is None:
         return policy
     made: list[Any] = []
-    processes.by_main(lambda: made.append(config.load(torch.device("cpu"))))
+
+    def load() -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(config.seed, "init"))  # what a model of random weights is made of
+            made.append(config.policy.load(torch.device("cpu")))
+
+    processes.by_main(load)
     for name, p in policy.trainable.items():
         value = full(p.detach())
         if made:

@@ -460,7 +460,7 @@ class Trainer:
         told = {name: template for name, template in asked.items() if template is not None}
         path = self.folder.path / policy.product
         with self.learner.evaluation_weights():
-            whole = whole_policy(self.config.policy, policy, self.processes)
+            whole = whole_policy(self.config, policy, self.processes)
 
             def write() -> None:
                 save_product(whole, path, origin=origin, summary=summary, usage=usage, asked=told)

@@ -69,7 +69,7 @@ def told(path: Path, *overrides: str, base: tuple[str, ...] = ()) -> dict[str, s
     [
         ("policy.micro_batch=2", "free"), ("policy.decode_batch=2", "free"), ("policy.offload=[decoder]", "free"),
         ("trackers=[tensorboard]", "free"), ("samples_every=3", "free"), ("evaluation.every=7", "free"), ("threads=1", "free"),
-        ("checkpoints.keep_last=9", "free"), ("steps=31", "free"), ("steps=29", "free"), ("runs_dir=elsewhere", "free"),
+        ("distributed.shard_over=2", "free"), ("checkpoints.keep_last=9", "free"), ("steps=31", "free"), ("steps=29", "free"), ("runs_dir=elsewhere", "free"),
         ("rewards.shape.timeout_seconds=9", "free"), ("rewards.shape.isolate=true", "free"), ("engine.rollout_batch=1", "free"),
         ("optim.lr=1", "noted"), ("rewards.shape.weight=2", "noted"), ("engine.noise.level=0.1", "noted"), ("policy.guidance=2", "noted"),
         ("prompts.shapes.use.limit=3", "noted"), ("optim.schedule=linear", "noted"), ("engine.eval_steps=3", "noted"),
@@ -109,6 +109,13 @@ def test_what_is_free_by_itself_is_noted_where_something_reads_it():
     assert one("checkpoints.every=7", base=acting) == "noted"
     assert one("watch.r.low=0.2", base=acting) == "noted"
     assert one("evaluation.every=7", base=acting.replace("reward/shape/mean", "eval/score")) == "noted"
+    for base, wanted in (
+        ("policy.dtype=bfloat16|policy.lora=null", "noted"),
+        ("policy.dtype=bfloat16", "free"),
+        ("seed=1", "free"),
+    ):
+        lora = "policy.lora={rank: 2}|" if wanted == "free" else ""
+        assert told(FLOW, "distributed.kind=sharded", base=tuple((lora + base).split("|"))) == {"distributed": wanted}
     assert one("device=cpu", base="device=auto") == ("noted" if torch.cuda.is_available() else "free")
 
 
