@@ -15,6 +15,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.ledger.cards import needed, usable
 from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Spread
 from grpo_mm.ledger.fit import cheapest_fix, close, fewest, refusal
+from grpo_mm.ledger.page import by_owner, row
 from grpo_mm.ledger.words import number_of_cards
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.training import forecast
@@ -54,6 +55,18 @@ def test_the_number_of_cards_grows_until_they_hold_it():
     assert fewest(FULL, 50 * GIB) is None
     assert number_of_cards(FULL, 141) == "2 (sharded)" and number_of_cards(FULL, 24) == "none up to 128"
     assert needed(usable(80)) == pytest.approx(80)
+
+
+def test_a_row_of_the_page_leaves_out_no_byte_and_names_the_cards():
+    here = FULL.on(Spread(4, sharded=True))
+    columns = by_owner(here)
+    assert (
+        sum(columns.values()) == here.peak and columns["weights"] == (8 + 16) * GIB and columns["gradients"] == 32 * GIB
+    )
+    config = read(ROOT / "configs/quickstart/flow.yaml")
+    counted = ledger_of(config, plan_of(config, kind="cuda"))
+    assert sum(by_owner(counted.on(Spread())).values()) == counted.peak
+    assert row("x", FULL).cells()[2:6] == ["none", "4 s", "2 s", "102.0 s"]
 
 
 def test_what_fits_is_not_refused_and_what_is_near_is_warned_of():
