@@ -48,45 +48,45 @@ def close(ledger: Ledger, free: int) -> str | None:
 
 
 def cheapest_fix(ledger: Ledger, free: int, spread: Spread) -> str:
-    """In the order of what it costs: encoders in main memory, smaller forwards, recomputing, more devices, an adapter.
+    """A sentence: encoders in main memory; smaller forwards, with the values that fit; else what else there is, cheapest first.
 
-    The first two change no number of a run, nor do more devices.
+    The first two, and more devices, change no number of a run.
     """
     here = ledger.on(spread)
-    encoders = _encoders(here)
-    if encoders and here.peak - encoders <= free and here.fullest.name != "encoding prompts":
-        return f"Set policy.offload=[encoders]: {encoders / GIB:.1f} GiB less."
-    offload = ["policy.offload=[encoders]"] if encoders else []
+    encoders = sum(e.bytes for e in here.resident if e.owner == "text encoders" and e.place == "device")
     held = here.held - encoders
-    over = [phase for phase in here.phases if held + phase.bytes > free]
-    smaller = [_smaller(phase, free - held) for phase in over]
-    if smaller and all(smaller):
-        return f"Set {' '.join([*offload, *(word for word in smaller if word)])}."
-    devices = fewest(ledger, free)
-    many = f"{devices.devices} such devices hold it{' with sharded weights' * devices.sharded}" if devices else ""
-    lower = " ".join(
-        [*offload, *([f"and make {over[0].name} smaller: {over[0].lower}"] if over and over[0].lower else [])]
-    )
-    state = sum(e.bytes for e in here.resident if e.split == "weights" or e.owner.startswith(STATE))
-    if state > here.peak / 3:
-        adapter = "train an adapter (policy.lora={rank: 32})"
-        return f"{many[:1].upper() + many[1:] + ', or ' if many else ''}{adapter if many else adapter.capitalize()}."
-    return f"Set {lower}" + (f", or: {many}." if many else ".")
+    bytes_of = {phase: phase.bytes + encoders * (phase.name == ENCODING) for phase in here.phases}
+    over = [phase for phase in here.phases if held + bytes_of[phase] > free]
+    offload = ["policy.offload=[encoders]"] if encoders else []
+    if not over:
+        return f"Set {offload[0]}: {encoders / GIB:.1f} GiB less."
+    if (smaller := _smaller(over, free - held)) is not None:
+        return f"Set {' '.join([*offload, *smaller])}."
+    worst = max(over, key=lambda phase: phase.bytes)
+    ways = []
+    if worst.lower and held + worst.bytes - worst.proportional <= free:
+        ways.append(" and ".join([*offload, f"less for {worst.name} ({worst.lower})"]))
+    if (found := fewest(ledger, free)) is not None:
+        ways.append(f"{found.devices} such devices hold it{' with sharded weights' * found.sharded}")
+    if sum(e.bytes for e in here.resident if e.owner.startswith(STATE)) > here.peak / 3:
+        ways.append("train an adapter (policy.lora={rank: 32})")
+    said = "; or ".join(ways) or "no change of one setting makes it fit"
+    return f"{said[0].upper()}{said[1:]}."
 
 
 STATE = ("moments", "averaged", "sampling weights", "reference")
+ENCODING = "encoding prompts"
 
 
-def _encoders(ledger: Ledger) -> int:
-    return sum(e.bytes for e in ledger.resident if e.owner == "text encoders" and e.place == "device")
-
-
-def _smaller(phase: Phase, room: int) -> str | None:
-    """The setting at the largest value with which the phase needs no more than `room`."""
-    if phase.setting is None:
-        return None
-    key, value = phase.setting
-    rest = phase.bytes - phase.proportional
-    least = phase.proportional / value
-    fits = int((room - rest) / least) if least else 0
-    return f"{key}={fits}" if 1 <= fits < value else None
+def _smaller(over: list[Phase], room: int) -> list[str] | None:
+    """KEY=VALUE with the largest values at which each of these phases needs no more than `room`; None if there are none."""
+    values: dict[str, int] = {}
+    for phase in over:
+        if phase.setting is None or not phase.proportional:
+            return None
+        key, value = phase.setting
+        fits = (room - (phase.bytes - phase.proportional)) * value // phase.proportional
+        if not 1 <= fits < value:
+            return None
+        values[key] = min(fits, values.get(key, fits))
+    return [f"{key}={value}" for key, value in values.items()]

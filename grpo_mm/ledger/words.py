@@ -66,7 +66,8 @@ def _card_lines(ledger: Ledger, here: Ledger, asked: Asked) -> list[str]:
         else f"smallest GPU that holds this: {size} GB ({spare})" + (f"; for {below} GB: {advice}" if below else "")
     )
     counts = [f"{number_of_cards(ledger, gib)} × {gib} GB" for gib in (24, 80, 141)]
-    return [first, f"fewest GPUs that hold this: {', '.join(counts)} (sharded: each keeps a part of the weights)"]
+    meaning = " (sharded: each keeps a part of the weights)" * any("sharded" in count for count in counts)
+    return [first, f"fewest GPUs that hold this: {', '.join(counts)}{meaning}"]
 
 
 def number_of_cards(ledger: Ledger, gib: int) -> str:

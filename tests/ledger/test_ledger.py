@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from grpo_mm.config.run_config import read
 from grpo_mm.ledger.counting import Counter
+from grpo_mm.pipelines import zoo
 from grpo_mm.pipelines.vlm.ledger import vlm_ledger
 from grpo_mm.pipelines.vlm.seen import Seen
 from grpo_mm.processes.distributed import Processes
@@ -44,20 +46,37 @@ FLOW = (
 KL = "objective=[{kind: clipped_ratio}, {kind: kl, form: gaussian_no_dt, weight: 0.04}]"
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("optim.warmup_updates=0",),
-        ("policy.lora={rank: 4, alpha: 8}",),
-        ("policy.gradient_checkpointing=true",),
-        (KL, "policy.guidance=2.0"),
-    ],
-    ids=["full", "lora", "checkpointed", "reference and guidance"],
-)
-def test_a_picture_run_holds_what_its_ledger_says_within_a_tenth(overrides, tmp_path):
-    config = read(ROOT / "configs/quickstart/flow.yaml", [*FLOW, *overrides])
-    ledger = ledger_of(config, plan_of(config))
-    assert predicted(ledger) == pytest.approx(measured(config, tmp_path), rel=0.1)
+PICTURES = {
+    "full": ("optim.warmup_updates=0",),
+    "lora": ("policy.lora={rank: 4, alpha: 8}",),
+    "checkpointed": ("policy.gradient_checkpointing=true",),
+    "reference and guidance": (KL, "policy.guidance=2.0"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_run_holds_what_its_ledger_says_within_a_tenth(name, tmp_path):
+    config = read(ROOT / "configs/quickstart/flow.yaml", [*FLOW, *PICTURES[name]])
+    assert predicted(ledger_of(config, plan_of(config))) == pytest.approx(measured(config, tmp_path), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full", "lora", "reference and guidance"])
+def test_so_does_one_of_a_middle_size(name, tmp_path):
+    model = f"policy.model.path={_wider(tmp_path / 'model')}"
+    config = read(ROOT / "configs/quickstart/flow.yaml", [*FLOW, *PICTURES[name], model])
+    assert predicted(ledger_of(config, plan_of(config))) == pytest.approx(measured(config, tmp_path), rel=0.1)
+
+
+def _wider(folder: Path) -> Path:
+    """The quickstart's pipeline with a network of 6 layers of width 256."""
+    from diffusers import SD3Transformer2DModel
+
+    shutil.copytree(zoo.path("text_to_image"), folder)
+    config = dict(SD3Transformer2DModel.load_config(folder / "transformer"))
+    config |= {"num_layers": 6, "num_attention_heads": 8, "attention_head_dim": 32, "caption_projection_dim": 256}
+    SD3Transformer2DModel.from_config(config).save_pretrained(folder / "transformer")
+    return folder
 
 
 CLIPS = "{kind: 'grpo_mm.pipelines.zoo.random_clips:RandomClips', count: 4, frames: 16, height: 56, width: 112}"
@@ -67,13 +86,26 @@ TEXTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [("policy.lora=null",), ("policy.lora={rank: 4, alpha: 8}",), ("policy.lora=null", "policy.micro_batch=2")],
-    ids=["full", "lora", "in parts"],
-)
-def test_a_run_of_texts_holds_what_its_ledger_says_within_a_tenth(overrides, tmp_path):
-    config = read(ROOT / "configs/bench/prefix_cpu.yaml", [*TEXTS, *overrides])
+ANSWERS = {
+    "full": ("policy.lora=null",),
+    "lora": ("policy.lora={rank: 4, alpha: 8}",),
+    "in parts": ("policy.lora=null", "policy.micro_batch=2"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_run_of_texts_holds_what_its_ledger_says_within_a_tenth(name, tmp_path):
+    _compare([*TEXTS, *ANSWERS[name]], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ANSWERS)
+def test_so_does_a_model_of_width_512(name, tmp_path):
+    _compare([*TEXTS, *ANSWERS[name], "policy.path=random:qwen2_5_vl/width512"], tmp_path)
+
+
+def _compare(overrides: list[str], tmp_path: Path) -> None:
+    config = read(ROOT / "configs/bench/prefix_cpu.yaml", overrides)
     learner = Learner(config, Processes(device="cpu"), samples=tmp_path)
     context = learner.policy.encode(learner.prompts.batch(0, 1, 0)[0])
     grid = tuple(context.inputs["video_grid_thw"][0].tolist())

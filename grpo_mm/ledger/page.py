@@ -1,20 +1,15 @@
-"""docs/memory.md: what each shipped config holds, on which cards, and for how long."""
+"""The table of docs/memory.md: what each shipped config holds, on which cards, and for how long."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from grpo_mm.config.run_config import RunConfig, read
-from grpo_mm.errors import ConfigError
 from grpo_mm.ledger.cards import CONTEXT_BYTES, FRAGMENTED, SHARE_OF_PEAK, SIZES, smallest, usable
 from grpo_mm.ledger.entries import GIB, Entry, Ledger, Spread
 from grpo_mm.ledger.fit import DEVICES, fewest
 from grpo_mm.ledger.words import Asked, seconds_of_a_step
-from grpo_mm.training.forecast import ledger_of, plan_of
 
-FOLDERS = ("flow", "video", "spatial", "cards", "own_data", "quickstart", "bench")
 OWNERS = {
     "weights": ("weights", "transformer", "gathered"), "gradients": ("gradients",), "moments": ("moments",),
     "reference, averages": ("reference", "averaged", "sampling weights", "present"), "copies": ("compute copies", "root"),
@@ -83,11 +78,8 @@ def _column(entry: Entry) -> str:
     return next(name for name in reversed(OWNERS) if entry.owner.startswith(OWNERS[name]))
 
 
-def row(config: RunConfig, name: str) -> Row | None:
-    """None for a policy that keeps no ledger. Raises ConfigError for a checkpoint of unknown size."""
-    ledger = ledger_of(config, plan_of(config, kind="cuda"))
-    if ledger is None:
-        return None
+def row(name: str, ledger: Ledger) -> Row:
+    """`ledger`: of one process that has all prompts of a step."""
     seconds = {}
     for gib, gpu in ((80, "h100"), (141, "h200")):
         spread = fewest(ledger, usable(gib))
@@ -96,27 +88,13 @@ def row(config: RunConfig, name: str) -> Row | None:
     return Row(name, ledger, seconds)
 
 
-def memory_page(configs: Path, only: Sequence[str] = ()) -> Iterator[str]:
-    """Lines of the page, as they are counted.
-
-    `only`: names of configs such as "flow/dance_flux"; none: all that ship.
-    """
-    yield from HEAD
+def table_head() -> list[str]:
     columns = ["config", "M trained", "smallest", "fewest 80 GB", "fewest 141 GB", "peak", *OWNERS, "s a step"]
-    yield "| " + " | ".join(columns) + " |"
-    yield "| --- " * len(columns) + "|"
-    for folder in FOLDERS:
-        for path in sorted((configs / folder).glob("*.yaml")):
-            name = f"{folder}/{path.stem}"
-            if only and name not in only:
-                continue
-            try:
-                made = row(read(path, unset=[]), name)
-            except ConfigError as error:
-                yield f"| {name} | {str(error).replace('|', '/')} |"
-                continue
-            if made is not None:
-                yield "| " + " | ".join(made.cells()) + " |"
+    return [line_of(columns), "| --- " * len(columns) + "|"]
+
+
+def line_of(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _gib(size: int) -> str:
