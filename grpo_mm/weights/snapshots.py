@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from grpo_mm.identity import NOTED
 from grpo_mm.processes.shards import Shards
+from grpo_mm.weights.adapters_off import adapters_off, does_nothing
 from grpo_mm.weights.checkpoint import check_fit
 from grpo_mm.weights.pieces import as_cut, full, shapes_of
 
@@ -107,8 +108,13 @@ class Snapshots:
     Copies of weights that are cut over processes are cut alike.
     """
 
-    def __init__(self, params: Mapping[str, nn.Parameter], shards: Shards | None = None) -> None:
-        self._params, self._shards = dict(params), shards
+    def __init__(
+        self, params: Mapping[str, nn.Parameter], shards: Shards | None = None, *, adapted: nn.Module | None = None
+    ) -> None:
+        """adapted: the model that has adapters, where the parameters are theirs: a copy of them that does nothing is used by leaving
+        them out."""
+        self._params, self._shards, self._adapted = dict(params), shards, adapted
+        self._idle: dict[str, bool] = {}
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._whole: dict[str, dict[str, Tensor]] = {}
         """Copies that are put in place while the weights are gathered."""
@@ -118,6 +124,7 @@ class Snapshots:
 
     def take(self, name: str) -> None:
         """Copies the present weights under `name`."""
+        self._idle.pop(name, None)
         self._copies[name] = {
             k: p.detach().clone().to(torch.promote_types(p.dtype, torch.float32)) for k, p in self._params.items()
         }
@@ -125,12 +132,17 @@ class Snapshots:
     @torch.no_grad()
     def average(self, name: str, decay: float) -> None:
         """copy ← decay · copy + (1 - decay) · weights."""
+        self._idle.pop(name, None)
         for k, p in self._params.items():
             self._copies[name][k].lerp_(p.detach().to(self._copies[name][k].dtype), 1 - decay)
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
         """Runs the block with the weights of `name`, then puts the present ones back bit for bit."""
+        if self._does_nothing(name):
+            with adapters_off(self._adapted):
+                yield
+            return
         params: Mapping[str, Tensor] = self._params
         copy = self._copies[name]
         if self._shards is not None and self._shards.are_gathered:
@@ -142,6 +154,14 @@ class Snapshots:
             yield
         finally:
             _write(params, present)
+
+    def _does_nothing(self, name: str) -> bool:
+        """Processes that hold parts would not see the same."""
+        if self._adapted is None or self._shards is not None:
+            return False
+        if name not in self._idle:
+            self._idle[name] = does_nothing(self._copies[name])
+        return self._idle[name]
 
     @contextmanager
     def gathered(self, names: Iterable[str]) -> Iterator[None]:
@@ -174,7 +194,7 @@ class Snapshots:
                 self._params, {k: shapes[key] for k, key in keys.items()}, what=f"the copy {name!r} of the weights"
             )
             copies[name] = {k: as_cut(self._params[k], state[key]) for k, key in keys.items()}
-        self._copies = copies
+        self._copies, self._idle = copies, {}
 
 
 @torch.no_grad()

@@ -198,7 +198,7 @@ class FlowPolicy:
             self.pipe.vae.enable_tiling()
         if config.compile:
             self.network.compile()
-        self.snapshots = Snapshots(self.trainable, self.shards)
+        self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else self.network)
         self._embeddings: dict[str, dict[str, Tensor]] = {}
         self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 

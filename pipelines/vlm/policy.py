@@ -247,7 +247,7 @@ class VlmPolicy:
             micro_batch_tokens=config.micro_batch_tokens, head_chunk=config.head_chunk,
             checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
-        self.snapshots = Snapshots(self.trainable, self.shards)
+        self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else model)
 
     def as_seen(self, prompt: Prompt) -> Prompt:
         """The prompt with the sizes of its picture, before and after the processor's resize, in its target."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from grpo_mm.errors import CheckpointError
 from grpo_mm.processes.rng import stream, stream_seed
+from grpo_mm.types import Prompt
 from grpo_mm.weights.optim import Optim, grad_norm
 from grpo_mm.weights.snapshots import Ema, Snapshots
 
@@ -186,3 +187,40 @@ def test_the_norm_of_the_gradient_is_over_all_parameters_together():
     assert grad_norm(params).item() == pytest.approx(24**0.5)
     params[1].grad = torch.ones(3, 2)
     assert grad_norm(params).item() == pytest.approx(30**0.5)
+
+
+def test_a_copy_of_an_adapter_that_does_nothing_is_used_by_leaving_the_adapter_out(tiny_sd3):
+    """The same numbers to the last bit, also of a copy that does something, and the present weights untouched."""
+    from unittest import mock
+
+    from grpo_mm.pipelines.flow.models.adapters import Lora
+    from grpo_mm.pipelines.flow.models.sd3 import Sd3
+    from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
+    from grpo_mm.weights import snapshots as module
+
+    config = FlowPolicyConfig(model=Sd3(tiny_sd3), lora=Lora(rank=2), height=32, width=32, text_length=8)
+    policy = config.load(torch.device("cpu"))
+    condition = policy.encode([Prompt("a", "a red circle")])
+    x = torch.randn((1, *policy.family.latent_shape(policy.pipe, 32, 32)))
+
+    def velocity():
+        with torch.no_grad():
+            return policy.velocity(x, torch.tensor([0.5]), condition, size=(32, 32), guidance=1.0)
+
+    start = velocity()
+    policy.snapshots.take("ref")
+    with torch.no_grad():
+        for p in policy.trainable.values():
+            p.add_(0.1)
+    policy.snapshots.take("later")
+    moved = velocity()
+    for name, wanted, off in (("ref", start, 1), ("later", moved, 0)):
+        with mock.patch.object(module, "adapters_off", wraps=module.adapters_off) as left_out:
+            with policy.snapshots.use(name):
+                assert torch.equal(velocity(), wanted)
+            assert left_out.call_count == off
+    assert torch.equal(velocity(), moved) and not torch.equal(start, moved)
+    assert all(p.requires_grad for p in policy.trainable.values())
+    policy.snapshots.average("ref", 0.5)
+    with policy.snapshots.use("ref"):
+        assert not torch.equal(velocity(), start)
