@@ -66,7 +66,7 @@ def test_a_row_of_the_page_leaves_out_no_byte_and_names_the_cards():
     config = read(ROOT / "configs/quickstart/flow.yaml")
     counted = ledger_of(config, plan_of(config, kind="cuda"))
     assert sum(by_owner(counted.on(Spread())).values()) == counted.peak
-    assert row("x", FULL).cells()[2:6] == ["none", "4 s", "2 s", "102.0 s"]
+    assert row("x", FULL).cells()[2:6] == ["none", "6 s", "2 s", "102.0 s"]
 
 
 def test_what_fits_is_not_refused_and_what_is_near_is_warned_of():
