@@ -8,8 +8,10 @@ from conftest import ROOT
 from grpo_mm.entry import train
 from grpo_mm.looking.report.page import write_report
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # a busy machine takes twenty times as long
+
 FEW = ["threads=1", "samples_every=0", "checkpoints.every=0", "evaluation.show=4", "prompts_per_step=4"]
-FLOW = [*FEW, "evaluation.limit=64", "group_size=8", "optim.lr=4e-4", "steps=16"]
+FLOW = [*FEW, "evaluation.limit=48", "group_size=8", "optim.lr=4e-4", "steps=16"]
 TEXTS = [*FEW, "evaluation.limit=96", "optim.lr=1e-3", "steps=24"]
 FORMAT = ", format: {use: {kind: tag_format, template: think_answer}, weight: 0.0}"
 """The scenes' quickstart names two rewards; the other one is switched off."""
@@ -38,7 +40,6 @@ def verdict_of(tmp_path, quickstart, *changes):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("reward", HACKED)
 def test_a_run_that_is_hacked_on_purpose_is_suspect(tmp_path, reward, seed):
@@ -49,7 +50,6 @@ def test_a_run_that_is_hacked_on_purpose_is_suspect(tmp_path, reward, seed):
     assert found["verdict"] == "suspect" and moved in found["sentence"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("quickstart", ["flow", "video", "spatial"])
 def test_an_honest_run_is_not_suspect(tmp_path, quickstart, seed):
@@ -58,7 +58,6 @@ def test_an_honest_run_is_not_suspect(tmp_path, quickstart, seed):
     assert found["verdict"] in ("better", "not distinguishable")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [[SHUFFLED], ["rewards={shape: {use: 'hacked_rewards:coin'}}"]], ids=["shuffled", "coin"]
 )
