@@ -25,7 +25,7 @@ from grpo_mm.outside import place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.reward_use import check_call
 from grpo_mm.training.data import RunData
-from grpo_mm.training.handshake import check_alike
+from grpo_mm.training.handshake import check_alike, check_disk_is_shared
 from grpo_mm.training.run_folder import (
     Start,
     check_folder,
@@ -121,6 +121,7 @@ def train(
         if processes.is_main:
             open_folder(config, fresh=fresh, start=start, data=data)
         processes.barrier()
+        check_disk_is_shared(processes, folder)
         try:
             with heard():
                 summary = trainer.run(from_checkpoint=checkpoint, on_step=on_step)

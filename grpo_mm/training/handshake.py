@@ -11,7 +11,7 @@ from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.training.run_folder import versions
+from grpo_mm.training.run_folder import RunFolder, versions
 
 MAY_DIFFER = ("platform", "git_commit")
 
@@ -26,6 +26,23 @@ def check_alike(processes: Processes, config: RunConfig) -> None:
     own = {"config": hashlib.sha256(text.encode()).hexdigest()}
     own |= {name: version for name, version in versions().items() if name not in MAY_DIFFER}
     first_difference(processes.gather(own))
+
+
+def check_disk_is_shared(processes: Processes, folder: RunFolder) -> None:
+    """Processes that share the weights write checkpoints together; after the main one has opened the folder they come together.
+
+    Raises:
+        ConfigError: some process sees another folder of that name, or none.
+    """
+    if not processes.cuts_weights:
+        return
+    found = processes.gather(None if folder.run is None else folder.run.id)
+    for rank, run in enumerate(found):
+        if run != found[0]:
+            raise ConfigError(
+                f"process {rank} does not see the run folder {folder.path} of process 0. Weights that are cut over processes are saved by "
+                "all of them: `runs_dir` has to lie on a disk that all nodes share."
+            )
 
 
 def first_difference(ranks: Sequence[Mapping[str, Any]]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -328,11 +329,21 @@ class Trainer:
         return checkpoint.steps(self.folder.checkpoints)[0] if step is None else step
 
     def _read(self, path: Path) -> Checkpoint:
-        """A checkpoint that the main process has verified for all."""
-        self.processes.by_main(lambda: checkpoint.verify(path, self.folder.run) and None)
-        kept: list[Checkpoint] = []
-        self.processes.everywhere(lambda: kept.append(checkpoint.read(path, verified=True)))
-        return kept[0]
+        """A checkpoint that the main process has verified for all, and sends to those that do not see its disk."""
+        processes, kept = self.processes, []
+        processes.by_main(lambda: checkpoint.verify(path, self.folder.run) and None)
+        seen = all(processes.gather(path.is_dir()))
+        read = partial(checkpoint.read, path, verified=True)
+        processes.everywhere(lambda: kept.append(read()) if seen or processes.is_main else None)
+        if seen:
+            return kept[0]
+        own = kept[0] if kept else Checkpoint({}, {})
+        names = processes.by_main(lambda: {file: list(named) for file, named in own.tensors.items()})
+        tensors = {
+            file: {name: processes.by_main(partial(_tensor, own, file, name)) for name in named}
+            for file, named in names.items()
+        }
+        return Checkpoint(tensors, processes.by_main(lambda: own.state))
 
     def _healthy_checkpoint(self) -> int | None:
         there = checkpoint.steps(self.folder.checkpoints)
@@ -489,6 +500,10 @@ class Trainer:
         }  # fmt: skip
         self._write_product(summary, origin)
         log.info("%s: %s", path / policy.product, origin.words())
+
+
+def _tensor(loaded: Checkpoint, file: str, name: str) -> Tensor:
+    return loaded.tensors[file][name]
 
 
 def short_metrics(found: dict[str, float]) -> dict[str, float | None]:

@@ -43,14 +43,16 @@ def in_child(
     return _wait(_start(work, output, patches=patches), output, timeout_seconds)
 
 
-def launch(script: Path, *arguments: object, world: int = 2) -> None:
+def launch(script: Path, *arguments: object, world: int = 2, timeout_seconds: float = 250) -> None:
     """Runs a script as two processes on the CPU (gloo), or more, with the environment that `accelerate launch` gives; fails with
     what they said."""
-    codes, said = launched(script, *arguments, world=world)
+    codes, said = launched(script, *arguments, world=world, timeout_seconds=timeout_seconds)
     assert codes == [0] * world, "\n".join(text[-4000:] for text in said)
 
 
-def launched(script: Path, *arguments: object, world: int = 2) -> tuple[list[int], list[str]]:
+def launched(
+    script: Path, *arguments: object, world: int = 2, timeout_seconds: float = 250
+) -> tuple[list[int], list[str]]:
     """The same for processes that may fail: their exit codes, and what they said."""
     common = {
         "WORLD_SIZE": str(world),
@@ -65,7 +67,7 @@ def launched(script: Path, *arguments: object, world: int = 2) -> tuple[list[int
         )
         for rank, output in enumerate(outputs)
     ]
-    codes = [_wait(child, output, 250) for child, output in zip(children, outputs, strict=True)]
+    codes = [_wait(child, output, timeout_seconds) for child, output in zip(children, outputs, strict=True)]
     return codes, [output.read_text() for output in outputs]
 
 

@@ -47,6 +47,18 @@ def write_parts(folder, tensors, *, rank):
 checkpoint.write_parts = write_parts
 train(sys.argv[1])
 """
+ON_OWN_DISK = """
+import os
+import sys
+from pathlib import Path
+from grpo_mm.entry import train
+
+disk = Path(sys.argv[2], "disk" + os.environ["RANK"])
+disk.mkdir(exist_ok=True)
+os.chdir(disk)
+for steps in (2, 3):
+    train(sys.argv[1], [f"steps={steps}", "runs_dir=runs", "name=" + ("tiny" if "replicated" in sys.argv[1] else "cut")])
+"""
 TRAIN_TO_TWO = """
 import sys
 from grpo_mm.entry import train
@@ -170,6 +182,20 @@ def test_two_processes_and_four_in_two_copies_go_on_with_the_same_result(begun, 
         assert "weights_00001_of_00002.safetensors" in names and len(names) == 8
         file = "runs/tiny/model/transformer/diffusion_pytorch_model.safetensors"
         assert_equal(load_file(folder / "run" / file), load_file(whole.parent / file), to=1e-9)
+
+
+@pytest.mark.slow
+def test_nodes_with_disks_of_their_own(whole, tiny_sd3, tmp_path):
+    """Whole weights: what the main process reads is sent. Cut ones have to be written by all, so the run says what it needs."""
+    script = tmp_path / "train.py"
+    script.write_text(ON_OWN_DISK)
+    config = write(tmp_path / "replicated", tiny_sd3, SETTINGS)
+    launch(script, config, tmp_path)
+    found = dict(checkpoint.read(tmp_path / "disk0/runs/tiny/checkpoints/step_000003").tensors["weights"])
+    assert_equal(found, last(whole, "weights"), to=1e-9)
+    assert not list((tmp_path / "disk1").rglob("*.safetensors"))
+    codes, said = launched(script, write(tmp_path / "sharded", tiny_sd3, merge(SETTINGS, SHARDED)), tmp_path)
+    assert 0 not in codes and all("has to lie on a disk that all nodes share" in text for text in said)
 
 
 @pytest.mark.slow

@@ -75,12 +75,13 @@ def written(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", SIZES)
 def test_a_step_at_real_depth_is_saved_gone_on_with_and_exported(name, tmp_path, monkeypatch):
     config = written(tmp_path, name)
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    launch(script, name, config)
+    launch(script, name, config, timeout_seconds=900)
     run = tmp_path / "runs/tiny"
     first, second = (dict(checkpoint.read(run / f"checkpoints/step_00000{n}").tensors["weights"]) for n in (1, 2))
     layers = {
