@@ -151,12 +151,14 @@ def _written(
         Entry("activations", counted.decode.activations, "float32"),
         Entry("decoder, moved in", decoder if "decoder" in away else 0, "float32"),
     )
+    others = "other policies' velocities" if velocities else "evaluation with averaged weights"
     aside = (swapped(trained),) if plan.snapshots else ()
+    copies = (*aside, *held_in(counted.value, micro)) if velocities or plan.snapshots else ()
     phases = (
         Phase("update", held_in(counted.update, micro, trained), LOWER, ("policy.micro_batch", micro)),
         of_optimiser(network, plan),
         Phase("sampling", drawn, "engine.rollout_batch", ("engine.rollout_batch", engine.rollout_batch)),
-        Phase("other policies' velocities", (*aside, *held_in(counted.value, micro)), LOWER, ("policy.micro_batch", micro)),
+        Phase(others, copies, LOWER, ("policy.micro_batch", micro)),
         Phase("encoding prompts", encode, "policy.offload=[encoders]"),
         Phase(
             "decoding pictures", decode, "policy.decode_batch, policy.vae_slicing=true, policy.offload=[decoder]",

@@ -15,7 +15,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.ledger.cards import needed, usable
 from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Spread
 from grpo_mm.ledger.fit import cheapest_fix, close, fewest, refusal
-from grpo_mm.ledger.page import by_owner, row
+from grpo_mm.ledger.page import by_owner, line_of, row
 from grpo_mm.ledger.words import number_of_cards
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.training import forecast
@@ -137,3 +137,16 @@ def test_show_prints_several_devices_and_refuses_an_unknown_card(tmp_path):
     assert "memory of each of 4 processes, weights sharded" in found.output and "gathered weights" in found.output
     assert "4 × h200:" in found.output and "GPU hours at 3" in found.output
     assert "fewest GPUs that hold this: 1 × 24 GB, 1 × 80 GB, 1 × 141 GB" in found.output
+
+
+def test_every_shipped_config_has_a_row_on_the_page_of_memory():
+    page = (ROOT / "docs/memory.md").read_text()
+    shipped = [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "accelerate"]
+    assert [path for path in shipped if f"| {path.parent.name}/{path.stem} |" not in page] == []
+
+
+@pytest.mark.slow
+def test_a_row_of_the_page_is_what_the_config_counts_now():
+    config = read(ROOT / "configs/flow/fast_sd35.yaml", unset=[])
+    cells = row("flow/fast_sd35", ledger_of(config, plan_of(config, kind="cuda"))).cells()
+    assert line_of(cells) in (ROOT / "docs/memory.md").read_text().splitlines()
