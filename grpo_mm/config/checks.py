@@ -170,8 +170,7 @@ def _check_sizes(config: Settings, world: int) -> None:
 
 def _check_distributed(config: Settings, world: int) -> None:
     """Weights that are cut over processes need a policy that knows how, and whole weights in the network that is compiled."""
-    if world > 1:
-        config.distributed.check(world)
+    config.distributed.check(world)
     if config.distributed.kind != "sharded":
         return
     name = kind_of("policy", config.policy)

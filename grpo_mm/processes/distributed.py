@@ -49,8 +49,8 @@ class Distributed:
             )
 
     def check(self, world: int) -> None:
-        """Raises ConfigError for a number of processes that the parts cannot be dealt to."""
-        if self.kind == "sharded" and self.shard_over is not None and world % self.shard_over:
+        """Raises ConfigError for a number of processes that the parts cannot be dealt to; one keeps all of them."""
+        if self.kind == "sharded" and world > 1 and self.shard_over is not None and world % self.shard_over:
             raise ConfigError(
                 f"distributed.shard_over = {self.shard_over} does not divide {world} processes. Use a divisor, or leave it out."
             )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from children import launch
+from safetensors.torch import load_file
 from test_exactness import COUPLED, assert_equal, write
 
 from grpo_mm.config.typed_yaml import merge
@@ -96,7 +97,13 @@ def assert_trained_alike(config: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_that_share_the_weights_train_as_one(name, cut, tiny_sd3, tmp_path):
-    assert_trained_alike(cut[name], alone(tmp_path, tiny_sd3, name))
+    other = alone(tmp_path, tiny_sd3, name)
+    assert_trained_alike(cut[name], other)
+    files = [config.parent / "runs/tiny/adapter/pytorch_lora_weights.safetensors" for config in (cut[name], other)]
+    assert files[0].is_file() == files[1].is_file() == ("lora" not in SETTINGS[name].get("policy", {}))
+    if files[0].is_file():  # float32, of float64 weights
+        found, expected = map(load_file, files)
+        assert found.keys() == expected.keys() and all(torch.allclose(found[k], expected[k], atol=1e-7) for k in found)
 
 
 @pytest.mark.slow

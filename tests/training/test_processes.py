@@ -73,7 +73,7 @@ def test_what_goes_wrong_on_one_process_is_raised_on_all_and_they_go_on_together
 
 
 def test_one_process_asks_nobody():
-    processes = Processes(device="cpu", distributed=Distributed(kind="sharded"))
+    processes = Processes(device="cpu", distributed=Distributed(kind="sharded", shard_over=8))
     assert not processes.cuts_weights and processes.shard(torch.nn.Linear(2, 2), []) is None
     with pytest.raises(KeyError):
         processes.by_main(lambda: {}["gone"])
