@@ -24,15 +24,9 @@ VLM = {
 }
 
 
-@pytest.mark.parametrize(
-    ("family", "way"),
-    [
-        pytest.param("sd3", "lora", marks=pytest.mark.slow),
-        pytest.param("sd3", "full", marks=pytest.mark.slow),
-        pytest.param("flux", "lora", marks=pytest.mark.slow),
-        ("flux", "full"),
-    ],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("way", FLOW)
+@pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_a_flow_family_is_the_same_on_another_device(family, way, tmp_path, request):
     model = request.getfixturevalue(f"tiny_{family}")
     changes = {
