@@ -27,7 +27,9 @@ HEAD = [
     "- *Fewest*: each card holds everything, or, marked *s*, a part of weights, moments and copies, and in each phase all weights gathered",
     "  in the dtype of the forwards, gradients whole in float32. Sharded counts follow that model; they were not measured on GPUs.",
     f"- *s a step*: of the fewest 80 GB cards (else 141 GB), as H100s (H200s), at {SHARE_OF_PEAK:.0%} of their dense peak (bfloat16, or float32 where a",
-    "  config trains in it), tokens drawn at the time that starting their kernels takes; without rewards, decoding of media, communication.",
+    "  config trains in it), tokens drawn at the time that starting their kernels takes; without rewards, decoding of media, communication;",
+    "  one card's seconds divided by the cards, which is too little where answers are drawn in fewer than one batch a card.",
+    "- Answers that are drawn at once (`engine.generator.batch`) are counted as one card has them: with many cards, too many.",
     "- *copies*: weights that autocast casts, and AdamW's root of the second moment where the optimiser's step is the peak.", "",
 ]  # fmt: skip
 
