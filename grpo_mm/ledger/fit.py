@@ -67,7 +67,7 @@ def cheapest_fix(ledger: Ledger, free: int, spread: Spread) -> str:
     if worst.lower and held + worst.bytes - worst.proportional <= free:
         ways.append(" and ".join([*offload, f"less for {worst.name} ({worst.lower})"]))
     if (found := fewest(ledger, free)) is not None:
-        ways.append(f"{found.devices} such devices hold it{' with sharded weights' * found.sharded}")
+        ways.append(f"{found.devices} such devices hold it{' with distributed.kind=sharded' * found.sharded}")
     if sum(e.bytes for e in here.resident if e.owner.startswith(STATE)) > here.peak / 3:
         ways.append("train an adapter (policy.lora={rank: 32})")
     said = "; or ".join(ways) or "no change of one setting makes it fit"

@@ -11,7 +11,7 @@ import torch
 
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import ConfigError
-from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Plan
+from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Plan, Spread
 from grpo_mm.ledger.fit import close, refusal
 from grpo_mm.ledger.timed import timed
 from grpo_mm.ledger.words import Asked, memory_lines, time_lines
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
     """Does it fit, how long, what does it cost; what cannot be told is said in a line of its own."""
     seconds, where = timed(config.folder, asked.bench)
-    asked = replace(asked, measured_seconds=seconds, measured_on=where)
+    cut = asked.sharded or config.distributed.kind == "sharded"
+    asked = replace(asked, measured_seconds=seconds, measured_on=where, sharded=cut and asked.devices > 1)
     plan = plan_of(config, devices=asked.devices)
     try:
         ledger = ledger_of(config, plan)
@@ -36,7 +37,7 @@ def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
 
 
 def forecast(config: RunConfig, processes: Processes) -> Ledger | None:
-    """What each process of a run on GPUs is going to hold; None where nothing can be foretold.
+    """What each process of a run on GPUs is going to hold, its weights cut or whole; None where nothing can be foretold.
 
     A run that cannot fit is refused here, before anything is loaded.
 
@@ -53,11 +54,13 @@ def forecast(config: RunConfig, processes: Processes) -> Ledger | None:
         return None
     if ledger is None:
         return None
-    if (why := refusal(ledger, free)) is not None:
+    spread = Spread(processes.world, sharded=processes.world > 1 and config.distributed.kind == "sharded")
+    if (why := refusal(ledger, free, spread=spread)) is not None:
         raise ConfigError(f"{config.name}: {why}")
-    if (why := close(ledger, free)) is not None:
+    here = ledger.on(spread)
+    if (why := close(here, free)) is not None:
         log.warning("%s", why)
-    return ledger
+    return here
 
 
 def beside_measured(ledger: Ledger | None, row: Mapping[str, float]) -> dict[str, float]:

@@ -81,7 +81,11 @@ def test_what_fits_is_not_refused_and_what_is_near_is_warned_of():
         (ADAPTER, 46, "Set policy.offload=[encoders]: 10.0 GiB less."),
         (ADAPTER, 30, "Set policy.offload=[encoders] policy.micro_batch=5."),
         (ADAPTER, 15, "Set policy.offload=[encoders] policy.micro_batch=2."),
-        (FULL, 80, "4 such devices hold it with sharded weights; or train an adapter (policy.lora={rank: 32})."),
+        (
+            FULL,
+            80,
+            "4 such devices hold it with distributed.kind=sharded; or train an adapter (policy.lora={rank: 32}).",
+        ),
         (FULL, 40, "Train an adapter (policy.lora={rank: 32})."),
     ],
 )

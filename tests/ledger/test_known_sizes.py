@@ -78,7 +78,10 @@ def test_the_smallest_card_leaves_room_for_cuda_and_the_words_say_what_to_change
     assert needed(50 * GIB) == pytest.approx((50 * 1.05 + 1) / 0.97)
     told = "\n".join(memory_lines(LEDGER))
     assert "smallest GPU that holds this: 80 GB" in told
-    assert "for 48 GB: Less for update (policy.micro_batch); or 3 such devices hold it with sharded weights." in told
+    assert (
+        "for 48 GB: Less for update (policy.micro_batch); or 3 such devices hold it with distributed.kind=sharded."
+        in told
+    )
     assert "by dtype: activations of several dtypes 40.00, bfloat16 10.00; main memory 9.00 GiB" in told
 
 
