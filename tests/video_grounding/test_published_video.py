@@ -117,7 +117,8 @@ def _means(row: dict[str, float]) -> dict[str, float]:
 
 
 def check_calls(config: Any, row: dict[str, float]) -> None:
-    """What a step counted is what its plan says; demonstrations are not drawn, and get their old log-probabilities at once."""
+    """What a step counted is what its plan says; demonstrations are not drawn, and get their old log-probabilities at once, or
+    (old_logprobs: auto) from the forward of their only update."""
     planned, prompts, group = config.network_calls(), config.prompts_per_step, config.group_size
     demos = prompts * (config.engine.demonstrate is not None)
     if isinstance(config.collector, DifficultyAugmentation):  # the first step changes no prompt
@@ -126,7 +127,8 @@ def check_calls(config: Any, row: dict[str, float]) -> None:
         shuffled = prompts * group // 2 if isinstance(config.collector, MeasureShuffled) else 0
         assert row["calls/rollout_calls"] == planned["rollout"] - demos == prompts * group + shuffled - demos
     assert row["calls/train_calls"] == planned["train"]
-    assert row.get("calls/value_calls", 0) == planned.get("value", demos)
+    from_update = config.old_logprobs == "auto" and config.updates.total == 1
+    assert row.get("calls/value_calls", 0) == planned.get("value", 0 if from_update else demos)
     assert row.get("calls/ref_calls", 0) == planned.get("ref", 0)
     assert 0 < row["calls/ema_calls"] <= planned["ema"] if "ema" in planned else "calls/ema_calls" not in row
 
