@@ -181,8 +181,11 @@ def export(
     return write(run, checkpoint=checkpoint, to=to, merged=merged, trust=trust)
 
 
-def show(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, trust: bool = False) -> str:
-    """The resolved config with all defaults, and what follows from it: batches, network calls, memory. No model is loaded.
+def show(
+    config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, trust: bool = False, memory: bool = True
+) -> str:
+    """The resolved config with all defaults, and what follows from it: batches, network calls, memory (unless it is not asked for, as
+    it takes some seconds for a large model). No weights are loaded.
 
     Example:
         print(grpo_mm.show("quickstart/flow.yaml", ["group_size=24"]))
@@ -192,7 +195,7 @@ def show(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
     """
     from grpo_mm.tools.show import shown_lines
 
-    return "\n".join(shown_lines(config, overrides, trust=trust))
+    return "\n".join(shown_lines(config, overrides, trust=trust, memory=memory))
 
 
 def load_run(folder: str | Path) -> LoadedRun:

@@ -279,6 +279,9 @@ def show(
     measured: Annotated[
         Path | None, typer.Option(parser=at_home, help="a file of `grpo-mm bench --json`: seconds from there")
     ] = None,
+    memory: Annotated[
+        bool, typer.Option(help="the ledger of memory and time, which takes some seconds for a large model")
+    ] = True,
     trust: Trust = False,
 ) -> None:
     """Prints the resolved config, the batch arithmetic, a ledger (does it fit, how long, what does it cost) and what the data hold.
@@ -291,7 +294,7 @@ def show(
     from grpo_mm.tools.show import shown_lines
 
     asked = Asked(gpu, devices, share, price, sharded, bench=measured)
-    for line in shown_lines(config, overrides or [], trust=trust, asked=asked):
+    for line in shown_lines(config, overrides or [], trust=trust, asked=asked, memory=memory):
         say(line)
 
 

@@ -28,8 +28,11 @@ def shown_lines(
     *,
     trust: bool = False,
     asked: Asked | None = None,
+    memory: bool = True,
 ) -> Iterator[str]:
     """The config as YAML, in which what it does not say itself is marked, then a line for each thing that follows from it.
+
+    memory: with the ledger, which counts the forwards of the real classes.
 
     Raises:
         ConfigError: settings that contradict each other, before the first line; what else keeps it from training (data that
@@ -48,7 +51,8 @@ def shown_lines(
     else:
         yield marked_yaml(source, overrides, settings)
     yield from lines(settings, asked.devices)
-    yield from cost_lines(settings, asked)
+    if memory:
+        yield from cost_lines(settings, asked)
     if unset:
         names = ", ".join(f"data.{name}" for name in unset)
         raise ConfigError(f"{names} not set; what stands above assumes the data. Set data.{unset[0]}=… to train.")

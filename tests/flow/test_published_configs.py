@@ -192,7 +192,7 @@ def check_calls(config, row) -> None:
 @pytest.mark.parametrize("path", ALL, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_show_prints_the_arithmetic_of_every_config(path):
     plain = read_yaml(path)
-    result = CliRunner().invoke(app, ["show", str(path)])
+    result = CliRunner().invoke(app, ["show", str(path), "--no-memory"])
     rows = plain["prompts_per_step"] * plain["group_size"]
     assert (
         f"{plain['prompts_per_step']} prompts × {plain['group_size']} samples = {rows} rows per step" in result.output

@@ -91,7 +91,7 @@ def _means(row: dict[str, float]) -> dict[str, float]:
 @each_config
 def test_show_prints_the_arithmetic_of_every_spatial_config(path):
     plain = read_yaml(path, places_of(path))
-    result = CliRunner().invoke(app, ["show", str(path), *places_of(path)])
+    result = CliRunner().invoke(app, ["show", str(path), *places_of(path), "--no-memory"])
     prompts, group = plain["prompts_per_step"], plain["group_size"]
     assert f"{prompts} prompts × {group} samples = {prompts * group} rows per step" in result.output
     assert "network calls per step" in result.output and "reward calls per step" in result.output

@@ -136,7 +136,7 @@ def check_calls(config: Any, row: dict[str, float]) -> None:
 @each_config
 def test_show_prints_the_arithmetic_of_every_video_config(path):
     plain = read_yaml(path, PLACES)
-    result = CliRunner().invoke(app, ["show", str(path), *PLACES])
+    result = CliRunner().invoke(app, ["show", str(path), *PLACES, "--no-memory"])
     prompts, group = plain["prompts_per_step"], plain["group_size"]
     assert f"{prompts} prompts × {group} samples = {prompts * group} rows per step" in result.output
     assert "network calls per step" in result.output and "reward calls per step" in result.output
