@@ -267,8 +267,10 @@ def _delete(path: Path) -> None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as "index/name" → tensor."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}/{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {i: optimizer.state[p] for i, p in enumerate(params) if p in optimizer.state}
+    found = {f"{i}/{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+    return {k: v.clone() if "/qmap" in k else v for k, v in found.items()}  # one table for all parameters
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -279,6 +281,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, _, name = key.partition("/")
         p = params[int(index)]
         state.setdefault(int(index), {})[name] = as_cut(p, tensor) if is_cut(p) and tensor.ndim else tensor
+    if not isinstance(optimizer, torch.optim.AdamW):  # of 8 bits: its step is a plain number, its codes are no weights
+        for i, entry in state.items():
+            moved = {k: v.clone().to(params[i].device) for k, v in entry.items() if k != "step"}
+            optimizer.state[params[i]] = moved | {"step": int(entry["step"])}
+        return
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

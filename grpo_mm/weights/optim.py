@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE, NOTED
+from grpo_mm.weights.eight_bit import moments_of_8_bits
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Optim:
     """Adam's first updates are sign steps of full length: without warm-up they leave a narrow clip range at once."""
     schedule: Literal["constant", "linear", "cosine"] = field(default="constant", metadata=NOTED)
     """linear and cosine fall to 0 at the last update."""
+    moments: Literal["float32", "8bit"] = "float32"
+    """How the two moments of AdamW are stored. 8bit: a quarter of the memory (bitsandbytes), and slightly other updates."""
     max_bad_updates: int = field(default=5, metadata=FREE)
     """Non-finite updates in a row (each is skipped) after which the run stops."""
 
@@ -43,8 +46,18 @@ class Optim:
                 f"optim: max_grad_norm = {self.max_grad_norm} and eps = {self.eps} must be above 0, betas = {self.betas} in [0, 1)."
             )
 
-    def build(self, params: list[nn.Parameter]) -> torch.optim.AdamW:
-        return torch.optim.AdamW(params, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, eps=self.eps)
+    def build(self, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Raises ConfigError for 8-bit moments without bitsandbytes, or of weights that are cut over processes."""
+        settings: dict[str, Any] = {
+            "lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay, "eps": self.eps
+        }  # fmt: skip
+        if self.moments == "float32":
+            return torch.optim.AdamW(params, **settings)
+        if any(hasattr(p, "to_local") for p in params):
+            raise ConfigError(
+                "optim.moments = 8bit: not with distributed.kind = sharded, which cuts the moments as they are."
+            )
+        return moments_of_8_bits(params, **settings)
 
     def lr_at(self, update: int, total_updates: int) -> float:
         """The learning rate of update number `update`, counted from 0."""

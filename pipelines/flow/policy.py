@@ -26,6 +26,7 @@ from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Pictures, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
+from grpo_mm.weights.eight_bit import Quantized, mark_quantized, quantize
 from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -41,6 +42,9 @@ class FlowPolicyConfig:
     """The checkpoint and its family."""
     lora: Lora | None = None
     """None: full fine-tuning of the transformer, with float32 master weights."""
+    quantize: Quantized | None = None
+    """Under an adapter: the linear layers of the frozen transformer's blocks have 4 bits (nf4) or 8 (int8), by bitsandbytes; null:
+    `dtype`. The adapter is trained on top of these, and fits the same base quantized alike."""
     merge_adapter: str | None = None
     """An adapter that is merged into the weights before training starts."""
     save_merged: bool = False
@@ -145,6 +149,10 @@ class FlowPolicyConfig:
 
     def check_sizes(self, sizes: PictureSizes) -> None:
         """Raises ConfigError for pictures that a checkpoint of these sizes cannot make."""
+        if self.quantize is not None and (self.lora is None or self.save_merged or self.dtype == "float64"):
+            raise ConfigError(
+                "policy.quantize is for a frozen base of float32 or bfloat16 under an adapter: give policy.lora, and leave out save_merged."
+            )
         for name in ("height", "width", "eval_height", "eval_width"):
             value = getattr(self, name)
             if value is not None:
@@ -181,6 +189,12 @@ class FlowPolicy:
             )
         self.merged = {} if config.merge_adapter is None else adapters.merge(self.pipe, config.merge_adapter)
         self.network: nn.Module = self.pipe.transformer
+        if config.quantize is not None:
+            if shard is not None:
+                raise ConfigError("policy.quantize: not with distributed.kind = sharded.")
+            blocks = [part for name, part in self.network.named_children() if name.endswith("transformer_blocks")]
+            quantize(blocks, config.quantize, compute=self.dtype)
+            mark_quantized(self.network, config.quantize)
         if config.lora is None:
             self.network.requires_grad_(True)
         else:

@@ -34,6 +34,7 @@ from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
+from grpo_mm.weights.eight_bit import Quantized, mark_quantized, quantize
 from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,6 +53,9 @@ class VlmPolicyConfig:
     """A folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, or zoo:NAME."""
     lora: Lora | None = None
     """None: full fine-tuning of the language model, with float32 master weights."""
+    quantize: Quantized | None = None
+    """Under an adapter: the frozen language model's linear layers have 4 bits (nf4) or 8 (int8), by bitsandbytes; null: `dtype`. The
+    adapter is trained on top of these, and fits the same base quantized alike."""
     merge_adapter: str | None = None
     """An adapter that is merged into the weights before training starts."""
     save_merged: bool = field(default=False, metadata=FREE)
@@ -158,6 +162,11 @@ class VlmPolicyConfig:
             self.lora.check()
         elif self.save_merged:
             raise ConfigError("policy.save_merged: there is no adapter; full fine-tuning leaves a whole checkpoint.")
+        if self.quantize is not None and (self.lora is None or self.save_merged):
+            raise ConfigError(
+                "policy.quantize is for a frozen base under an adapter: give policy.lora, and leave out save_merged (export --merged "
+                "merges into the plain base)."
+            )
         if self.lora is not None and self.train_tower:
             raise ConfigError(
                 "policy.train_tower trains all weights of the tower: leave out policy.lora, or train_tower."
@@ -229,6 +238,11 @@ class VlmPolicy:
         model.requires_grad_(full).eval()
         if not config.train_tower:
             model.model.visual.requires_grad_(False)
+        if config.quantize is not None:
+            if shard is not None:
+                raise ConfigError("policy.quantize: not with distributed.kind = sharded.")
+            quantize([model.model.language_model], config.quantize, compute=self.dtype)
+            mark_quantized(model, config.quantize)
         self.model, self.processor = model, loaded.processor
         self.wrapped = None if config.lora is None else adapters.add(model, config.lora)
         reduced = full and self.dtype != torch.float32
