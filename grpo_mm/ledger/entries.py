@@ -151,7 +151,7 @@ class Plan:
     """Copies of the trained weights that the run keeps."""
     kind: Literal["cuda", "cpu"] = "cuda"
     optimiser_bytes: int = 8
-    """Of the optimiser's state for one trained float32 weight."""
+    """Of the optimiser's state for one trained float32 weight; 2 where its moments have 8 bits."""
     foreach: bool = True
     """Whether the optimiser takes a root of the whole second moment at once, as AdamW does on a GPU."""
     eval_rows: int = 0

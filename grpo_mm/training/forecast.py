@@ -77,7 +77,10 @@ def ledger_of(config: RunConfig, plan: Plan) -> Ledger | None:
         ConfigError: its checkpoint is neither on this disk nor of a known size.
     """
     write = getattr(config.engine, "ledger", None)
-    return None if write is None else _with_rewards(write(config.policy, plan), config)
+    if write is None:
+        return None
+    plain = {"quantize": None} if getattr(config.policy, "quantize", None) is not None else {}
+    return _with_rewards(write(replace(config.policy, **plain), plan), config)
 
 
 def _with_rewards(ledger: Ledger, config: RunConfig) -> Ledger:
@@ -93,6 +96,10 @@ def _with_rewards(ledger: Ledger, config: RunConfig) -> Ledger:
     said = (f"what these rewards load is in no line: {', '.join(unknown)}",) if unknown else ()
     if entries:
         said += ("reward networks are counted by their weights, without what scoring takes",)
+    if (kind := getattr(config.policy, "quantize", None)) is not None:
+        said += (
+            f"frozen weights are counted as they are before policy.quantize = {kind}, which takes half of them or a quarter",
+        )
     scoring = tuple(replace(entry, owner=f"{entry.owner}, moved in", place="device") for entry in entries)
     phases = (Phase("scoring", scoring, "rewards in bfloat16"),) if entries and config.offload_rewards else ()
     return replace(
@@ -124,6 +131,7 @@ def plan_of(config: RunConfig, *, devices: int = 1, kind: Literal["cuda", "cpu"]
         snapshots=tuple(name for name, wanted in kept.items() if wanted), kind=kind,
         foreach=kind == "cuda", media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
         devices=devices, offload_rewards=config.offload_rewards,
+        optimiser_bytes=2 if config.optim.moments == "8bit" else 8,
     )  # fmt: skip
 
 
