@@ -56,7 +56,7 @@ def measured(folder: Path, name: str, workers: int, reward: Mapping[str, Any]) -
         "inherit": str(QUICKSTART / "video.yaml"), "name": run, "runs_dir": str(folder / "runs"), "steps": STEPS,
         "prompts_per_step": PROMPTS, "group_size": ANSWERS, "samples_every": 0,
         "policy": {"encode_workers": workers, "media": {"memory_mib": 0}},
-        "prompts": {"clips": {"use": {**reads, "template": "{query}<video>Answer directly."}}}, "eval_prompts": {},
+        "prompts": {"clips": {"use": {**reads, "template": "{query}<video>Answer directly."}}}, "eval_prompts": {"clips": {"use": {"count": 4}}},
         "rewards": {"iou": {"use": {"kind": "function", "path": "overlap:slow"}, **reward}},
     })  # fmt: skip
     rows = [row for row in metrics.read(folder / "runs" / run / "metrics.jsonl") if "time/step_seconds" in row]

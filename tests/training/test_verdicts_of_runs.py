@@ -21,9 +21,9 @@ HACKED = {
     "contrasty": ("flow", "share of pictures unlike all before"),
     "half_lit": ("flow", "share of pictures unlike all before"),
     "one_picture": ("flow", "difference between prompts' pictures"),
-    "widest_span": ("video", "share of the most frequent answer"),
+    "widest_span": ("video", "share of the most frequent answer", "agreement with truth"),
     "always_1_5_to_7": ("video", "agreement with truth"),
-    "shell": ("spatial", "share of unparsed answers"),
+    "shell": ("spatial", "share of unparsed answers", "agreement with truth"),
     "always_red": ("spatial", "agreement with truth"),
     "longest": ("spatial", "agreement with truth"),
 }
@@ -43,11 +43,11 @@ def verdict_of(tmp_path, quickstart, *changes):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("reward", HACKED)
 def test_a_run_that_is_hacked_on_purpose_is_suspect(tmp_path, reward, seed):
-    quickstart, moved = HACKED[reward]
+    quickstart, *moved = HACKED[reward]
     name, other = {"flow": ("shape", ""), "video": ("iou", ""), "spatial": ("accuracy", FORMAT)}[quickstart]
     rewards = f'rewards={{{name}: {{use: "hacked_rewards:{reward}"}}{other}}}'
     found = verdict_of(tmp_path, quickstart, rewards, *(FLOW if quickstart == "flow" else TEXTS), f"seed={seed}")
-    assert found["verdict"] == "suspect" and moved in found["sentence"]
+    assert found["verdict"] == "suspect" and any(sign in found["sentence"] for sign in moved)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
