@@ -267,7 +267,7 @@ class FlowPolicy:
         low = self.dtype == torch.bfloat16 and not (
             self._reduced and self.shards is not None
         )  # cut: they are gathered in it
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=low, cache_enabled=False):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=low, cache_enabled=not low):
             velocity = self.family.velocity(
                 self.pipe,
                 x.to(self.dtype),
