@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_settings(tmp_path_factory) -> None:
     """The key that signs run folders is made here and not in the home of whoever runs the tests."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("settings"))
+
+
+@pytest.fixture(autouse=True)
+def as_found() -> Iterator[None]:
+    """A test that leaves another default dtype or folder fails itself, and not those that come after it."""
+    torch = sys.modules.get("torch")
+    folder, dtype = Path.cwd(), torch.get_default_dtype() if torch else None
+    yield
+    torch = sys.modules.get("torch")
+    left = [] if torch is None or torch.get_default_dtype() == (dtype or torch.float32) else [torch.get_default_dtype()]
+    if left:
+        torch.set_default_dtype(dtype or torch.float32)
+    if Path.cwd() != folder:
+        left.append(Path.cwd())
+        os.chdir(folder)
+    assert not left, f"left behind: {left}"
 
 
 @pytest.fixture(scope="session")

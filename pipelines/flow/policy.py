@@ -132,6 +132,10 @@ class FlowPolicyConfig:
         elif self.save_merged:
             raise ConfigError("policy.save_merged: there is no adapter; full fine-tuning leaves a whole pipeline.")
         self.check_sizes(sizes_on_disk(resolve(self.model.path), revision=getattr(self.model, "revision", None)))
+        if self.quantize is not None and (self.lora is None or self.save_merged or self.dtype == "float64"):
+            raise ConfigError(
+                "policy.quantize is for a frozen base of float32 or bfloat16 under an adapter: give policy.lora, and leave out save_merged."
+            )
         for name, least in (("micro_batch", 1), ("decode_batch", 1), ("text_length", 0), ("guidance", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"policy.{name} = {getattr(self, name)}; wanted at least {least}.")
@@ -149,10 +153,6 @@ class FlowPolicyConfig:
 
     def check_sizes(self, sizes: PictureSizes) -> None:
         """Raises ConfigError for pictures that a checkpoint of these sizes cannot make."""
-        if self.quantize is not None and (self.lora is None or self.save_merged or self.dtype == "float64"):
-            raise ConfigError(
-                "policy.quantize is for a frozen base of float32 or bfloat16 under an adapter: give policy.lora, and leave out save_merged."
-            )
         for name in ("height", "width", "eval_height", "eval_width"):
             value = getattr(self, name)
             if value is not None:
@@ -179,9 +179,7 @@ class FlowPolicy:
         self.dtype = DTYPES[config.dtype]
         self.math_dtype = torch.promote_types(self.dtype, torch.float32)
         self.pipe = self.family.load(self.dtype, full=config.lora is None)
-        config.check_sizes(
-            sizes_of(self.pipe.vae.config, self.pipe.transformer.config, where=self.family.path)
-        )  # of one that was on the hub
+        self._sizes = sizes_of(self.pipe.vae.config, self.pipe.transformer.config, where=self.family.path)
         if config.text_length < 1 and self.pipe.components.get(self.family.encoders[-1]) is not None:
             raise ConfigError(
                 f"policy.text_length = 0, but {self.family.path} has {self.family.encoders[-1]}, which reads at least 1 token; "
@@ -225,8 +223,14 @@ class FlowPolicy:
                 part.to("cpu" if away else self.device)
 
     def size(self, *, evaluation: bool) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """(height, width) in pixels, to sample with.
+
+        Raises:
+            ConfigError: the network has no positions for a picture of this size; known here of a checkpoint that was not on the disk
+                when the config was checked.
+        """
         c = self.config
+        c.check_sizes(self._sizes)
         return (c.eval_height or c.height, c.eval_width or c.width) if evaluation else (c.height, c.width)
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

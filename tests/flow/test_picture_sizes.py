@@ -89,8 +89,10 @@ def test_a_checkpoint_that_was_not_at_hand_is_asked_once_it_is(monkeypatch):
     monkeypatch.setattr(policy, "sizes_on_disk", lambda path, revision=None: PictureSizes())
     config = FlowPolicyConfig(model=Sd3(ZOO), text_length=0, height=32, width=32)
     config.check()
-    with pytest.raises(ConfigError, match="policy.height = 32; wanted at most 24"):
-        config.load(torch.device("cpu"))
+    policy = config.load(torch.device("cpu"))
+    for evaluation in (False, True):  # what an engine asks before it samples; decoding alone needs no positions
+        with pytest.raises(ConfigError, match="policy.height = 32; wanted at most 24"):
+            policy.size(evaluation=evaluation)
 
 
 def test_a_tokenizer_that_fills_beyond_its_encoders_positions_is_refused(tmp_path):

@@ -148,8 +148,8 @@ class _Drawing:
         self.made = Generated(
             torch.zeros(shape, dtype=torch.int64),
             torch.zeros(shape[0], dtype=torch.int64),
-            torch.zeros(shape),
-            torch.zeros(shape),
+            torch.zeros(shape, dtype=torch.float32),
+            torch.zeros(shape, dtype=torch.float32),
         )
         self.uniform_NA = torch.zeros(shape, dtype=torch.float64)
         for row, request in enumerate(requests):
