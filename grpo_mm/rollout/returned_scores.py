@@ -137,7 +137,7 @@ def _numbers(name: str, values: Any, rows: int) -> Tensor:
     numbers = [_number(name, row, value) for row, value in enumerate(islice(iter(values), rows + 1))]
     if len(numbers) != rows:
         raise WrongLength(f"the reward returned {len(numbers)} values for {name!r}; wanted {rows}, one per output.")
-    return torch.tensor(numbers, dtype=torch.float64).to(torch.float32)
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu").to(torch.float32)
 
 
 class _Taken(list):

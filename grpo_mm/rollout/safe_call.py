@@ -196,7 +196,7 @@ def _join(answers: Mapping[int, Any], rows: int) -> dict[str, Tensor]:
     scores = all_nan(rows)
     for row, answer in answers.items():
         for name, value in answer.items() if isinstance(answer, Mapping) else ():
-            scores.setdefault(name, torch.full((rows,), NAN))[row] = value[0]
+            scores.setdefault(name, _nan(rows))[row] = value[0]
     return scores
 
 
@@ -211,7 +211,12 @@ def _finite(scores: Mapping[str, Tensor], errors: list[str]) -> dict[str, Tensor
 
 def all_nan(rows: int) -> dict[str, Tensor]:
     """The scores of a call that failed."""
-    return {"score": torch.full((rows,), NAN)}
+    return {"score": _nan(rows)}
+
+
+def _nan(rows: int) -> Tensor:
+    """Whatever default dtype and device a reward has set."""
+    return torch.full((rows,), NAN, dtype=torch.float32, device="cpu")
 
 
 _told_of_single_rows: set[str] = set()

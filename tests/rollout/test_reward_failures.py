@@ -300,6 +300,23 @@ def test_what_a_module_changes_when_it_is_imported_is_put_back(line, tmp_path, m
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_what_a_reward_changes_when_it_is_called_is_put_back():
+    def reward(items, prompts):
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        sys.setrecursionlimit(5000)
+        if prompts[0].id == broken:
+            raise ValueError("this one")
+        return [1.0] * len(prompts)
+
+    settings = [(what, get()) for what, get, _ in surroundings._settings()]
+    for broken in (None, PROMPTS[0].id):
+        scores, errors = score_safely(reward, IMAGES, PROMPTS)
+        assert scores["score"].dtype == torch.float32 and scores["score"].device.type == "cpu"
+        assert scores["score"].tolist()[1:] == [1.0] * 3 and len(errors) == 2 * (broken is not None)
+        assert [(what, get()) for what, get, _ in surroundings._settings()] == settings
+
+
 def test_a_network_that_changes_the_process_while_it_loads_is_put_right():
     class Network:
         def to(self, device):
