@@ -347,6 +347,7 @@ class Learner:
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
                 self.optimizer.step()
+                self.policy.snapshots.changed()
                 counters["updates"] += 1
                 counters["bad_in_a_row"] = 0
                 self._average()
@@ -420,6 +421,7 @@ class Learner:
                 "run began with."
             )
         self.policy.snapshots.load(loaded.tensors["snapshots"], keep=("ref",) if keeps else ())
+        self.policy.snapshots.changed()
 
 
 def _summarise(results: list[UpdateResult]) -> dict[str, float]:

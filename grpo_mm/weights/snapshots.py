@@ -118,6 +118,16 @@ class Snapshots:
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._whole: dict[str, dict[str, Tensor]] = {}
         """Copies that are put in place while the weights are gathered."""
+        self._updates, self._in_use = 0, ""
+
+    @property
+    def which(self) -> tuple[int, str]:
+        """Names the weights that are in place: how often they were changed, and the copy that is used instead of them, or ""."""
+        return self._updates, self._in_use
+
+    def changed(self) -> None:
+        """The present weights are others from now on."""
+        self._updates += 1
 
     def __contains__(self, name: str) -> bool:
         return name in self._copies
@@ -139,6 +149,15 @@ class Snapshots:
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
         """Runs the block with the weights of `name`, then puts the present ones back bit for bit."""
+        before, self._in_use = self._in_use, name
+        try:
+            with self._in_place(name):
+                yield
+        finally:
+            self._in_use = before
+
+    @contextmanager
+    def _in_place(self, name: str) -> Iterator[None]:
         if self._does_nothing(name):
             with adapters_off(self._adapted):
                 yield

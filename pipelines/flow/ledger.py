@@ -118,6 +118,7 @@ def _written(
 ) -> Ledger:
     net, pipe, network = counted.net, counted.net.pipe, counted.net.network
     micro, size = net.config.micro_batch, net.size(evaluation=False)
+    constant_half = policy.detach_unconditional and policy.guidance > 1
     trained = bytes_of(net.trainable.values())
     rows = net.family.network_rows(policy.guidance)
     latent = torch.Size(net.family.latent_shape(pipe, *size)).numel() * (8 if net.math_dtype == torch.float64 else 4)
@@ -140,6 +141,7 @@ def _written(
             Entry("contexts of a step's prompts", bytes_of(counted.condition.values()) * plan.prompts, compute, split="rows"),
             Entry("latents of a step", stored * latent, "float32", split="rows"),
             Entry("velocities of other policies", velocities * latent, "float32", split="rows"),
+            Entry("velocities of the empty text", stored * latent * constant_half, "float32", split="rows"),
             Entry("pictures of a step", plan.rows * 3 * size[0] * size[1], "uint8", place="device" if cpu else "host", split="rows"),
         ) if entry.bytes
     )  # fmt: skip

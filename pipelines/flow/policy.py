@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
-from grpo_mm.pipelines.flow.models.family import resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.family import guided, resolve, takes_guidance
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
@@ -55,7 +54,8 @@ class FlowPolicyConfig:
     """> 1: the guided velocity is the policy, in rollout, training and evaluation alike."""
     detach_unconditional: bool = field(default=False, metadata=NOTED)
     """What the network says without the text is a constant of the gradient, as in the released code of Flow-GRPO: the same values, a
-    gradient that leaves this half out, and half of the activations; for models that are guided by two network rows."""
+    gradient that leaves this half out, and half of the activations; what the sampler's network said serves until the first update.
+    For models that are guided by two network rows."""
     height: int = 512
     """Pixels of a rollout."""
     width: int = 512
@@ -146,7 +146,7 @@ class FlowPolicyConfig:
             )
         if self.merge_adapter is not None:
             check_adapter(self.merge_adapter)
-        if self.detach_unconditional and "detach_unconditional" not in signature(self.model.velocity).parameters:
+        if self.detach_unconditional and not hasattr(self.model, "halves"):
             raise ConfigError(
                 f"policy.detach_unconditional: {type(self.model).__name__} has no unconditional half that could be detached; leave it out."
             )
@@ -266,22 +266,33 @@ class FlowPolicy:
         self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float
     ) -> Tensor:
         """The guided velocity in float32 (float64 for a float64 model), [n, ...]."""
+        return self.velocity_and_half(x, sigma, condition, size=size, guidance=guidance)[0]
+
+    def velocity_and_half(
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float,
+        of_none: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """The guided velocity, and the unconditional half of it where that is a constant (`detach_unconditional`), [n, ...] each.
+
+        of_none: that half, where these weights have said it before.
+        """
         # Trained weights are float32, those of an adapter as well, and products are taken in the network's own precision. Every
         # weight is met once, so that a cache of what was cast would be copies that nobody asks for.
         low = self.dtype == torch.bfloat16 and not (
             self._reduced and self.shards is not None
         )  # cut: they are gathered in it
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=low, cache_enabled=not low):
-            velocity = self.family.velocity(
-                self.pipe,
-                x.to(self.dtype),
-                sigma.to(self.math_dtype),
-                condition,
-                guidance=guidance,
-                size=size,
-                **({"detach_unconditional": True} if self.config.detach_unconditional else {}),
-            )
-        return velocity.to(self.math_dtype)
+            at = (self.pipe, x.to(self.dtype), sigma.to(self.math_dtype), condition)
+            if not self.config.detach_unconditional or guidance <= 1:
+                return self.family.velocity(*at, guidance=guidance, size=size).to(self.math_dtype), None
+            if of_none is None and not torch.is_grad_enabled():
+                of_none, of_text = self.family.halves(*at)
+            else:
+                if of_none is None:
+                    with torch.no_grad():
+                        of_none = self.family.half(*at, text=False)
+                of_text = self.family.half(*at, text=True)
+        return guided(of_none, of_text, guidance), of_none
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor | Pictures:
@@ -331,18 +342,25 @@ class FlowPolicy:
                 # A rank that has run out still takes part in the collectives of a forward: row 0, weight nothing.
                 here = index if index.numel() else index.new_zeros(1)
                 state, place = torch.unique(record.states(here), return_inverse=True)
-                velocity = self._velocity_at(record, state)
-                count(
-                    "train_calls" if grad else "value_calls", state.numel() * self.family.network_rows(record.guidance)
-                )
+                of_none = self._half_at(record, state)
+                velocity = self._velocity_at(record, state, of_none=of_none)
+                rows = self.family.network_rows(record.guidance) - (of_none is not None)
+                count("train_calls" if grad else "value_calls", state.numel() * rows)
                 values = record.values(here, velocity[place], needs, rollout.mask_NA)
             yield index, {k: v[: index.numel()] for k, v in values.items()}
 
-    def _velocity_at(self, record: Any, state: Tensor) -> Tensor:
+    def _velocity_at(self, record: Any, state: Tensor, *, of_none: Tensor | None = None) -> Tensor:
         """The velocity at states [n] of a record, [n, ...]."""
         x, sigma, place = record.network_input(state)
         condition = {k: v[place] for k, v in record.condition.items()}
-        return self.velocity(x, sigma, condition, size=record.size, guidance=record.guidance)
+        return self.velocity_and_half(x, sigma, condition, size=record.size, guidance=record.guidance, of_none=of_none)[
+            0
+        ]
+
+    def _half_at(self, record: Any, state: Tensor) -> Tensor | None:
+        """The unconditional half at states [n], which the sampler kept; None once the weights are others."""
+        kept = getattr(record, "half", None)
+        return None if kept is None or kept.weights != self.snapshots.which else kept.of_none_V[state]
 
     @torch.no_grad()
     def with_values_of(self, name: str, rollout: Rollout, mask_NA: Tensor, *, weights: str | None = "ref") -> Rollout:

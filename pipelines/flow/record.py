@@ -15,6 +15,16 @@ Logprob = Literal["gaussian", "cps"]
 
 
 @dataclass(frozen=True)
+class Half:
+    """What the network that sampled says of the empty text, for a policy that takes it for a constant."""
+
+    of_none_V: Tensor
+    """[V, ...] where an action starts."""
+    weights: tuple[int, str]
+    """Which weights said it, as `Snapshots.which`."""
+
+
+@dataclass(frozen=True)
 class FlowRecord:
     """Latents, and the actions between them; `...` are the axes of one latent. What several actions start from is one node."""
 
@@ -41,6 +51,7 @@ class FlowRecord:
     """[V, ...] velocity of the policy that sampled, where an objective needs it and an action starts."""
     velocity_ref_V: Tensor | None = None
     """[V, ...] velocity of the reference policy."""
+    half: Half | None = None
 
     @property
     def x_NA(self) -> Tensor:
@@ -79,7 +90,10 @@ class FlowRecord:
         picked["from_NA"], picked["to_NA"] = place.chunk(2)
         names = ("latent_V", "level_V", "condition_V", "velocity_old_V", "velocity_ref_V")
         return replace(
-            self, **picked, **{name: getattr(self, name)[nodes] for name in names if getattr(self, name) is not None}
+            self,
+            **picked,
+            **{name: getattr(self, name)[nodes] for name in names if getattr(self, name) is not None},
+            half=self.half and replace(self.half, of_none_V=self.half.of_none_V[nodes]),
         )
 
     def cat(self, others: Sequence[FlowRecord]) -> FlowRecord:
@@ -92,6 +106,7 @@ class FlowRecord:
         return replace(
             self,
             **{n: torch.cat([getattr(p, n) for p in parts]) for n in names if getattr(self, n) is not None},
+            half=_joined([p.half for p in parts]),
             from_NA=torch.cat([p.from_NA + n for p, n in zip(parts, nodes)]),
             to_NA=torch.cat([p.to_NA + n for p, n in zip(parts, nodes)]),
             condition_V=torch.cat([p.condition_V + n for p, n in zip(parts, start)]),
@@ -179,6 +194,13 @@ FORWARD_PROVIDES = frozenset(
 )
 """What draws on finished samples give: nft_plus, nft_minus: self-normalised errors of the implicit policies, and their β;
 matching_loss: mean of (v - (e - x0))², _old: of the policy that sampled; sigma: the noise level t of a draw."""
+
+
+def _joined(parts: Sequence[Half | None]) -> Half | None:
+    """None where not all of them were said by the same weights."""
+    if any(part is None or part.weights != parts[0].weights for part in parts):
+        return None
+    return replace(parts[0], of_none_V=torch.cat([part.of_none_V for part in parts]))
 
 
 def transition(

@@ -35,12 +35,12 @@ def initial_noise(
 
 def sampling_velocity(
     policy: FlowPolicy, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int]
-) -> Tensor:
-    """The policy's velocity at latents [n, ...] and σ [n], timed and counted as a rollout call."""
+) -> tuple[Tensor, Tensor | None]:
+    """`policy.velocity_and_half` at latents [n, ...] and σ [n], timed and counted as a rollout call."""
     guidance = policy.config.guidance
     with phase("rollout_network"):
         count("rollout_calls", x.shape[0] * policy.family.network_rows(guidance))
-        return policy.velocity(x, sigma, condition, size=size, guidance=guidance)
+        return policy.velocity_and_half(x, sigma, condition, size=size, guidance=guidance)
 
 
 class OdeSampler:
@@ -83,7 +83,7 @@ class OdeSampler:
             x = self.evaluation_noise(policy, rows.take(chunk), seed=seed)
             here = {k: v[condition_N[chunk]] for k, v in condition.items()}
             for sigma, sigma_next in zip(sigma_S1[:-1].to(x), sigma_S1[1:].to(x), strict=True):
-                velocity = sampling_velocity(policy, x, sigma.expand(x.shape[0]), here, size=size)
+                velocity, _ = sampling_velocity(policy, x, sigma.expand(x.shape[0]), here, size=size)
                 x = x + velocity * (sigma_next - sigma)
             finished.append(x)
             report("pictures", int(chunk[-1]) + 1, len(rows))

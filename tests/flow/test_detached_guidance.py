@@ -1,14 +1,19 @@
 """Guidance whose unconditional half is a constant: the same values, the gradient of the other half, half of what is kept."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.flux import Flux
 from grpo_mm.pipelines.flow.models.sd3 import Sd3
 from grpo_mm.pipelines.flow.policy import FlowPolicyConfig
-from grpo_mm.types import Prompt
+from grpo_mm.processes import clock
+from grpo_mm.types import Prompt, Rollout, Rows
 
 SIZE, GUIDANCE = (32, 32), 4.5
 
@@ -89,3 +94,34 @@ def test_models_without_such_a_half_refuse_it_and_without_guidance_it_is_said(ti
         FlowPolicyConfig(model=Flux(tiny_flux), height=32, width=32, detach_unconditional=True).check()
     unguided = FlowPolicyConfig(model=Sd3(tiny_sd3), height=32, width=32, detach_unconditional=True)
     assert any("detach_unconditional" in said for said in unguided.without_effect())
+
+
+@pytest.mark.parametrize("which", ["these weights", "an update later", "another copy"])
+def test_the_half_that_the_sampler_kept_serves_while_the_weights_are_the_same(tiny_sd3, which):
+    policy = load(tiny_sd3, detach_unconditional=True)
+    engine = FlowEngine(steps=3, eval_steps=2)
+    prompts = (Prompt("a", "a red circle"), Prompt("b", "a blue square"))
+    rows = Rows(prompts, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), group_size=2)
+    rollout, _ = engine.sample(policy, rows, step=0, seed=0, needs=frozenset())
+    assert rollout.record.half.of_none_V.shape == rollout.record.latent_V.shape
+    rollout = Rollout.cat([rollout.take(torch.tensor([3, 1])), rollout.take(torch.tensor([0]))])
+    plan = policy.plan(rollout, rollout.mask_NA)
+    policy.snapshots.take("other")
+    if which == "an update later":
+        with torch.no_grad():
+            for p in policy.trainable.values():
+                p.add_(0.01)
+        policy.snapshots.changed()
+    with policy.snapshots.use("other") if which == "another copy" else nullcontext():
+        found, calls = values_of(policy, rollout, plan)
+    forgotten = replace(rollout, record=replace(rollout.record, half=None))
+    wanted, all_calls = values_of(policy, forgotten, plan)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert calls == (all_calls // 2 if which == "these weights" else all_calls)
+
+
+def values_of(policy, rollout, plan):
+    times = clock.use(clock.Clock())
+    found = policy.logprobs(rollout, plan, needs=frozenset(), grad=True)
+    values = torch.cat([values["logprobs"].detach() for _, values in found])
+    return values, times.take()[1]["train_calls"]

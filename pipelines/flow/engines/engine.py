@@ -20,7 +20,7 @@ from grpo_mm.pipelines.flow.ledger import flow_ledger
 from grpo_mm.pipelines.flow.noise import AllSteps, trained_subset
 from grpo_mm.pipelines.flow.own_schedule import check_scheduler_files
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
-from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Logprob
+from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Half, Logprob
 from grpo_mm.pipelines.flow.sampling import OdeSampler
 from grpo_mm.pipelines.flow.solver import Euler
 from grpo_mm.pipelines.flow.trees.branching import Chains, CleanImages, SingleSteps, Splits
@@ -297,10 +297,12 @@ class FlowEngine(OdeSampler):
         action_NA = tree.action_GA[rows.sample_N].gather(1, picked_NA)
         before_NA = tree.parent_V[action_NA]
         mask_NA = tree.train_GA[rows.sample_N].gather(1, picked_NA)
+        constant_half = policy.config.detach_unconditional and policy.config.guidance > 1
+        keeps = {"velocity": "mean_shift_old" in needs, "of_none": constant_half}
         forest = grow_rows(
             policy, rows, tree, Moves(sigma_S1.to(policy.device), self.kernel, self.logprob, self.solver),
             keep=[(before_NA, mask_NA), (action_NA, mask_NA)], step=step, seed=seed, batch=self.rollout_batch,
-            keep_velocity="mean_shift_old" in needs,
+            keep_network=[name for name, wanted in keeps.items() if wanted],
         )  # fmt: skip
         grown, nodes, device = forest.grown, tree.parent_V.numel(), policy.device
         record = FlowRecord(
@@ -316,7 +318,8 @@ class FlowEngine(OdeSampler):
             guidance=policy.config.guidance,
             kernel=self.kernel,
             logprob=self.logprob,
-            velocity_old_V=grown.velocity_K,
+            velocity_old_V=grown.network_K.get("velocity"),
+            half=Half(grown.network_K["of_none"], policy.snapshots.which) if constant_half else None,
         )
         behaviour_NA = forest.logprob(action_NA)
         columns = {name: _columns(column[rows.sample_N], picked_NA) for name, column in tree.columns.items()}

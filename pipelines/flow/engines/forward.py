@@ -176,7 +176,6 @@ class ForwardProcess(OdeSampler):
         forest = grow_rows(
             policy, rows, tree, Moves(sigma_S1.to(policy.device), kernels.ode, "gaussian", self.solver),
             keep=[(end_N, torch.ones_like(end_N, dtype=torch.bool))], step=step, seed=seed, batch=self.rollout_batch,
-            keep_velocity=False,
         )  # fmt: skip
         clean_N = forest.grown.latent_K[forest.kept(end_N).to(policy.device)]
         sigma_NA, noise_NA = self._draw(policy, rows, sigma_S1, step=step, seed=seed, shape=clean_N.shape[1:])

@@ -62,9 +62,16 @@ class Family(Protocol):
         """The guided velocity at latents x [n, ...] and noise levels sigma [n]; same shape as x."""
         ...
 
+    # A family that is guided from outside also has `halves` and `half`, see `Sd3`: its unconditional half can be a constant.
+
     def decode(self, pipe: Any, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
         """Latents [n, ...] to images in [-1, 1], [n, 3, H, W]."""
         ...
+
+
+def guided(of_none: Tensor, of_text: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance, arXiv 2207.12598 eq. 6 with guidance = 1 + w; guidance magnifies rounding: float32 at least."""
+    return of_none + guidance * (of_text - of_none)
 
 
 def resolve(path: str) -> str:

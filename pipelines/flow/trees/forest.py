@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,12 +70,13 @@ def grow_rows(
     step: int,
     seed: int,
     batch: int,
-    keep_velocity: bool,
+    keep_network: Sequence[str] = (),
 ) -> Forest:
     """Grows what the pictures of the rows and the nodes to keep need, and decodes the pictures.
 
     Args:
         keep: (node, mask) pairs, [N, ...] each: the latents of these nodes of each row are kept where the mask is True.
+        keep_network: what is kept of the network there: "velocity", or "of_none", its unconditional half.
         step, seed: name the random streams; noise belongs to (prompt, initial latent) and (prompt, edge).
     """
     size = policy.size(evaluation=False)
@@ -89,8 +91,10 @@ def grow_rows(
     row_M, credit_M = torch.nonzero(tree.sample_C[None, :] == rows.sample_N[:, None], as_tuple=True)
     wanted_PV[place_N[row_M], tree.node_C[credit_M]] = True
 
-    def network(x: Tensor, sigma: Tensor, place: Tensor) -> Tensor:
-        return sampling_velocity(policy, x, sigma, {k: v[place] for k, v in condition.items()}, size=size)
+    def network(x: Tensor, sigma: Tensor, place: Tensor) -> dict[str, Tensor]:
+        here = {k: v[place] for k, v in condition.items()}
+        velocity, of_none = sampling_velocity(policy, x, sigma, here, size=size)
+        return {"velocity": velocity} | ({} if of_none is None else {"of_none": of_none})
 
     def normal(keys: list[tuple[int, int]], x: Tensor) -> Tensor:
         drawn = [stream(seed, "sde", step, prompts[p].id, int(tree.draw_V[node])) for p, node in keys]
@@ -101,7 +105,7 @@ def grow_rows(
     start = initial_noise(policy, keys, seed=seed, step=step, size=size)
     grown = grow(
         tree, wanted_PV, keep_PV, roots=start.view(len(prompts), roots, *start.shape[1:]), moves=moves, network=network,
-        normal=normal, finish=lambda latents: policy.decode(latents, size=size), batch=batch, keep_velocity=keep_velocity,
+        normal=normal, finish=lambda latents: policy.decode(latents, size=size), batch=batch, keep_network=keep_network,
     )  # fmt: skip
     return Forest(tree, grown, condition, place_N, rows.sample_N)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from grpo_mm.pipelines.flow.trees.tree import Tree
 from grpo_mm.processes.progress import report
 from grpo_mm.types import join_items
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(latents [n, ...], σ [n], place of the prompt [n]) -> velocity [n, ...]."""
+Network = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+"""(latents [n, ...], σ [n], place of the prompt [n]) -> "velocity" [n, ...], and what else may be kept, [n, ...] each."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Grown:
     """[K] int64 in Q, ascending depth."""
     logprob_Q: Tensor
     """[Q] of the step that leads to a node; 0 where it is deterministic."""
-    velocity_K: Tensor | None
-    """[K, ...] where the network ran, else 0."""
+    network_K: Mapping[str, Tensor]
+    """What was asked for of the network, [K, ...] each: 0 where it did not run."""
     items: Any
     """[U, ...] what `finish` made of the finished latents."""
     node_U: Tensor
@@ -70,7 +70,7 @@ def grow(
     normal: Callable[[list[tuple[int, int]], Tensor], Tensor],
     finish: Callable[[Tensor], Any],
     batch: int,
-    keep_velocity: bool,
+    keep_network: Sequence[str],
 ) -> Grown:
     """Grows the wanted nodes of every prompt from their initial latents.
 
@@ -80,6 +80,7 @@ def grow(
         roots: [P, R, ...] the initial latents; the tree's first R nodes.
         normal: [(prompt, node)] and an example [n, ...] -> standard normal latents of named streams.
         batch: latents in one forward.
+        keep_network: names of what the network gives that is returned beside the latents.
     """
     size = tree.parent_V.numel()
     needed = needed_nodes(tree, wanted_PV)
@@ -89,7 +90,8 @@ def grow(
     last = moves.sigma_S1.numel() - 1
     device = roots.device
 
-    found: dict[str, list[Any]] = {"latent": [], "node": [], "velocity": [], "items": [], "node_U": []}
+    found: dict[str, list[Any]] = {"latent": [], "node": [], "items": [], "node_U": []}
+    said: dict[str, list[Tensor]] = {name: [] for name in keep_network}
     logprob_Q = torch.zeros(needed.numel(), dtype=roots.dtype, device=device)
     place_Q = torch.full((needed.numel(),), -1)
     is_root = tree.depth_V == 0
@@ -107,19 +109,22 @@ def grow(
             found["node_U"].append(q[done])
         prompt_E, node_E = torch.nonzero(needed & (tree.depth_V == int(tree.depth_V[wave.node[0]]) + 1), as_tuple=True)
         edges = _Edges(prompt_E, node_E, place_Q[prompt_E * size + tree.parent_V[node_E]])
-        following, velocity, logprob_E = _advance(tree, wave, edges, moves, network=network, normal=normal, batch=batch)
+        said_W = {name: torch.zeros_like(wave.latent) for name in ("velocity", *keep_network)}
+        following, logprob_E = _advance(
+            tree, wave, edges, moves, network=network, normal=normal, batch=batch, said_W=said_W
+        )
         logprob_Q[(prompt_E * size + node_E).to(device)] = logprob_E
         kept = torch.nonzero(keep_PV[wave.prompt, wave.node]).flatten()
         found["latent"].append(wave.latent[kept.to(device)])
         found["node"].append(q[kept])
-        if keep_velocity:
-            found["velocity"].append(velocity[kept.to(device)])
+        for name, waves in said.items():
+            waves.append(said_W[name][kept.to(device)])
         wave = following
     return Grown(
         latent_K=torch.cat(found["latent"]),
         node_K=torch.cat(found["node"]),
         logprob_Q=logprob_Q,
-        velocity_K=torch.cat(found["velocity"]) if keep_velocity else None,
+        network_K={name: torch.cat(waves) for name, waves in said.items()},
         items=join_items(found["items"]),
         node_U=torch.cat(found["node_U"]),
     )
@@ -148,29 +153,32 @@ class _Edges:
 
 def _advance(
     tree: Tree, wave: _Wave, edges: _Edges, moves: Moves, *, network: Network,
-    normal: Callable[[list[tuple[int, int]], Tensor], Tensor], batch: int,
-) -> tuple[_Wave, Tensor, Tensor]:  # fmt: skip
-    """The next wave, the velocity of this one (0 where nothing starts), and the log-probability of each edge (0: no noise)."""
+    normal: Callable[[list[tuple[int, int]], Tensor], Tensor], batch: int, said_W: Mapping[str, Tensor],
+) -> tuple[_Wave, Tensor]:  # fmt: skip
+    """The next wave, and the log-probability of each edge (0: no noise). What the network says is written into `said_W`."""
     device, x_W = wave.latent.device, wave.latent
-    velocity_W = torch.zeros_like(x_W)
     next_E = x_W.new_zeros(len(edges.node), *x_W.shape[1:])
     clean_E, logprob_E = torch.zeros_like(next_E), x_W.new_zeros(len(edges.node))
     starts = edges.parent.unique()
     for chunk in starts.split(batch) if len(starts) else ():
         there = chunk.to(device)
         sigma = moves.sigma_S1[tree.level_V[wave.node[chunk]].to(device)].to(x_W)
-        velocity = network(x_W[there], sigma, wave.prompt[chunk].to(device))
-        velocity_W[there] = velocity
+        said = network(x_W[there], sigma, wave.prompt[chunk].to(device))
+        for name, said_w in said_W.items():
+            said_w[there] = said[name]
+        velocity = said["velocity"]
         here = torch.nonzero(torch.isin(edges.parent, chunk)).flatten()
         clean = x_W[there] - sigma.view(-1, *([1] * (x_W.dim() - 1))) * velocity
         clean_E[here.to(device)] = clean[torch.searchsorted(chunk, edges.parent[here]).to(device)]
         for alike in _alike(tree, wave, edges, here):
             at, source = alike.to(device), edges.parent[alike].to(device)
-            next_E[at], logprob = _move(tree, wave, edges, alike, moves, x_W[source], velocity_W[source], normal=normal)
+            next_E[at], logprob = _move(
+                tree, wave, edges, alike, moves, x_W[source], said_W["velocity"][source], normal=normal
+            )
             if logprob is not None:
                 logprob_E[at] = logprob
     before = (tree.level_V[wave.node[edges.parent]], clean_E) if len(edges.node) else None
-    return _Wave(edges.prompt, edges.node, next_E, before), velocity_W, logprob_E
+    return _Wave(edges.prompt, edges.node, next_E, before), logprob_E
 
 
 def _alike(tree: Tree, wave: _Wave, edges: _Edges, here: Tensor) -> list[Tensor]:
