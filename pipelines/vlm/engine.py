@@ -91,6 +91,18 @@ class VlmEngine:
         if self.eval_temperature < 0:
             raise ConfigError(f"engine.eval_temperature = {self.eval_temperature}; wanted 0 (no chance) or above.")
         self.generator.check()
+        if self.top_p < 1 and not getattr(self.generator, "tells_top_p", True):
+            raise ConfigError(
+                "engine.top_p below 1: this generator tells log-probabilities within it, and the trainer's are of the whole distribution. "
+                "Leave it at 1, or use engine.generator.kind = hf."
+            )
+        if not getattr(self.generator, "is_the_trainers", True) and (
+            policy.video_positions != "authors" or policy.quantize
+        ):
+            raise ConfigError(
+                "engine.generator: an engine of its own computes positions by the authors' rule and has no quantised base: wanted "
+                "policy.video_positions = authors, and no policy.quantize."
+            )
         if self.demonstrate is not None:
             self.demonstrate.check(group_size)
         if self.answer_likelihood is not None:
@@ -209,7 +221,10 @@ class VlmEngine:
 
     def _drawn(self, policy: VlmPolicy, requests: Sequence[Request], draw: Draw) -> Generated:
         count("rollout_calls", len(requests))
-        return self.generator.generate(policy.network, requests, draw)
+        made = self.generator.generate(policy.network, requests, draw)
+        if made.weights not in (None, policy.snapshots.which):
+            raise RuntimeError(f"answers of the weights {made.weights}, and {policy.snapshots.which} are in place")
+        return made
 
     def illustrate(self, policy: VlmPolicyConfig, prompt: Prompt) -> Tensor | None:
         """The prompt's first picture, uint8 [1, 3, H, W], or a few frames of its first video [K, 3, H, W], frame k from the

@@ -28,6 +28,7 @@ from grpo_mm.pipelines.vlm.prompting.chat import Chat
 from grpo_mm.pipelines.vlm.prompting.contexts import Encoder
 from grpo_mm.pipelines.vlm.prompting.open_media import fit_media
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
+from grpo_mm.pipelines.vlm.sampling.in_place import InPlace
 from grpo_mm.processes.clock import count
 from grpo_mm.processes.distributed import Shard
 from grpo_mm.processes.shards import gathered
@@ -251,8 +252,9 @@ class VlmPolicy:
         if config.gradient_checkpointing:
             _checkpoint_layers(model)
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else model)
         self.network = Network(
-            model, loaded.family, temperature=config.temperature, forbidden=loaded.forbidden,
+            model, loaded.family, path=resolve(config.path), in_place=InPlace(model, self.wrapped, self.snapshots), temperature=config.temperature, forbidden=loaded.forbidden,
             autocast=self.dtype if self.dtype != torch.float32 and not (reduced and self.shards is not None) else None,
             shares_prefill=config.sharing != "off", flex_answers=flex,
         )  # fmt: skip
@@ -261,7 +263,6 @@ class VlmPolicy:
             micro_batch_tokens=config.micro_batch_tokens, head_chunk=config.head_chunk,
             checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
-        self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else model)
 
     def as_seen(self, prompt: Prompt) -> Prompt:
         """The prompt with the sizes of its picture, before and after the processor's resize, in its target."""

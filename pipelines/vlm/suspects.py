@@ -143,6 +143,7 @@ def put(policy: VlmPolicy, values: Mapping[str, Tensor]) -> None:
     """Writes the trained weights in place."""
     for name, p in policy.trainable.items():
         p.copy_(values[name])
+    policy.snapshots.changed()
 
 
 @contextmanager

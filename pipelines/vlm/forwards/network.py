@@ -56,7 +56,10 @@ class Network:
         autocast: torch.dtype | None,
         shares_prefill: bool = True,
         flex_answers: bool = False,
+        path: str = "",
+        in_place: Any = None,
     ) -> None:
+        """path: the checkpoint. in_place: its weights as they are now (`InPlace`); both for engines that have the model once more."""
         self.model, self.family, self.autocast = model, family, autocast
         self.shares_prefill = shares_prefill
         self.device = next(model.parameters()).device
@@ -74,6 +77,7 @@ class Network:
         forbidden_V[[token for token in forbidden if token < size]] = True
         self.distribution = TokenDistribution(temperature, forbidden_V)
         self.tower_is_frozen = not any(p.requires_grad for p in model.model.visual.parameters())
+        self.path, self.in_place = path, in_place
         self._features: WeakKeyDictionary[Context, Tensor] = WeakKeyDictionary()
         self._latest: WeakValueDictionary[object, Context] = WeakValueDictionary()
         """By what its media look like."""

@@ -7,5 +7,6 @@ from grpo_mm.registry import Entry
 
 KINDS = (
     Entry("generator", "hf", "grpo_mm.pipelines.vlm.sampling.generation:HfGenerator"),
+    Entry("generator", "vllm", "grpo_mm.pipelines.vlm.sampling.vllm_generator:VllmGenerator"),
 )  # fmt: skip
 """What a config can name of this room."""

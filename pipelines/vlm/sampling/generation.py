@@ -55,10 +55,15 @@ class Generated:
     None: this engine does not tell."""
     prompt_ids: tuple[Tensor, ...] | None = None
     """[L] of each request: the tokens of its prompt as the engine read it, placeholders expanded. None: this engine does not tell."""
+    weights: tuple[int, str] | None = None
+    """Which weights drew them, as `Snapshots.which`; None: the policy's own, in place."""
 
 
 class Generator(Protocol):
-    """An engine of answers. It must draw from `network.distribution`, see `Generated.logprob_NA`."""
+    """An engine of answers. It must draw from `network.distribution` with the weights that are in place, see `Generated.logprob_NA`.
+
+    One that computes elsewhere says `is_the_trainers = False`: sampler and trainer are compared before a run begins.
+    """
 
     def check(self) -> None: ...
 
@@ -80,6 +85,8 @@ class HfGenerator:
     batch_tokens: int | None = field(default=None, metadata=FREE)
     """At most so many tokens, prompt and answer of every row at its longest, at once; at least one row goes. None: no
     limit."""
+
+    is_the_trainers = tells_top_p = True
 
     def check(self) -> None:
         if self.batch < 1 or (self.batch_tokens is not None and self.batch_tokens < 1):

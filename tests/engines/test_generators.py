@@ -1,0 +1,187 @@
+"""What any engine of answers has to keep: one file for all of them. Engines that are not installed are skipped by name.
+
+`make test-engines` installs vLLM for a CPU beside the project's own versions and runs this room.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tiny_vlm import FAMILIES, PROMPTS, policy, rows_of
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.findings import first_difference
+from grpo_mm.pipelines.vlm.engine import VlmEngine
+from grpo_mm.pipelines.vlm.models.adapters import Lora
+from grpo_mm.pipelines.vlm.prompting.record import TextRecord
+from grpo_mm.pipelines.vlm.sampling.generation import Draw, HfGenerator, Request
+from grpo_mm.pipelines.vlm.sampling.vllm_generator import VllmGenerator
+from grpo_mm.processes.rng import stream
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+ENGINES = [
+    pytest.param(HfGenerator, id="hf"),
+    pytest.param(
+        lambda: VllmGenerator(longest=1024, at_once=32), id="vllm",
+        marks=[pytest.mark.vllm, pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")],
+    ),
+]  # fmt: skip
+BOUND = 1e-4
+"""Of a log-probability in float32."""
+SAMPLES, LENGTH = 3, 8
+
+
+class Bench:
+    """A policy and an engine that draws from it."""
+
+    def __init__(self, make, family: str, lora: bool) -> None:
+        self.generator = make()
+        self.policy = policy(family, lora=Lora(rank=3, alpha=7) if lora else None)
+        with torch.no_grad():
+            for name, p in self.policy.trainable.items():
+                p.add_(0.02 * torch.randn(p.shape, generator=stream(0, "bench", name)))
+        self.policy.snapshots.changed()
+        self.policy.snapshots.take("ema")
+        self.contexts = [self.policy.encode(prompt) for prompt in PROMPTS]
+
+    def change(self, seed: int) -> None:
+        with torch.no_grad():
+            for name, p in self.policy.trainable.items():
+                p.add_(0.03 * torch.randn(p.shape, generator=stream(seed, "change", name)))
+        self.policy.snapshots.changed()
+
+    def draws(self, contexts=None, *, seed: int = 0, greedy: bool = False, samples: int = SAMPLES):
+        contexts = self.contexts if contexts is None else contexts
+        requests = [
+            Request(c, None if greedy else stream(seed, c.prompt_id, s)) for c in contexts for s in range(samples)
+        ]
+        return self.generator.generate(
+            self.policy.network, requests, Draw(LENGTH, self.policy.loaded.stop, self.policy.config.temperature)
+        )
+
+    def apart(self, made, contexts=None, weights: str | None = None) -> float:
+        """The largest difference of a log-probability between engine and trainer."""
+        contexts = self.contexts if contexts is None else contexts
+        which_N = torch.arange(len(contexts)).repeat_interleave(len(made.token_NA) // len(contexts))
+        record = TextRecord(tuple(contexts), which_N, made.token_NA, made.length_N)
+        value_NA = self.policy.values_under(weights, record, torch.arange(len(which_N)))
+        inside_NA = torch.arange(LENGTH) < made.length_N[:, None]
+        return float((value_NA - made.logprob_NA).abs().where(inside_NA, 0).max())
+
+
+@pytest.fixture(scope="module", params=[(family, lora) for family in FAMILIES for lora in (False, True)], ids=str)
+def model(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def bench(request, model) -> Bench:
+    return Bench(request.param, *model)
+
+
+def test_it_says_the_trainers_log_probabilities_of_texts_pictures_and_videos(bench):
+    made = bench.draws()
+    assert bench.apart(made) <= BOUND
+    assert made.token_NA.shape == (SAMPLES * len(PROMPTS), LENGTH) and made.logprob_NA.dtype == torch.float32
+    assert int(made.length_N.min()) >= 1 and int(made.length_N.max()) <= LENGTH
+    beyond = torch.arange(LENGTH) >= made.length_N[:, None]
+    assert not made.token_NA[beyond].any() and not made.logprob_NA[beyond].any()
+
+
+def test_it_reads_the_tokens_that_the_policy_has_made(bench):
+    made = bench.draws()
+    if made.prompt_ids is None:
+        pytest.skip("this engine is handed embeddings and does not tell")
+    wanted = [c.input_ids_L.tolist() for c in bench.contexts for _ in range(SAMPLES)]
+    assert [ids.tolist() for ids in made.prompt_ids] == wanted
+
+
+def test_a_row_has_a_seed_of_its_own(bench):
+    """The same whatever is drawn beside it; other samples of a prompt are others."""
+    whole, again, alone = bench.draws(), bench.draws(), bench.draws(bench.contexts[2:3])
+    assert torch.equal(whole.token_NA, again.token_NA)
+    assert torch.equal(whole.token_NA[2 * SAMPLES : 3 * SAMPLES], alone.token_NA)
+    assert not torch.equal(whole.token_NA, bench.draws(seed=1).token_NA)
+    assert len(whole.token_NA[:SAMPLES].unique(dim=0)) > 1
+
+
+def test_it_never_draws_what_is_forbidden_and_stops_where_it_should(bench):
+    made, stop = bench.draws(samples=8), bench.policy.loaded.stop
+    assert not bench.policy.network.distribution.forbidden_V[made.token_NA].any()
+    for ids, length in zip(made.token_NA.tolist(), made.length_N.tolist()):
+        ended = [place for place, token in enumerate(ids[:length]) if token in stop]
+        assert ended in ([], [length - 1]) and (ended or length == LENGTH)
+
+
+def test_without_chance_it_draws_the_most_probable_token(bench):
+    made, reference = bench.draws(greedy=True, samples=1), HfGenerator()
+    draw = Draw(LENGTH, bench.policy.loaded.stop, 1.0)
+    wanted = reference.generate(bench.policy.network, [Request(c, None) for c in bench.contexts], draw)
+    assert torch.equal(made.token_NA, wanted.token_NA)
+
+
+@pytest.mark.parametrize("changes", [1, 20])
+def test_after_a_change_of_weights_nothing_of_the_old_ones_is_left(bench, changes):
+    """Weights, caches of prompts and of pictures; the adapter's name."""
+    before = bench.draws()
+    for seed in range(changes):
+        bench.change(seed + changes)
+        made = bench.draws(samples=1)
+        assert bench.apart(made) <= BOUND
+        assert made.weights in (None, bench.policy.snapshots.which)
+    assert not torch.equal(bench.draws().logprob_NA, before.logprob_NA)
+
+
+@pytest.mark.parametrize("name", ["ema"])
+def test_a_copy_of_the_weights_that_is_in_place_is_what_draws(bench, name):
+    bench.change(100)
+    bench.policy.snapshots.take(name)
+    bench.change(101)
+    for used in (name, None, name):
+        with bench.policy.snapshots.use(name) if used else nullcontext():
+            made = bench.draws()
+        assert bench.apart(made, weights=used) <= BOUND
+
+
+def test_sampler_and_trainer_pass_the_examination(bench):
+    engine = VlmEngine(max_new_tokens=LENGTH, generator=bench.generator)
+    found = list(engine.examine(bench.policy, rows_of(PROMPTS[:4], SAMPLES), seed=0))
+    assert first_difference(found) is None, first_difference(found)
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+def test_a_failure_in_the_middle_leaves_nothing_behind():
+    bench = Bench(lambda: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", False)
+    bench.draws()
+    step = bench.generator._llm.llm_engine.step
+
+    def breaks():
+        step()
+        raise OSError("the wire is cut")
+
+    bench.generator._llm.llm_engine.step = breaks
+    with pytest.raises(OSError):
+        bench.draws()
+    assert bench.apart(bench.draws()) <= BOUND
+
+
+def test_what_it_cannot_do_is_refused_before_a_model_is_loaded(monkeypatch):
+    from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
+
+    asked = VlmEngine(generator=VllmGenerator())
+    tiny = VlmPolicyConfig(path="zoo:vision_language")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install"):
+        asked.check(tiny, group_size=2)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    asked.check(tiny, group_size=2)
+    with pytest.raises(ConfigError, match="top_p"):
+        VlmEngine(generator=VllmGenerator(), top_p=0.9).check(tiny, group_size=2)
+    with pytest.raises(ConfigError, match="video_positions"):
+        asked.check(VlmPolicyConfig(path="zoo:vision_language", video_positions="library"), group_size=2)
+    with pytest.raises(ConfigError, match="memory_share"):
+        VlmEngine(generator=VllmGenerator(memory_share=1.5)).check(tiny, group_size=2)
