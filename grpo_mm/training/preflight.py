@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.findings import Finding, as_table, first_difference
+from grpo_mm.looking.own_files import SAMPLER
 from grpo_mm.outside import reason, shown
+from grpo_mm.rollout.rows import plan_rows, seen_by
 from grpo_mm.rollout.scoring import Scorer, Scoring, applies_to
+from grpo_mm.training.mark import replace_text
 from grpo_mm.types import Prompt, is_relative
 
 log = logging.getLogger(__name__)
 
 ROWS = 2
+EXAMINED = 3
+"""Prompts, and answers of each, of which sampler and trainer are compared."""
 GIB = 2**30
 
 
@@ -83,6 +93,38 @@ def check_media(prompts: Sequence[Prompt], probe: Callable[[Prompt], None]) -> N
             raise ConfigError(
                 f"none of the first {len(rows)} prompts with media of {source!r} can be opened: {errors[0]}."
             )
+
+
+def check_sampler(engine: Any, policy: Any, prompts: Sequence[Prompt], *, group_size: int, seed: int) -> list[Finding]:
+    """Where another program draws what is trained on (an engine's `examined_first`): does it see and compute the same?
+
+    Args:
+        prompts: of training; a few of them are drawn from and scored. The weights are changed on the way, and put back.
+    """
+    if not getattr(engine, "examined_first", False):
+        return []
+    some = [prompts[i] for i in torch.linspace(0, len(prompts) - 1, min(EXAMINED, len(prompts))).long().tolist()]
+    group = group_size if getattr(engine, "whole_groups", False) else min(EXAMINED, group_size)
+    rows, _ = plan_rows(seen_by(policy, some), group_size=group, parts=1)
+    return list(engine.examine(policy, rows, seed=seed))
+
+
+def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
+    """For the report."""
+    rows = [
+        asdict(f) | {"figure": f.figure if math.isfinite(f.figure) else None, "differs": f.differs} for f in findings
+    ]
+    replace_text(folder / SAMPLER, json.dumps({"findings": rows}, indent=1))
+
+
+def refuse_what_differs(findings: Sequence[Finding]) -> None:
+    """Raises ConfigError with the table and the usual cause of the first difference."""
+    first = first_difference(findings)
+    if first is not None:
+        raise ConfigError(
+            f"the engine that draws and the trainer do not see or compute the same, first in: {first.name}. Usual cause: {first.cause}.\n"
+            f"{as_table(findings)}\n`grpo-mm doctor` shows the same table; engine.generator.kind=hf draws with the trainer's own network."
+        )
 
 
 def first_that_apply(scorer: Scorer, prompts: Sequence[Prompt], *, most: int = ROWS) -> list[Prompt]:

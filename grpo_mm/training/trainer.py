@@ -20,6 +20,7 @@ from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import CheckpointError, TrainingStopped, UserError
+from grpo_mm.findings import first_difference
 from grpo_mm.looking import held_out, metrics, samples, transcripts
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.looking.origin import Origin
@@ -38,7 +39,7 @@ from grpo_mm.training.evaluate import EvalResult, evaluate
 from grpo_mm.training.forecast import beside_measured
 from grpo_mm.training.learner import Learner
 from grpo_mm.training.onlooker import illustrator, is_shown, player
-from grpo_mm.training.preflight import check_disk
+from grpo_mm.training.preflight import check_disk, check_sampler, refuse_what_differs, write_findings
 from grpo_mm.training.product import (
     LARGEST_AT_AN_INTERRUPT,
     forget_later_product,
@@ -112,6 +113,7 @@ class Trainer:
             self.load(path)
             log.info("going on from %s", path)
         config, state = self.config, self.state
+        self._examine_sampler()
         self.processes.by_main(lambda: self._forget_what_came_after(state["step"] if path else -1))
         if self.trackers is not None:
             run = self.folder.run
@@ -148,6 +150,18 @@ class Trainer:
             self.processes.barrier()  # a rank that ends makes launchers kill the others
             raise KeyboardInterrupt if asked == signal.SIGINT else SystemExit(128 + asked)
         return self._finish()
+
+    def _examine_sampler(self) -> None:
+        """Raises ConfigError on all ranks where an engine of one of them does not draw what is trained."""
+        config, policy = self.config, self.learner.policy
+        prompts = self.learner.prompts.batch(self.state["step"], config.prompts_per_step, config.seed)
+        with self.processes.gathered(policy):
+            found = check_sampler(config.engine, policy, prompts, group_size=config.group_size, seed=config.seed)
+        everywhere = self.processes.gather(found)
+        if any(everywhere):
+            worst = next((rank for rank in everywhere if first_difference(rank) is not None), everywhere[0])
+            self.processes.by_main(lambda: write_findings(self.folder.path, worst))
+            refuse_what_differs(worst)
 
     def _forget_what_came_after(self, step: int) -> None:
         """In the run folder; -1: everything."""

@@ -68,6 +68,11 @@ class VlmEngine:
         return frozenset(likelihood | ({"ref"} if self.reference_log_ratio else set()))
 
     @property
+    def examined_first(self) -> bool:
+        """Whether another program draws, so that it is compared with the trainer before a run begins."""
+        return not getattr(self.generator, "is_the_trainers", False)
+
+    @property
     def whole_groups(self) -> bool:
         """Whether the samples of a group depend on how many there are."""
         return self.demonstrate is not None
@@ -96,9 +101,7 @@ class VlmEngine:
                 "engine.top_p below 1: this generator tells log-probabilities within it, and the trainer's are of the whole distribution. "
                 "Leave it at 1, or use engine.generator.kind = hf."
             )
-        if not getattr(self.generator, "is_the_trainers", True) and (
-            policy.video_positions != "authors" or policy.quantize
-        ):
+        if self.examined_first and (policy.video_positions != "authors" or policy.quantize):
             raise ConfigError(
                 "engine.generator: an engine of its own computes positions by the authors' rule and has no quantised base: wanted "
                 "policy.video_positions = authors, and no policy.quantize."

@@ -7,10 +7,11 @@ Whatever is missing (no evaluation, no pictures or texts, a killed run) becomes 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,20 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grpo_mm.errors import UserError
+from grpo_mm.findings import Finding, as_table
 from grpo_mm.looking import held_out
 from grpo_mm.looking.changes import Change, read_changes
 from grpo_mm.looking.origin import Origin, read_product
-from grpo_mm.looking.own_files import MAX_NAME, is_step, json_object, json_rows, own_bytes, summary_of, tell_of_steps
+from grpo_mm.looking.own_files import (
+    MAX_NAME,
+    SAMPLER,
+    is_step,
+    json_object,
+    json_rows,
+    own_bytes,
+    summary_of,
+    tell_of_steps,
+)
 from grpo_mm.looking.report.curves import Columns, charts_of, columns_of
 from grpo_mm.looking.report.pictures import before_and_after, rollout_strip, spread_over
 from grpo_mm.looking.report.rules import bands_of, read_events, rules_of, sentences, upon_curves
@@ -68,6 +79,8 @@ class Run:
     """What cannot be used of them, a sentence each."""
     changes: Sequence[Change] = ()
     """changes.jsonl: what was changed on the way."""
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    """sampler.json: how an engine that draws was compared with the trainer."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -123,6 +136,7 @@ def read_run(folder: Path) -> Run:
         folder=plain(str(folder)),
         damage=damage,
         changes=read_changes(folder, damage),
+        sampler=json_object(folder / SAMPLER, folder, damage),
     )
 
 
@@ -176,9 +190,20 @@ def view(run: Run) -> dict[str, Any]:
         "changes": part("changes.jsonl", [], lambda: [plain(str(change), 300) for change in run.changes]),
         "config_text": run.config_text,
         "versions": dict(list(part("versions.json", {}, flat, run.versions).items())[:MAX_SCORES]),
+        "sampler": part(SAMPLER, "", _sampler, run.sampler),
         "held_out_claim": _held_out_claim(run.rows),
         "damage": damage,
     }
+
+
+def _sampler(found: Mapping[str, Any]) -> str:
+    """A table of the comparisons, or nothing."""
+    names = ("name", "figure", "bound", "cause", "at_least", "asked")
+    rows = [{name: row[name] for name in names} for row in found.get("findings", [])[:MAX_SCORES]]
+    return plain(
+        as_table([Finding(**{**row, "figure": math.nan if row["figure"] is None else row["figure"]}) for row in rows]),
+        LARGEST_SHOWN_CONFIG,
+    ) if rows else ""  # fmt: skip
 
 
 def _held_out_claim(rows: Sequence[Mapping[str, Any]]) -> str:

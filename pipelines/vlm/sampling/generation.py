@@ -62,7 +62,7 @@ class Generated:
 class Generator(Protocol):
     """An engine of answers. It must draw from `network.distribution` with the weights that are in place, see `Generated.logprob_NA`.
 
-    One that computes elsewhere says `is_the_trainers = False`: sampler and trainer are compared before a run begins.
+    Sampler and trainer are compared before a run begins, unless it says `is_the_trainers`: that it draws with the very network that is trained.
     """
 
     def check(self) -> None: ...
