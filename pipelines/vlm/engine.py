@@ -139,7 +139,8 @@ class VlmEngine:
     def describe(self, policy: VlmPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
         """What `show` says of the rollout."""
         shown = "no limit" if policy.chat.max_prompt_tokens is None else f"at most {policy.chat.max_prompt_tokens}"
-        return [f"a row: {shown} prompt tokens, at most {self.max_new_tokens} answer tokens (each is an action)"]
+        said = [f"a row: {shown} prompt tokens, at most {self.max_new_tokens} answer tokens (each is an action)"]
+        return [*said, *(self.generator.describe() if hasattr(self.generator, "describe") else ())]
 
     def ledger(self, policy: VlmPolicyConfig, plan: Plan) -> Ledger:
         """Bytes and operations of a step, see `vlm_ledger`."""

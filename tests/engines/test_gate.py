@@ -75,7 +75,10 @@ def test_a_right_engine_is_told_in_the_report_and_trains_as_the_own_one(run, tmp
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("Hot", "first in: log-probability of first tokens"), ("Stale", "weights, or what it keeps of prompts it has read")],
+    [
+        ("Hot", "first in: log-probability of first tokens"),
+        ("Stale", "weights, or what it keeps of prompts it has read"),
+    ],
 )
 def test_a_wrong_engine_trains_nothing(run, tmp_path, kind, words):
     with pytest.raises(ConfigError, match=words):

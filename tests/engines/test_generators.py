@@ -185,3 +185,22 @@ def test_what_it_cannot_do_is_refused_before_a_model_is_loaded(monkeypatch):
         asked.check(VlmPolicyConfig(path="zoo:vision_language", video_positions="library"), group_size=2)
     with pytest.raises(ConfigError, match="memory_share"):
         VlmEngine(generator=VllmGenerator(memory_share=1.5)).check(tiny, group_size=2)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+@pytest.mark.parametrize("lora", [False, True])
+def test_two_hundred_changes_of_weights_leave_no_memory_behind(lora):
+    bench, seen = Bench(lambda: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", lora), []
+    for step in range(200):
+        bench.change(step)
+        with torch.no_grad():
+            for p in bench.policy.trainable.values():
+                p.mul_(0.98)  # so that they stay small
+        bench.policy.snapshots.changed()
+        made = bench.draws(samples=1)
+        if step % 50 == 49:
+            assert bench.apart(made) <= BOUND
+            seen.append(int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20)
+    assert seen[-1] - seen[0] < 32, seen

@@ -72,6 +72,13 @@ class VllmGenerator:
                 "which needs nothing."
             )
 
+    def describe(self) -> list[str]:
+        """What `show` says of it."""
+        asleep = ", and gives it back between rollouts" if self.sleeps else ""
+        return [
+            f"vLLM draws: on a GPU it takes {self.memory_share:.0%} of the memory{asleep}, which the bytes above leave out"
+        ]
+
     @torch.no_grad()
     def generate(self, network: Network, requests: Sequence[Request], draw: Draw) -> Generated:
         """As `Generator`. Raises ConfigError where the engine cannot serve this model."""
