@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import accelerate_launch, record
 from tiny_vlm import FAMILIES, PROMPTS, policy, rows_of
 
 from grpo_mm.errors import ConfigError
@@ -202,5 +204,18 @@ def test_two_hundred_changes_of_weights_leave_no_memory_behind(lora):
         made = bench.draws(samples=1)
         if step % 50 == 49:
             assert bench.apart(made) <= BOUND
-            seen.append(int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20)
+            seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
     assert seen[-1] - seen[0] < 32, seen
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_processes_have_an_engine_each(tmp_path, kind):
+    accelerate_launch(
+        "-m", "grpo_mm.cli", "train", "configs/quickstart/video.yaml", f"runs_dir={tmp_path}", "name=x", "steps=2", "threads=1",
+        "eval_prompts={}", "engine.generator={kind: vllm, longest: 2048, at_once: 32}", f"distributed.kind={kind}", "device=cpu",
+    )  # fmt: skip
+    rows = record(tmp_path / "x")
+    assert len(rows) == 2 and max(row["policy/logprob_gap"] for row in rows) <= BOUND

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +118,9 @@ class VllmGenerator:
             limit_mm_per_prompt={"image": 64, "video": 16}, enable_prefix_caching=True, enable_sleep_mode=self.sleeps and not on_cpu,
             **({"enable_lora": True, "max_lora_rank": _allowed(rank)} if rank else {}), **more,
         )  # fmt: skip
+        atexit.register(
+            _end, weakref.ref(self._llm.llm_engine.engine_core)
+        )  # before the processes part, which it asks for
         torch.set_num_threads(threads)
         self._inputs = EngineInputs(network.model.config)
 
@@ -175,6 +180,11 @@ class VllmGenerator:
         if self.sleeps and network.device.type == "cuda":
             self._llm.sleep(level=1)
             self._asleep = True
+
+
+def _end(engine: weakref.ref[Any]) -> None:
+    if engine() is not None:
+        engine().shutdown()
 
 
 def _seed(stream: torch.Generator) -> int:
