@@ -140,7 +140,7 @@ MAY_IMPORT = {
     "advantages.scales advantages.state rollout",
     "objectives": "rollout",
     "rollout.collectors": "advantages.baselines advantages.masks advantages.state rollout",
-    "weights": "processes rollout",
+    "weights": "ledger processes rollout",
     "looking": "",
     "looking.report": "looking processes",
     "ledger": "",
