@@ -102,7 +102,7 @@ def train(
         log.log(logging.WARNING if start.done["differs"] else logging.INFO, "%s", start.done["nothing_was_run"])
         return start.done
     if start.over and not fresh:
-        log.info("%s holds another run, without a checkpoint and without a product: it gives way.", folder.path)
+        log.info("%s holds another run, without a checkpoint: it gives way.", folder.path)
     fresh = fresh or start.over
     if fresh or begins:
         for _, part in stateful_parts(config):
