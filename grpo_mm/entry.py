@@ -126,7 +126,7 @@ def train(
             with heard():
                 summary = trainer.run(from_checkpoint=checkpoint, on_step=on_step)
             if trackers is not None:
-                trackers.report(write_report(folder.path))
+                trackers.report(write_report(folder.path), verdict=summary["verdict"]["sentence"])
             return summary
         finally:
             if trackers is not None:
