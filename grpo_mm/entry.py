@@ -36,6 +36,7 @@ from grpo_mm.training.run_folder import (
     starts_over,
 )
 from grpo_mm.training.trainer import OnStep, Trainer
+from grpo_mm.waiting import torch_came_first
 from grpo_mm.weights.stateful import stateful_parts
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,11 @@ def train(
     check_installed(config.trackers)
     if processes is None:
         processes = Processes(device=config.device, matmul=config.matmul, distributed=config.distributed)
+    if torch_came_first and processes.device.type == "cpu" and torch.get_num_threads() > 1:
+        log.info(
+            "torch was imported before grpo_mm, so its threads spin while they wait: beside other processes threads=1, or grpo_mm "
+            "imported first, is much faster"
+        )
     trackers = None
     if processes.is_main and config.trackers:
         trackers = Trackers(config.trackers, folder.path, name=config.name)

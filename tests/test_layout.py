@@ -123,7 +123,7 @@ def modules(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-BASE = "types errors registry identity moved outside media_words findings"
+BASE = "types errors registry identity moved outside media_words findings waiting"
 """Files of grpo_mm itself that every room may use; the other files there are doors (cli, entry, links)."""
 MAY_IMPORT = {
     "processes": "",
