@@ -6,11 +6,10 @@ A config is the path of a YAML file, the name of one that ships with the package
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from grpo_mm import moved
+from grpo_mm import moved, waiting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "export", "load_run", "report", "sample", "show", "train"]
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-"""OpenMP reads it when torch is imported: threads that spin while they wait take the cores of other processes."""
+waiting.wait_passively()
 moved.install()
 __version__ = "0.1.0"
 

@@ -36,6 +36,7 @@ from grpo_mm.training.run_folder import (
     starts_over,
 )
 from grpo_mm.training.trainer import OnStep, Trainer
+from grpo_mm.waiting import torch_came_first
 from grpo_mm.weights.stateful import stateful_parts
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def train(
         log.log(logging.WARNING if start.done["differs"] else logging.INFO, "%s", start.done["nothing_was_run"])
         return start.done
     if start.over and not fresh:
-        log.info("%s holds another run, without a checkpoint and without a product: it gives way.", folder.path)
+        log.info("%s holds another run, without a checkpoint: it gives way.", folder.path)
     fresh = fresh or start.over
     if fresh or begins:
         for _, part in stateful_parts(config):
@@ -112,6 +113,11 @@ def train(
     check_installed(config.trackers)
     if processes is None:
         processes = Processes(device=config.device, matmul=config.matmul, distributed=config.distributed)
+    if torch_came_first and processes.device.type == "cpu" and torch.get_num_threads() > 1:
+        log.info(
+            "torch was imported before grpo_mm, so its threads spin while they wait: beside other processes threads=1, or grpo_mm "
+            "imported first, is much faster"
+        )
     trackers = None
     if processes.is_main and config.trackers:
         trackers = Trackers(config.trackers, folder.path, name=config.name)
@@ -126,7 +132,7 @@ def train(
             with heard():
                 summary = trainer.run(from_checkpoint=checkpoint, on_step=on_step)
             if trackers is not None:
-                trackers.report(write_report(folder.path))
+                trackers.report(write_report(folder.path), verdict=summary["verdict"]["sentence"])
             return summary
         finally:
             if trackers is not None:

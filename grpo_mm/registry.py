@@ -9,6 +9,7 @@ import difflib
 import importlib
 import inspect
 import re
+import sys
 import traceback
 import typing
 from collections.abc import Iterator, Sequence
@@ -131,6 +132,11 @@ def load(target: str) -> Any:
     """
     check_trusted(target)
     module_name, _, name = present_target(target).partition(":")
+    if "<" in name or module_name == "__main__" and not hasattr(sys.modules["__main__"], name):
+        raise ConfigError(
+            f"{shown(target)} was handed over in Python, by a script or a notebook, and cannot be found again from here. Put it into a "
+            f"file and name it anew, such as my_rewards:{name if name.isidentifier() else 'my_reward'}."
+        )
     if not TARGET.fullmatch(f"{module_name}:{name}"):
         raise ConfigError(f"{shown(target)} is not of the form package.module:Name.")
     tell(target.partition(":")[0])

@@ -123,7 +123,7 @@ def modules(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-BASE = "types errors registry identity moved outside media_words findings"
+BASE = "types errors registry identity moved outside media_words findings waiting"
 """Files of grpo_mm itself that every room may use; the other files there are doors (cli, entry, links)."""
 MAY_IMPORT = {
     "processes": "",
@@ -140,7 +140,7 @@ MAY_IMPORT = {
     "advantages.scales advantages.state rollout",
     "objectives": "rollout",
     "rollout.collectors": "advantages.baselines advantages.masks advantages.state rollout",
-    "weights": "processes rollout",
+    "weights": "ledger processes rollout",
     "looking": "",
     "looking.report": "looking processes",
     "ledger": "",

@@ -184,6 +184,11 @@ def _check_distributed(config: Settings, world: int) -> None:
             "policy.compile = true and distributed.kind = sharded do not go together: weights come and go under the compiled "
             "network. Leave one of them out."
         )
+    if getattr(config.policy, "quantize", None) is not None:
+        raise ConfigError(
+            f"policy.quantize = {config.policy.quantize} and distributed.kind = sharded do not go together: quantized weights are not "
+            "cut. Leave one of them out."
+        )
     check_torch(
         reduced=getattr(config.policy, "dtype", None) == "bfloat16" and getattr(config.policy, "lora", None) is None
     )

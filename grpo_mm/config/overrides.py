@@ -22,12 +22,13 @@ from grpo_mm.registry import role_of
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key; lists and scalars replace; a mapping of another `kind` replaces the whole."""
+    """Mappings merge key by key; lists and scalars replace; a mapping of another `kind`, or an empty one, replaces the whole."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
         if (
             isinstance(value, Mapping)
+            and value
             and isinstance(old, Mapping)
             and value.get("kind", old.get("kind")) == old.get("kind")
         ):

@@ -16,6 +16,8 @@ SYNONYMS: dict[str, str] = {
          "num_image_per_prompt", "num_rollouts", "samples_per_prompt", "group", "k", "n_samples_per_prompt"),
         "group_size",
     ),
+    # files
+    **dict.fromkeys(("base", "_base_", "base_config", "extends", "defaults", "include", "parent"), "inherit, the name of one config file"),
     # batches and length of a run
     **dict.fromkeys(
         ("per_device_train_batch_size", "train_batch_size", "batch_size", "gradient_accumulation_steps", "ppo_mini_batch_size",

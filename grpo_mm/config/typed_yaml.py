@@ -234,7 +234,7 @@ def build(cls: type, mapping: Any, *, path: str = "") -> Any:
 
 def _meant(cls: type, mapping: Mapping[str, Any], key: str, path: str) -> str:
     """How the sentence on an unknown key ends: the nearest name, where that key stands, or what another tool kit's word is here."""
-    near = difflib.get_close_matches(key, _names(cls), n=1)
+    near = difflib.get_close_matches(key, [*_names(cls), *([] if path else ["inherit"])], n=1)
     if near and difflib.SequenceMatcher(None, key, near[0]).ratio() > SURELY:
         return f". Did you mean {near[0]!r}?"
     parts = [name for name in PARTS if name in _names(cls)] if not path else []

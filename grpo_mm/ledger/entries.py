@@ -95,6 +95,8 @@ class Ledger:
     """What was assumed, where sizes come from, what is in no line."""
     devices: int = 1
     """Processes that share a step's prompts; entries by rows are those of one of them."""
+    can_shard: bool = True
+    """Whether the run may cut its weights over devices."""
 
     def on(self, spread: Spread) -> Ledger:
         """The share of each of several devices. Of entries, not of operations: these follow the processes it was counted for."""

@@ -15,7 +15,7 @@ def fewest(ledger: Ledger, free: int) -> Spread | None:
     None: not even 128. See `cards.usable` for what a card has free.
     """
     for devices in DEVICES:
-        for sharded in (False, True)[: 1 + (devices > 1)]:
+        for sharded in (False, True)[: 1 + (devices > 1 and ledger.can_shard)]:
             spread = Spread(devices, sharded)
             if ledger.on(spread).peak <= free:
                 return spread

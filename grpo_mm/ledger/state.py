@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from grpo_mm.ledger.entries import Entry, Phase, Plan
+from grpo_mm.ledger.quantized import layers_of
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -23,9 +24,13 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
     """Weights, optimiser and snapshots of a network, some of whose parameters are trained."""
     trained = [p for p in module.parameters() if p.requires_grad]
     count, size = sum(p.numel() for p in trained), bytes_of(trained)
-    frozen = held(module) - size
+    layers = layers_of(module)
+    packed = bytes_of(tensor for layer in layers for tensor in (layer.weight, layer.scales))
+    frozen = held(module) - size - packed
     names = {"ref": "reference weights", "ema": "averaged weights", "sampling": "sampling weights"}
+    kinds = ", ".join(sorted({layer.quantized for layer in layers}))
     entries = [
+        Entry(f"{owner}, quantized", packed, kinds, split="weights"),
         Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), split="weights"),
         Entry(f"{owner}, trained", size, _dtype(module, True), split="weights"),
         Entry("moments of AdamW", count * plan.optimiser_bytes, "float32", split="weights"),
@@ -63,5 +68,7 @@ def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
 
 
 def _dtype(module: nn.Module, trained: bool) -> str:
-    found = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.requires_grad == trained}
+    packed = {id(layer.weight) for layer in layers_of(module)}
+    here = (p for p in module.parameters() if p.requires_grad == trained and id(p) not in packed)
+    found = {str(p.dtype).removeprefix("torch.") for p in here}
     return ", ".join(sorted(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,11 @@ MAX_ROWS, MAX_CELL = 200, 4000
 
 @dataclass(frozen=True)
 class SampleTable:
-    """What one file of samples shows. Example: columns ("prompt", "shape", "advantage"), rows (("a red circle", 0.5, -1.2),)."""
+    """What one file of samples shows. Example: columns ("prompt", "shape", "advantage"), rows (("a red circle", 0.5, -1.2),).
+
+    Where something is known beside the prompt there is a column "truth", and where the advantage of a picture was settled at
+    several depths of a tree, "why".
+    """
 
     kind: str
     """rollout or eval."""
@@ -49,17 +53,32 @@ def _of_sheet(path: Path) -> SampleTable:
         png = opened.convert("RGB")
     rewards = list(dict.fromkeys(name for cell in sheet.cells for name in cell.rewards))
     cells = sheet.cells[:MAX_ROWS]
-    rows = tuple((cell.prompt, *(cell.rewards.get(name) for name in rewards), cell.advantage) for cell in cells)
+    has_truth, has_depths = any(cell.truth for cell in sheet.cells), any(cell.settled for cell in sheet.cells)
+    rows = tuple(
+        (
+            cell.prompt, *([_short(cell.truth)] if has_truth else []), *(cell.rewards.get(name) for name in rewards), cell.advantage,
+            *(["; ".join(map(_depth, cell.settled))] if has_depths else []),
+        )
+        for cell in cells
+    )  # fmt: skip
     crops = tuple(png.crop(cell.box_px) for cell in cells)
     caption = _caption(path.stem, len(sheet.cells))
-    return SampleTable(sheet.kind, caption, ("prompt", *rewards, "advantage"), rows, crops, png)
+    columns = ("prompt", *["truth"] * has_truth, *rewards, "advantage", *["why"] * has_depths)
+    return SampleTable(sheet.kind, caption, columns, rows, crops, png)
+
+
+def _depth(one: Mapping[str, Any]) -> str:
+    """ "depth 2: +0.31, one of 3, 0.700 against 0.210 to 0.800"."""
+    numbers = [one[name] for name in ("value", "low", "high")]
+    values = "" if None in numbers else ", {:.3f} against {:.3f} to {:.3f}".format(*numbers)
+    return f"depth {one['depth']}: {one['advantage']:+.2f}, one of {one['compared']}{values}"
 
 
 def _of_transcript(path: Path) -> SampleTable:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     answers = [(line, answer) for line in lines for answer in line["answers"]]
     rewards = list(dict.fromkeys(name for _, answer in answers for name in answer["rewards"]))
-    # What else a question says in words, such as what is right.
+    # What else a question says in words, such as what is right, which a reward may be called as well.
     more = [key for key in (lines[0] if lines else {}) if key not in ("id", "question", "kind")]
     more = [key for key in more if any(isinstance(line.get(key), str) for line in lines)]
     rows = tuple(
@@ -72,7 +91,8 @@ def _of_transcript(path: Path) -> SampleTable:
     media = {line["picture"]["file"] for line in lines if line["picture"]}
     opened = {file: _open(path.parent / file) for file in media}
     pictures = tuple(opened[line["picture"]["file"]] if line["picture"] else None for line, _ in answers[:MAX_ROWS])
-    columns = ("id", "question", *more, "answer", *rewards, "advantage")
+    named = ("truth" if key == "right" else key for key in more)
+    columns = ("id", "question", *named, "answer", *rewards, "advantage")
     return SampleTable(
         lines[0]["kind"] if lines else "eval", _caption(path.stem, len(answers)), columns, rows, pictures
     )

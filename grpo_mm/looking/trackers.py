@@ -40,7 +40,7 @@ class Tracker(Protocol):
     def start(self, *, config: Mapping[str, Any], step: int, run_id: str, report: Path) -> None: ...
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
     def samples(self, table: SampleTable, step: int) -> None: ...
-    def report(self, path: Path, step: int) -> None: ...
+    def report(self, path: Path, step: int, verdict: str) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -85,8 +85,8 @@ class Trackers:
 
         self._each(send)
 
-    def report(self, path: Path) -> None:
-        self._each(lambda tracker: tracker.report(path, self.step))
+    def report(self, path: Path, *, verdict: str = "") -> None:
+        self._each(lambda tracker: tracker.report(path, self.step, verdict))
 
     def finish(self) -> None:
         """Says what was missed."""
@@ -129,7 +129,7 @@ class TensorBoard:
         self.writer = self.accelerate.writer
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         self.writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), step)
-        self.report(report, step)
+        self.report(report, step, "")
         # Into this file: add_hparams of the writer would begin a folder of its own, which counts as another run.
         for summary in hparams(flat_settings(dict(config)), {}):
             self.writer.file_writer.add_summary(summary)
@@ -146,9 +146,10 @@ class TensorBoard:
             self.writer.add_image(f"samples/{table.kind}_media/{i}", np.asarray(picture), step, dataformats="HWC")
         self.writer.flush()
 
-    def report(self, path: Path, step: int) -> None:
+    def report(self, path: Path, step: int, verdict: str) -> None:
         made = "" if path.exists() else " (made at the end, or by `grpo-mm report`)"
-        self.writer.add_text("report", f"[{path}]({path.absolute().as_uri()}){made}", step)
+        link = f"[{path}]({path.absolute().as_uri()}){made}"
+        self.writer.add_text("report", f"{verdict}\n\n{link}" if verdict else link, step)
 
     def finish(self) -> None:
         self.accelerate.finish()
@@ -187,10 +188,11 @@ class Wandb:
             sent[f"samples/{table.kind}"] = wandb.Image(table.sheet, caption=table.caption)
         self.accelerate.log({**sent, "step": step})
 
-    def report(self, path: Path, step: int) -> None:
+    def report(self, path: Path, step: int, verdict: str) -> None:
         import wandb
 
         self.run.summary["report"] = str(path.absolute())
+        self.run.summary["verdict"] = verdict
         self.accelerate.log({"report": wandb.Html(path.read_text(encoding="utf-8")), "step": step})
 
     def finish(self) -> None:

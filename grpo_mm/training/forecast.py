@@ -32,6 +32,8 @@ def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
         return [f"memory: {error}"]
     if ledger is None:
         return [f"memory: a policy of kind {type(config.policy).__name__} keeps no ledger, so its size is unknown here"]
+    if asked.sharded and not ledger.can_shard:
+        return ["memory: weights that are quantized (policy.quantize) are not cut over GPUs: leave out one of the two"]
     cpu = plan.kind == "cpu"
     return [*memory_lines(ledger, asked, cpu=cpu), *([] if cpu else time_lines(ledger, asked, steps=config.steps))]
 
@@ -79,8 +81,7 @@ def ledger_of(config: RunConfig, plan: Plan) -> Ledger | None:
     write = getattr(config.engine, "ledger", None)
     if write is None:
         return None
-    plain = {"quantize": None} if getattr(config.policy, "quantize", None) is not None else {}
-    return _with_rewards(write(replace(config.policy, **plain), plan), config)
+    return _with_rewards(write(config.policy, plan), config)
 
 
 def _with_rewards(ledger: Ledger, config: RunConfig) -> Ledger:
@@ -96,10 +97,6 @@ def _with_rewards(ledger: Ledger, config: RunConfig) -> Ledger:
     said = (f"what these rewards load is in no line: {', '.join(unknown)}",) if unknown else ()
     if entries:
         said += ("reward networks are counted by their weights, without what scoring takes",)
-    if (kind := getattr(config.policy, "quantize", None)) is not None:
-        said += (
-            f"frozen weights are counted as they are before policy.quantize = {kind}, which takes half of them or a quarter",
-        )
     scoring = tuple(replace(entry, owner=f"{entry.owner}, moved in", place="device") for entry in entries)
     phases = (Phase("scoring", scoring, "rewards in bfloat16"),) if entries and config.offload_rewards else ()
     return replace(

@@ -106,6 +106,7 @@ LINKED_TO = (
     "checkpoints.jsonl",
 )
 """What is never written or deleted through a link."""
+PRODUCTS = ("adapter", "model")
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def check_folder(
     """How the run begins. Raises UserError if it cannot live in its folder: another run, another thing, no right to write.
 
     A folder is a run's if it carries its mark, or is the run of a version without marks (`mark.owner`); only then anything in
-    it is overwritten, moved or deleted. A run without a checkpoint and without a product gives way to another config; others go
-    on with the same one, but for what is free, and for what is noted if that is accepted.
+    it is overwritten, moved or deleted. A run that has neither a checkpoint nor come to its end gives way to another config (a product
+    that it left moves aside with it); others go on with the same one, but for what is free, and for what is noted if that is accepted.
     """
     folder = folder_of(config)
     if fresh and checkpoint_name is not None:
@@ -149,7 +150,7 @@ def check_folder(
         if fresh or not is_run:
             _check_no_others(folder) if is_run else None
             return Start(over=fresh, sources=sources)
-        if not protects(folder):
+        if not goes_on(folder):
             _check_no_others(folder)
             return Start(over=not _is_of(folder, config, sources), sources=sources)
         done = None if checkpoint_name else finished(folder)
@@ -180,9 +181,14 @@ def _with_rows(sources: Mapping[str, Digests], data: RunData, *, done: bool) -> 
         raise
 
 
-def protects(folder: RunFolder) -> bool:
-    """Whether something lies there that would be lost: a checkpoint, or the product of a run that came to its end."""
+def goes_on(folder: RunFolder) -> bool:
+    """Whether a run lies there that has a checkpoint to go on from, or came to its end."""
     return bool(checkpoint.steps(folder.checkpoints)) or finished(folder) is not None
+
+
+def protects(folder: RunFolder) -> bool:
+    """Whether something lies there that would be lost: a checkpoint, or a product, also of a run that could not go on."""
+    return goes_on(folder) or any((folder.path / name).exists() for name in PRODUCTS)
 
 
 def _is_of(folder: RunFolder, config: RunConfig, sources: Mapping[str, Digests]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo_mm.ledger.counting import AsOnDevice, Counter
 from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
+from grpo_mm.ledger.quantized import count_of, said_of
 from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.flow.models.known import known_pipeline
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
@@ -181,8 +182,8 @@ def _written(
     )
     return Ledger(
         resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
-        weights=sum(p.numel() for p in network.parameters()) - (count if policy.lora is not None else 0), said=said,
-        devices=plan.devices,
+        weights=count_of(network) - (count if policy.lora is not None else 0), said=(*said, *said_of(network)),
+        devices=plan.devices, can_shard=policy.quantize is None,
     )  # fmt: skip
 
 

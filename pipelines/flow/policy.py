@@ -25,7 +25,7 @@ from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Pictures, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
-from grpo_mm.weights.eight_bit import Quantized, mark_quantized, quantize
+from grpo_mm.weights.eight_bit import Quantized, bitsandbytes, mark_quantized, quantize
 from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -167,6 +167,8 @@ class FlowPolicyConfig:
 
     def load(self, device: torch.device, *, shard: Shard | None = None) -> FlowPolicy:
         """shard: cuts the transformer's weights over processes; None: this one holds all of them."""
+        if self.quantize is not None:
+            bitsandbytes(f"policy.quantize = {self.quantize}")  # before gigabytes are read
         return FlowPolicy(self, device, shard=shard)
 
 
@@ -188,8 +190,6 @@ class FlowPolicy:
         self.merged = {} if config.merge_adapter is None else adapters.merge(self.pipe, config.merge_adapter)
         self.network: nn.Module = self.pipe.transformer
         if config.quantize is not None:
-            if shard is not None:
-                raise ConfigError("policy.quantize: not with distributed.kind = sharded.")
             blocks = [part for name, part in self.network.named_children() if name.endswith("transformer_blocks")]
             quantize(blocks, config.quantize, compute=self.dtype)
             mark_quantized(self.network, config.quantize)

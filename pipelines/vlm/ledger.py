@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_mm.ledger.counting import AsOnDevice, Counter, windowed_attention
 from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
+from grpo_mm.ledger.quantized import bytes_read, count_of, said_of
 from grpo_mm.ledger.state import bytes_of, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.vlm import seen as sizes
 from grpo_mm.pipelines.vlm.forwards import cascade
@@ -109,7 +110,7 @@ def _counted(made: VlmPolicy, engine: Any, plan: Plan, contexts: list[Context], 
         phases.append(drawn)
         flops["prefill"] = prefill_flops * plan.calls.get("rollout", plan.rows) / max(1, plan.rows)
         token_steps = -(-plan.calls.get("rollout", plan.rows) // max(1, rows)) * engine.max_new_tokens
-        token_bytes = keys / 2 + sum(p.numel() for p in model.parameters()) * (2 if made.dtype == torch.bfloat16 else 4)
+        token_bytes = keys / 2 + bytes_read(model, rows, size=2 if made.dtype == torch.bfloat16 else 4)
     else:
         said.append(f"the generator {type(engine.generator).__name__} keeps its own memory, which is in no line")
     flops["tower"] = tower_flops * plan.prompts
@@ -125,8 +126,8 @@ def _counted(made: VlmPolicy, engine: Any, plan: Plan, contexts: list[Context], 
     return Ledger(
         resident, tuple(phases), flops, token_steps, token_bytes, layers * SECONDS_A_LAYER[made.wrapped is not None],
         low_precision=made.dtype == torch.bfloat16, trained=trained,
-        weights=sum(p.numel() for p in model.parameters()) - (trained if made.wrapped is not None else 0), said=tuple(said),
-        devices=plan.devices,
+        weights=count_of(model) - (trained if made.wrapped is not None else 0), said=(*said, *said_of(model)),
+        devices=plan.devices, can_shard=made.config.quantize is None,
     )  # fmt: skip
 
 

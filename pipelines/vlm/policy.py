@@ -35,7 +35,7 @@ from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
-from grpo_mm.weights.eight_bit import Quantized, mark_quantized, quantize
+from grpo_mm.weights.eight_bit import Quantized, bitsandbytes, mark_quantized, quantize
 from grpo_mm.weights.snapshots import Snapshots
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -200,6 +200,8 @@ class VlmPolicyConfig:
 
     def load(self, device: torch.device, *, shard: Shard | None = None) -> VlmPolicy:
         """shard: cuts the weights over processes; None: this one holds all of them."""
+        if self.quantize is not None:
+            bitsandbytes(f"policy.quantize = {self.quantize}")  # before gigabytes are read
         return VlmPolicy(self, device, shard=shard)
 
 
@@ -240,8 +242,6 @@ class VlmPolicy:
         if not config.train_tower:
             model.model.visual.requires_grad_(False)
         if config.quantize is not None:
-            if shard is not None:
-                raise ConfigError("policy.quantize: not with distributed.kind = sharded.")
             quantize([model.model.language_model], config.quantize, compute=self.dtype)
             mark_quantized(model, config.quantize)
         self.model, self.processor = model, loaded.processor

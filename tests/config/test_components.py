@@ -118,3 +118,20 @@ def test_the_published_sizes_are_within_the_bounds():
     config = read("configs/quickstart/flow.yaml")
     check_sizes(config)
     check_sizes(replace(config, name="é" * 100))
+
+
+@pytest.mark.parametrize(
+    "target", ["__main__:red", "__main__:<lambda>", "own_parts:made.<locals>.inside", "nb:<lambda>.<locals>.<lambda>"]
+)
+def test_what_was_handed_over_in_python_is_said_to_be_lost(target):
+    with pytest.raises(
+        ConfigError, match=r"was handed over in Python, by a script or a notebook.*name it anew, such as my_rewards:"
+    ):
+        registry.load(target)
+
+
+@pytest.mark.parametrize(("key", "wanted"), [("inhert", "Did you mean 'inherit'"), ("inherits", "Did you mean 'inherit'"),
+                                             ("extends", "here it is inherit"), ("_base_", "here it is inherit")])  # fmt: skip
+def test_the_one_key_that_is_no_setting_is_found_too(key, wanted):
+    with pytest.raises(ConfigError, match=wanted):
+        read({key: "quickstart/flow.yaml"})

@@ -74,6 +74,13 @@ def test_a_file_inherits_from_one_beside_it_key_by_key(write):
     }
 
 
+def test_an_empty_mapping_takes_away_what_the_parent_says(write):
+    write("base.yaml", "watch: {a: {use: x}}\nengine: {noise: {level: 1, kind: window}}\nsteps: 3\n")
+    child = write("child.yaml", "inherit: base.yaml\nwatch: {}\nengine: {noise: {}}\n")
+    assert read_yaml(child) == {"watch": {}, "engine": {"noise": {}}, "steps": 3}
+    assert read_yaml(child, ["watch={b: {use: y}}"])["watch"] == {"b": {"use": "y"}}
+
+
 def test_a_second_inheritance_is_refused_with_both_names(write):
     write("a.yaml", "steps: 1\n")
     write("b.yaml", "inherit: a.yaml\n")

@@ -6,11 +6,13 @@ import json
 import sys
 
 import pytest
+import torch
 from tiny_runs import write_config
 
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
 from grpo_mm.looking.sample_tables import flat_settings, markdown, sample_table
+from grpo_mm.looking.samples import write_rollout_sheet
 from grpo_mm.looking.trackers import MOST_FAILURES, Trackers
 from grpo_mm.looking.transcripts import Answer, write_transcript
 from grpo_mm.types import Prompt
@@ -123,6 +125,8 @@ def test_tensorboard_and_wandb_see_the_run_and_go_on_with_it(tiny_sd3, tmp_path,
     assert table["data"][0][-1]["size"] == [32, 32]
     assert logs[-1]["report"]["start"].lower().startswith("<!doctype html") and (run / "report.html").is_file()
     assert told[-1]["kind"] == "finish" and told[-1]["summary"]["report"].endswith("report.html")
+    verdict = json.loads((run / "summary.json").read_text())["verdict"]["sentence"]
+    assert verdict and told[-1]["summary"]["verdict"] == verdict and text_of(found, "report").startswith(verdict)
     assert {"kind": "define", "name": "*", "step_metric": "step"} in told
 
 
@@ -159,12 +163,39 @@ def test_one_that_stays_away_is_left_alone_and_one_that_comes_back_is_not(tmp_pa
 
 
 def test_answers_are_no_markup(tmp_path):
-    asked = [(Prompt("a|b", "What <image>?\nSay it."), [Answer("<think>no</think> **x** | y", {"right": 0.5}, 1.0)])]
+    asked = [
+        (
+            Prompt("a|b", "What <image>?\nSay it.", target={"spans": [[1.0, 2.5]], "answer": "yes"}),
+            [Answer("<think>no</think> **x** | y", {"right": 0.5}, 1.0)],
+        )
+    ]
     write_transcript(tmp_path, name="eval_before", kind="eval", step=0, asked=asked)
     table = sample_table(tmp_path, "eval_before")
-    assert table.columns == ("id", "question", "answer", "right", "advantage") and table.pictures == (None,)
-    assert "| &lt;think&gt;no&lt;/think&gt; \\*\\*x\\*\\* \\| y | 0.5 | 1 |" in markdown(table)
+    assert table.columns == ("id", "question", "truth", "answer", "right", "advantage") and table.pictures == (None,)
+    assert "Say it. | yes; 1 to 2.5 s | &lt;think&gt;no&lt;/think&gt; \\*\\*x\\*\\* \\| y | 0.5 | 1 |" in markdown(
+        table
+    )
     assert sample_table(tmp_path, "eval_after") is None
+
+
+def test_pictures_come_with_what_they_are_to_show_and_what_settled_their_advantage(tmp_path):
+    """As the page shows them; columns that no picture fills are not there."""
+    depths = [
+        {"depth": depth, "advantage": depth - 0.5, "compared": 3, "value": value, "low": 0.2, "high": 0.8}
+        for depth, value in ((1, 0.7), (2, None))
+    ]
+    for step, settled in ((1, [depths, depths]), (2, None)):
+        write_rollout_sheet(
+            tmp_path, step=step, images_MCHW=torch.zeros(2, 3, 8, 8, dtype=torch.uint8), prompt_M=torch.zeros(2, dtype=torch.long),
+            prompts=["a red circle"], truths=["red circle"], advantage_M=torch.tensor([1.0, -1.0]),
+            rewards={"shape": torch.tensor([0.75, 0.125])}, settled_M=settled,
+        )  # fmt: skip
+    with_depths, without = (sample_table(tmp_path, f"step_00000{i}") for i in (1, 2))
+    assert with_depths.columns == ("prompt", "truth", "shape", "advantage", "why")
+    assert with_depths.rows[0] == (
+        "a red circle", "red circle", 0.75, 1.0, "depth 1: +0.50, one of 3, 0.700 against 0.200 to 0.800; depth 2: +1.50, one of 3",
+    )  # fmt: skip
+    assert without.columns == ("prompt", "truth", "shape", "advantage")
 
 
 def test_settings_are_flat_for_programs_that_compare_runs():

@@ -138,7 +138,7 @@ def test_what_is_forked_has_no_thread_that_could_hold_a_lock(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 def test_a_run_killed_at_any_touch_of_a_file_goes_on_bit_for_bit(tiny_sd3, whole, tmp_path):
     """Every open, rename and removal below the run folder in turn is the last thing the process does, and somewhat
     later the last thing of the process that goes on."""
@@ -179,7 +179,7 @@ def test_a_run_killed_at_any_touch_of_a_file_goes_on_bit_for_bit(tiny_sd3, whole
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_command_killed_at_random_times_ends_like_one_that_is_not(tiny_sd3, tmp_path):
     """`kill -9` from outside, again and again, on the real command."""
     changes = {"steps": 60, "checkpoints": {"every": 7}, "evaluation": {"every": 20}}

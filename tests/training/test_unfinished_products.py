@@ -65,6 +65,19 @@ def test_the_same_command_goes_on_and_its_product_takes_the_place(tiny_sd3, tmp_
     assert (told["step"], told["why"]) == (4, "the last step")
 
 
+@pytest.mark.parametrize("more", [{"optim": {"lr": 0.5}}, {"seed": 7}, {"group_size": 2}])
+def test_such_a_run_gives_way_to_another_config_and_its_product_moves_aside(more, tiny_sd3, tmp_path):
+    """A run without a checkpoint cannot go on; what it leaves is kept all the same."""
+    config = write_config(tmp_path, tiny_sd3, TRAINED | {"checkpoints": {"every": 99}})
+    with pytest.raises(TrainingStopped):
+        train(config, rewards={"own": fails_from(3, raises)})
+    left = (tmp_path / "runs/tiny/adapter" / LORA).read_bytes()
+    train(write_config(tmp_path, tiny_sd3, TRAINED | more), rewards={"own": fails_from(99, raises)})
+    assert json.loads((tmp_path / "runs/tiny/product.json").read_text())["step"] == 4
+    assert (tmp_path / "runs/tiny.1/adapter" / LORA).read_bytes() == left
+    assert json.loads((tmp_path / "runs/tiny.1/product.json").read_text())["step"] == 2
+
+
 @pytest.mark.parametrize(("good", "step", "within"), [(2, 2, 0), (3, 1, 1)])
 def test_updates_that_are_no_numbers_end_it_so_too(good, step, within, tiny_sd3, tmp_path, monkeypatch):
     """Where the step that broke off had made an update already, the product says so."""

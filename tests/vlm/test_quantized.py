@@ -24,7 +24,11 @@ def test_sampler_and_trainer_see_the_same_quantized_weights(kind):
     plain, p = policy(lora=Lora(rank=2)), policy(lora=Lora(rank=2), quantize=kind)
     for one in (plain, p):
         change(one, scale=0.1)
-    layers = [m for m in p.model.model.language_model.modules() if type(m).__module__.startswith("bitsandbytes")]
+    layers = [
+        m
+        for m in p.model.model.language_model.modules()
+        if type(m).__module__.startswith(("bitsandbytes", "grpo_mm.weights"))
+    ]
     assert len(layers) >= 3 * 7 and all(not m.weight.requires_grad and m.weight.element_size() == 1 for m in layers)
     assert p.trainable.keys() == plain.trainable.keys()
     rollout, _ = sample(p, group_size=2)
@@ -43,6 +47,44 @@ def test_sampler_and_trainer_see_the_same_quantized_weights(kind):
         found.sum().backward()
     assert max(apart) > 1e-3  # it does round
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in p.trainable.values())
+
+
+def values_and_gradients(p, rollout):
+    """(log-probabilities of all tokens, gradients of their sum)"""
+    for parameter in p.trainable.values():
+        parameter.grad = None
+    values = []
+    for _, found in p.logprobs(rollout, p.plan(rollout, rollout.mask_NA), needs=frozenset({"logprobs"}), grad=True):
+        values.append(found["logprobs"].detach().flatten())
+        found["logprobs"].sum().backward()
+    return torch.cat(values), torch.cat([parameter.grad.flatten() for parameter in p.trainable.values()])
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_values_and_gradients_are_those_of_the_rounded_weights(kind, checkpointed, caplog):
+    """Also after weights have been sampled with, when some CPUs would repack them for a kernel without a gradient; and where layers
+    are in training mode while they train, as those that are checkpointed."""
+    pytest.importorskip("bitsandbytes")
+    p, plain = policy(lora=Lora(rank=2), quantize=kind, gradient_checkpointing=checkpointed), policy(lora=Lora(rank=2))
+    change(p, scale=0.1)
+    layers = dict(p.model.named_modules())
+    with torch.no_grad():
+        for name, parameter in plain.trainable.items():
+            parameter.copy_(p.trainable[name])
+        for name, layer in plain.model.named_modules():
+            if type(there := layers[name]).__module__.startswith(("bitsandbytes", "grpo_mm.weights")):
+                layer.weight.copy_(rounded(there))
+    rollout, _ = sample(p, group_size=2)
+    for found, wanted in zip(values_and_gradients(p, rollout), values_and_gradients(plain, rollout)):
+        assert float(wanted.abs().max()) > 0.1 and torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    assert "inputs will be cast" not in caplog.text
+
+
+def rounded(layer):
+    if layer.weight.dtype == torch.int8:
+        return layer.weight.float() * (layer.weight.SCB / 127)[:, None]
+    return __import__("bitsandbytes").functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def test_a_run_with_8_bit_moments_goes_on_bit_for_bit(tiny_sd3, tmp_path):
