@@ -58,7 +58,7 @@ def _without_numbers(policy: VlmPolicyConfig, config: Any, kind: str) -> VlmPoli
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
     _windows_at_once(model)
     loaded = Loaded(model, None, family_of(config.model_type, path=policy.path), (), frozenset(), 0)
-    made = VlmPolicy.of_model(replace(policy, merge_adapter=None), loaded, torch.device("meta"))
+    made = VlmPolicy.of_model(replace(policy, merge_adapter=None, compile=False), loaded, torch.device("meta"))
     made.network.device = torch.device("cpu")
     if kind == "cpu" and made.network.attention == "sdpa":
         text = model.config.get_text_config()
