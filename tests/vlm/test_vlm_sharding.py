@@ -93,9 +93,9 @@ def moved(p):
     return p
 
 
-def made(rows: str) -> Rollout:
+def made(rows: str, family: str = "qwen2_5_vl") -> Rollout:
     """The rows of one process."""
-    rollout, _ = sample(policy(), PROMPTS[:4], group_size=3)
+    rollout, _ = sample(policy(family), PROMPTS[:4], group_size=3)
     if rows != "failed":
         return rollout
     failed = rollout.prompt_N >= 2

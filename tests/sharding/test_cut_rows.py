@@ -1,0 +1,136 @@
+"""Rows that are cut over processes: the log-probabilities and the gradient of one process."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_vlm
+import torch
+from children import launch
+from safetensors.torch import load_file, save_file
+from test_vlm_sharding import PART, WHOLE, gradient, made, moved, norm
+from tiny_vlm import policy
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.vlm.forwards.cut_rows import check_heads
+from grpo_mm.pipelines.vlm.models.adapters import Lora
+from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
+from grpo_mm.processes.distributed import Distributed, Processes
+from grpo_mm.processes.sequence import SequenceGroup
+
+POLICIES = {
+    "shared prompts, tower": {"prefix_sharing": "on", "train_tower": True, "micro_batch": 8},
+    "in parts, computed again": {"prefix_sharing": "on", "gradient_checkpointing": True, "micro_batch": 2},
+    "repeated, tower, computed again": {
+        "prefix_sharing": "off", "train_tower": True, "gradient_checkpointing": True, "micro_batch": 3,
+    },
+    "adapter": {"prefix_sharing": "on", "lora": Lora(rank=4), "micro_batch": 2},
+}  # fmt: skip
+CASES = [(family, name) for family in tiny_vlm.FAMILIES for name in POLICIES]
+QUICK = CASES[::5]
+"""Each family, and three of the settings; the others are slow."""
+SCRIPT = """
+import sys
+from test_cut_rows import work
+
+work(*sys.argv[1:])
+"""
+
+
+def run(folder: Path, cases, *, world: int = 2, **distributed) -> Path:
+    script = folder / "work.py"
+    script.write_text(SCRIPT)
+    folders = {family: tiny_vlm.folder(family) for family, _ in cases}
+    launch(script, folder, json.dumps({"folders": folders, "cases": cases, "distributed": distributed}), world=world)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, request) -> Path:
+    own = "test_a_cut_row_is_a_row["
+    asked = [item.callspec.params["case"] for item in request.session.items if item.name.startswith(own)]
+    return run(tmp_path_factory.mktemp("together"), asked, sequence=2)
+
+
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES], ids=", ".join)
+def test_a_cut_row_is_a_row(case, together):
+    compare(case, together, PART)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_four_processes_hold_rows_in_pairs(kind, tmp_path):
+    """Two ranks with rows of their own, one of them without any for some time; the objective couples all rows."""
+    case = ("qwen2_5_vl", "in parts, computed again")
+    compare(case, run(tmp_path, [case], world=4, sequence=2, kind=kind), WHOLE)
+
+
+@contextmanager
+def float64():
+    """The library and we compute norms, positions and log-probabilities in float32 whatever a model is: here that means float64."""
+    kept = torch.float32, torch.Tensor.float
+    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.float32, torch.Tensor.float = kept
+        torch.set_default_dtype(torch.float32)
+
+
+def compare(case, folder: Path, objective) -> None:
+    family, name = case
+    plain = policy(family, **POLICIES[name])
+    wanted = values(plain, family, objective, Processes(device="cpu"))
+    found = load_file(folder / f"{family}, {name}.safetensors")
+    assert found.keys() == wanted.keys() and len(found) > 5
+    logprobs = [tensors.pop("logprobs") for tensors in (found, wanted)]
+    assert (logprobs[0] - logprobs[1]).norm() < 1e-9 * logprobs[1].norm()
+    assert norm({k: found[k] - wanted[k] for k in wanted}) < 1e-9 * norm(wanted) > 0
+
+
+def values(p, family: str, objective, processes: Processes, own=None) -> dict[str, torch.Tensor]:
+    rollout = made("all", family)
+    p.model.double()
+    with float64():
+        _, found = gradient(moved(p), rollout, objective, processes, own=own)
+        found["logprobs"] = p.values_under(None, rollout.record, torch.arange(len(rollout.record.length_N)))
+    return found
+
+
+def work(folder: str, asked: str) -> None:
+    """What a process does."""
+    asked = json.loads(asked)
+    tiny_vlm._FOLDERS.update(asked["folders"])
+    processes = Processes(device="cpu", distributed=Distributed(timeout_minutes=1, **asked["distributed"]))
+    ranks = processes.world
+    for family, name in asked["cases"]:
+        shard = {"shard": processes.shard} if processes.cuts_weights else {}
+        p = policy(family, sequence=processes.sequence, **POLICIES[name], **shard)
+        own = None if ranks == 1 else ((0, 1, 2), (3,))[processes.rank]
+        found = values(p, family, PART if ranks == 1 else WHOLE, processes, own)
+        if processes.is_main:
+            save_file({k: v.contiguous() for k, v in found.items()}, Path(folder) / f"{family}, {name}.safetensors")
+
+
+def test_heads_that_cannot_be_dealt_are_refused():
+    def config(heads, shared, tower):
+        text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=shared)
+        return SimpleNamespace(get_text_config=lambda: text, vision_config=SimpleNamespace(num_heads=tower))
+
+    check_heads(config(28, 4, 16), 4)
+    check_heads(config(32, 2, 16), 8)  # each head of keys goes to four processes
+    for heads, shared, tower, size in ((28, 4, 16, 8), (12, 4, 12, 6), (16, 2, 15, 2)):
+        with pytest.raises(ConfigError, match=f"distributed.sequence = {size}: the model's {heads} heads"):
+            check_heads(config(heads, shared, tower), size)
+
+
+@pytest.mark.parametrize("settings", [{"attention": "eager"}, {"prefix_sharing": "check"}, {"compile": True}])
+def test_settings_that_cannot_cut_rows_are_refused(settings):
+    config = VlmPolicyConfig(path=tiny_vlm.folder("qwen2_vl"), **settings)
+    with pytest.raises(ConfigError, match="distributed.sequence = 2 cuts rows under policy.attention = sdpa"):
+        config.load(torch.device("cpu"), sequence=SequenceGroup(None, 0, 2))
