@@ -292,9 +292,7 @@ def _sequence(processes: Processes) -> SequenceGroup | None:
     if members == 1:
         return None
     for rank in range(processes.world):  # every process has to make every group, in the same order
-        group = torch.distributed.new_group(
-            range(rank * members, (rank + 1) * members), timeout=processes.timeout
-        )
+        group = torch.distributed.new_group(range(rank * members, (rank + 1) * members), timeout=processes.timeout)
         found = group if rank == processes.rank else found
     return SequenceGroup(found, processes.index % members, members)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.ledger.counting import AsOnDevice, Counter, windowed_attention
-from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
+from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, cut_rows, swapped
 from grpo_mm.ledger.state import bytes_of, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.vlm import seen as sizes
 from grpo_mm.pipelines.vlm.forwards import cascade
@@ -92,14 +92,18 @@ def _counted(made: VlmPolicy, engine: Any, plan: Plan, contexts: list[Context], 
     compute = str(made.dtype).removeprefix("torch.")
     tower, features, tower_flops = _tower(made, contexts, plan.kind)
     update, train_flops = _update(made, record, plan, size)
-    phases, flops = [update, of_optimiser(model, plan)], {"train": train_flops}
+    phases, flops = [cut_rows(update, plan.sequence), of_optimiser(model, plan)], {"train": train_flops / plan.sequence}
+    if plan.sequence > 1:
+        said.append(
+            f"activations of training are those of a {plan.sequence}th of each row (distributed.sequence); answers are drawn whole"
+        )
     value, copies, value_flops = _values(made, record)
     weights = partial(of_forward, model, compute, size=made.dtype.itemsize)
     micro = ("policy.micro_batch", made.replay.micro_batch)
     others = [name for name in ("ref", "old", "ema") if plan.calls.get(name)]
     if others:
         parts = (swapped(size), *weights(copies=copies), Entry("activations", value))
-        phases.append(Phase("reference pass", parts, FEWER_TOKENS, micro))
+        phases.append(cut_rows(Phase("reference pass", parts, FEWER_TOKENS, micro), plan.sequence))
     for name in ("value", *others):
         flops[name] = value_flops * plan.calls.get(name, 0) / max(1, plan.rows)
     token_steps = token_bytes = 0.0

@@ -224,7 +224,12 @@ class VlmPolicy:
     """The model on its device, with the parameters that are trained."""
 
     def __init__(
-        self, config: VlmPolicyConfig, device: torch.device, *, shard: Shard | None = None, sequence: SequenceGroup | None = None
+        self,
+        config: VlmPolicyConfig,
+        device: torch.device,
+        *,
+        shard: Shard | None = None,
+        sequence: SequenceGroup | None = None,
     ) -> None:
         full, flex = config.lora is None, config.attention == "flex_attention"
         if config.compile:

@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 from test_vlm_sharding import PART, WHOLE, gradient, made, moved, norm
 from tiny_vlm import policy
 
+from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
+from grpo_mm.looking import metrics
 from grpo_mm.pipelines.vlm.forwards.cut_rows import check_heads
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
 from grpo_mm.processes.distributed import Distributed, Processes
 from grpo_mm.processes.sequence import SequenceGroup
+from grpo_mm.types import Prompt
 
 POLICIES = {
     "shared prompts, tower": {"prefix_sharing": "on", "train_tower": True, "micro_batch": 8},
@@ -44,7 +47,7 @@ work(*sys.argv[1:])
 def run(folder: Path, cases, *, world: int = 2, **distributed) -> Path:
     script = folder / "work.py"
     script.write_text(SCRIPT)
-    folders = {family: tiny_vlm.folder(family) for family, _ in cases}
+    folders = {family: tiny_vlm.folder(family) for family in tiny_vlm.FAMILIES}
     launch(script, folder, json.dumps({"folders": folders, "cases": cases, "distributed": distributed}), world=world)
     return folder
 
@@ -56,7 +59,9 @@ def together(tmp_path_factory, request) -> Path:
     return run(tmp_path_factory.mktemp("together"), asked, sequence=2)
 
 
-@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES], ids=", ".join)
+@pytest.mark.parametrize(
+    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES], ids=", ".join
+)
 def test_a_cut_row_is_a_row(case, together):
     compare(case, together, PART)
 
@@ -102,12 +107,39 @@ def values(p, family: str, objective, processes: Processes, own=None) -> dict[st
     return found
 
 
+def kept_bytes(p) -> int:
+    """Of tensors that a forward over a clip of 24 frames keeps for its backward pass, weights not counted."""
+    weights, total = {w.untyped_storage().data_ptr() for w in p.model.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            total[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    prompt = Prompt("long", "what", media=(tiny_vlm.clip(24, height=56),))
+    rollout, _ = tiny_vlm.sample(p, (prompt,), group_size=2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = list(p.logprobs(rollout, p.plan(rollout, rollout.mask_NA), needs=frozenset(), grad=True))
+    return sum(total.values()) if found else 0
+
+
+def test_each_process_keeps_its_part(together):
+    whole = kept_bytes(policy("qwen2_5_vl", prefix_sharing="on"))
+    for text in (together / "kept.txt").read_text().split():
+        assert 0.4 * whole < int(text) < 0.65 * whole  # beside its part: features and last hidden states of all
+
+
 def work(folder: str, asked: str) -> None:
     """What a process does."""
     asked = json.loads(asked)
     tiny_vlm._FOLDERS.update(asked["folders"])
     processes = Processes(device="cpu", distributed=Distributed(timeout_minutes=1, **asked["distributed"]))
     ranks = processes.world
+    if ranks == 1:
+        cut = policy("qwen2_5_vl", sequence=processes.sequence, prefix_sharing="on")
+        kept = processes.gather_all(kept_bytes(cut))
+        (Path(folder) / "kept.txt").write_text(" ".join(map(str, kept)))
     for family, name in asked["cases"]:
         shard = {"shard": processes.shard} if processes.cuts_weights else {}
         p = policy(family, sequence=processes.sequence, **POLICIES[name], **shard)
@@ -115,6 +147,52 @@ def work(folder: str, asked: str) -> None:
         found = values(p, family, PART if ranks == 1 else WHOLE, processes, own)
         if processes.is_main:
             save_file({k: v.contiguous() for k, v in found.items()}, Path(folder) / f"{family}, {name}.safetensors")
+
+
+TRAIN = """
+import sys
+from grpo_mm.entry import train
+
+train("configs/quickstart/video.yaml", sys.argv[1:])
+"""
+SETTINGS = (
+    "steps=2", "prompts_per_step=2", "group_size=4", "policy.micro_batch=3", "rewards={letters: {use: 'tiny_rewards:letters'}}",
+    "engine.max_new_tokens=6", "eval_prompts.clips.use.count=2", "optim.warmup_updates=0", "device=cpu",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_run_goes_as_that_of_one_process(world, tmp_path):
+    path, folders = f"policy.path={tiny_vlm.folder('qwen2_5_vl')}", [tmp_path / "one", tmp_path / "cut"]
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    train("configs/quickstart/video.yaml", [*SETTINGS, path, f"runs_dir={folders[0]}"])
+    launch(script, *SETTINGS, path, f"runs_dir={folders[1]}", "distributed.sequence=2", world=world)
+    one, cut = (metrics.read(folder / "quickstart_video/metrics.jsonl") for folder in folders)
+    assert len(one) == len(cut) == 4  # two steps, evaluated before and after
+    for a, b in zip(one, cut):
+        names = [
+            n for n in a if n.startswith(("reward/", "advantage/", "optim/", "loss/", "objective/", "calls/", "eval/"))
+        ]
+        assert all(b[n] == pytest.approx(a[n], rel=1e-3, abs=1e-5) for n in names), (a, b)
+    assert one[1]["optim/grad_norm"] > 0 and one[1]["calls/train_calls"] == 8
+
+
+@pytest.mark.slow
+def test_heads_of_keys_that_suffice_are_sent_once(tmp_path, monkeypatch):
+    text = tiny_vlm._text
+
+    def more(config, **rope):
+        return text(config, **rope | {"mrope_section": [3, 3, 2]}) | {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+
+    monkeypatch.setattr(tiny_vlm, "_text", more)
+    monkeypatch.setitem(tiny_vlm._FOLDERS, "qwen2_5_vl", str(tiny_vlm.build("qwen2_5_vl", tmp_path / "model")))
+    case = ("qwen2_5_vl", "shared prompts, tower")
+    compare(case, run(tmp_path, [case], sequence=2), PART)
 
 
 def test_heads_that_cannot_be_dealt_are_refused():

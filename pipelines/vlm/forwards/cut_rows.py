@@ -96,9 +96,7 @@ def exchanged(group: SequenceGroup, *parts: Tensor) -> list[Tensor]:
     return [group.to_heads(part if n == 0 else part.repeat_interleave(times, 1)) for n, part in enumerate(parts)]
 
 
-def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, cut: CutText, scaling: float | None
-) -> Tensor:
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, cut: CutText, scaling: float | None) -> Tensor:
     """Of all tokens [n, h, T, D], those that a cache holds before them."""
     if isinstance(cut.cache, AnswerCache):
         key, value = cut.cache.update(key, value, module.layer_idx)
@@ -123,7 +121,9 @@ def install_tower(tower: Any) -> None:
         cu_seq_lens_q: Tensor, scaling: float | None = None, **given: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         if cut is None:
-            return whole(module, query, key, value, attention_mask, cu_seq_lens_q=cu_seq_lens_q, scaling=scaling, **given)
+            return whole(
+                module, query, key, value, attention_mask, cu_seq_lens_q=cu_seq_lens_q, scaling=scaling, **given
+            )
         query, key, value = (cut.group.to_heads(part)[0] for part in (query, key, value))
         windows = cut.windows.get(cu_seq_lens_q)
         if windows is None:
@@ -169,4 +169,3 @@ def _hook(tower: Any) -> None:
     for merger in (tower.merger, *getattr(tower, "deepstack_merger_list", ())):
         merger.register_forward_hook(after)
     tower.register_forward_hook(end)
-

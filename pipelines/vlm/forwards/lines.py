@@ -58,7 +58,10 @@ class Lines:
         """To so many tokens a line."""
         more = (0, tokens - self.ids_bT.shape[1])
         return replace(
-            self, ids_bT=pad(self.ids_bT, more), position_3bT=pad(self.position_3bT, more), row_bT=pad(self.row_bT, more, value=-1)
+            self,
+            ids_bT=pad(self.ids_bT, more),
+            position_3bT=pad(self.position_3bT, more),
+            row_bT=pad(self.row_bT, more, value=-1),
         )
 
 

@@ -259,9 +259,7 @@ class Network:
         tokens, filled = len(token_T), group.filled(len(token_T))
         own = (group.own(part, 0, filled=filled) for part in (hidden_TD, token_T))
         parts = list(zip(*self._chunks(*own, entropy=entropy, chunk=chunk)))
-        logprob_T, *rest = (
-            None if part[0] is None else group.joined(torch.cat(part), 0)[:tokens] for part in parts
-        )
+        logprob_T, *rest = (None if part[0] is None else group.joined(torch.cat(part), 0)[:tokens] for part in parts)
         return logprob_T, rest[0]
 
     def _chunks(
