@@ -343,7 +343,7 @@ class Trainer:
         """A checkpoint that the main process has verified for all, and sends to those that do not see its disk."""
         processes, kept = self.processes, []
         processes.by_main(lambda: checkpoint.verify(path, self.folder.run) and None)
-        seen = all(processes.gather(path.is_dir()))
+        seen = all(processes.gather_all(path.is_dir()))
         read = partial(checkpoint.read, path, verified=True)
         processes.everywhere(lambda: kept.append(read()) if seen or processes.is_main else None)
         if seen:

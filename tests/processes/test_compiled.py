@@ -26,7 +26,7 @@ FAMILIES = {"sd3": Sd3, "flux": Flux}
 slow = pytest.mark.slow
 
 
-@pytest.fixture(params=["eager", pytest.param("inductor", marks=slow)])
+@pytest.fixture
 def backend(request, monkeypatch):
     """What runs the graphs; "eager" runs what was traced as it stands."""
     from torch._dynamo.utils import counters
@@ -41,6 +41,12 @@ def backend(request, monkeypatch):
     yield request.param
     torch._dynamo.reset()
     counters.clear()
+
+
+def by_backend(cases, quick):
+    """The quick cases under both, the others as they are traced."""
+    found = [pytest.param(*case, "eager", marks=() if case in quick else slow) for case in cases]
+    return found + [pytest.param(*case, "inductor", marks=slow) for case in quick]
 
 
 def assert_same(plain, ours):
@@ -74,7 +80,7 @@ def velocities(policy):
 FLOW = [("flux", None, False), ("flux", Lora(rank=2), True), ("sd3", None, True), ("sd3", Lora(rank=2), False)]
 
 
-@pytest.mark.parametrize("kind, lora, again", [FLOW[0], *(pytest.param(*case, marks=slow) for case in FLOW[1:])])
+@pytest.mark.parametrize("kind, lora, again, backend", by_backend(FLOW, FLOW[:1]), indirect=["backend"])
 def test_flow_networks_are_traced_without_a_break(kind, lora, again, backend, request):
     config = FlowPolicyConfig(
         model=FAMILIES[kind](request.getfixturevalue(f"tiny_{kind}")), lora=lora, gradient_checkpointing=again,
@@ -113,7 +119,7 @@ QUICK = CASES[::4]
 """Each family and each setting once."""
 
 
-@pytest.mark.parametrize("family, name", [case if case in QUICK else pytest.param(*case, marks=slow) for case in CASES])
+@pytest.mark.parametrize("family, name, backend", by_backend(CASES, QUICK), indirect=["backend"])
 def test_texts_break_at_attention_only(family, name, backend):
     settings = {"micro_batch": 2, **TEXTS[name]}
     plain, ours = (logprobs(tiny_vlm.policy(family, compile=compile, **settings)) for compile in (False, True))
@@ -127,6 +133,7 @@ def test_texts_break_at_attention_only(family, name, backend):
     )  # however many layers and lengths
 
 
+@pytest.mark.parametrize("backend", ["eager"], indirect=True)
 def test_the_log_and_the_record_count(backend, tiny_sd3, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="grpo_mm.training.trainer"):
         train(write_config(tmp_path, tiny_sd3, {"steps": 2, "policy": {"compile": True}}))

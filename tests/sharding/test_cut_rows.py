@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from test_vlm_sharding import PART, WHOLE, gradient, made, moved, norm
 from tiny_vlm import policy
 
+from grpo_mm.config.run_config import read
 from grpo_mm.entry import train
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.looking import metrics
 from grpo_mm.pipelines.vlm.forwards.cut_rows import check_heads
 from grpo_mm.pipelines.vlm.models.adapters import Lora
@@ -151,6 +152,7 @@ def work(folder: str, asked: str) -> None:
 
 TRAIN = """
 import sys
+from grpo_mm.config.run_config import read
 from grpo_mm.entry import train
 
 train("configs/quickstart/video.yaml", sys.argv[1:])
@@ -205,6 +207,18 @@ def test_heads_that_cannot_be_dealt_are_refused():
     for heads, shared, tower, size in ((28, 4, 16, 8), (12, 4, 12, 6), (16, 2, 15, 2)):
         with pytest.raises(ConfigError, match=f"distributed.sequence = {size}: the model's {heads} heads"):
             check_heads(config(heads, shared, tower), size)
+
+
+def test_processes_that_cannot_be_dealt_are_refused():
+    with pytest.raises(UserError, match="distributed.sequence = 3 does not divide 4 processes"):
+        read("configs/quickstart/video.yaml", ["distributed.sequence=3"]).check_settings(world=4)
+    with pytest.raises(UserError, match="the policy flow cannot cut rows"):
+        read("configs/quickstart/flow.yaml", ["distributed.sequence=2"]).check_settings(world=2)
+    with pytest.raises(UserError, match="do not divide over 4 processes"):
+        read("configs/quickstart/video.yaml", ["prompts_per_step=1", "group_size=6"]).check_settings(world=4)
+    read(
+        "configs/quickstart/video.yaml", ["prompts_per_step=1", "group_size=6", "distributed.sequence=2"]
+    ).check_settings(world=4)
 
 
 @pytest.mark.parametrize("settings", [{"attention": "eager"}, {"prefix_sharing": "check"}, {"compile": True}])
