@@ -15,7 +15,7 @@ from grpo_mm import registry
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.spatial.picture_size import with_picture_size
-from grpo_mm.pipelines.vlm.forwards.cut_rows import check_heads
+from grpo_mm.pipelines.vlm.forwards.cut_rows import check_heads, check_heads_of
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.models import adapters
 from grpo_mm.pipelines.vlm.models.adapters import Lora
@@ -217,6 +217,8 @@ class VlmPolicyConfig:
                 f"distributed.sequence = {sequence.size} cuts rows under policy.attention = sdpa, without policy.compile, and with "
                 "policy.prefix_sharing auto, on or off."
             )
+        if sequence is not None:
+            check_heads_of(self.path, sequence.size)
         return VlmPolicy(self, device, shard=shard, sequence=sequence)
 
 

@@ -26,6 +26,8 @@ from grpo_mm.processes.distributed import Distributed, Processes
 from grpo_mm.processes.sequence import SequenceGroup
 from grpo_mm.types import Prompt
 
+MASKED = "masked, as on a GPU"
+"""Keys of prompts and answers in one call, with a mask."""
 POLICIES = {
     "shared prompts, tower": {"prefix_sharing": "on", "train_tower": True, "micro_batch": 8},
     "in parts, computed again": {"prefix_sharing": "on", "gradient_checkpointing": True, "micro_batch": 2},
@@ -33,9 +35,10 @@ POLICIES = {
         "prefix_sharing": "off", "train_tower": True, "gradient_checkpointing": True, "micro_batch": 3,
     },
     "adapter": {"prefix_sharing": "on", "lora": Lora(rank=4), "micro_batch": 2},
+    MASKED: {"prefix_sharing": "on", "train_tower": True, "micro_batch": 8},
 }  # fmt: skip
 CASES = [(family, name) for family in tiny_vlm.FAMILIES for name in POLICIES]
-QUICK = CASES[::5]
+QUICK = CASES[::6]
 """Each family, and three of the settings; the others are slow."""
 SCRIPT = """
 import sys
@@ -88,9 +91,16 @@ def float64():
         torch.set_default_dtype(torch.float32)
 
 
+def policy_of(family: str, name: str, **processes):
+    made = policy(family, **POLICIES[name], **processes)
+    if name == MASKED:
+        made.network.attention = "sdpa"
+    return made
+
+
 def compare(case, folder: Path, objective) -> None:
     family, name = case
-    plain = policy(family, **POLICIES[name])
+    plain = policy_of(family, name)
     wanted = values(plain, family, objective, Processes(device="cpu"))
     found = load_file(folder / f"{family}, {name}.safetensors")
     assert found.keys() == wanted.keys() and len(found) > 5
@@ -143,7 +153,7 @@ def work(folder: str, asked: str) -> None:
         (Path(folder) / "kept.txt").write_text(" ".join(map(str, kept)))
     for family, name in asked["cases"]:
         shard = {"shard": processes.shard} if processes.cuts_weights else {}
-        p = policy(family, sequence=processes.sequence, **POLICIES[name], **shard)
+        p = policy_of(family, name, sequence=processes.sequence, **shard)
         own = None if ranks == 1 else ((0, 1, 2), (3,))[processes.rank]
         found = values(p, family, PART if ranks == 1 else WHOLE, processes, own)
         if processes.is_main:
@@ -219,6 +229,14 @@ def test_processes_that_cannot_be_dealt_are_refused():
     read(
         "configs/quickstart/video.yaml", ["prompts_per_step=1", "group_size=6", "distributed.sequence=2"]
     ).check_settings(world=4)
+
+
+def test_heads_are_looked_at_before_a_model_is_loaded():
+    config = VlmPolicyConfig(path="Qwen/Qwen2.5-VL-7B-Instruct")
+    with pytest.raises(
+        ConfigError, match=r"distributed.sequence = 8: the model's 28 heads with 4 of keys, and its tower's 16"
+    ):
+        config.load(torch.device("cpu"), sequence=SequenceGroup(None, 0, 8))
 
 
 @pytest.mark.parametrize("settings", [{"attention": "eager"}, {"prefix_sharing": "check"}, {"compile": True}])

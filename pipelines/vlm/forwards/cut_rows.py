@@ -20,6 +20,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.vlm.forwards.cascade import attend_answers
 from grpo_mm.pipelines.vlm.forwards.prefix_attention import AnswerCache
 from grpo_mm.pipelines.vlm.forwards.windows import attend_windows, windows_of
+from grpo_mm.pipelines.vlm.models.known import known_config
 from grpo_mm.processes.sequence import SequenceGroup
 
 NAME = "sdpa_of_cut_rows"
@@ -57,6 +58,15 @@ def check_heads(config: Any, size: int) -> None:
             f"cannot be dealt to {size} processes. Use a number that divides both numbers of heads, and divides {shared} or is a "
             "multiple of it."
         )
+
+
+def check_heads_of(path: str, size: int) -> None:
+    """The same before a checkpoint is loaded, where it is on this disk or of a known size."""
+    try:
+        config, _ = known_config(path)
+    except ConfigError:
+        return
+    check_heads(config, size)
 
 
 def own_tokens(cut: SequenceGroup, filled: int, visual_nL: Tensor, level_V: Tensor) -> tuple[Tensor, Tensor]:
