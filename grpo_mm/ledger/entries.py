@@ -169,10 +169,12 @@ class Plan:
         return self.prompts * self.group_size
 
 
-def cut_rows(phase: Phase, processes: int) -> Phase:
-    """A phase whose rows are cut over processes: each has a part of the activations."""
+def cut_rows(phase: Phase, processes: int, *, whole: int) -> Phase:
+    """A phase whose rows are cut over processes: each has a part of the activations, and `whole` bytes that all have."""
+    if processes == 1:
+        return phase
     parts = (replace(p, bytes=-(-p.bytes // processes)) if p.owner == "activations" else p for p in phase.parts)
-    return replace(phase, parts=tuple(parts))
+    return replace(phase, parts=(*parts, Entry("hidden states of whole rows", whole)))
 
 
 def swapped(trained_bytes: int) -> Entry:
