@@ -33,7 +33,7 @@ def check_settings(config: Settings, world: int) -> None:
     _check_numbers(config)
     check_sizes(config)
     config.engine.check(config.policy, group_size=config.group_size, training_steps=config.steps)
-    _check_sizes(config, world)
+    _check_sizes(config, config.distributed.ranks(world))
     if not config.rewards or not config.prompts or not config.objective:
         raise ConfigError("a run needs at least one entry each under `prompts`, `rewards` and `objective`.")
     if all(scorer.weight == 0 for scorer in config.rewards.values()):
@@ -171,9 +171,14 @@ def _check_sizes(config: Settings, world: int) -> None:
 def _check_distributed(config: Settings, world: int) -> None:
     """Weights that are cut over processes need a policy that knows how, and whole weights in the network that is compiled."""
     config.distributed.check(world)
+    name = kind_of("policy", config.policy)
+    if config.distributed.sequence > 1 and "sequence" not in inspect.signature(config.policy.load).parameters:
+        raise ConfigError(
+            f"distributed.sequence = {config.distributed.sequence}, but the policy {name} cannot cut rows: its `load` takes no "
+            "`sequence`. Leave it out."
+        )
     if config.distributed.kind != "sharded":
         return
-    name = kind_of("policy", config.policy)
     if "shard" not in inspect.signature(config.policy.load).parameters:
         raise ConfigError(
             f"distributed.kind = sharded, but the policy {name} keeps its weights whole: its `load` takes no `shard`. "

@@ -160,6 +160,8 @@ class Plan:
     """Held-out rows that one process is asked at once; 0: no held-out data, or as many as a step has."""
     devices: int = 1
     """Processes that share the step's prompts."""
+    sequence: int = 1
+    """Processes that hold a row between them."""
     offload_rewards: bool = False
     media: str = ""
     """"video" or "picture" where prompts have one, as far as the readers tell."""
@@ -167,6 +169,14 @@ class Plan:
     @property
     def rows(self) -> int:
         return self.prompts * self.group_size
+
+
+def cut_rows(phase: Phase, processes: int, *, whole: int) -> Phase:
+    """A phase whose rows are cut over processes: each has a part of the activations, and `whole` bytes that all have."""
+    if processes == 1:
+        return phase
+    parts = (replace(p, bytes=-(-p.bytes // processes)) if p.owner == "activations" else p for p in phase.parts)
+    return replace(phase, parts=(*parts, Entry("hidden states of whole rows", whole)))
 
 
 def swapped(trained_bytes: int) -> Entry:

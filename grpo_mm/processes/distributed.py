@@ -17,6 +17,7 @@ from grpo_mm.errors import ConfigError, TrainingStopped, UserError
 from grpo_mm.identity import FREE
 from grpo_mm.processes.alike import bit_sums, checksum, combined
 from grpo_mm.processes.clock import phase
+from grpo_mm.processes.sequence import SequenceGroup
 from grpo_mm.processes.shards import Shards
 
 Shard = Callable[..., Shards | None]
@@ -32,6 +33,9 @@ class Distributed:
     while it samples, or makes gradients. Both train as one process does, up to rounding."""
     shard_over: int | None = field(default=None, metadata=FREE)
     """sharded: so many processes hold one set of parts, such as those of a node, and the others copies of it; null: all processes."""
+    sequence: int = field(default=1, metadata=FREE)
+    """So many processes hold a row between them, each a part of its tokens, where log-probabilities and gradients of texts are computed
+    (Ulysses, arXiv:2309.14509); they draw and score the same rows. 1: each row is one process's."""
     check_every: int = field(default=100, metadata=FREE)
     """Steps between comparisons of the weights that several processes hold; 0: only at the start."""
     timeout_minutes: float = field(default=120.0, metadata=FREE)
@@ -42,11 +46,16 @@ class Distributed:
             not self.timeout_minutes > 0
             or self.check_every < 0
             or (self.shard_over is not None and self.shard_over < 1)
+            or self.sequence < 1
         ):
             raise ConfigError(
                 f"distributed: timeout_minutes = {self.timeout_minutes}, check_every = {self.check_every}, shard_over = "
-                f"{self.shard_over}; wanted above 0, at least 0, and at least 1."
+                f"{self.shard_over}, sequence = {self.sequence}; wanted above 0, at least 0, at least 1, and at least 1."
             )
+
+    def ranks(self, processes: int) -> int:
+        """How many have rows of their own."""
+        return max(1, processes // self.sequence)
 
     def check(self, world: int) -> None:
         """Raises ConfigError for a number of processes that the parts cannot be dealt to; one keeps all of them."""
@@ -54,10 +63,18 @@ class Distributed:
             raise ConfigError(
                 f"distributed.shard_over = {self.shard_over} does not divide {world} processes. Use a divisor, or leave it out."
             )
+        if world > 1 and world % self.sequence:
+            raise ConfigError(
+                f"distributed.sequence = {self.sequence} does not divide {world} processes. Use a divisor, or leave it out."
+            )
 
 
 class Processes:
-    """Rank, world size, device, and sums over ranks. World size 1 needs no launcher and no communication."""
+    """Rank, world size, device, and sums over ranks. World size 1 needs no launcher and no communication.
+
+    A rank has rows of its own: it is a process, or (`distributed.sequence`) that many neighbours, which have the same rows. `index` and
+    `number` are of processes.
+    """
 
     def __init__(
         self,
@@ -77,25 +94,27 @@ class Processes:
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         self.timeout = timedelta(minutes=distributed.timeout_minutes)
         self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=self.timeout)])
-        self.rank = self.accelerator.process_index
-        self.world = self.accelerator.num_processes
+        self.index, self.number = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        distributed.check(self.world)
+        distributed.check(self.number)
         self.distributed = distributed
+        self.members = distributed.sequence if self.number > 1 else 1
+        self.rank, self.world = self.index // self.members, self.number // self.members
+        self.sequence = _sequence(self)
         self._mesh: Any = None
         if self.device.type == "cuda":
             set_matmul(matmul)
-        if self.world > 1:
+        if self.number > 1:
             _leave_at_exit()
 
     @property
     def is_main(self) -> bool:
-        return self.rank == 0
+        return self.index == 0
 
     @property
     def cuts_weights(self) -> bool:
         """Whether there are other processes to share the weights with."""
-        return self.distributed.kind == "sharded" and self.world > 1
+        return self.distributed.kind == "sharded" and self.number > 1
 
     def shard(
         self, network: nn.Module, units: Sequence[Sequence[nn.Module]], *, compute: torch.dtype | None = None
@@ -104,7 +123,7 @@ class Processes:
         if not self.cuts_weights:
             return None
         self.check_alike(network.parameters(), when="as they were loaded")
-        self._mesh = _mesh(self, self.distributed.shard_over or self.world) if self._mesh is None else self._mesh
+        self._mesh = _mesh(self, self.distributed.shard_over or self.number) if self._mesh is None else self._mesh
         return Shards(network, units, self._mesh, compute=compute)
 
     @contextmanager
@@ -141,13 +160,13 @@ class Processes:
         Raises:
             TrainingStopped: two processes that should hold the same hold something else.
         """
-        if self.world == 1:
+        if self.number == 1:
             return
         tensors = list(tensors)
         cut = any(hasattr(tensor, "to_local") for tensor in tensors)
-        own = (self.rank % (self.distributed.shard_over or self.world) if cut else 0, checksum(tensors))
+        own = (self.index % (self.distributed.shard_over or self.number) if cut else 0, checksum(tensors))
         first: dict[int, tuple[int, int]] = {}
-        for rank, (part, found) in enumerate(self.gather(own)):
+        for rank, (part, found) in enumerate(self.gather_all(own)):
             other, wanted = first.setdefault(part, (rank, found))
             if found != wanted:
                 raise TrainingStopped(
@@ -155,11 +174,28 @@ class Processes:
                     "model? Later: a device may be faulty; the checkpoints before are those of process 0."
                 )
 
+    def check_members(self, tensors: Iterable[Tensor], *, what: str) -> None:
+        """Members of a rank come together, which hold the same before they go on between them.
+
+        Raises:
+            TrainingStopped: they do not; on all of them.
+        """
+        if self.sequence is None:
+            return
+        tensors, found = list(tensors), [None] * self.sequence.size
+        own = [(tuple(tensor.shape), bits) for tensor, bits in zip(tensors, bit_sums(tensors), strict=True)]
+        torch.distributed.all_gather_object(found, own, group=self.sequence.group)
+        if any(one != found[0] for one in found):
+            raise TrainingStopped(
+                f"{what}: processes of one row (distributed.sequence = {self.sequence.size}) hold different ones; sampling on their "
+                "devices is not the same to the last bit. Use devices of one kind, and the same versions on all."
+            )
+
     def whole_checksum(self, tensors: Iterable[Tensor]) -> int:
         """Of tensors that may be cut, the same on any number of processes; they come together."""
         sums = bit_sums(tensors)
         if self.cuts_weights:
-            ranks = self.gather(sums)[: self.distributed.shard_over or self.world]  # the others hold copies
+            ranks = self.gather_all(sums)[: self.distributed.shard_over or self.number]  # the others hold copies
             sums = [sum(parts) for parts in zip(*ranks, strict=True)]
         return combined(value % 2**64 for value in sums)
 
@@ -170,7 +206,7 @@ class Processes:
             TrainingStopped, UserError: `work` raised on another process; it says on which, and what. What it raises here is raised
                 as it is.
         """
-        if self.world == 1:
+        if self.number == 1:
             return [work()]
         found: Any = None
         error: Exception | None = None
@@ -179,7 +215,7 @@ class Processes:
         except Exception as raised:
             error = raised
         told = None if error is None else (isinstance(error, UserError), f"{type(error).__name__}: {error}", str(error))
-        ranks = self.gather((told, found))
+        ranks = self.gather_all((told, found))
         if error is not None:
             raise error
         for rank, (told, _) in enumerate(ranks):
@@ -193,10 +229,14 @@ class Processes:
         return self.everywhere(lambda: work() if self.is_main else None)[0]
 
     def gather(self, thing: Any) -> list[Any]:
-        """`thing` of every rank, in rank order, on every rank. For small CPU tables."""
-        if self.world == 1:
+        """`thing` of every rank, in rank order, on every rank. For small CPU tables. What members of a rank have is its first's."""
+        return self.gather_all(thing)[:: self.members]
+
+    def gather_all(self, thing: Any) -> list[Any]:
+        """`thing` of every process."""
+        if self.number == 1:
             return [thing]
-        things: list[Any] = [None] * self.world
+        things: list[Any] = [None] * self.number
         torch.distributed.all_gather_object(things, thing)
         return things
 
@@ -208,7 +248,7 @@ class Processes:
 
     def sync_gradients(self, params: Sequence[nn.Parameter]) -> None:
         """Sums the gradients over ranks. Every term has a global denominator, so a sum is what is wanted."""
-        if self.world == 1:
+        if self.number == 1:
             return
         used = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=self.device)
         torch.distributed.all_reduce(used)
@@ -223,7 +263,7 @@ class Processes:
                 g.copy_(part.view_as(g))
 
     def barrier(self) -> None:
-        if self.world > 1:
+        if self.number > 1:
             self.accelerator.wait_for_everyone()
 
 
@@ -246,16 +286,27 @@ def _buckets(grads: Sequence[Tensor], limit: int = 64 * 2**20) -> list[list[Tens
     return buckets
 
 
+def _sequence(processes: Processes) -> SequenceGroup | None:
+    """The processes that a row is cut over, neighbours of one node; None where each row is one process's."""
+    members, found = processes.members, None
+    if members == 1:
+        return None
+    for rank in range(processes.world):  # every process has to make every group, in the same order
+        group = torch.distributed.new_group(range(rank * members, (rank + 1) * members), timeout=processes.timeout)
+        found = group if rank == processes.rank else found
+    return SequenceGroup(found, processes.index % members, members)
+
+
 def _mesh(processes: Processes, shard_over: int) -> Any:
     """The processes as [copies, parts], or [parts] where there is one copy; messages have the time-out of the run."""
     from torch.distributed.device_mesh import DeviceMesh
 
-    rank_CP = torch.arange(processes.world).view(-1, shard_over)
+    rank_CP = torch.arange(processes.number).view(-1, shard_over)
     kind = processes.device.type
     groups: list[Any] = []
     for lines in (rank_CP.T, rank_CP):  # every process has to make every group, in the same order
         made = [torch.distributed.new_group(line, timeout=processes.timeout) for line in lines.tolist()]
-        groups += [g for g, line in zip(made, lines.tolist(), strict=True) if processes.rank in line]
+        groups += [g for g, line in zip(made, lines.tolist(), strict=True) if processes.index in line]
     if len(rank_CP) == 1:
         return DeviceMesh.from_group(groups[1], kind, mesh_dim_names=("parts",))
     return DeviceMesh.from_group(groups, kind, mesh=rank_CP, mesh_dim_names=("copies", "parts"))

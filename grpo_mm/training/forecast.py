@@ -50,13 +50,13 @@ def forecast(config: RunConfig, processes: Processes) -> Ledger | None:
         return None
     free, _ = torch.cuda.mem_get_info(processes.device)
     try:
-        ledger = ledger_of(config, plan_of(config, devices=processes.world))
+        ledger = ledger_of(config, plan_of(config, devices=processes.number))
     except ConfigError as error:
         log.info("memory is not foretold: %s", error)
         return None
     if ledger is None:
         return None
-    spread = Spread(processes.world, sharded=processes.world > 1 and config.distributed.kind == "sharded")
+    spread = Spread(processes.number, sharded=processes.number > 1 and config.distributed.kind == "sharded")
     if (why := refusal(ledger, free, spread=spread)) is not None:
         raise ConfigError(f"{config.name}: {why}")
     here = ledger.on(spread)
@@ -121,13 +121,13 @@ def plan_of(config: RunConfig, *, devices: int = 1, kind: Literal["cuda", "cpu"]
         "sampling": config.sampling is not None,
     }
     kind = kind or ("cpu" if config.device == "cpu" else "cuda")
-    prompts = -(-config.prompts_per_step // devices)
+    prompts = -(-config.prompts_per_step // config.distributed.ranks(devices))
     calls = {name: -(-number * prompts // config.prompts_per_step) for name, number in config.network_calls().items()}
     return Plan(
         prompts=prompts, group_size=config.group_size, updates=config.updates.count, calls=calls, needs=config.needs,
         snapshots=tuple(name for name, wanted in kept.items() if wanted), kind=kind,
         foreach=kind == "cuda", media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
-        devices=devices, offload_rewards=config.offload_rewards,
+        devices=devices, sequence=config.distributed.sequence if devices > 1 else 1, offload_rewards=config.offload_rewards,
         optimiser_bytes=2 if config.optim.moments == "8bit" else 8,
     )  # fmt: skip
 

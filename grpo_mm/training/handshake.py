@@ -25,7 +25,7 @@ def check_alike(processes: Processes, config: RunConfig) -> None:
     text = json.dumps(plain(config), sort_keys=True, default=str)
     own = {"config": hashlib.sha256(text.encode()).hexdigest()}
     own |= {name: version for name, version in versions().items() if name not in MAY_DIFFER}
-    first_difference(processes.gather(own))
+    first_difference(processes.gather_all(own))
 
 
 def check_disk_is_shared(processes: Processes, folder: RunFolder) -> None:
@@ -36,7 +36,7 @@ def check_disk_is_shared(processes: Processes, folder: RunFolder) -> None:
     """
     if not processes.cuts_weights:
         return
-    found = processes.gather(None if folder.run is None else folder.run.id)
+    found = processes.gather_all(None if folder.run is None else folder.run.id)
     for rank, run in enumerate(found):
         if run != found[0]:
             raise ConfigError(

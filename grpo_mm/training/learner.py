@@ -82,7 +82,8 @@ class Learner:
                 [replace(prompt, source=name) for name, prompts in sources.items() for prompt in prompts], held_out
             )
         torch.manual_seed(stream_seed(config.seed, "init"))  # new weights (adapters) are the same on every rank
-        cuts = {"shard": processes.shard} if processes.cuts_weights else {}
+        cuts: dict[str, Any] = {"shard": processes.shard} if processes.cuts_weights else {}
+        cuts |= {} if processes.sequence is None else {"sequence": processes.sequence}
         self.policy = config.policy.load(processes.device, **cuts)
         self.params = list(self.policy.trainable.values())
         processes.check_alike(self.params, when="as they were loaded")
@@ -209,6 +210,7 @@ class Learner:
             rollout, outputs = self.config.engine.sample(
                 self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
             )
+        self.processes.check_members([rollout.mask_NA, rollout.behaviour_NA], what=f"the rows of step {step + 1}")
         self._announce(step + 1)
         if is_pictures(outputs.items):
             self._sampled["pictures"] += len(outputs.items)

@@ -31,6 +31,7 @@ from grpo_mm.looking.verdict import verdict_of_folder
 from grpo_mm.looking.watch import Alarm, Rules, describe
 from grpo_mm.outside import reason
 from grpo_mm.processes import clock, progress
+from grpo_mm.processes.compiled import compiled_counts, told
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.rollout.phrasing import template_of, way_of
@@ -108,6 +109,7 @@ class Trainer:
 
     def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
         self._clock = clock.use(clock.Clock(events=clock.events_of(self.processes.device)))
+        self._graphs: dict[str, float] = {}
         path = self.processes.by_main(lambda: find_checkpoint(self.folder, from_checkpoint))
         if path is not None:
             self.load(path)
@@ -210,7 +212,16 @@ class Trainer:
         }
         row |= {f"time/{name}_gib": max(peak[name] for peak in peaks) for name in peaks[0]}
         row |= beside_measured(self.learner.forecast, row)
+        row |= self._compiled()
         return row | {"time/step_seconds": total}
+
+    def _compiled(self) -> dict[str, float]:
+        """Graphs and graph breaks of the main process, where the policy is compiled; the log tells whenever there are more."""
+        found = compiled_counts() if getattr(self.config.policy, "compile", False) else {}
+        if found and found != self._graphs:
+            log.info("%s", told(found))
+        self._graphs = found
+        return found
 
     def _after_step(self, *, must_save: bool) -> None:
         """Evaluation and checkpoint where they are due; notes when patience ends the run."""
@@ -346,7 +357,7 @@ class Trainer:
         """A checkpoint that the main process has verified for all, and sends to those that do not see its disk."""
         processes, kept = self.processes, []
         processes.by_main(lambda: checkpoint.verify(path, self.folder.run) and None)
-        seen = all(processes.gather(path.is_dir()))
+        seen = all(processes.gather_all(path.is_dir()))
         read = partial(checkpoint.read, path, verified=True)
         processes.everywhere(lambda: kept.append(read()) if seen or processes.is_main else None)
         if seen:

@@ -72,7 +72,7 @@ def write(
             _end(aside, final, checkpoint.state, _hashes(aside.iterdir()), step=step, run=run)
         else:
             processes.by_main(lambda: _begin(aside))
-            ranks = processes.everywhere(lambda: _hashes(write_parts(aside, checkpoint.tensors, rank=processes.rank)))
+            ranks = processes.everywhere(lambda: _hashes(write_parts(aside, checkpoint.tensors, rank=processes.index)))
             hashes = {name: digest for rank in ranks for name, digest in rank.items()}
             processes.by_main(lambda: _end(aside, final, checkpoint.state, hashes, step=step, run=run))
     except (OSError, SafetensorError) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.ledger.counting import AsOnDevice, Counter, windowed_attention
-from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
+from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, cut_rows, swapped
 from grpo_mm.ledger.quantized import bytes_read, count_of, said_of
 from grpo_mm.ledger.state import bytes_of, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.vlm import seen as sizes
@@ -59,7 +59,7 @@ def _without_numbers(policy: VlmPolicyConfig, config: Any, kind: str) -> VlmPoli
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
     _windows_at_once(model)
     loaded = Loaded(model, None, family_of(config.model_type, path=policy.path), (), frozenset(), 0)
-    made = VlmPolicy.of_model(replace(policy, merge_adapter=None), loaded, torch.device("meta"))
+    made = VlmPolicy.of_model(replace(policy, merge_adapter=None, compile=False), loaded, torch.device("meta"))
     made.network.device = torch.device("cpu")
     if kind == "cpu" and made.network.attention == "sdpa":
         text = model.config.get_text_config()
@@ -93,14 +93,22 @@ def _counted(made: VlmPolicy, engine: Any, plan: Plan, contexts: list[Context], 
     compute = str(made.dtype).removeprefix("torch.")
     tower, features, tower_flops = _tower(made, contexts, plan.kind)
     update, train_flops = _update(made, record, plan, size)
-    phases, flops = [update, of_optimiser(model, plan)], {"train": train_flops}
+    whole = _whole_hidden(made, record)
+    phases, flops = (
+        [cut_rows(update, plan.sequence, whole=whole), of_optimiser(model, plan)],
+        {"train": train_flops / plan.sequence},
+    )
+    if plan.sequence > 1:
+        said.append(
+            f"activations of training are those of a {plan.sequence}th of each row (distributed.sequence); answers are drawn whole"
+        )
     value, copies, value_flops = _values(made, record)
     weights = partial(of_forward, model, compute, size=made.dtype.itemsize)
     micro = ("policy.micro_batch", made.replay.micro_batch)
     others = [name for name in ("ref", "old", "ema") if plan.calls.get(name)]
     if others:
         parts = (swapped(size), *weights(copies=copies), Entry("activations", value))
-        phases.append(Phase("reference pass", parts, FEWER_TOKENS, micro))
+        phases.append(cut_rows(Phase("reference pass", parts, FEWER_TOKENS, micro), plan.sequence, whole=whole))
     for name in ("value", *others):
         flops[name] = value_flops * plan.calls.get(name, 0) / max(1, plan.rows)
     token_steps = token_bytes = 0.0
@@ -136,6 +144,15 @@ def _record(contexts: list[Context], group_size: int, length: int) -> TextRecord
     context_N = torch.arange(len(contexts)).repeat_interleave(group_size)
     rows = len(context_N)
     return TextRecord(tuple(contexts), context_N, torch.full((rows, length), 7), torch.full((rows,), length))
+
+
+def _whole_hidden(made: VlmPolicy, record: TextRecord) -> int:
+    """Bytes of what goes into and comes out of the language model in one forward, where each process has a part of what is between."""
+    rows = made.replay.forwards(record, torch.arange(len(record.length_N)))[0]
+    contexts = record.context_N[rows]
+    read = contexts.unique() if made.replay.sharing == "on" else contexts
+    tokens = sum(len(record.contexts[c]) for c in read.tolist()) + int(record.length_N[rows].sum())
+    return 2 * tokens * made.model.config.get_text_config().hidden_size * made.dtype.itemsize
 
 
 def _of_rows(record: TextRecord) -> list[Context]:

@@ -15,6 +15,7 @@ from grpo_mm import registry
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.spatial.picture_size import with_picture_size
+from grpo_mm.pipelines.vlm.forwards.cut_rows import check_heads, check_heads_of
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.models import adapters
 from grpo_mm.pipelines.vlm.models.adapters import Lora
@@ -30,7 +31,9 @@ from grpo_mm.pipelines.vlm.prompting.open_media import fit_media
 from grpo_mm.pipelines.vlm.prompting.record import PROVIDES, TextRecord
 from grpo_mm.pipelines.vlm.sampling.in_place import InPlace
 from grpo_mm.processes.clock import count
+from grpo_mm.processes.compiled import check_compiler, compile_layers
 from grpo_mm.processes.distributed import Shard
+from grpo_mm.processes.sequence import SequenceGroup
 from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
 from grpo_mm.types import Couples, Prompt, Rollout
@@ -96,6 +99,9 @@ class VlmPolicyConfig:
     """Tokens whose distribution over the vocabulary exists at once."""
     gradient_checkpointing: bool = field(default=False, metadata=FREE)
     """Activations are computed again in the backward pass: less memory, more time."""
+    compile: bool = field(default=False, metadata=FREE)
+    """The layers of the language model and the blocks of the tower through torch.compile, but for their attention: slower to start,
+    faster a step on a GPU. Layers of a class are compiled once, for all lengths."""
     encode_workers: int = field(default=1, metadata=FREE)
     """Threads that open the media of the next step's prompts and put them through the processor while this step is scored and
     trained; 0: they are read when they are asked. Changes no number; the contexts of one step more are in main memory."""
@@ -198,24 +204,49 @@ class VlmPolicyConfig:
         if hasattr(self.media, "check"):
             self.media.check()
 
-    def load(self, device: torch.device, *, shard: Shard | None = None) -> VlmPolicy:
-        """shard: cuts the weights over processes; None: this one holds all of them."""
+    def load(
+        self, device: torch.device, *, shard: Shard | None = None, sequence: SequenceGroup | None = None
+    ) -> VlmPolicy:
+        """shard: cuts the weights over processes; None: this one holds all of them. sequence: the processes that the tokens of a row
+        are cut over where log-probabilities are computed; None: each row is one process's.
+
+        Raises:
+            ConfigError: rows cannot be cut with these settings, or with this model.
+        """
         if self.quantize is not None:
             bitsandbytes(f"policy.quantize = {self.quantize}")  # before gigabytes are read
-        return VlmPolicy(self, device, shard=shard)
+        if sequence is not None and (self.attention != "sdpa" or self.sharing == "check" or self.compile):
+            raise ConfigError(
+                f"distributed.sequence = {sequence.size} cuts rows under policy.attention = sdpa, without policy.compile, and with "
+                "policy.prefix_sharing auto, on or off."
+            )
+        if sequence is not None:
+            check_heads_of(self.path, sequence.size)
+        return VlmPolicy(self, device, shard=shard, sequence=sequence)
 
 
 class VlmPolicy:
     """The model on its device, with the parameters that are trained."""
 
-    def __init__(self, config: VlmPolicyConfig, device: torch.device, *, shard: Shard | None = None) -> None:
+    def __init__(
+        self,
+        config: VlmPolicyConfig,
+        device: torch.device,
+        *,
+        shard: Shard | None = None,
+        sequence: SequenceGroup | None = None,
+    ) -> None:
         full, flex = config.lora is None, config.attention == "flex_attention"
+        if config.compile:
+            check_compiler(device)
         loaded = load(
             config.path, dtype=torch.float32 if full else DTYPES[config.dtype],
             attention="sdpa" if flex else config.attention,
             image_pixels=config.image_pixels, video_pixels=config.video_pixels,
         )  # fmt: skip
-        self._take(config, loaded, device, shard)
+        if sequence is not None:
+            check_heads(loaded.model.config, sequence.size)
+        self._take(config, loaded, device, shard, sequence)
         if config.chat.frame_times is not None and loaded.family.time == "text":
             raise ConfigError(
                 f"policy.chat.frame_times: a {loaded.family.model_type} processor puts times before frames by itself; leave it out."
@@ -228,10 +259,13 @@ class VlmPolicy:
     def of_model(cls, config: VlmPolicyConfig, loaded: Loaded, device: torch.device) -> VlmPolicy:
         """The policy of a model that is made already, without what prepares prompts: for counting on models without numbers."""
         made = cls.__new__(cls)
-        made._take(config, loaded, device, None)
+        made._take(config, loaded, device)
         return made
 
-    def _take(self, config: VlmPolicyConfig, loaded: Loaded, device: torch.device, shard: Shard | None) -> None:
+    def _take(
+        self, config: VlmPolicyConfig, loaded: Loaded, device: torch.device, shard: Shard | None = None,
+        sequence: SequenceGroup | None = None,
+    ) -> None:  # fmt: skip
         """What is trained, and how it is run."""
         self.config, self.device, self.unit = config, device, config.unit
         self.dtype, self.loaded, model = DTYPES[config.dtype], loaded, loaded.model
@@ -251,12 +285,15 @@ class VlmPolicy:
         (model if self.wrapped is None else self.wrapped).to(device)
         if config.gradient_checkpointing:
             _checkpoint_layers(model)
+        if config.compile:
+            compile_layers(model.model.language_model.layers, apart="self_attn")
+            compile_layers(model.model.visual.blocks, apart="attn")
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else model)
         self.network = Network(
             model, loaded.family, path=resolve(config.path), in_place=InPlace(model, self.wrapped, self.snapshots), temperature=config.temperature, forbidden=loaded.forbidden,
             autocast=self.dtype if self.dtype != torch.float32 and not (reduced and self.shards is not None) else None,
-            shares_prefill=config.sharing != "off", flex_answers=flex,
+            shares_prefill=config.sharing != "off", flex_answers=flex, sequence=sequence,
         )  # fmt: skip
         self.replay = Replay(
             self.network, sharing=config.sharing, micro_batch=config.micro_batch,

@@ -136,10 +136,12 @@ def _qwen3(config: Any, processor: Any) -> tuple[Any, Any]:
     )
 
 
-def policy(family: str = "qwen2_5_vl", *, shard: Any = None, **settings: Any) -> VlmPolicy:
+def policy(family: str = "qwen2_5_vl", *, shard: Any = None, sequence: Any = None, **settings: Any) -> VlmPolicy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return VlmPolicyConfig(path=folder(family), **settings).load(torch.device("cpu"), shard=shard)
+        return VlmPolicyConfig(path=folder(family), **settings).load(
+            torch.device("cpu"), shard=shard, sequence=sequence
+        )
 
 
 def rows_of(prompts: tuple[Prompt, ...], group_size: int) -> Rows:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
+
 import pytest
 import tiny_vlm
 import torch
+from conftest import ROOT
 from torch.nn.functional import scaled_dot_product_attention
 
 from grpo_mm.pipelines.vlm.forwards import windows
@@ -71,3 +74,15 @@ def test_features_are_those_of_the_library_in_few_calls(family, monkeypatch):
     assert len(calls["together"]) <= 4 * blocks * len(prompts)
     if family == "qwen2_5_vl":  # one of its two blocks looks at windows, of which the big picture has 15
         assert len(calls["apart"]) > 2 * len(calls["together"])
+
+
+@pytest.mark.parametrize("name, most, least_apart", [
+    ("Qwen/Qwen2.5-VL-7B-Instruct", 64, 10_000),
+    pytest.param("Qwen/Qwen2-VL-7B-Instruct", 32, 1_000, marks=pytest.mark.slow),
+    pytest.param("Qwen/Qwen3-VL-8B-Instruct", 32, 800, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_video_of_64_frames_takes_tens_of_calls(name, most, least_apart):
+    """Of a tower with the published layers, patches and windows, narrow as it is."""
+    tokens, apart, together, gap = runpy.run_path(str(ROOT / "docs/scripts/tower.py"))["row"](name)
+    assert tokens > 5_000 and apart > least_apart and together <= most
+    assert gap < 1e-4

@@ -93,9 +93,9 @@ def moved(p):
     return p
 
 
-def made(rows: str) -> Rollout:
+def made(rows: str, family: str = "qwen2_5_vl") -> Rollout:
     """The rows of one process."""
-    rollout, _ = sample(policy(), PROMPTS[:4], group_size=3)
+    rollout, _ = sample(policy(family), PROMPTS[:4], group_size=3)
     if rows != "failed":
         return rollout
     failed = rollout.prompt_N >= 2
@@ -147,7 +147,7 @@ def in_bfloat16(processes: Processes) -> list[float]:
 
     groups = [torch.distributed.new_group([rank]) for rank in range(processes.world)]
     mesh, alone = DeviceMesh.from_group(groups[processes.rank], "cpu"), copy.copy(processes)
-    alone.world, alone.rank = 1, 0
+    alone.world, alone.rank, alone.number, alone.index = 1, 0, 1, 0
     settings = {"dtype": "bfloat16", "micro_batch": 1, "prefix_sharing": "off"}
     both, one = (moved(policy(shard=shard, **settings)) for shard in (processes.shard, partial(Shards, mesh=mesh)))
     autocast, exact = moved(policy(**settings)), moved(policy(**settings | {"dtype": "float32"}))

@@ -53,7 +53,6 @@ TEXTS: dict[tuple[str, str], str] = {
     ("FlowPolicyConfig", "text_length"): "Tokens of the prompt for the long text encoder (T5); the rest is cut off.",
     ("FlowPolicyConfig", "decode_batch"): "Pictures decoded at once; changes memory and speed only.",
     ("FlowPolicyConfig", "gradient_checkpointing"): "Activations are computed again in the backward pass: less memory, about a third more time.",
-    ("FlowPolicyConfig", "compile"): "torch.compile of the network: slower to start, faster a step on a GPU.",
     ("FlowPolicyConfig", "vae_slicing"): "Decodes a batch picture by picture: less memory.",
     ("FlowPolicyConfig", "vae_tiling"): "Decodes large pictures in tiles: less memory, seams are blended.",
     ("VlmPolicyConfig", "gradient_checkpointing"): "Activations are computed again in the backward pass: less memory, about a third more time.",

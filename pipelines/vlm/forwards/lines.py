@@ -6,11 +6,12 @@ c contexts   b lines   T tokens of a line, of one text after the other   L token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from grpo_mm.pipelines.vlm.forwards import cascade, flex
 from grpo_mm.pipelines.vlm.forwards.cascade import SharedPrompts
@@ -53,6 +54,16 @@ class Lines:
     spans: tuple[tuple[int, int, int], ...]
     """Of each text: its line, and where it starts and ends there."""
 
+    def filled_up(self, tokens: int) -> Lines:
+        """To so many tokens a line."""
+        more = (0, tokens - self.ids_bT.shape[1])
+        return replace(
+            self,
+            ids_bT=pad(self.ids_bT, more),
+            position_3bT=pad(self.position_3bT, more),
+            row_bT=pad(self.row_bT, more, value=-1),
+        )
+
 
 def lay_out(texts: Sequence[Text], *, contexts: int, one_text_each: bool) -> Lines:
     """Texts of a context one after the other, or `one_text_each` line; filled up on the right."""
@@ -91,6 +102,8 @@ def after(
     lines = lay_out(texts, contexts=len(read.length_c), one_text_each=one_text_each(kind, read.length_c, texts))
     if not lines.ids_bT.shape[1]:
         return torch.zeros(*lines.ids_bT.shape, 0, device=network.device), lines
+    if network.cut_over is not None:
+        lines = lines.filled_up(network.cut_over.filled(lines.ids_bT.shape[1]))
     if kind in (cascade.NAME, flex.NAME):
         made = SharedPrompts if kind == cascade.NAME else FlexPrompts
         shared = made.of(read.layers, lines.row_bT, read.length_c)

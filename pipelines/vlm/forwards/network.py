@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from grpo_mm.pipelines.vlm.forwards import cascade, flex, windows
+from grpo_mm.pipelines.vlm.forwards import cascade, cut_rows, flex, windows
 from grpo_mm.pipelines.vlm.forwards.cascade import SharedPrompts
+from grpo_mm.pipelines.vlm.forwards.cut_rows import CutText, CutTower, own_tokens
 from grpo_mm.pipelines.vlm.forwards.flex import FlexPrompts
 from grpo_mm.pipelines.vlm.forwards.prefix_attention import install
 from grpo_mm.pipelines.vlm.models.families import Family
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.prompting.shared_media import media_look, same_media
 from grpo_mm.processes.clock import phase
+from grpo_mm.processes.sequence import SequenceGroup
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Network:
 
     Visual features of a frozen tower are computed once for the media of a context and live as long as it does: sampling, the
     reference, all updates, and other contexts with the same media share them.
+
+    Within `cut` the tokens of each row are cut over a group of processes. What it gives is whole on each of them; `token_values` is
+    to be asked the same of all, and each makes its part of the gradient.
     """
 
     def __init__(
@@ -58,8 +63,10 @@ class Network:
         flex_answers: bool = False,
         path: str = "",
         in_place: Any = None,
+        sequence: SequenceGroup | None = None,
     ) -> None:
-        """path: the checkpoint. in_place: its weights as they are now (`InPlace`); both for engines that have the model once more."""
+        """path: the checkpoint. in_place: its weights as they are now (`InPlace`); both for engines that have the model once more.
+        sequence: the processes that rows are cut over within `cut`."""
         self.model, self.family, self.autocast = model, family, autocast
         self.shares_prefill = shares_prefill
         self.device = next(model.parameters()).device
@@ -72,6 +79,10 @@ class Network:
         tower = model.model.visual.config
         if tower._attn_implementation == "sdpa":
             windows.install(tower)
+        self._sequence, self._cut = sequence, None
+        if sequence is not None:
+            cut_rows.install(text)
+            cut_rows.install_tower(model.model.visual)
         size = model.lm_head.weight.shape[0]
         forbidden_V = torch.zeros(size, dtype=torch.bool, device=self.device)
         forbidden_V[[token for token in forbidden if token < size]] = True
@@ -92,6 +103,20 @@ class Network:
             return nullcontext()
         # Every weight is met once, so that a cache of what was cast would be copies that nobody asks for.
         return torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False)
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Rows are cut over the group of processes, where there is one; its members come in with the same rows."""
+        before, self._cut = self._cut, self._sequence
+        try:
+            yield
+        finally:
+            self._cut = before
+
+    @property
+    def cut_over(self) -> SequenceGroup | None:
+        """The processes that rows are cut over now."""
+        return self._cut
 
     def features(self, context: Context) -> Tensor | None:
         """Visual tokens in the order of their placeholders, [1 + D, tokens, width]; None without media."""
@@ -119,7 +144,8 @@ class Network:
         ):
             if pixels in context.inputs:
                 given = (context.inputs[name].to(self.device) for name in (pixels, f"{kind}_grid_thw"))
-                parts.append(self.family.features(self.model, *given, kind=kind))
+                cut = {} if self._cut is None else {"cut": CutTower(self._cut)}
+                parts.append(self.family.features(self.model, *given, kind=kind, **cut))
                 places.append(torch.nonzero(ids == token).flatten())
         order = torch.argsort(torch.cat(places)).to(self.device)
         return torch.cat(parts, dim=1)[:, order]
@@ -182,11 +208,18 @@ class Network:
         `shared_prompts`: what the tokens, then those of answers, attend to before themselves.
         """
         extra: dict[str, Any] = {} if shared_prompts is None else {"shared_prompts": shared_prompts}
+        tokens, group = ids_nL.shape[1], self._cut
+        if group is not None:
+            extra = {"cut": CutText(group, tokens, mask, cache, shared_prompts)}
+            filled, mask, cache = group.filled(tokens), None, None
+            ids_nL, position_3nL = (group.own(part, -1, filled=filled) for part in (ids_nL, position_3nL))
         with self._precision():
             embeds_nLD = self.model.get_input_embeddings()(ids_nL.to(self.device))
             if features:
                 visual_nL = visual_nL.to(self.device)
                 level_V = torch.cat(list(features), dim=1).to(embeds_nLD.dtype)
+                if group is not None:
+                    visual_nL, level_V = own_tokens(group, filled, visual_nL, level_V)
                 embeds_nLD = embeds_nLD.masked_scatter(visual_nL[..., None], level_V[0])
                 if self.family.deepstack:
                     extra |= {"visual_pos_masks": visual_nL, "deepstack_visual_embeds": list(level_V[1:])}
@@ -198,7 +231,10 @@ class Network:
                 use_cache=use_cache,
                 **extra,
             )
-        return found.last_hidden_state, found.past_key_values
+            hidden_nLD = found.last_hidden_state
+            if group is not None:
+                hidden_nLD = group.gathered(hidden_nLD, 1)[:, :tokens]
+        return hidden_nLD, found.past_key_values
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of hidden states [..., width]."""
@@ -212,11 +248,23 @@ class Network:
 
         `chunk` places at a time, computed again in the backward pass: the logits of a whole batch never exist at once.
         """
+        if self._cut is not None and token_T.numel():
+            return self._cut_values(hidden_TD, token_T, self._cut, entropy=entropy, chunk=chunk)
         pieces = list(self._chunks(hidden_TD, token_T, entropy=entropy, chunk=chunk))
         if not pieces:
             return hidden_TD.float().sum(-1), hidden_TD.float().sum(-1) if entropy else None
         logprob_T = torch.cat([logprob for logprob, _ in pieces])
         return logprob_T, torch.cat([e for _, e in pieces]) if entropy else None
+
+    def _cut_values(
+        self, hidden_TD: Tensor, token_T: Tensor, group: SequenceGroup, *, entropy: bool, chunk: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Each process finds its part, and is told the others'."""
+        tokens, filled = len(token_T), group.filled(len(token_T))
+        own = (group.own(part, 0, filled=filled) for part in (hidden_TD, token_T))
+        parts = list(zip(*self._chunks(*own, entropy=entropy, chunk=chunk)))
+        logprob_T, *rest = (None if part[0] is None else group.joined(torch.cat(part), 0)[:tokens] for part in parts)
+        return logprob_T, rest[0]
 
     def _chunks(
         self, hidden_TD: Tensor, token_T: Tensor, *, entropy: bool, chunk: int

@@ -66,9 +66,9 @@ class Family:
         position_3NL, _ = model.model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})
         return position_3NL[:, 0]
 
-    def features(self, model: Any, pixels: Tensor, grid: Tensor, *, kind: str) -> Tensor:
-        """Of kind "image" or "video", [1 + D, tokens, width]: visual tokens in order, then (deepstack) those for the first D language layers."""
-        found = getattr(model.model, f"get_{kind}_features")(pixels, grid, return_dict=True)
+    def features(self, model: Any, pixels: Tensor, grid: Tensor, *, kind: str, **given: Any) -> Tensor:
+        """`given`: more for the attention of the tower. Of kind "image" or "video", [1 + D, tokens, width]: visual tokens in order, then (deepstack) those for the first D language layers."""
+        found = getattr(model.model, f"get_{kind}_features")(pixels, grid, return_dict=True, **given)
         levels = [found.pooler_output, *(found.deepstack_features if self.deepstack else ())]
         # One tensor for each picture or video, or (deepstack in older versions) one for all.
         return torch.stack([level if torch.is_tensor(level) else torch.cat(list(level)) for level in levels])

@@ -147,9 +147,10 @@ class Replay:
         device = hidden_TD.device
         row_T, at_T = _tokens(record)
         place = (row_T.to(device), at_T.to(device))
-        logprob_T, entropy_T = self.network.token_values(
-            hidden_TD, record.token_NA[row_T, at_T].to(device), entropy=entropy, chunk=self.head_chunk
-        )
+        with self.network.cut():
+            logprob_T, entropy_T = self.network.token_values(
+                hidden_TD, record.token_NA[row_T, at_T].to(device), entropy=entropy, chunk=self.head_chunk
+            )
         zero_NA = torch.zeros(record.token_NA.shape, device=device)
         return zero_NA.index_put(place, logprob_T), None if entropy_T is None else zero_NA.index_put(place, entropy_T)
 
@@ -162,16 +163,17 @@ class Replay:
     @contextmanager
     def _computed_again(self) -> Iterator[None]:
         """With gradient checkpointing layers are computed again in the backward pass, in training mode only, in which
-        transformers has no cache to sample with."""
+        transformers has no cache to sample with. Tokens are cut over processes, where there are any for it."""
         again = self.checkpointing and torch.is_grad_enabled()
-        if not again:
-            yield
-            return
-        self.network.model.train()
-        try:
-            yield
-        finally:
-            self.network.model.eval()
+        with self.network.cut():
+            if not again:
+                yield
+                return
+            self.network.model.train()
+            try:
+                yield
+            finally:
+                self.network.model.eval()
 
 
 def _tokens(record: TextRecord) -> tuple[Tensor, ...]:
