@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -17,6 +17,7 @@ from grpo_mm.errors import ConfigError, TrainingStopped, UserError
 from grpo_mm.identity import FREE
 from grpo_mm.processes.alike import bit_sums, checksum, combined
 from grpo_mm.processes.clock import phase
+from grpo_mm.processes.notices import of_this_run
 from grpo_mm.processes.shards import Shards
 
 Shard = Callable[..., Shards | None]
@@ -83,6 +84,7 @@ class Processes:
         distributed.check(self.world)
         self.distributed = distributed
         self._mesh: Any = None
+        self._notices = of_this_run(rank=self.rank, world=self.world, limit=self.timeout)
         if self.device.type == "cuda":
             set_matmul(matmul)
         if self.world > 1:
@@ -128,12 +130,24 @@ class Processes:
         shards = getattr(policy, "shards", None)
         if shards is None:
             yield
-            self.sync_gradients(list(policy.trainable.values()))
+            with self._waiting():
+                self.sync_gradients(list(policy.trainable.values()))
             return
         with shards.gathered():
             yield
-            with phase("optim"):
+            with phase("optim"), self._waiting():
                 shards.add_up_gradients()
+
+    def telling(self) -> AbstractContextManager[None]:
+        """Within, a process that ends ends all, with its reason (`Notices.kept`)."""
+        return nullcontext() if self._notices is None else self._notices.kept()
+
+    def all_say(self, word: str) -> bool:
+        """Whether all processes come here with the same word, shortly after each other; one that does not is not waited for."""
+        return self._notices is None or self._notices.all_say(word)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._notices is None else self._notices.waiting()
 
     def check_alike(self, tensors: Iterable[Tensor], *, when: str) -> None:
         """All processes come together. Where tensors are cut, those are compared that hold the same part.
@@ -197,7 +211,8 @@ class Processes:
         if self.world == 1:
             return [thing]
         things: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(things, thing)
+        with self._waiting():
+            torch.distributed.all_gather_object(things, thing)
         return things
 
     def sum(self, value: float) -> float:
@@ -224,7 +239,8 @@ class Processes:
 
     def barrier(self) -> None:
         if self.world > 1:
-            self.accelerator.wait_for_everyone()
+            with self._waiting():
+                self.accelerator.wait_for_everyone()
 
 
 def set_matmul(precision: str) -> None:

@@ -163,6 +163,8 @@ class Trainer:
         try:
             yield
         except TrainingStopped:
+            if not self.processes.all_say(f"step {self.state['step'] + 1} could not be done"):
+                raise  # on this process alone: the others cannot take part in a product
             done, within = self.state["step"], self.learner.counters["updates"] - updates
             if done + within > 0:
                 why = f"step {done + 1} could not be done" + f", after {within} updates of it" * bool(within)
