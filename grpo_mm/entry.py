@@ -130,6 +130,7 @@ def _train(
     check_installed(config.trackers)
     if processes is None:
         processes = Processes(device=config.device, matmul=config.matmul, distributed=config.distributed)
+    check_disk_is_shared(processes, folder)
     trackers = None
     if processes.is_main and config.trackers:
         trackers = Trackers(config.trackers, folder.path, name=config.name)
@@ -139,7 +140,6 @@ def _train(
         if processes.is_main:
             open_folder(config, fresh=fresh, start=start, data=data)
         processes.barrier()
-        check_disk_is_shared(processes, folder)
         try:
             with heard():
                 summary = trainer.run(from_checkpoint=how["checkpoint"], on_step=on_step)

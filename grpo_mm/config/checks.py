@@ -184,6 +184,16 @@ def _check_distributed(config: Settings, world: int) -> None:
             "policy.compile = true and distributed.kind = sharded do not go together: weights come and go under the compiled "
             "network. Leave one of them out."
         )
+    if config.distributed.gather == "forward":
+        if not getattr(config.policy, "blocks_in_order", False):
+            raise ConfigError(
+                f"distributed.gather = forward is for networks that go through all their blocks in one order in each pass, which the "
+                f"policy {name} does not say of its own. Use gather=phase."
+            )
+        if getattr(config.engine, "snapshots", ()):
+            raise ConfigError(
+                "distributed.gather = forward, but the engine puts copies of the weights in place between forwards. Use gather=phase."
+            )
     check_torch(
         reduced=getattr(config.policy, "dtype", None) == "bfloat16" and getattr(config.policy, "lora", None) is None
     )

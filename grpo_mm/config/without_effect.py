@@ -140,6 +140,9 @@ def _of_place(config: Settings) -> Iterator[str]:
     if config.distributed.kind == "replicated" and config.distributed.shard_over is not None:
         why = "nothing is cut: distributed.kind is replicated"
         yield _void("distributed.shard_over", config.distributed.shard_over, why)
+    if config.distributed.kind == "replicated" and config.distributed.gather != "phase":
+        why = "nothing is cut: distributed.kind is replicated"
+        yield _void("distributed.gather", config.distributed.gather, why)
     if config.distributed.kind == "sharded" and os.environ.get("WORLD_SIZE", "1") == "1":
         yield _void("distributed.kind", "sharded", "one process holds all weights; start several (configs/accelerate)")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())

@@ -33,6 +33,9 @@ class Distributed:
     while it samples, or makes gradients. Both train as one process does, up to rounding."""
     shard_over: int | None = field(default=None, metadata=FREE)
     """sharded: so many processes hold one set of parts, such as those of a node, and the others copies of it; null: all processes."""
+    gather: Literal["phase", "forward"] = field(default="phase", metadata=FREE)
+    """sharded: when weights are whole. phase: while a process samples, or makes the gradients of an update, when none waits for another.
+    forward: a block's only while a forward or a backward pass is in it, for models that are too large to be whole; pictures only."""
     check_every: int = field(default=100, metadata=FREE)
     """Steps between comparisons of the weights that several processes hold; 0: only at the start."""
     timeout_minutes: float = field(default=120.0, metadata=FREE)
@@ -84,6 +87,7 @@ class Processes:
         distributed.check(self.world)
         self.distributed = distributed
         self._mesh: Any = None
+        self._shards: Shards | None = None
         self._notices = of_this_run(rank=self.rank, world=self.world, limit=self.timeout)
         if self.device.type == "cuda":
             set_matmul(matmul)
@@ -107,7 +111,10 @@ class Processes:
             return None
         self.check_alike(network.parameters(), when="as they were loaded")
         self._mesh = _mesh(self, self.distributed.shard_over or self.world) if self._mesh is None else self._mesh
-        return Shards(network, units, self._mesh, compute=compute)
+        self._shards = Shards(
+            network, units, self._mesh, compute=compute, in_forward=self.distributed.gather == "forward"
+        )
+        return self._shards
 
     @contextmanager
     def gathered(self, policy: Any, *, copies: Iterable[str] = ()) -> Iterator[None]:
@@ -211,6 +218,8 @@ class Processes:
         if self.world == 1:
             return [thing]
         things: list[Any] = [None] * self.world
+        if self._shards is not None:
+            self._shards.meet()
         with self._waiting():
             torch.distributed.all_gather_object(things, thing)
         return things
@@ -239,6 +248,7 @@ class Processes:
 
     def barrier(self) -> None:
         if self.world > 1:
+            self._shards.meet() if self._shards is not None else None
             with self._waiting():
                 self.accelerator.wait_for_everyone()
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ MAX_TEXT_LENGTH = 512
 class FlowPolicyConfig:
     """Settings of a flow policy; `load` makes it."""
 
+    blocks_in_order: ClassVar[bool] = True
+    """Each forward goes through all blocks of the network, one after the other, so that their weights may come and go."""
     model: Annotated[Any, Role("flow_model")]
     """The checkpoint and its family."""
     lora: Lora | None = None
