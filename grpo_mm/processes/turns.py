@@ -107,6 +107,7 @@ class Turns:
         if number == len(self.blocks) - 1:
             self._close()
             self._turn(BACKWARD)
+            torch.autograd.Variable._execution_engine.queue_callback(self._close)  # when all of the graph is done
         elif self._at == (BACKWARD, number + 1) and number >= self._first:
             self._give_back(number + 1, reduce=True)
         else:

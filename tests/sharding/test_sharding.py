@@ -28,7 +28,10 @@ SETTINGS = {
     "all weights, reference, average, sampling copy": FULL | {
         "ema": {"decay": 0.5, "every_updates": 1}, "sampling": {"slope": 0.3}, "old_logprobs": "recompute",
     },
-    "two passes": FULL | {"objective": [*COUPLED, {"kind": "kl", "form": "gaussian", "weight": 0.1}]},
+    "many forwards": FULL | {"policy": {"lora": None, "micro_batch": 3, "gradient_checkpointing": True}, "prompts_per_step": 3,
+        "updates": {"by": "group", "count": 1}, "engine": {"rollout_batch": 2}},
+    "two passes": FULL | {"objective": [*COUPLED, {"kind": "kl", "form": "gaussian", "weight": 0.1}],
+        "policy": {"lora": None, "micro_batch": 5}},
     "tree": FULL | {
         "engine": {"tree": {"kind": "splits", "at": [0, 1]}, "seeds": 1},
         "advantage": [{"kind": "group_norm"}, {"kind": "weighted_sum"}, {"kind": "tree_backup"}],
