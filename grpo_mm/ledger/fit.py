@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from grpo_mm.ledger.entries import GIB, Ledger, Phase, Spread
 
 MARGIN = 0.1
@@ -66,6 +68,12 @@ def cheapest_fix(ledger: Ledger, free: int, spread: Spread) -> str:
     ways = []
     if worst.lower and held + worst.bytes - worst.proportional <= free:
         ways.append(" and ".join([*offload, f"less for {worst.name} ({worst.lower})"]))
+    if (
+        spread.devices > 1
+        and ledger.comes_and_goes
+        and ledger.on(replace(spread, sharded=True, gather="forward")).peak <= free
+    ):
+        ways.append("on these devices distributed.kind=sharded with distributed.gather=forward holds it")
     if (found := fewest(ledger, free)) is not None:
         ways.append(f"{found.devices} such devices hold it{' with distributed.kind=sharded' * found.sharded}")
     if sum(e.bytes for e in here.resident if e.owner.startswith(STATE)) > here.peak / 3:

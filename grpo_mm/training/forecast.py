@@ -24,7 +24,13 @@ def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
     """Does it fit, how long, what does it cost; what cannot be told is said in a line of its own."""
     seconds, where = timed(config.folder, asked.bench)
     cut = asked.sharded or config.distributed.kind == "sharded"
-    asked = replace(asked, measured_seconds=seconds, measured_on=where, sharded=cut and asked.devices > 1)
+    asked = replace(
+        asked,
+        measured_seconds=seconds,
+        measured_on=where,
+        sharded=cut and asked.devices > 1,
+        gather=config.distributed.gather,
+    )
     plan = plan_of(config, devices=asked.devices)
     try:
         ledger = ledger_of(config, plan)
@@ -54,7 +60,8 @@ def forecast(config: RunConfig, processes: Processes) -> Ledger | None:
         return None
     if ledger is None:
         return None
-    spread = Spread(processes.world, sharded=processes.world > 1 and config.distributed.kind == "sharded")
+    cut = processes.world > 1 and config.distributed.kind == "sharded"
+    spread = Spread(processes.world, sharded=cut, gather=config.distributed.gather)
     if (why := refusal(ledger, free, spread=spread)) is not None:
         raise ConfigError(f"{config.name}: {why}")
     here = ledger.on(spread)

@@ -201,7 +201,7 @@ class FlowPolicy:
             adapters.add(self.pipe, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
         self._reduced = config.lora is None and self.dtype == torch.bfloat16
         compute = self.dtype if self._reduced else None
-        self.shards = None if shard is None else shard(self.network, _units(self.network), compute=compute)
+        self.shards = None if shard is None else shard(self.network, units_of(self.network), compute=compute)
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self._place()
         if config.gradient_checkpointing:
@@ -401,7 +401,7 @@ class FlowPolicy:
                 adapters.save_placed(self.pipe, self.merged, folder / MERGED)
 
 
-def _units(network: nn.Module) -> list[list[nn.Module]]:
+def units_of(network: nn.Module) -> list[list[nn.Module]]:
     """What of a transformer is gathered at once: each block of its lists of blocks."""
     lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
     return [[block] for part in lists for block in part]
