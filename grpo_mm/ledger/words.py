@@ -79,9 +79,12 @@ def _card_lines(ledger: Ledger, here: Ledger, asked: Asked) -> list[str]:
 
 
 def number_of_cards(ledger: Ledger, gib: int) -> str:
-    """ "1", "8 (sharded)", "none up to 128"."""
+    """ "1", "8 (sharded)", "8 (sharded, gather=forward)", "none up to 128"."""
     spread = fewest(ledger, usable(gib))
-    return f"none up to {DEVICES[-1]}" if spread is None else f"{spread.devices}{' (sharded)' * spread.sharded}"
+    if spread is None:
+        return f"none up to {DEVICES[-1]}"
+    form = "sharded" + ", gather=forward" * (spread.gather == "forward")
+    return f"{spread.devices}{f' ({form})' * spread.sharded}"
 
 
 def time_lines(ledger: Ledger, asked: Asked, *, steps: int) -> list[str]:
