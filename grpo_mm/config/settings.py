@@ -78,6 +78,9 @@ class Checkpoints:
     """So many of the newest stay."""
     keep_best: bool = field(default=True, metadata=FREE)
     """The one with the best held-out score stays as well."""
+    in_background: bool = field(default=False, metadata=FREE)
+    """Written and hashed while training goes on, from a copy in main memory; the same files. The next one, the end of the run, and
+    whatever ends it early wait for it."""
 
 
 class _ByPolicy(tuple[Any, ...]):

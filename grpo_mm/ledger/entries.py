@@ -181,6 +181,8 @@ class Plan:
     devices: int = 1
     """Processes that share the step's prompts."""
     offload_rewards: bool = False
+    copies_checkpoints: bool = False
+    """Whether they are written from a copy in main memory."""
     media: str = ""
     """"video" or "picture" where prompts have one, as far as the readers tell."""
 

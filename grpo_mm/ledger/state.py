@@ -31,6 +31,9 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
         Entry("moments of AdamW", count * plan.optimiser_bytes, "float32", split="weights"),
         *(Entry(names.get(name, name), size, "float32", split="weights") for name in plan.snapshots),
     ]
+    if plan.copies_checkpoints:
+        kept = size * (1 + len(plan.snapshots)) + count * plan.optimiser_bytes
+        entries.append(Entry("copy of a checkpoint", kept, "float32", place="host", split="weights"))
     return tuple(entry for entry in entries if entry.bytes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -88,6 +89,8 @@ class Processes:
         self.distributed = distributed
         self._mesh: Any = None
         self._shards: Shards | None = None
+        self._group: Any = None
+        """Of `gather`; None: all processes, by the run's own communication."""
         self._notices = of_this_run(rank=self.rank, world=self.world, limit=self.timeout)
         if self.device.type == "cuda":
             set_matmul(matmul)
@@ -156,6 +159,15 @@ class Processes:
     def _waiting(self) -> AbstractContextManager[None]:
         return nullcontext() if self._notices is None else self._notices.waiting()
 
+    def beside(self) -> Processes:
+        """The same processes for a thread that runs beside the main one on each: `gather`, `everywhere` and `by_main` of it do not
+        get in the way of others. All processes make it together."""
+        other = copy(self)
+        other._shards, other._notices = None, None
+        if self.world > 1:
+            other._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
+        return other
+
     def check_alike(self, tensors: Iterable[Tensor], *, when: str) -> None:
         """All processes come together. Where tensors are cut, those are compared that hold the same part.
 
@@ -221,7 +233,7 @@ class Processes:
         if self._shards is not None:
             self._shards.meet()
         with self._waiting():
-            torch.distributed.all_gather_object(things, thing)
+            torch.distributed.all_gather_object(things, thing, group=self._group)
         return things
 
     def sum(self, value: float) -> float:
