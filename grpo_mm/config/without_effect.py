@@ -145,6 +145,8 @@ def _of_place(config: Settings) -> Iterator[str]:
         yield _void("distributed.gather", config.distributed.gather, why)
     if config.distributed.kind == "sharded" and os.environ.get("WORLD_SIZE", "1") == "1":
         yield _void("distributed.kind", "sharded", "one process holds all weights; start several (configs/accelerate)")
+    if config.optim.fused and config.optim.moments != "float32":
+        yield _void("optim.fused", True, f"optim.moments is {config.optim.moments}, which has kernels of its own")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
     offload = getattr(config.policy, "offload", None)
     if on_cpu and offload:

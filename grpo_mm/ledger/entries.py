@@ -176,6 +176,8 @@ class Plan:
     """Of the optimiser's state for one trained float32 weight; 2 where its moments have 8 bits."""
     foreach: bool = True
     """Whether the optimiser takes a root of the whole second moment at once, as AdamW does on a GPU."""
+    fused: bool = False
+    """Whether it takes none that is kept (`optim.fused`)."""
     eval_rows: int = 0
     """Held-out rows that one process is asked at once; 0: no held-out data, or as many as a step has."""
     devices: int = 1

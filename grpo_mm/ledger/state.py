@@ -76,7 +76,7 @@ def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
     """The step of AdamW, and the sums of `ema` after it."""
     trained = [p for p in module.parameters() if p.requires_grad]
     size, largest = bytes_of(trained), max((p.numel() * p.element_size() for p in trained), default=0)
-    root = size if plan.foreach else 2 * largest
+    root = 0 if plan.fused else size if plan.foreach else 2 * largest
     parts = (
         Entry("gradients", size, "float32", split="weights"),
         Entry("root of the second moment", root, "float32", split="weights"),
