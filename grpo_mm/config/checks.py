@@ -50,6 +50,13 @@ def check_settings(config: Settings, world: int) -> None:
         raise ConfigError("the objective stays close to averaged weights, but the run keeps none: give `ema`.")
     if "ema" in getattr(config.engine, "snapshots", ()) and config.ema is None:
         raise ConfigError("the engine asks averaged weights, but the run keeps none: give `ema`.")
+    if config.reference_dtype == "bfloat16" and (
+        getattr(config.policy, "dtype", None) != "bfloat16" or getattr(config.policy, "lora", None) is not None
+    ):
+        raise ConfigError(
+            "reference_dtype = bfloat16 is for a policy that computes in bfloat16 with all weights trained; else the reference would be "
+            "another policy than the one that training begins with. Leave it out."
+        )
     if config.reference_reset is not None and not config.needs_reference:
         raise ConfigError("reference_reset: no term of the objective uses a reference; add {kind: kl, …}.")
     _check_metric(config)

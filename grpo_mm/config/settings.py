@@ -138,6 +138,9 @@ class Settings:
     """Rollouts come from a slow copy of the weights; None: from the weights."""
     reference_reset: ReferenceReset | None = field(default=None, metadata=REFUSED)
     """When the reference becomes the present policy; None: never."""
+    reference_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=REFUSED)
+    """Of the reference where all weights are trained. bfloat16: half of its memory, for a policy that computes in bfloat16: its products see
+    the same weights, and where they are cut over processes all of the network does."""
     eval_prompts: dict[str, Source] = field(default_factory=dict, metadata=NOTED)
     """Held-out prompts; without them nothing is evaluated."""
     evaluation: Evaluation = field(default_factory=Evaluation, metadata=NOTED)

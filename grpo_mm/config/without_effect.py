@@ -125,6 +125,12 @@ def _of_columns(config: Settings) -> Iterator[str]:
     parts = (*config.advantage, *config.objective, config.collector)
     read = frozenset().union(*(getattr(part, "columns", frozenset()) for part in parts))
     by_name = {str(getattr(part, name, None)) for part in parts for name in ("column", "by", "target", "likelihood")}
+    if (
+        config.reference_dtype != "float32"
+        and not config.needs_reference
+        and "ref" not in getattr(config.engine, "snapshots", ())
+    ):
+        yield _void("reference_dtype", config.reference_dtype, "the run keeps no reference")
     for key, column in (("reference_log_ratio", "ref_log_ratio"), ("answer_likelihood", "answer_likelihood")):
         if getattr(config.engine, key, None) and column not in read | by_name:
             yield _void(

@@ -171,6 +171,7 @@ class Plan:
     needs: frozenset[str] = frozenset()
     snapshots: tuple[str, ...] = ()
     """Copies of the trained weights that the run keeps."""
+    reference_dtype: Literal["float32", "bfloat16"] = "float32"
     kind: Literal["cuda", "cpu"] = "cuda"
     optimiser_bytes: int = 8
     """Of the optimiser's state for one trained float32 weight; 2 where its moments have 8 bits."""

@@ -29,12 +29,21 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
         Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), split="weights"),
         Entry(f"{owner}, trained", size, _dtype(module, True), split="weights"),
         Entry("moments of AdamW", count * plan.optimiser_bytes, "float32", split="weights"),
-        *(Entry(names.get(name, name), size, "float32", split="weights") for name in plan.snapshots),
+        *(
+            _snapshot(names.get(name, name), size, plan.reference_dtype if name == "ref" else "float32")
+            for name in plan.snapshots
+        ),
     ]
     if plan.copies_checkpoints:
-        kept = size * (1 + len(plan.snapshots)) + count * plan.optimiser_bytes
+        kept = (
+            size + sum(entry.bytes for entry in entries if entry.owner in names.values()) + count * plan.optimiser_bytes
+        )
         entries.append(Entry("copy of a checkpoint", kept, "float32", place="host", split="weights"))
     return tuple(entry for entry in entries if entry.bytes)
+
+
+def _snapshot(owner: str, size: int, dtype: str) -> Entry:
+    return Entry(owner, size // (1 + (dtype == "bfloat16")), dtype, split="weights")
 
 
 def of_forward(

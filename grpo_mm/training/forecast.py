@@ -138,7 +138,7 @@ def plan_of(config: RunConfig, *, devices: int = 1, kind: Literal["cuda", "cpu"]
         snapshots=tuple(name for name, wanted in kept.items() if wanted), kind=kind,
         foreach=kind == "cuda", fused=config.optim.fused and config.optim.moments == "float32", media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
         devices=devices, offload_rewards=config.offload_rewards, copies_checkpoints=config.checkpoints.in_background,
-        optimiser_bytes=2 if config.optim.moments == "8bit" else 8,
+        reference_dtype=config.reference_dtype, optimiser_bytes=2 if config.optim.moments == "8bit" else 8,
     )  # fmt: skip
 
 
