@@ -27,6 +27,7 @@ from grpo_mm.rollout.reward_use import check_call
 from grpo_mm.training.data import RunData
 from grpo_mm.training.handshake import check_alike, check_disk_is_shared
 from grpo_mm.training.run_folder import (
+    RunFolder,
     Start,
     check_folder,
     exclusive,
@@ -91,14 +92,31 @@ def train(
     tell_what_has_no_effect(config)
     folder = folder_of(config)
     data = RunData(config)
-    how = {"fresh": fresh, "checkpoint": checkpoint, "accept": accept, "data": data}
+    how = {"fresh": fresh, "checkpoint": checkpoint, "accept": accept}
     if world == 1:
-        fresh, start, begins = _start(config, **how)
         processes = None
-    else:  # what a process finds in the folder is the main one's to say: nodes may have disks of their own
+    else:
         processes = Processes(device=config.device, matmul=config.matmul, distributed=config.distributed)
+    with nullcontext() if processes is None else processes.telling():
+        return _train(config, folder, processes, data, on_step=on_step, told=told, **how)
+
+
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    processes: Processes | None,
+    data: RunData,
+    *,
+    on_step: OnStep | None,
+    told: Told | None,
+    **how: Any,
+) -> dict[str, Any]:
+    """processes: None: this one is alone, and does not know its device before the run folder allows that it begins."""
+    if processes is None:
+        fresh, start, begins = _start(config, data=data, **how)
+    else:  # what a process finds in the folder is the main one's to say: nodes may have disks of their own
         check_alike(processes, config)
-        fresh, start, begins = processes.by_main(lambda: _start(config, **how))
+        fresh, start, begins = processes.by_main(lambda: _start(config, data=data, **how))
     if start.done is not None:
         log.log(logging.WARNING if start.done["differs"] else logging.INFO, "%s", start.done["nothing_was_run"])
         return start.done
@@ -118,6 +136,7 @@ def train(
             "torch was imported before grpo_mm, so its threads spin while they wait: beside other processes threads=1, or grpo_mm "
             "imported first, is much faster"
         )
+    check_disk_is_shared(processes, folder)
     trackers = None
     if processes.is_main and config.trackers:
         trackers = Trackers(config.trackers, folder.path, name=config.name)
@@ -127,10 +146,9 @@ def train(
         if processes.is_main:
             open_folder(config, fresh=fresh, start=start, data=data)
         processes.barrier()
-        check_disk_is_shared(processes, folder)
         try:
             with heard():
-                summary = trainer.run(from_checkpoint=checkpoint, on_step=on_step)
+                summary = trainer.run(from_checkpoint=how["checkpoint"], on_step=on_step)
             if trackers is not None:
                 trackers.report(write_report(folder.path), verdict=summary["verdict"]["sentence"])
             return summary

@@ -50,6 +50,13 @@ def check_settings(config: Settings, world: int) -> None:
         raise ConfigError("the objective stays close to averaged weights, but the run keeps none: give `ema`.")
     if "ema" in getattr(config.engine, "snapshots", ()) and config.ema is None:
         raise ConfigError("the engine asks averaged weights, but the run keeps none: give `ema`.")
+    if config.reference_dtype == "bfloat16" and (
+        getattr(config.policy, "dtype", None) != "bfloat16" or getattr(config.policy, "lora", None) is not None
+    ):
+        raise ConfigError(
+            "reference_dtype = bfloat16 is for a policy that computes in bfloat16 with all weights trained; else the reference would be "
+            "another policy than the one that training begins with. Leave it out."
+        )
     if config.reference_reset is not None and not config.needs_reference:
         raise ConfigError("reference_reset: no term of the objective uses a reference; add {kind: kl, …}.")
     _check_metric(config)
@@ -194,6 +201,16 @@ def _check_distributed(config: Settings, world: int) -> None:
             f"policy.quantize = {config.policy.quantize} and distributed.kind = sharded do not go together: quantized weights are not "
             "cut. Leave one of them out."
         )
+    if config.distributed.gather == "forward":
+        if not getattr(config.policy, "blocks_in_order", False):
+            raise ConfigError(
+                f"distributed.gather = forward is for networks that go through all their blocks in one order in each pass, which the "
+                f"policy {name} does not say of its own. Use gather=phase."
+            )
+        if getattr(config.engine, "snapshots", ()):
+            raise ConfigError(
+                "distributed.gather = forward, but the engine puts copies of the weights in place between forwards. Use gather=phase."
+            )
     check_torch(
         reduced=getattr(config.policy, "dtype", None) == "bfloat16" and getattr(config.policy, "lora", None) is None
     )

@@ -78,6 +78,9 @@ class Checkpoints:
     """So many of the newest stay."""
     keep_best: bool = field(default=True, metadata=FREE)
     """The one with the best held-out score stays as well."""
+    in_background: bool = field(default=False, metadata=FREE)
+    """Written and hashed while training goes on, from a copy in main memory; the same files. The next one, the end of the run, and
+    whatever ends it early wait for it."""
 
 
 class _ByPolicy(tuple[Any, ...]):
@@ -135,6 +138,9 @@ class Settings:
     """Rollouts come from a slow copy of the weights; None: from the weights."""
     reference_reset: ReferenceReset | None = field(default=None, metadata=REFUSED)
     """When the reference becomes the present policy; None: never."""
+    reference_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=REFUSED)
+    """Of the reference where all weights are trained. bfloat16: half of its memory, for a policy that computes in bfloat16: its products see
+    the same weights, and where they are cut over processes all of the network does."""
     eval_prompts: dict[str, Source] = field(default_factory=dict, metadata=NOTED)
     """Held-out prompts; without them nothing is evaluated."""
     evaluation: Evaluation = field(default_factory=Evaluation, metadata=NOTED)

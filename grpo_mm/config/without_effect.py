@@ -125,6 +125,12 @@ def _of_columns(config: Settings) -> Iterator[str]:
     parts = (*config.advantage, *config.objective, config.collector)
     read = frozenset().union(*(getattr(part, "columns", frozenset()) for part in parts))
     by_name = {str(getattr(part, name, None)) for part in parts for name in ("column", "by", "target", "likelihood")}
+    if (
+        config.reference_dtype != "float32"
+        and not config.needs_reference
+        and "ref" not in getattr(config.engine, "snapshots", ())
+    ):
+        yield _void("reference_dtype", config.reference_dtype, "the run keeps no reference")
     for key, column in (("reference_log_ratio", "ref_log_ratio"), ("answer_likelihood", "answer_likelihood")):
         if getattr(config.engine, key, None) and column not in read | by_name:
             yield _void(
@@ -140,8 +146,13 @@ def _of_place(config: Settings) -> Iterator[str]:
     if config.distributed.kind == "replicated" and config.distributed.shard_over is not None:
         why = "nothing is cut: distributed.kind is replicated"
         yield _void("distributed.shard_over", config.distributed.shard_over, why)
+    if config.distributed.kind == "replicated" and config.distributed.gather != "phase":
+        why = "nothing is cut: distributed.kind is replicated"
+        yield _void("distributed.gather", config.distributed.gather, why)
     if config.distributed.kind == "sharded" and os.environ.get("WORLD_SIZE", "1") == "1":
         yield _void("distributed.kind", "sharded", "one process holds all weights; start several (configs/accelerate)")
+    if config.optim.fused and config.optim.moments != "float32":
+        yield _void("optim.fused", True, f"optim.moments is {config.optim.moments}, which has kernels of its own")
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
     offload = getattr(config.policy, "offload", None)
     if on_cpu and offload:

@@ -23,12 +23,13 @@ class Entry:
     place: Literal["device", "host"] = "device"
     split: Literal["", "weights", "rows"] = ""
     """What leaves each device a part of it: "weights", sharding; "rows", processes that share the prompts of a step."""
-    when: Literal["", "replicated", "sharded"] = ""
-    """The one form in which there is such an entry; "": both."""
+    when: Literal["", "replicated", "sharded", "whole", "forward"] = ""
+    """The form in which there is such an entry; "": in all. sharded: gathered once a phase; forward: within forwards; whole: all but
+    that."""
 
     def on_each(self, spread: Spread, *, counted_for: int) -> int:
         """Bytes on each of several devices, of an entry that was counted for the rows of one of `counted_for` processes."""
-        if self.when and (self.when == "sharded") != spread.sharded:
+        if self.when and self.when not in spread.forms:
             return 0
         if self.split == "rows":
             return -(-self.bytes * counted_for // spread.devices)
@@ -45,11 +46,27 @@ class Spread:
 
     devices: int = 1
     sharded: bool = False
+    gather: Literal["phase", "forward"] = "phase"
+    """forward: a block's weights are whole only while a pass is in it, and its gradients are added up and cut after each."""
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Of entries that there are, see `Entry.when`."""
+        if not self.sharded:
+            return REPLICATED
+        return ("forward",) if self.gather == "forward" else ("sharded", "whole")
+
+
+REPLICATED = ("replicated", "whole")
+
+
+def _is_on_device(entry: Entry) -> bool:
+    """Of a form that is not yet chosen (`Ledger.on`): as replicated."""
+    return entry.place == "device" and (not entry.when or entry.when in REPLICATED)
 
 
 def _on_device(entries: tuple[Entry, ...]) -> int:
-    """Of a form that is not yet chosen (`Ledger.on`): as replicated."""
-    return sum(entry.bytes for entry in entries if entry.place == "device" and entry.when != "sharded")
+    return sum(entry.bytes for entry in entries if _is_on_device(entry))
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,11 @@ class Ledger:
         return replace(self, resident=here(self.resident), phases=phases, devices=spread.devices)
 
     @property
+    def comes_and_goes(self) -> bool:
+        """Whether its weights may be whole within forwards only."""
+        return any(entry.when == "forward" for phase in self.phases for entry in phase.parts)
+
+    @property
     def held(self) -> int:
         """Bytes that are on the device all the time."""
         return _on_device(self.resident)
@@ -118,7 +140,7 @@ class Ledger:
         """Bytes at the peak, the largest first; "" for what is of several."""
         found: dict[str, int] = {}
         for entry in (*self.resident, *self.fullest.parts):
-            if entry.place == "device" and entry.when != "sharded":
+            if _is_on_device(entry):
                 found[entry.dtype] = found.get(entry.dtype, 0) + entry.bytes
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -151,11 +173,14 @@ class Plan:
     needs: frozenset[str] = frozenset()
     snapshots: tuple[str, ...] = ()
     """Copies of the trained weights that the run keeps."""
+    reference_dtype: Literal["float32", "bfloat16"] = "float32"
     kind: Literal["cuda", "cpu"] = "cuda"
     optimiser_bytes: int = 8
     """Of the optimiser's state for one trained float32 weight; 2 where its moments have 8 bits."""
     foreach: bool = True
     """Whether the optimiser takes a root of the whole second moment at once, as AdamW does on a GPU."""
+    fused: bool = False
+    """Whether it takes none that is kept (`optim.fused`)."""
     eval_rows: int = 0
     """Held-out rows that one process is asked at once; 0: no held-out data, or as many as a step has."""
     devices: int = 1
@@ -163,6 +188,8 @@ class Plan:
     sequence: int = 1
     """Processes that hold a row between them."""
     offload_rewards: bool = False
+    copies_checkpoints: bool = False
+    """Whether they are written from a copy in main memory."""
     media: str = ""
     """"video" or "picture" where prompts have one, as far as the readers tell."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from grpo_mm.ledger.entries import GIB, Ledger, Phase, Spread
 
 MARGIN = 0.1
@@ -10,15 +12,17 @@ DEVICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 def fewest(ledger: Ledger, free: int) -> Spread | None:
-    """The smallest number of devices with so many free bytes that hold it, each holding everything before sharded.
+    """The smallest number of devices with so many free bytes that hold it, each holding everything before sharded; with weights
+    that come and go within forwards, which takes more time, only where not even 128 hold them otherwise.
 
-    None: not even 128. See `cards.usable` for what a card has free.
+    None: nor so. See `cards.usable` for what a card has free.
     """
-    for devices in DEVICES:
-        for sharded in (False, True)[: 1 + (devices > 1 and ledger.can_shard)]:
-            spread = Spread(devices, sharded)
-            if ledger.on(spread).peak <= free:
-                return spread
+    for gather in ("phase", "forward")[: 1 + (ledger.comes_and_goes and ledger.can_shard)]:
+        for devices in DEVICES:
+            for sharded in (False, True)[gather == "forward" : 1 + (devices > 1 and ledger.can_shard)]:
+                spread = Spread(devices, sharded, gather)
+                if ledger.on(spread).peak <= free:
+                    return spread
     return None
 
 
@@ -66,8 +70,17 @@ def cheapest_fix(ledger: Ledger, free: int, spread: Spread) -> str:
     ways = []
     if worst.lower and held + worst.bytes - worst.proportional <= free:
         ways.append(" and ".join([*offload, f"less for {worst.name} ({worst.lower})"]))
+    if (
+        spread.devices > 1
+        and ledger.comes_and_goes
+        and ledger.on(replace(spread, sharded=True, gather="forward")).peak <= free
+    ):
+        ways.append("on these devices distributed.kind=sharded with distributed.gather=forward holds it")
     if (found := fewest(ledger, free)) is not None:
-        ways.append(f"{found.devices} such devices hold it{' with distributed.kind=sharded' * found.sharded}")
+        form = " with distributed.kind=sharded" * found.sharded + " distributed.gather=forward" * (
+            found.gather == "forward"
+        )
+        ways.append(f"{found.devices} such devices hold it{form}")
     if sum(e.bytes for e in here.resident if e.owner.startswith(STATE)) > here.peak / 3:
         ways.append("train an adapter (policy.lora={rank: 32})")
     said = "; or ".join(ways) or "no change of one setting makes it fit"

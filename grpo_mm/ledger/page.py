@@ -25,7 +25,8 @@ HEAD = [
     "answer its longest (`show` says it for each config).", "",
     f"- A card must hold the peak with {FRAGMENTED - 1:.0%} between blocks and {CONTEXT_BYTES / GIB:.0f} GiB for CUDA. *Smallest*: the smallest single card of {', '.join(map(str, SIZES))} GB.",
     "- *Fewest*: each card holds everything, or, marked *s*, a part of weights, moments and copies, and in each phase all weights gathered",
-    "  in the dtype of the forwards, gradients whole in float32. Sharded counts follow that model; they were not measured on GPUs.",
+    "  in the dtype of the forwards, gradients whole in float32; where not even 128 hold that, marked *f*, weights that are gathered within",
+    "  forwards (`distributed.gather=forward`). Sharded counts follow that model; they were not measured on GPUs.",
     f"- *s a step*: of the fewest 80 GB cards (else 141 GB), as H100s (H200s), at {SHARE_OF_PEAK:.0%} of their dense peak (bfloat16, or float32 where a",
     "  config trains in it), tokens drawn at the time that starting their kernels takes; without rewards, decoding of media, communication;",
     "  one card's seconds divided by the cards, which is too little where answers are drawn in fewer than one batch a card.",
@@ -56,7 +57,7 @@ class Row:
         seconds = "" if size is None else f"{self.seconds[size][1]:.3g}"
         return [
             self.name, f"{self.ledger.trained / 1e6:,.0f} of {self.ledger.weights / 1e6:,.0f}", f"{single} GB" if single else "none",
-            *(self._fewest(gib) for gib in (80, 141)), f"{here.peak / GIB:.1f}{' s' * self.spread.sharded}",
+            *(self._fewest(gib) for gib in (80, 141)), f"{here.peak / GIB:.1f}{mark_of(self.spread)}",
             *(_gib(size) for size in by_owner(here).values()), seconds,
         ]  # fmt: skip
 
@@ -64,7 +65,13 @@ class Row:
         if gib not in self.seconds:
             return f"> {DEVICES[-1]}"
         spread = self.seconds[gib][0]
-        return f"{spread.devices}{' s' * spread.sharded}"
+        return f"{spread.devices}{mark_of(spread)}"
+
+
+def mark_of(spread: Spread) -> str:
+    if not spread.sharded:
+        return ""
+    return " f" if spread.gather == "forward" else " s"
 
 
 def by_owner(ledger: Ledger) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -34,22 +34,53 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
         Entry(owner + (", frozen" if size and frozen else ""), frozen, _dtype(module, False), split="weights"),
         Entry(f"{owner}, trained", size, _dtype(module, True), split="weights"),
         Entry("moments of AdamW", count * plan.optimiser_bytes, "float32", split="weights"),
-        *(Entry(names.get(name, name), size, "float32", split="weights") for name in plan.snapshots),
+        *(
+            _snapshot(names.get(name, name), size, plan.reference_dtype if name == "ref" else "float32")
+            for name in plan.snapshots
+        ),
     ]
+    if plan.copies_checkpoints:
+        kept = (
+            size + sum(entry.bytes for entry in entries if entry.owner in names.values()) + count * plan.optimiser_bytes
+        )
+        entries.append(Entry("copy of a checkpoint", kept, "float32", place="host", split="weights"))
     return tuple(entry for entry in entries if entry.bytes)
 
 
-def of_forward(module: nn.Module, compute: str, *, size: int, copies: int = 0, gradients: int = 0) -> tuple[Entry, ...]:
+def _snapshot(owner: str, size: int, dtype: str) -> Entry:
+    return Entry(owner, size // (1 + (dtype == "bfloat16")), dtype, split="weights")
+
+
+def of_forward(
+    module: nn.Module,
+    compute: str,
+    *,
+    size: int,
+    copies: int = 0,
+    gradients: int = 0,
+    blocks: Sequence[nn.Module] = (),
+) -> tuple[Entry, ...]:
     """What a pass holds of the weights beside those that are there all the time.
 
     Args:
         compute: the dtype that products run in; `size` is that of one number.
         copies: bytes of weights that autocast has cast; sharded weights are gathered in that dtype instead.
         gradients: bytes of those that are added up; whole on each device until the update is done.
+        blocks: what comes and goes with `distributed.gather = forward`, one at a time, with its own gradients.
     """
     numbers = sum(p.numel() for p in module.parameters())
+    sizes = [[p.numel() for p in block.parameters()] for block in blocks]
+    one = numbers - sum(map(sum, sizes)) + max(map(sum, sizes), default=0)
+    trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    share = max(trained, default=0) / max(1, sum(p.numel() for p in module.parameters() if p.requires_grad))
+    within = (
+        Entry("gradients", gradients, "float32", split="weights", when="forward"),
+        Entry("gradients of a block", round(gradients * share), "float32", when="forward"),
+        Entry("gathered weights", one * size, compute, when="forward"),
+    )
     return (
-        Entry("gradients", gradients, "float32"),
+        *(within if blocks else ()),
+        Entry("gradients", gradients, "float32", when="whole"),
         Entry("compute copies (autocast)", copies, compute, when="replicated"),
         Entry("gathered weights", numbers * size, compute, when="sharded"),
     )
@@ -59,7 +90,7 @@ def of_optimiser(module: nn.Module, plan: Plan) -> Phase:
     """The step of AdamW, and the sums of `ema` after it."""
     trained = [p for p in module.parameters() if p.requires_grad]
     size, largest = bytes_of(trained), max((p.numel() * p.element_size() for p in trained), default=0)
-    root = size if plan.foreach else 2 * largest
+    root = 0 if plan.fused else size if plan.foreach else 2 * largest
     parts = (
         Entry("gradients", size, "float32", split="weights"),
         Entry("root of the second moment", root, "float32", split="weights"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from grpo_mm.ledger.cards import CONTEXT_BYTES, SHARE_OF_PEAK, SIZES, card, smallest, usable
 from grpo_mm.ledger.entries import GIB, Entry, Ledger, Phase, Spread
@@ -21,6 +22,8 @@ class Asked:
     """Of a GPU for an hour, in any currency."""
     sharded: bool = False
     """Whether each device keeps a part of the weights only."""
+    gather: Literal["phase", "forward"] = "phase"
+    """sharded: when weights are whole."""
     bench: Path | None = None
     """What `grpo-mm bench --json` printed: seconds of a step come from there."""
     measured_seconds: float | None = None
@@ -34,9 +37,10 @@ def memory_lines(ledger: Ledger, asked: Asked | None = None, *, cpu: bool = Fals
     `ledger` is counted for the processes that `asked` says.
     """
     asked = asked or Asked()
-    here = ledger.on(Spread(asked.devices, asked.sharded))
+    here = ledger.on(_spread(asked))
     on_device = [entry for entry in here.resident if entry.place == "device"]
-    form = ", weights sharded" if asked.sharded else ", each holds all weights" if asked.devices > 1 else ""
+    within = " and gathered within forwards" * (asked.gather == "forward")
+    form = f", weights sharded{within}" if asked.sharded else ", each holds all weights" if asked.devices > 1 else ""
     each = "the process" if asked.devices == 1 else f"each of {asked.devices} processes{form}"
     found = [
         f"{ledger.trained / 1e6:.2f} M trained of {ledger.weights / 1e6:.2f} M weights of the network",
@@ -55,11 +59,15 @@ def memory_lines(ledger: Ledger, asked: Asked | None = None, *, cpu: bool = Fals
     return [*found, *_card_lines(ledger, here, asked), *ledger.said]
 
 
+def _spread(asked: Asked) -> Spread:
+    return Spread(asked.devices, asked.sharded, asked.gather)
+
+
 def _card_lines(ledger: Ledger, here: Ledger, asked: Asked) -> list[str]:
     size = smallest(here.peak)
     spare = f"{CONTEXT_BYTES / GIB:.0f} GiB for CUDA and 5 % between blocks counted in"
     below = max((s for s in SIZES if s < (size or 10**9)), default=None)
-    advice = cheapest_fix(ledger, usable(below), Spread(asked.devices, asked.sharded)) if below else ""
+    advice = cheapest_fix(ledger, usable(below), _spread(asked)) if below else ""
     first = (
         f"no GPU of {', '.join(map(str, SIZES))} GB holds this ({spare}): {advice}"
         if size is None
@@ -71,9 +79,12 @@ def _card_lines(ledger: Ledger, here: Ledger, asked: Asked) -> list[str]:
 
 
 def number_of_cards(ledger: Ledger, gib: int) -> str:
-    """ "1", "8 (sharded)", "none up to 128"."""
+    """ "1", "8 (sharded)", "8 (sharded, gather=forward)", "none up to 128"."""
     spread = fewest(ledger, usable(gib))
-    return f"none up to {DEVICES[-1]}" if spread is None else f"{spread.devices}{' (sharded)' * spread.sharded}"
+    if spread is None:
+        return f"none up to {DEVICES[-1]}"
+    form = "sharded" + ", gather=forward" * (spread.gather == "forward")
+    return f"{spread.devices}{f' ({form})' * spread.sharded}"
 
 
 def time_lines(ledger: Ledger, asked: Asked, *, steps: int) -> list[str]:

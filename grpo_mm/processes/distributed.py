@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -17,6 +18,7 @@ from grpo_mm.errors import ConfigError, TrainingStopped, UserError
 from grpo_mm.identity import FREE
 from grpo_mm.processes.alike import bit_sums, checksum, combined
 from grpo_mm.processes.clock import phase
+from grpo_mm.processes.notices import of_this_run
 from grpo_mm.processes.sequence import SequenceGroup
 from grpo_mm.processes.shards import Shards
 
@@ -36,6 +38,9 @@ class Distributed:
     sequence: int = field(default=1, metadata=FREE)
     """So many processes hold a row between them, each a part of its tokens, where log-probabilities and gradients of texts are computed
     (Ulysses, arXiv:2309.14509); they draw and score the same rows. 1: each row is one process's."""
+    gather: Literal["phase", "forward"] = field(default="phase", metadata=FREE)
+    """sharded: when weights are whole. phase: while a process samples, or makes the gradients of an update, when none waits for another.
+    forward: a block's only while a forward or a backward pass is in it, for models that are too large to be whole; pictures only."""
     check_every: int = field(default=100, metadata=FREE)
     """Steps between comparisons of the weights that several processes hold; 0: only at the start."""
     timeout_minutes: float = field(default=120.0, metadata=FREE)
@@ -102,6 +107,10 @@ class Processes:
         self.rank, self.world = self.index // self.members, self.number // self.members
         self.sequence = _sequence(self)
         self._mesh: Any = None
+        self._shards: Shards | None = None
+        self._group: Any = None
+        """Of `gather`; None: all processes, by the run's own communication."""
+        self._notices = of_this_run(rank=self.index, world=self.number, limit=self.timeout)
         if self.device.type == "cuda":
             set_matmul(matmul)
         if self.number > 1:
@@ -124,7 +133,10 @@ class Processes:
             return None
         self.check_alike(network.parameters(), when="as they were loaded")
         self._mesh = _mesh(self, self.distributed.shard_over or self.number) if self._mesh is None else self._mesh
-        return Shards(network, units, self._mesh, compute=compute)
+        self._shards = Shards(
+            network, units, self._mesh, compute=compute, in_forward=self.distributed.gather == "forward"
+        )
+        return self._shards
 
     @contextmanager
     def gathered(self, policy: Any, *, copies: Iterable[str] = ()) -> Iterator[None]:
@@ -147,12 +159,33 @@ class Processes:
         shards = getattr(policy, "shards", None)
         if shards is None:
             yield
-            self.sync_gradients(list(policy.trainable.values()))
+            with self._waiting():
+                self.sync_gradients(list(policy.trainable.values()))
             return
         with shards.gathered():
             yield
-            with phase("optim"):
+            with phase("optim"), self._waiting():
                 shards.add_up_gradients()
+
+    def telling(self) -> AbstractContextManager[None]:
+        """Within, a process that ends ends all, with its reason (`Notices.kept`)."""
+        return nullcontext() if self._notices is None else self._notices.kept()
+
+    def all_say(self, word: str) -> bool:
+        """Whether all processes come here with the same word, shortly after each other; one that does not is not waited for."""
+        return self._notices is None or self._notices.all_say(word)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._notices is None else self._notices.waiting()
+
+    def beside(self) -> Processes:
+        """The same processes for a thread that runs beside the main one on each: `gather`, `everywhere` and `by_main` of it do not
+        get in the way of others. All processes make it together."""
+        other = copy(self)
+        other._shards, other._notices = None, None
+        if self.number > 1:
+            other._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
+        return other
 
     def check_alike(self, tensors: Iterable[Tensor], *, when: str) -> None:
         """All processes come together. Where tensors are cut, those are compared that hold the same part.
@@ -237,7 +270,10 @@ class Processes:
         if self.number == 1:
             return [thing]
         things: list[Any] = [None] * self.number
-        torch.distributed.all_gather_object(things, thing)
+        if self._shards is not None:
+            self._shards.meet()
+        with self._waiting():
+            torch.distributed.all_gather_object(things, thing, group=self._group)
         return things
 
     def sum(self, value: float) -> float:
@@ -264,7 +300,9 @@ class Processes:
 
     def barrier(self) -> None:
         if self.number > 1:
-            self.accelerator.wait_for_everyone()
+            self._shards.meet() if self._shards is not None else None
+            with self._waiting():
+                self.accelerator.wait_for_everyone()
 
 
 def set_matmul(precision: str) -> None:

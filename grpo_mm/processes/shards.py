@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.processes.clock import phase
+from grpo_mm.processes.turns import Block, Turns
 
 
 class Shards:
@@ -27,6 +28,7 @@ class Shards:
         mesh: Any,
         *,
         compute: torch.dtype | None = None,
+        in_forward: bool = False,
     ) -> None:
         """Every process has to begin with the same bytes: nothing is sent.
 
@@ -35,6 +37,8 @@ class Shards:
                 share a weight belong into one.
             compute: what gathered weights are, and with it what the network computes in; None: as the weights are. Their
                 gradients add up as the weights are, in float32.
+            in_forward: weights of the units, which have one module each, are whole only while a pass is in them (`Turns`); what no
+                unit holds is gathered once a phase.
 
         Raises:
             ConfigError: this torch is too old for it.
@@ -46,13 +50,25 @@ class Shards:
         self._device = torch.device(mesh.device_type)
         self._wide = None if compute is None else torch.promote_types(compute, torch.float32)
         precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=self._wide, cast_forward_inputs=False)
-        self.units = [_Unit(modules) for modules in _all_units(network, units)]
-        for unit in self.units:
+        own = [_Unit(modules) for modules in _all_units(network, units)]
+        for unit in own:
             fully_shard(unit, mesh=mesh, reshard_after_forward=False, mp_policy=precision)
             unit.set_gradient_divide_factor(1.0)  # terms have global denominators: a sum is what is wanted
             unit.set_force_sum_reduction_for_comms(True)
             unit.set_reshard_after_backward(False)
             unit.set_requires_gradient_sync(False)
+        come_and_go = min(len(units), len(own)) if in_forward else 0
+        self.units = own[come_and_go:]
+        self.turns: Turns | None = None
+        if in_forward:
+            blocks = [Block(module, unit) for (module,), unit in zip(units, own[:come_and_go], strict=True)]
+            rest = any(p.requires_grad for unit in self.units for p in unit.parameters())
+            self.turns = Turns(blocks, mesh, trained_before=rest, wide=self._wide)
+
+    def meet(self) -> None:
+        """Before processes do something else together, while weights are gathered: they need not be equally far."""
+        if self.turns is not None and self.depth:
+            self.turns.meet()
 
     @property
     def are_gathered(self) -> bool:
@@ -67,6 +83,8 @@ class Shards:
         self.depth += 1
         try:
             yield
+            if self.depth == 1:
+                self.meet()
         finally:
             self.depth -= 1
             if not self.depth:
@@ -76,12 +94,13 @@ class Shards:
     def _gather(self) -> None:
         for unit in self.units:
             unit.unshard()
-        for p in self.whole().values() if self._wide is not None else ():
+        for p in (p for unit in self.units for p in unit.parameters()) if self._wide is not None else ():
             if p.requires_grad:
                 p.grad_dtype = self._wide
 
     def whole(self) -> Mapping[str, nn.Parameter]:
-        """The weights as they are in the network now, by name; while they are gathered these are whole."""
+        """The weights as they are in the network now, by name; while they are gathered these are whole, but for blocks whose weights
+        come and go."""
         return dict(self.network.named_parameters())
 
     def add_up_gradients(self) -> None:
@@ -89,6 +108,9 @@ class Shards:
 
         A weight without a gradient on every process stays without one, as where nothing is cut.
         """
+        if self.turns is not None:
+            self.turns.meet()
+            self.turns.add_up_copies()
         own = [p for unit in self.units for p in unit.parameters() if p.requires_grad]
         used = torch.tensor([p.grad is not None for p in own], dtype=torch.int32, device=self._device)
         torch.distributed.all_reduce(used)

@@ -24,7 +24,13 @@ def cost_lines(config: RunConfig, asked: Asked) -> list[str]:
     """Does it fit, how long, what does it cost; what cannot be told is said in a line of its own."""
     seconds, where = timed(config.folder, asked.bench)
     cut = asked.sharded or config.distributed.kind == "sharded"
-    asked = replace(asked, measured_seconds=seconds, measured_on=where, sharded=cut and asked.devices > 1)
+    asked = replace(
+        asked,
+        measured_seconds=seconds,
+        measured_on=where,
+        sharded=cut and asked.devices > 1,
+        gather=config.distributed.gather,
+    )
     plan = plan_of(config, devices=asked.devices)
     try:
         ledger = ledger_of(config, plan)
@@ -56,7 +62,8 @@ def forecast(config: RunConfig, processes: Processes) -> Ledger | None:
         return None
     if ledger is None:
         return None
-    spread = Spread(processes.number, sharded=processes.number > 1 and config.distributed.kind == "sharded")
+    cut = processes.number > 1 and config.distributed.kind == "sharded"
+    spread = Spread(processes.number, sharded=cut, gather=config.distributed.gather)
     if (why := refusal(ledger, free, spread=spread)) is not None:
         raise ConfigError(f"{config.name}: {why}")
     here = ledger.on(spread)
@@ -126,9 +133,9 @@ def plan_of(config: RunConfig, *, devices: int = 1, kind: Literal["cuda", "cpu"]
     return Plan(
         prompts=prompts, group_size=config.group_size, updates=config.updates.count, calls=calls, needs=config.needs,
         snapshots=tuple(name for name, wanted in kept.items() if wanted), kind=kind,
-        foreach=kind == "cuda", media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
+        foreach=kind == "cuda", fused=config.optim.fused and config.optim.moments == "float32", media=_media(config), eval_rows=bool(config.eval_prompts) * prompts * config.group_size,
         devices=devices, sequence=config.distributed.sequence if devices > 1 else 1, offload_rewards=config.offload_rewards,
-        optimiser_bytes=2 if config.optim.moments == "8bit" else 8,
+        copies_checkpoints=config.checkpoints.in_background, reference_dtype=config.reference_dtype, optimiser_bytes=2 if config.optim.moments == "8bit" else 8,
     )  # fmt: skip
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import ConfigError
@@ -14,6 +17,7 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.training.run_folder import RunFolder, versions
 
 MAY_DIFFER = ("platform", "git_commit")
+SECONDS_TO_SIGHT = 5.0
 
 
 def check_alike(processes: Processes, config: RunConfig) -> None:
@@ -29,20 +33,41 @@ def check_alike(processes: Processes, config: RunConfig) -> None:
 
 
 def check_disk_is_shared(processes: Processes, folder: RunFolder) -> None:
-    """Processes that share the weights write checkpoints together; after the main one has opened the folder they come together.
+    """Processes that share the weights write checkpoints together; they come here together, before a model is loaded.
 
     Raises:
-        ConfigError: some process sees another folder of that name, or none.
+        ConfigError: some process does not see a file that the main one has put beside the run folder.
     """
     if not processes.cuts_weights:
         return
-    found = processes.gather_all(None if folder.run is None else folder.run.id)
-    for rank, run in enumerate(found):
-        if run != found[0]:
+    runs = folder.path.parent
+    mark = runs / f".seen_by_all_{processes.by_main(lambda: uuid4().hex)}"
+
+    def put() -> None:
+        runs.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+    processes.by_main(put)
+    try:
+        found = processes.gather_all(_comes_to_sight(mark))
+    finally:
+        processes.by_main(lambda: mark.unlink(missing_ok=True))
+    for rank, sees in enumerate(found):
+        if not sees:
             raise ConfigError(
                 f"process {rank} does not see the run folder {folder.path} of process 0. Weights that are cut over processes are saved by "
                 "all of them: `runs_dir` has to lie on a disk that all nodes share."
             )
+
+
+def _comes_to_sight(path: Path) -> bool:
+    """Disks of a network show a new file some seconds later."""
+    until = time.monotonic() + SECONDS_TO_SIGHT
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def first_difference(ranks: Sequence[Mapping[str, Any]]) -> None:

@@ -89,7 +89,7 @@ class Learner:
         processes.check_alike(self.params, when="as they were loaded")
         self.optimizer = config.optim.build(self.params)
         reads = frozenset(getattr(config.engine, "snapshots", ()))
-        self.policy.snapshots.take("ref") if config.needs_reference or "ref" in reads else None
+        self._take_reference() if config.needs_reference or "ref" in reads else None
         self._base: int | None = None
         """The sum of bits of the reference, where checkpoints name it instead of holding it: it is the model as it was loaded."""
         keeps = "ref" in self.policy.snapshots and config.reference_reset is None
@@ -201,7 +201,7 @@ class Learner:
         counters["since_reset"] += 1
         due = config.reference_reset.is_due(counters["since_reset"], found.get("objective/ref_kl", 0.0))
         if due:
-            self.policy.snapshots.take("ref")
+            self._take_reference()
             counters["since_reset"] = 0
         return {"policy/reference_reset": float(due)}
 
@@ -390,6 +390,10 @@ class Learner:
         parts = {path: part.state_dict() for path, part in stateful_parts(self.config)}
         state = {"counters": self.counters, "parts": parts}
         return tensors, state if self._base is None else state | {"reference": self._base}
+
+    def _take_reference(self) -> None:
+        reduced = self.config.reference_dtype == "bfloat16"
+        self.policy.snapshots.take("ref", dtype=torch.bfloat16 if reduced else None)
 
     def _reference_checksum(self) -> int:
         return self.processes.whole_checksum(self.policy.snapshots.copy_of("ref").values())

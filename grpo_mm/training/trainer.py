@@ -33,7 +33,7 @@ from grpo_mm.outside import reason
 from grpo_mm.processes import clock, progress
 from grpo_mm.processes.compiled import compiled_counts, told
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.processes.peak_memory import peak_gib
+from grpo_mm.processes.peak_memory import GIB, peak_gib
 from grpo_mm.rollout.phrasing import template_of, way_of
 from grpo_mm.training.data import RunData, overlap
 from grpo_mm.training.evaluate import EvalResult, evaluate
@@ -51,12 +51,15 @@ from grpo_mm.training.product import (
 from grpo_mm.training.run_folder import RunFolder, cut_back, failing_disk_stops, find_checkpoint, replace_text
 from grpo_mm.training.state import check_state
 from grpo_mm.weights import checkpoint
+from grpo_mm.weights.background import Writer, copied, free_memory, size_of
 from grpo_mm.weights.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
 OF_PARTS = ("learner", "rules", "default_rules")
 """What a checkpoint keeps beside the state of the loop."""
+MARGIN = 1.2
+"""Of main memory, that a copy of a checkpoint leaves free."""
 AMOUNTS = ("pictures", "prompt_tokens", "answer_tokens")
 """What is sampled in a step: logged, and also as a rate over the entire step."""
 OnStep = Callable[[int, dict[str, float]], None]
@@ -87,6 +90,9 @@ class Trainer:
             size, product = self.learner.checkpoint_bytes()
             kept = config.checkpoints.keep_last + config.checkpoints.keep_best
             processes.by_main(lambda: check_disk(folder.path, checkpoint_bytes=size, product_bytes=product, kept=kept))
+        self._writer = Writer()
+        self._beside = processes.beside() if config.checkpoints.in_background else None
+        self._told_of_room = False
         self.rules = Rules(config.watch)
         self.default_rules = Rules(config.default_rules)
         self.state: dict[str, Any] = {
@@ -105,6 +111,7 @@ class Trainer:
             with failing_disk_stops(self.folder), progress.heard_by(self.told.working):
                 return self._run(from_checkpoint, on_step)
         finally:
+            self._writer.end()
             self.told.ends()
 
     def _run(self, from_checkpoint: str | None, on_step: OnStep | None) -> dict[str, Any]:
@@ -141,9 +148,10 @@ class Trainer:
                 if on_step is not None:
                     on_step(state["step"], row)
                 self._act(alarms)
-                asked = int(self.processes.max(signal_asked()))
+                asked = max(self.processes.everywhere(lambda: self._writer.check() or signal_asked()))
                 self._after_step(must_save=bool(asked))
             asked = asked or int(self.processes.max(signal_asked()))
+        self.processes.everywhere(self._writer.wait)
         if asked:
             log.warning(
                 "%s: saved at step %d; the same command goes on from there", signal.Signals(asked).name, state["step"]
@@ -179,6 +187,8 @@ class Trainer:
         try:
             yield
         except TrainingStopped:
+            if not self.processes.all_say(f"step {self.state['step'] + 1} could not be done"):
+                raise  # on this process alone: the others cannot take part in a product
             done, within = self.state["step"], self.learner.counters["updates"] - updates
             if done + within > 0:
                 why = f"step {done + 1} could not be done" + f", after {within} updates of it" * bool(within)
@@ -343,6 +353,7 @@ class Trainer:
         """The weights of the newest checkpoint that was measured inside all bands; its step."""
         if self.state["step"] == 0:
             return 0
+        self.processes.everywhere(self._writer.wait)
         step = self.processes.by_main(self._step_to_go_back_to)
         path = self.folder.checkpoints / checkpoint.name_of(step)
         loaded = self._read(path)
@@ -350,7 +361,7 @@ class Trainer:
         return step
 
     def _step_to_go_back_to(self) -> int:
-        step = self._healthy_checkpoint()
+        step = self._healthy_checkpoint(self.rules.healthy_step)
         return checkpoint.steps(self.folder.checkpoints)[0] if step is None else step
 
     def _read(self, path: Path) -> Checkpoint:
@@ -370,9 +381,9 @@ class Trainer:
         }
         return Checkpoint(tensors, processes.by_main(lambda: own.state))
 
-    def _healthy_checkpoint(self) -> int | None:
+    def _healthy_checkpoint(self, healthy: int) -> int | None:
         there = checkpoint.steps(self.folder.checkpoints)
-        return max((s for s in there if s <= self.rules.healthy_step), default=None)
+        return max((s for s in there if s <= healthy), default=None)
 
     def _note_score(self, score: float, step: int) -> None:
         state = self.state
@@ -382,28 +393,53 @@ class Trainer:
             state["evaluations_without_gain"] += 1
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint and lets go of those that are no longer kept."""
+        """Writes a checkpoint and lets go of those that are no longer kept, at once or beside what follows."""
         self.state["step"] = step
         tensors, learner_state = self.learner.checkpoint()
         state = self.state | {"learner": learner_state, "rules": self.rules.state_dict()}
         made = Checkpoint(tensors, state | {"default_rules": self.default_rules.state_dict()})
-        where, processes = self.folder.checkpoints, self.processes
+        kept = self._healthy_most, state["best_step"]
+        if self._beside is None or not self._has_room_for(made):
+            self._write(made, step, self.processes, kept)
+            return
+        self.processes.everywhere(self._writer.wait)
+        if self.processes.cuts_weights or self.processes.is_main:
+            made = copied(made)
+        self._writer.begin(lambda: self._write(made, step, self._beside, kept))
+
+    def _write(self, made: Checkpoint, step: int, processes: Processes, kept: tuple[int | None, int | None]) -> None:
+        where = self.folder.checkpoints
         if processes.cuts_weights:
             run = self.folder.run if processes.is_main else None
             checkpoint.write(where, made, step=step, run=run, processes=processes)
         else:
             processes.by_main(lambda: checkpoint.write(where, made, step=step, run=self.folder.run))
-        processes.by_main(self._prune)
+        processes.by_main(lambda: self._prune(*kept))
 
-    def _prune(self) -> None:
+    def _has_room_for(self, made: Checkpoint) -> bool:
+        """Of main memory, on all processes; else it is written at once, which the log says the first time."""
+        writes = self.processes.cuts_weights or self.processes.is_main
+        needed, free = size_of(made) if writes else 0, free_memory()
+        short = free is not None and needed * MARGIN > free
+        found = not any(self.processes.gather(short))
+        if not found and not self._told_of_room:
+            self._told_of_room = True
+            log.warning(
+                "checkpoints.in_background: a copy of a checkpoint takes %.1f GiB of main memory, which is short; they are written at once",
+                needed / GIB,
+            )
+        return found
+
+    @property
+    def _healthy_most(self) -> int | None:
+        """Up to which step weights were measured inside all bands; None: nobody watches."""
+        return self.rules.healthy_step if self.rules.watched else None
+
+    def _prune(self, healthy: int | None, best: int | None) -> None:
         """Deletes what is no longer kept and lists what there is in checkpoints.jsonl."""
-        policy, there, best = (
-            self.config.checkpoints,
-            checkpoint.steps(self.folder.checkpoints),
-            self.state["best_step"],
-        )
+        policy, there = self.config.checkpoints, checkpoint.steps(self.folder.checkpoints)
         keep = {*there[-policy.keep_last :], *({best} if policy.keep_best else ())}
-        keep |= {self._healthy_checkpoint()} if self.rules.watched else set()
+        keep |= {self._healthy_checkpoint(healthy)} if healthy is not None else set()
         checkpoint.prune(
             self.folder.checkpoints, keep=keep | checkpoint.of_others(self.folder.checkpoints, self.folder.run)
         )
@@ -445,7 +481,7 @@ class Trainer:
         state, step, policy = self.state, self.state["step"], self.learner.policy
         last = state["eval_last"]
         after = last["metrics"] if last and last["step"] == step else self.evaluate(step, name="eval_after")
-        self.processes.by_main(self._prune)
+        self.processes.by_main(lambda: self._prune(self._healthy_most, state["best_step"]))
         if self.learner.counters["updates"] == 0:
             log.warning("every update was skipped, so the product is the model as it was; look at the warnings above.")
         stopped = state["stopped_early"]

@@ -23,7 +23,7 @@ from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.weights.pieces import as_cut, is_cut, put, shapes_of
-from grpo_mm.weights.shard_files import PART, PartsMissing, joined_parts, write_parts
+from grpo_mm.weights.shard_files import PART, PartsMissing, Piece, joined_parts, piece_of, write_parts
 
 FORMAT = "grpo_mm checkpoint 1"
 FILE = re.compile(r"[A-Za-z0-9_]+\.safetensors|(state|manifest)\.json")
@@ -45,8 +45,8 @@ class RunId:
 class Checkpoint:
     """Everything a run needs to take the same next step."""
 
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    """File name without ending → named tensors: "weights", "optimizer", "snapshots"."""
+    tensors: Mapping[str, Mapping[str, Tensor | Piece]]
+    """File name without ending → named tensors: "weights", "optimizer", "snapshots". Pieces where it is about to be written."""
     state: Mapping[str, Any]
     """Plain JSON values: step, updates, best score, …"""
 
@@ -68,7 +68,8 @@ def write(
         if processes is None:
             _begin(aside)
             for name, tensors in checkpoint.tensors.items():
-                save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, aside / f"{name}.safetensors")
+                held = {k: piece_of(t).rows.detach().cpu().contiguous() for k, t in tensors.items()}
+                save_file(held, aside / f"{name}.safetensors")
             _end(aside, final, checkpoint.state, _hashes(aside.iterdir()), step=step, run=run)
         else:
             processes.by_main(lambda: _begin(aside))

@@ -34,6 +34,9 @@ class Optim:
     """linear and cosine fall to 0 at the last update."""
     moments: Literal["float32", "8bit"] = "float32"
     """How the two moments of AdamW are stored. 8bit: a quarter of the memory (bitsandbytes), and slightly other updates."""
+    fused: bool = field(default=False, metadata=FREE)
+    """One kernel for all of an update (torch's fused AdamW): faster, without the root of the whole second moment in memory, and other
+    roundings. A run may go on with or without it."""
     max_bad_updates: int = field(default=5, metadata=FREE)
     """Non-finite updates in a row (each is skipped) after which the run stops."""
 
@@ -52,7 +55,7 @@ class Optim:
             "lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay, "eps": self.eps
         }  # fmt: skip
         if self.moments == "float32":
-            return torch.optim.AdamW(params, **settings)
+            return torch.optim.AdamW(params, **settings, **({"fused": True} if self.fused else {}))
         if any(hasattr(p, "to_local") for p in params):
             raise ConfigError(
                 "optim.moments = 8bit: not with distributed.kind = sharded, which cuts the moments as they are."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,56 @@ class PartsMissing(Exception):
     """Files that do not make whole tensors."""
 
 
-def write_parts(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], *, rank: int) -> list[Path]:
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What one process holds of a tensor: rows of one that is cut, or all of it."""
+
+    rows: Tensor
+    start: int
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    place: tuple[int, int] | None
+    """(which part, of how many); None: not cut."""
+    is_first: bool = True
+    """Whether no process of a lower rank holds the same."""
+
+    def with_rows(self, rows: Tensor) -> Piece:
+        return replace(self, rows=rows)
+
+
+def piece_of(tensor: Tensor | Piece) -> Piece:
+    if isinstance(tensor, Piece):
+        return tensor
+    if not is_cut(tensor):
+        return Piece(tensor, 0, tuple(tensor.shape), None)
+    return Piece(own(tensor), start_of(tensor), tuple(tensor.shape), place_of(tensor), holds_first_copy(tensor))
+
+
+def write_parts(folder: Path, tensors: Mapping[str, Mapping[str, Tensor | Piece]], *, rank: int) -> list[Path]:
     """Writes what this process holds, none of it where a process of a lower rank holds the same; the files.
 
     Args:
         tensors: file name without ending → named tensors; those that are not cut are the main process's to write.
     """
-    cut = [t for named in tensors.values() for t in named.values() if is_cut(t)]
-    if not cut or not holds_first_copy(cut[0]):
+    pieces = {file: {name: piece_of(t) for name, t in named.items()} for file, named in tensors.items()}
+    cut = [piece for named in pieces.values() for piece in named.values() if piece.place is not None]
+    if not cut or not cut[0].is_first:
         return []
     if not folder.is_dir():
         raise TrainingStopped(
             f"process {rank} does not see {folder}. Weights that are cut over processes are saved by all of them: `runs_dir` has to "
             "lie on a disk that all nodes share."
         )
-    (part, parts), written = place_of(cut[0]), []
-    for file, named in tensors.items():
+    (part, parts), written = cut[0].place or (0, 1), []
+    for file, named in pieces.items():
         mine = {
-            name: t.detach()
-            for name, t in named.items()
-            if (is_cut(t) and own(t).numel()) or (not is_cut(t) and rank == 0)
+            name: piece
+            for name, piece in named.items()
+            if (piece.place is not None and piece.rows.numel()) or (piece.place is None and rank == 0)
         }
-        cuts = {name: [start_of(t) if is_cut(t) else 0, list(t.shape)] for name, t in mine.items()}
+        cuts = {name: [piece.start, list(piece.shape)] for name, piece in mine.items()}
         path = folder / f"{file}_{part:05d}_of_{parts:05d}.safetensors"
-        held = {name: own(t).cpu().contiguous() for name, t in mine.items()}
+        held = {name: piece.rows.detach().cpu().contiguous() for name, piece in mine.items()}
         save_file(held, path, metadata={"cut": json.dumps(cuts)})
         written.append(path)
     return written

@@ -103,7 +103,7 @@ class ReferenceReset:
 
 
 class Snapshots:
-    """Named copies of named parameters, float32 or wider; `use(name)` puts one in place for a while.
+    """Named copies of named parameters; `use(name)` puts one in place for a while.
 
     Copies of weights that are cut over processes are cut alike.
     """
@@ -132,11 +132,12 @@ class Snapshots:
     def __contains__(self, name: str) -> bool:
         return name in self._copies
 
-    def take(self, name: str) -> None:
-        """Copies the present weights under `name`."""
+    def take(self, name: str, *, dtype: torch.dtype | None = None) -> None:
+        """Copies the present weights under `name`. dtype: of a copy that is not averaged; None: float32 or wider."""
         self._idle.pop(name, None)
         self._copies[name] = {
-            k: p.detach().clone().to(torch.promote_types(p.dtype, torch.float32)) for k, p in self._params.items()
+            k: p.detach().to(dtype or torch.promote_types(p.dtype, torch.float32), copy=True)
+            for k, p in self._params.items()
         }
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
 from grpo_mm.ledger.quantized import count_of, said_of
 from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.flow.models.known import known_pipeline
-from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
+from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig, units_of
 
 LOWER = "policy.micro_batch, policy.gradient_checkpointing=true"
 
@@ -125,8 +125,12 @@ def _written(
     latent = torch.Size(net.family.latent_shape(pipe, *size)).numel() * (8 if net.math_dtype == torch.float64 else 4)
     compute = str(net.dtype).removeprefix("torch.")
 
+    blocks = [block for (block,) in units_of(network)]
+
     def held_in(one: _Pass, n: int, gradients: int = 0) -> tuple[Entry, ...]:
-        weights = of_forward(network, compute, size=net.dtype.itemsize, copies=one.copies, gradients=gradients)
+        weights = of_forward(
+            network, compute, size=net.dtype.itemsize, copies=one.copies, gradients=gradients, blocks=blocks
+        )
         return (*weights, Entry("activations", one.activations * n // micro))
 
     drawn = held_in(counted.value, min(engine.rollout_batch, plan.rows))

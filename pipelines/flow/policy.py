@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ MAX_TEXT_LENGTH = 512
 class FlowPolicyConfig:
     """Settings of a flow policy; `load` makes it."""
 
+    blocks_in_order: ClassVar[bool] = True
+    """Each forward goes through all blocks of the network, one after the other, so that their weights may come and go."""
     model: Annotated[Any, Role("flow_model")]
     """The checkpoint and its family."""
     lora: Lora | None = None
@@ -202,7 +204,7 @@ class FlowPolicy:
             adapters.add(self.pipe, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
         self._reduced = config.lora is None and self.dtype == torch.bfloat16
         compute = self.dtype if self._reduced else None
-        self.shards = None if shard is None else shard(self.network, _units(self.network), compute=compute)
+        self.shards = None if shard is None else shard(self.network, units_of(self.network), compute=compute)
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self._place()
         if config.gradient_checkpointing:
@@ -212,7 +214,7 @@ class FlowPolicy:
         if config.vae_tiling:
             self.pipe.vae.enable_tiling()
         if config.compile:
-            compile_layers(block for unit in _units(self.network) for block in unit)
+            compile_layers(block for unit in units_of(self.network) for block in unit)
         self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else self.network)
         self._embeddings: dict[str, dict[str, Tensor]] = {}
         self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
@@ -420,7 +422,7 @@ class FlowPolicy:
                 adapters.save_placed(self.pipe, self.merged, folder / MERGED)
 
 
-def _units(network: nn.Module) -> list[list[nn.Module]]:
+def units_of(network: nn.Module) -> list[list[nn.Module]]:
     """What of a transformer is gathered at once: each block of its lists of blocks."""
     lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
     return [[block] for part in lists for block in part]

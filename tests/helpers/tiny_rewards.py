@@ -43,3 +43,10 @@ def slept(images, prompts, metadata):
 def by_place(images, prompts, metadata):
     """Blind to what was sampled: rounding, which moves a pixel by a level now and then, moves no advantage."""
     return [i % 4 / 4 for i in range(len(images))]
+
+
+def hangs_beside_main(images, prompts, metadata):
+    """Blind to what was sampled; on all processes but the main one it never returns."""
+    while os.environ.get("RANK", "0") != "0":
+        time.sleep(60)
+    return by_place(images, prompts, metadata)

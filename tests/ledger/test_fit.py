@@ -57,6 +57,27 @@ def test_the_number_of_cards_grows_until_they_hold_it():
     assert needed(usable(80)) == pytest.approx(80)
 
 
+def test_weights_that_come_and_go_within_forwards_are_counted_one_block_at_a_time():
+    counted = ledger_of(
+        config := read(ROOT / "configs/quickstart/flow.yaml", ["policy.lora=null", "policy.dtype=bfloat16"]),
+        plan_of(config, kind="cuda", devices=2),
+    )
+    phase, forward = (counted.on(Spread(2, True, gather)) for gather in ("phase", "forward"))
+    (whole,), (within,) = ([p for p in here.phases if p.name == "update"] for here in (phase, forward))
+    sizes = {entry.owner: entry.bytes for entry in within.parts}
+    assert {e.owner: e.bytes for e in whole.parts}["gradients"] == 2 * sizes["gradients"] == 4 * counted.trained
+    assert 0 < sizes["gathered weights"] < 0.9 * 2 * counted.trained and phase.held == forward.held
+    assert 0 < sizes["gradients of a block"] < sizes["gathered weights"] * 2
+    form = ("whole", "forward")
+    entries = [Entry("gradients", 32 * GIB, when=form[0]), Entry("gradients", GIB, when=form[1])]
+    large = Ledger(FULL.resident, (Phase("update", tuple(entries)),), devices=1)
+    assert (
+        fewest(large, 20 * GIB) == Spread(6, True, "forward")
+        and number_of_cards(large, 24) == "6 (sharded, gather=forward)"
+    )
+    assert "distributed.gather=forward" in cheapest_fix(large, 20 * GIB, Spread(8, sharded=True))
+
+
 def test_a_row_of_the_page_leaves_out_no_byte_and_names_the_cards():
     here = FULL.on(Spread(4, sharded=True))
     columns = by_owner(here)

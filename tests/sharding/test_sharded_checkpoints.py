@@ -26,6 +26,7 @@ SETTINGS = {
     "policy": {"lora": None}, "optim": {"lr": 1e-4}, "ema": {"decay": 0.5, "every_updates": 1}, "checkpoints": {"every": 1},
     "steps": STEPS,
 }  # fmt: skip
+BESIDE = {"checkpoints": {"every": 1, "in_background": True}}
 KILLED = """
 import os
 import signal
@@ -70,6 +71,10 @@ train(sys.argv[1], ["steps=2"])
 def last(config: Path, name: str) -> dict[str, torch.Tensor]:
     folder = config.parent / "runs/tiny/checkpoints"
     return dict(checkpoint.read(folder / checkpoint.name_of(STEPS)).tensors[name])
+
+
+def steps_of(config: Path) -> list[int]:
+    return checkpoint.steps(config.parent / "runs/tiny/checkpoints")
 
 
 def assert_same(config: Path, other: Path) -> None:
@@ -199,13 +204,32 @@ def test_nodes_with_disks_of_their_own(whole, tiny_sd3, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_checkpoint(whole, tiny_sd3, tmp_path):
-    config = write(tmp_path / "run", tiny_sd3, merge(SETTINGS, SHARDED))
+def test_checkpoints_beside_training_have_the_same_files(begun, tiny_sd3, tmp_path):
+    config = write(tmp_path / "run", tiny_sd3, merge(merge(SETTINGS, SHARDED), BESIDE))
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN_TO_TWO)
+    launch(script, config)
+    for step in (1, 2):
+        found, wanted = (
+            {
+                p.name: p.read_bytes()
+                for p in (c.parent / f"runs/tiny/checkpoints/step_00000{step}").glob("*.safetensors")
+            }
+            for c in (config, begun)
+        )
+        assert found == wanted and len(found) == 6
+    assert steps_of(config) == [1, 2] and not list((config.parent / "runs/tiny/checkpoints").glob(".writing*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, BESIDE], ids=["at once", "beside training"])
+def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_checkpoint(more, whole, tiny_sd3, tmp_path):
+    config = write(tmp_path / "run", tiny_sd3, merge(merge(SETTINGS, SHARDED), more))
     script, again = tmp_path / "killed.py", tmp_path / "again.py"
     script.write_text(KILLED)
     again.write_text(TRAIN_ALL)
     codes, said = launched(script, config)
     assert codes[1] == -9 and codes[0] != 0, said
-    assert checkpoint.steps(config.parent / "runs/tiny/checkpoints") == [1]
+    assert steps_of(config) == [1]
     launch(again, config)
     assert_same(config, whole)

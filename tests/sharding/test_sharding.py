@@ -18,6 +18,7 @@ from grpo_mm.weights import checkpoint
 
 SHARDED = {"distributed": {"kind": "sharded", "timeout_minutes": 1.5}}
 FULL = {"policy": {"lora": None}, "optim": {"lr": 1e-4}}
+IN_FORWARD = merge(SHARDED, {"distributed": {"gather": "forward"}})
 SETTINGS = {
     "adapter, guidance, reference, average": {
         "policy": {"guidance": 3.0, "micro_batch": 4},
@@ -27,7 +28,10 @@ SETTINGS = {
     "all weights, reference, average, sampling copy": FULL | {
         "ema": {"decay": 0.5, "every_updates": 1}, "sampling": {"slope": 0.3}, "old_logprobs": "recompute",
     },
-    "two passes": FULL | {"objective": [*COUPLED, {"kind": "kl", "form": "gaussian", "weight": 0.1}]},
+    "many forwards": FULL | {"policy": {"lora": None, "micro_batch": 3, "gradient_checkpointing": True}, "prompts_per_step": 3,
+        "updates": {"by": "group", "count": 1}, "engine": {"rollout_batch": 2}},
+    "two passes": FULL | {"objective": [*COUPLED, {"kind": "kl", "form": "gaussian", "weight": 0.1}],
+        "policy": {"lora": None, "micro_batch": 5}},
     "tree": FULL | {
         "engine": {"tree": {"kind": "splits", "at": [0, 1]}, "seeds": 1},
         "advantage": [{"kind": "group_norm"}, {"kind": "weighted_sum"}, {"kind": "tree_backup"}],
@@ -64,14 +68,22 @@ def trained_by(world: int, folder: Path, configs: Mapping[str, Path]) -> Mapping
     return configs
 
 
+def asked_for(request, test: str) -> dict[str, None]:
+    return dict.fromkeys(i.callspec.params.get("name") for i in request.session.items if test in i.name)
+
+
 @pytest.fixture(scope="module")
 def cut(tiny_sd3, tmp_path_factory, request) -> Mapping[str, Path]:
     """Those that are asked for, by two processes."""
-    asked = [
-        item.callspec.params.get("name") for item in request.session.items if "two_processes_that_share" in item.name
-    ]
     folder = tmp_path_factory.mktemp("cut")
-    return trained_by(2, folder, made(folder, tiny_sd3, dict.fromkeys(asked), SHARDED))
+    return trained_by(2, folder, made(folder, tiny_sd3, asked_for(request, "two_processes_that_share"), SHARDED))
+
+
+@pytest.fixture(scope="module")
+def come_and_go(tiny_sd3, tmp_path_factory, request) -> Mapping[str, Path]:
+    """The same with weights that are whole only while a pass is in their block."""
+    folder = tmp_path_factory.mktemp("come_and_go")
+    return trained_by(2, folder, made(folder, tiny_sd3, asked_for(request, "come_and_go_within"), IN_FORWARD))
 
 
 def alone(folder: Path, model: str, name: str) -> Path:
@@ -106,8 +118,16 @@ def test_two_processes_that_share_the_weights_train_as_one(name, cut, tiny_sd3, 
         assert found.keys() == expected.keys() and all(torch.allclose(found[k], expected[k], atol=1e-7) for k in found)
 
 
+@pytest.mark.parametrize(
+    "name", [name if name == QUICK[1] else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
+)
+def test_weights_that_come_and_go_within_forwards_train_as_one_process_does(name, come_and_go, tiny_sd3, tmp_path):
+    assert_trained_alike(come_and_go[name], alone(tmp_path, tiny_sd3, name))
+
+
 @pytest.mark.slow
-def test_four_processes_in_two_copies_train_as_one(tiny_sd3, tmp_path):
-    names, more = ["all weights, reference, average, sampling copy"], merge(SHARDED, {"distributed": {"shard_over": 2}})
+@pytest.mark.parametrize("more", [IN_FORWARD, SHARDED], ids=["forward", "phase"])
+def test_four_processes_in_two_copies_train_as_one(more, tiny_sd3, tmp_path):
+    names, more = [QUICK[1]], merge(more, {"distributed": {"shard_over": 2}})
     configs = trained_by(4, tmp_path, made(tmp_path / "cut", tiny_sd3, names, more))
     assert_trained_alike(configs[names[0]], alone(tmp_path, tiny_sd3, names[0]))
