@@ -50,9 +50,9 @@ def by_backend(cases, quick):
 
 
 def assert_same(plain, ours):
-    """(values, gradients by name) of both."""
+    """(values, gradients by name) of both: to 1e-5 of their norm."""
     for a, b in zip(plain[0], ours[0], strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=1e-5)
+        assert (a - b).norm() <= 1e-5 * a.norm(), (a - b).abs().max()
     assert plain[1].keys() == ours[1].keys() and len(plain[1]) > 5
     for name, gradient in plain[1].items():
         assert (gradient - ours[1][name]).norm() <= 1e-5 * gradient.norm() + 1e-7, name
