@@ -101,12 +101,15 @@ class Notices:
         self._words += 1
         until = time.monotonic() + within_seconds
         keys = [f"word{self._words}/{rank}" for rank in range(self._world)]
-        self._store.set(keys[self._rank], word)
-        while not all(self._store.check([key]) for key in keys):
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.1)
-        return all(self._store.get(key).decode() == word for key in keys)
+        try:
+            self._store.set(keys[self._rank], word)
+            while not all(self._store.check([key]) for key in keys):
+                if time.monotonic() > until:
+                    return False
+                time.sleep(0.1)
+            return all(self._store.get(key).decode() == word for key in keys)
+        except Exception:  # it went with the process that kept it
+            return False
 
     def _of_another(self, error: BaseException) -> Ended | None:
         """What is behind a broken connection; None for what went wrong here."""
@@ -116,16 +119,22 @@ class Notices:
         while time.monotonic() < until:
             told = self._first()
             if told is not None:
-                return told if told.rank != self._rank else None
+                return told
             time.sleep(0.2)
         here = self._heard()
+        late = "imed out" in str(error)
         silent = [rank for rank in range(self._world) if rank != self._rank and here.get(rank) == before.get(rank)]
         if silent:
             said = here.get(silent[0])
             last = "" if said is None else f" The last that was heard of it: {said['at']}."
-            text = f"process {silent[0]} ended without a word: was it killed (for want of memory?), or is its machine gone?{last}"
+            how = (
+                "does not answer: does it hang in code that lets no other thread run"
+                if late
+                else "ended without a word: was it killed (for want of memory?)"
+            )
+            text = f"process {silent[0]} {how}, or is its machine gone?{last}"
             return self._post(Ended(silent[0], text))
-        return self._post(self._late(here)) if "imed out" in str(error) else None
+        return self._post(self._late(here)) if late else None
 
     def _late(self, heard: dict[int, dict[str, Any]]) -> Ended:
         """Who does not come, as far as they say what they are at."""

@@ -65,13 +65,13 @@ def go(config: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", FLOW)
-def test_pictures(name, tmp_path):
+@pytest.mark.parametrize(("name", "gather"), [*((name, "phase") for name in FLOW), ("SD3.5-medium", "forward")])
+def test_pictures(name, gather, tmp_path):
     build, more = FLOW[name]
     model = str(build(tmp_path / "model"))
     kind = {"SD3.5-medium": "sd3", "FLUX.1-dev": "flux"}[name]
     settings = merge(merge(KEEPS_ALL, more), {"policy": {"model": {"kind": kind, "path": model}}})
-    cut = write(tmp_path / "cut", model, merge(settings, SHARDED))
+    cut = write(tmp_path / "cut", model, merge(settings, merge(SHARDED, {"distributed": {"gather": gather}})))
     alone = write(tmp_path / "alone", model, settings)
     go(cut)
     train(alone)
