@@ -84,7 +84,12 @@ def write_model_card(
 def _verdict(found: Any) -> list[str]:
     """The gain with its error and the number of prompts, and what else moved: a table alone promises more than it knows."""
     sentence = found.get("sentence") if isinstance(found, Mapping) else None
-    return [markdown(sentence), ""] if sentence else []
+    if not sentence:
+        return []
+    words = markdown(sentence).replace("&#58; ", ": ")  # a colon before a blank begins no link
+    for sign in "()+":  # within a sentence these are no markup
+        words = words.replace(f"&#{ord(sign)};", sign)
+    return [words, ""]
 
 
 def _changes(said: Sequence[Any]) -> list[str]:
