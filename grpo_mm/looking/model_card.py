@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_mm.looking.origin import Origin
+from grpo_mm.looking.same_figures import shown_once
 from grpo_mm.outside import finite_number, plain
 
 LONGEST_CELL, LONGEST_LINE, MOST_LINES = 200, 2000, 60
@@ -32,7 +33,10 @@ def write_model_card(
         asked: source → template, where training put one around its questions.
     """
     before, after = summary["eval_before"], summary["eval_after"]
-    rows = [f"| {markdown(k)} | {_number(before.get(k))} | {_number(after[k])} |" for k in after]
+    rows = [
+        f"| {markdown(' = '.join(names))} | {_number(before.get(name))} | {_number(after[name])} |"
+        for name, names in shown_once(list(after), before, after).items()
+    ]
     table = (
         "\n".join(["| held-out | before | after |", "| --- | --- | --- |", *rows])
         if rows
@@ -68,12 +72,24 @@ def write_model_card(
             *([f"{usage['drawn']} These are the settings of the run's evaluation.", ""] if "drawn" in usage else []),
             table,
             "",
+            *_verdict(summary.get("verdict")),
             *_changes(summary.get("changes") or []),
         ]
     )
     path = folder / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _verdict(found: Any) -> list[str]:
+    """The gain with its error and the number of prompts, and what else moved: a table alone promises more than it knows."""
+    sentence = found.get("sentence") if isinstance(found, Mapping) else None
+    if not sentence:
+        return []
+    words = markdown(sentence).replace("&#58; ", ": ")  # a colon before a blank begins no link
+    for sign in "()+":  # within a sentence these are no markup
+        words = words.replace(f"&#{ord(sign)};", sign)
+    return [words, ""]
 
 
 def _changes(said: Sequence[Any]) -> list[str]:

@@ -12,7 +12,8 @@ def shown_once(names: Sequence[str], before: Mapping[str, Any], after: Mapping[s
     """The names that get a row, in order, each with all names of it: {"score": ("score", "iou/mean", "iou/iou")}.
 
     The same number: equal to the last bit before and after, of one reward ("quality/score", "quality/sharpness"), or the score and the
-    mean of a reward. What stands at 0 or at 1 all the time has a row of its own: there equal says nothing.
+    mean of a reward. What stays where it was at a fraction such as 0, 1/2 or 1, as shares of few prompts do, has a row of its own:
+    there equal says nothing.
     """
     classes: list[list[str]] = []
     for name in sorted(names, key=lambda n: (n != "score", not n.endswith("/mean"))):
@@ -25,13 +26,18 @@ def shown_once(names: Sequence[str], before: Mapping[str, Any], after: Mapping[s
             ),
             None,
         )  # fmt: skip
-        idle = figures[1] is None or (figures[0] in (None, figures[1]) and figures[1] in (0.0, 1.0))
+        idle = figures[1] is None or (figures[0] in (None, figures[1]) and _is_coarse(figures[1]))
         if same is None or idle:
             classes.append([name])
         else:
             same.append(name)
     whole = {members[0]: tuple(members) for members in classes}
     return {name: whole[name] for name in names if name in whole}
+
+
+def _is_coarse(value: float) -> bool:
+    """Whether it is so many of at most 64, to what float32 tells."""
+    return abs(value) <= 1 and any(abs(value * parts - round(value * parts)) < 1e-6 for parts in range(1, 65))
 
 
 def _related(known: str, name: str) -> bool:

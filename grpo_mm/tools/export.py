@@ -36,12 +36,7 @@ def export(
 
     The weights are those that the run evaluates: the averaged ones where it keeps them (`ema.evaluate`).
 
-    Args:
-        run: a run folder, of a finished, stopped or running run.
-        checkpoint: "last", "best" (held-out score), a step, or the name of a checkpoint.
-        to: a folder that is not there yet, or is empty; None: RUN/export/step_000020, with _merged behind it if so.
-        merged: an adapter goes into the weights of a whole checkpoint, which loads without peft.
-        trust: import code that the run folder's config names.
+    Args: those of `grpo_mm.export`.
 
     Raises:
         ConfigError: there is something in the folder already, or the run has no adapter to merge.

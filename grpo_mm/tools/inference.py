@@ -177,15 +177,7 @@ def sample(
     Pictures become `000_0.png`, … (prompt, sample) with the initial noise of all as `latents.safetensors`; texts become
     `answers.json`.
 
-    Args:
-        out: a folder; what `sample` wrote there before is overwritten. None: the next number in RUN/samples_drawn, or in
-            samples_drawn where `run` is a config.
-        media: what goes with every prompt, as the run's media component opens it.
-        trust: import code that a run folder names.
-        checkpoint: "last" (as None), "best", a step, or the name of a checkpoint.
-        raw: the bare texts, without the template of the run's prompts.
-        source: whose template, where the sources of the run's prompts have several.
-        words: for further names in the template.
+    Args: those of `grpo_mm.sample`; what `sample` wrote into `out` before is overwritten, and the run's media component opens `media`.
     """
     if count < 1 or not prompts:
         raise ConfigError(f"{len(prompts)} prompts × count = {count} samples; wanted at least one of each.")

@@ -105,6 +105,25 @@ def test_names_in_the_card_are_words(tmp_path):
     }
 
 
+def test_one_figure_under_several_names_stands_once_and_the_gain_has_its_error(tmp_path):
+    before = {"score": 0.25, "shape/mean": 0.25, "quality/score": 3.5, "quality/sharpness": 3.5, "shape/extras": 1.0}
+    summary = {
+        "name": "x", "steps": 1, "eval_before": before, "eval_after": {name: value + 0.5 for name, value in before.items()},
+        "verdict": {"verdict": "better", "sentence": "Better: held-out score 0.25 → 0.75 (+0.500 ± 0.006, 288 prompts)."},
+    }  # fmt: skip
+    usage = {"base_model": "o/n", "library": "diffusers", "code": "pass"}
+    rows = (
+        write_model_card(tmp_path, summary, usage=usage).read_text().partition("| --- | --- | --- |\n")[2].splitlines()
+    )
+    assert rows[:3] == [
+        "| score = shape/mean | 0.2500 | 0.7500 |",
+        "| quality/score = quality/sharpness | 3.5000 | 4.0000 |",
+        "| shape/extras | 1.0000 | 1.5000 |",
+    ]
+    assert "± 0.006, 288 prompts" in rows[4]
+    assert "288 prompts" not in write_model_card(tmp_path, summary | {"verdict": None}, usage=usage).read_text()
+
+
 @pytest.mark.parametrize(
     ("base", "named"), [("owner/name", True), ("owner/na me", False), ("o/n: [x", False), ("a/b\nx: y", False)]
 )

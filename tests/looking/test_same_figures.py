@@ -37,6 +37,13 @@ def test_what_stands_still_at_its_end_is_not_called_the_same():
     assert shown_once(["score", "b/mean"], {"score": 0.5, "b/mean": 0.5}, stands) == {"score": ("score", "b/mean")}
 
 
+def test_shares_of_few_prompts_that_stay_are_equal_by_chance():
+    still = {"a/mean": 0.5, "a/unscored_frac": 0.5, "b/x": 1 / 3, "b/y": 1 / 3, "c/x": 0.549382716, "c/y": 0.549382716}
+    assert shown_once(list(still), still, still) == {
+        "a/mean": ("a/mean",), "a/unscored_frac": ("a/unscored_frac",), "b/x": ("b/x",), "b/y": ("b/y",), "c/x": ("c/x", "c/y"),
+    }  # fmt: skip
+
+
 def test_the_console_shows_it_once(capsys):
     before, after = {"score": 0.25, "iou/mean": 0.25, "iou/iou": 0.25}, {"score": 0.5, "iou/mean": 0.5, "iou/iou": 0.5}
     before_after({"steps": 3, "eval_before": before, "eval_after": after}, Path("runs/x"), Path("report.html"))

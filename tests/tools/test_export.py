@@ -74,7 +74,7 @@ def test_an_export_holds_the_weights_of_its_checkpoint_and_says_which(step, run,
     assert f"averaged weights of step {step} of 3, exported by its number" in card
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (score,) = [row["eval/score"] for row in rows if row["step"] == step and "eval/score" in row]
-    assert f"| score | {summary(run)['eval_before']['score']:.4f} | {score:.4f} |" in card
+    assert f"| score = bright/mean | {summary(run)['eval_before']['score']:.4f} | {score:.4f} |" in card
     assert "2 steps of Euler's method" in card and "guidance 3;" in card and "shift " in card
 
 

@@ -111,7 +111,10 @@ def test_the_product_loads_in_plain_diffusers_and_carries_the_averaged_weights(r
 def test_the_model_card_says_how_to_load_it_and_what_it_scores(run, tiny_sd3):
     card = (run / "adapter/README.md").read_text()
     assert "load_lora_weights" in card and "StableDiffusion3Pipeline" in card and tiny_sd3 in card
-    assert f"| score | {summary(run)['eval_before']['score']:.4f} | {summary(run)['eval_after']['score']:.4f} |" in card
+    assert (
+        f"| score = bright/mean | {summary(run)['eval_before']['score']:.4f} | {summary(run)['eval_after']['score']:.4f} |"
+        in card
+    )
 
 
 def test_the_report_is_one_file(run):

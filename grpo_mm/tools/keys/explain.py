@@ -20,7 +20,7 @@ from grpo_mm.config.synonyms import here_it_is
 from grpo_mm.config.yaml_text import read_yaml_file
 from grpo_mm.errors import UserError
 from grpo_mm.outside import shown
-from grpo_mm.tools.keys.field_docs import type_of
+from grpo_mm.tools.keys.field_docs import has_fields, type_of
 from grpo_mm.tools.keys.key_texts import meaning_of
 
 UNNAMED = ("preset", "prediction_file")
@@ -98,7 +98,7 @@ def _below(annotation: Any, steps: tuple[str, ...], *, of: str, within: frozense
         if role.name not in within:  # a reward may hold rewards
             for entry in registry.entries(role.name):
                 thing = registry.load(entry.target)
-                if _has_fields(thing):
+                if has_fields(thing):
                     yield from _fields(thing, steps, of=f"{role.name} {entry.kind}", within=within | {role.name})
         return
     if inspect.isclass(annotation) and dataclasses.is_dataclass(annotation):
@@ -108,10 +108,6 @@ def _below(annotation: Any, steps: tuple[str, ...], *, of: str, within: frozense
     further = ("NAME",) if origin is dict else ("N",) if origin in (list, tuple) else ()
     for part in typing.get_args(annotation):
         yield from _below(part, (*steps, *further), of=of, within=within)
-
-
-def _has_fields(thing: Any) -> bool:
-    return inspect.isclass(thing) and dataclasses.is_dataclass(thing)
 
 
 def _keys(asked: str) -> list[str]:
@@ -145,7 +141,7 @@ def _told(keys: list[Key]) -> list[str]:
         lines += _indented("\n".join(_of_the_whole(key)))
     if role:
         lines.append(f"  kinds: {', '.join(entry.kind for entry in registry.entries(role))}, or package.module:Name")
-    settings = next((part for part in _parts(key.annotation) if _has_fields(part)), None)
+    settings = next((part for part in _parts(key.annotation) if has_fields(part)), None)
     if settings is not None:
         lines += _indented(_paragraph(inspect.getdoc(settings) or ""))
         lines += _settings(settings)
@@ -196,7 +192,7 @@ def _kinds(asked: str) -> list[str]:
             thing = registry.load(entry.target)
             lines.append(f"{entry.role} {entry.kind}" + (f"  ({entry.paper})" if entry.paper else ""))
             lines += _indented(inspect.getdoc(thing) or "")
-            lines += _settings(thing) if _has_fields(thing) else ["    it has no settings"]
+            lines += _settings(thing) if has_fields(thing) else ["    it has no settings"]
             lines += [f"  used in {entry.config}"] if entry.config else []
     return lines
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from typing import Any
 
 from grpo_mm import registry
 
 
+def has_fields(thing: Any) -> bool:
+    """Whether it is a class whose fields are settings."""
+    return inspect.isclass(thing) and dataclasses.is_dataclass(thing)
+
+
 def type_of(annotation: Any) -> str:
     """ "whole number or null", "one of group, action", "a policy (a kind)" …"""
     role = registry.role_of(annotation)
     if role is not None:
-        return f"a component with `kind` ({role.name})"
+        return f"{role.name} component"
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, args))}"
@@ -37,5 +43,5 @@ def type_of(annotation: Any) -> str:
     }
     return names.get(
         annotation,
-        "settings" if dataclasses.is_dataclass(annotation) else getattr(annotation, "__name__", str(annotation)),
+        "settings" if has_fields(annotation) else getattr(annotation, "__name__", str(annotation)),
     )

@@ -15,6 +15,7 @@ from grpo_mm import registry
 from grpo_mm.config.key_docs import default_of, first_sentence
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.identity import OF_A_ROLE, OF_A_USER, Identity, identity_of
+from grpo_mm.tools.keys.field_docs import has_fields, type_of
 from grpo_mm.tools.keys.key_texts import meaning_of
 
 HEAD = f"""# Keys
@@ -35,8 +36,8 @@ Some depend on others. `steps` is noted where the learning rate falls with them 
 `evaluation.patience` or a watch rule that acts counts evaluations; `watch` where a rule does more than warn, `checkpoints` where one
 goes back to them; `device` is free where `auto` means the same one. What lies in a free key is free. A field of a component of your own
 is {OF_A_USER} unless it says otherwise: `field(default=8, metadata=FREE)`, with `FREE`, `NOTED`, `REFUSED` of `grpo_mm.identity`. Which
-component a key names (its `kind`) has the class of that key. A folder with neither a checkpoint nor a product protects nothing: another
-config takes it over.
+component a key names (its `kind`) has the class of that key. A run without a checkpoint gives way to another
+config; a product that it left moves aside.
 """
 
 SKIPPED = ("preset", "prediction_file")
@@ -53,7 +54,7 @@ def reference_page() -> str:
         bare = []
         for entry in registry.entries(role):
             found = registry.load(entry.target)
-            rows = list(_rows(found, "", OF_A_ROLE.get(role, OF_A_USER))) if _has_fields(found) else []
+            rows = list(_rows(found, "", OF_A_ROLE.get(role, OF_A_USER))) if has_fields(found) else []
             if rows:
                 lines += [
                     "",
@@ -90,17 +91,13 @@ def _said_by_policies() -> list[str]:
     return lines
 
 
-def _has_fields(thing: Any) -> bool:
-    return inspect.isclass(thing) and dataclasses.is_dataclass(thing)
-
-
 def _rows(cls: type, key: str, within: Identity) -> Iterator[tuple[str, ...]]:
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         if not field.init:
             continue
         here, identity = f"{key}{field.name}", identity_of(field, within)
-        yield here, _type(hints[field.name]), default_of(field), identity, first_sentence(meaning_of(cls, field.name))
+        yield here, type_of(hints[field.name]), default_of(field), identity, first_sentence(meaning_of(cls, field.name))
         for inner, name in _settings(hints[field.name], here):
             yield from _rows(inner, f"{name}.", identity)
 
@@ -114,35 +111,6 @@ def _settings(annotation: Any, key: str) -> Iterator[tuple[type, str]]:
     origin = typing.get_origin(annotation)
     for part in typing.get_args(annotation):
         yield from _settings(part, f"{key}.NAME" if origin is dict else f"{key}.0" if origin in (list, tuple) else key)
-
-
-def _type(annotation: Any) -> str:
-    role = registry.role_of(annotation)
-    if role is not None:
-        return f"{role.name} component"
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return " or ".join(map(str, args))
-    if origin is typing.Annotated:
-        return _type(args[0])
-    if origin is dict:
-        return f"names of {_type(args[1])}"
-    if origin in (list, tuple):
-        of = [_type(part) for part in args if part is not Ellipsis]
-        return f"list of {of[0]}" if origin is list or Ellipsis in args or len(set(of)) == 1 else f"({', '.join(of)})"
-    if args:
-        return " or ".join(_type(part) for part in args)
-    return {
-        type(None): "null",
-        Any: "anything",
-        str: "text",
-        int: "whole number",
-        float: "number",
-        bool: "true or false",
-    }.get(
-        annotation,
-        "settings" if dataclasses.is_dataclass(annotation) else getattr(annotation, "__name__", str(annotation)),
-    )
 
 
 def _table(rows: Any) -> list[str]:
