@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.weights.hashed_files import save_file
 from grpo_mm.weights.pieces import as_cut, is_cut, put, shapes_of
 from grpo_mm.weights.shard_files import PART, PartsMissing, Piece, joined_parts, piece_of, write_parts
 
@@ -67,13 +68,14 @@ def write(
     try:
         if processes is None:
             _begin(aside)
+            hashes = {}
             for name, tensors in checkpoint.tensors.items():
                 held = {k: piece_of(t).rows.detach().cpu().contiguous() for k, t in tensors.items()}
-                save_file(held, aside / f"{name}.safetensors")
-            _end(aside, final, checkpoint.state, _hashes(aside.iterdir()), step=step, run=run)
+                hashes[f"{name}.safetensors"] = save_file(held, aside / f"{name}.safetensors")
+            _end(aside, final, checkpoint.state, hashes, step=step, run=run)
         else:
             processes.by_main(lambda: _begin(aside))
-            ranks = processes.everywhere(lambda: _hashes(write_parts(aside, checkpoint.tensors, rank=processes.index)))
+            ranks = processes.everywhere(lambda: write_parts(aside, checkpoint.tensors, rank=processes.index))
             hashes = {name: digest for rank in ranks for name, digest in rank.items()}
             processes.by_main(lambda: _end(aside, final, checkpoint.state, hashes, step=step, run=run))
     except (OSError, SafetensorError) as error:
@@ -88,20 +90,13 @@ def _begin(aside: Path) -> None:
     aside.mkdir(parents=True)
 
 
-def _hashes(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 by name, of files that are on the disk when it returns."""
-    files = sorted(files)
-    for path in files:
-        _sync(path)
-    return {path.name: _sha256(path) for path in files}
-
-
 def _end(
     aside: Path, final: Path, state: Mapping[str, Any], hashes: Mapping[str, str], *, step: int, run: RunId | None
 ) -> None:
     """The state and, last of all, the manifest; then the checkpoint gets its name."""
     (aside / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
-    hashes = dict(sorted({**hashes, **_hashes([aside / "state.json"])}.items()))
+    _sync(aside / "state.json")
+    hashes = dict(sorted({**hashes, "state.json": _sha256(aside / "state.json")}.items()))
     manifest = {"format": FORMAT, "step": step, "sha256": hashes}
     manifest |= {"run": run.id} if run is not None else {}
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from grpo_mm.errors import TrainingStopped
+from grpo_mm.weights.hashed_files import save_file
 from grpo_mm.weights.pieces import holds_first_copy, is_cut, own, place_of, start_of
 
 PART = re.compile(r"([A-Za-z0-9]+)_([0-9]{5})_of_([0-9]{5})\.safetensors")
@@ -53,8 +53,8 @@ def piece_of(tensor: Tensor | Piece) -> Piece:
     return Piece(own(tensor), start_of(tensor), tuple(tensor.shape), place_of(tensor), holds_first_copy(tensor))
 
 
-def write_parts(folder: Path, tensors: Mapping[str, Mapping[str, Tensor | Piece]], *, rank: int) -> list[Path]:
-    """Writes what this process holds, none of it where a process of a lower rank holds the same; the files.
+def write_parts(folder: Path, tensors: Mapping[str, Mapping[str, Tensor | Piece]], *, rank: int) -> dict[str, str]:
+    """Writes what this process holds, none of it where a process of a lower rank holds the same; the SHA-256 of each file by name.
 
     Args:
         tensors: file name without ending → named tensors; those that are not cut are the main process's to write.
@@ -62,13 +62,13 @@ def write_parts(folder: Path, tensors: Mapping[str, Mapping[str, Tensor | Piece]
     pieces = {file: {name: piece_of(t) for name, t in named.items()} for file, named in tensors.items()}
     cut = [piece for named in pieces.values() for piece in named.values() if piece.place is not None]
     if not cut or not cut[0].is_first:
-        return []
+        return {}
     if not folder.is_dir():
         raise TrainingStopped(
             f"process {rank} does not see {folder}. Weights that are cut over processes are saved by all of them: `runs_dir` has to "
             "lie on a disk that all nodes share."
         )
-    (part, parts), written = cut[0].place or (0, 1), []
+    (part, parts), written = cut[0].place or (0, 1), {}
     for file, named in pieces.items():
         mine = {
             name: piece
@@ -78,8 +78,7 @@ def write_parts(folder: Path, tensors: Mapping[str, Mapping[str, Tensor | Piece]
         cuts = {name: [piece.start, list(piece.shape)] for name, piece in mine.items()}
         path = folder / f"{file}_{part:05d}_of_{parts:05d}.safetensors"
         held = {name: piece.rows.detach().cpu().contiguous() for name, piece in mine.items()}
-        save_file(held, path, metadata={"cut": json.dumps(cuts)})
-        written.append(path)
+        written[path.name] = save_file(held, path, metadata={"cut": json.dumps(cuts)})
     return written
 
 

@@ -366,6 +366,6 @@ FORWARD = {"kind": "forward_process", "steps": 4, "eval_steps": 2}
     ],
 )  # fmt: skip
 def test_an_objective_that_the_engine_cannot_serve_is_refused_before_loading(changes, said, tiny_sd3, tmp_path):
-    config = write_config(tmp_path, tiny_sd3, changes | {"engine": changes.get("engine", {})})
+    config = write_config(tmp_path, tiny_sd3, changes)
     with pytest.raises(ConfigError, match=said):
         read(config).check()

@@ -69,7 +69,8 @@ def trained_by(world: int, folder: Path, configs: Mapping[str, Path]) -> Mapping
 
 
 def asked_for(request, test: str) -> dict[str, None]:
-    return dict.fromkeys(i.callspec.params.get("name") for i in request.session.items if test in i.name)
+    own = [i for i in request.session.items if i.path == request.path and test in i.name]
+    return dict.fromkeys(i.callspec.params.get("name") for i in own)
 
 
 @pytest.fixture(scope="module")
