@@ -27,6 +27,7 @@ from grpo_mm.types import Prompt, pick_items
 
 FIRST_SECONDS = 60.0
 """How long a server that has never answered is waited for."""
+SILENT_SECONDS = 30.0
 MOST_REMEMBERED = 100_000
 """Prompts of which it is known whether the reward applies."""
 
@@ -34,13 +35,13 @@ MOST_REMEMBERED = 100_000
 class _Known:
     """What the server has said. Slots: a reward is copied for where it holds a dict of its own (`own_copies.is_own`)."""
 
-    __slots__ = ("applies", "asks_applies", "is_met", "unanswered")
+    __slots__ = ("applies", "asks_applies", "is_met", "silent_until", "unanswered")
 
     def __init__(self) -> None:
         self.is_met, self.asks_applies = False, True
         self.applies: dict[bytes, bool | str] = {}
-        self.unanswered = ""
-        """Why the last question had no answer."""
+        self.unanswered, self.silent_until = "", 0.0
+        """Why the last question had no answer, and until when `applies_to` does not ask again."""
 
 
 @dataclass
@@ -124,10 +125,13 @@ class Remote:
 
     def applies_to(self, prompt: Prompt) -> bool:
         """What the reward says there; raises UserError where it cannot say, or has no answer."""
+        self.to(torch.device("cpu"))
+        if not self._known.asks_applies:
+            return True
         key = _key(prompt)
-        if self._known.asks_applies and key not in self._known.applies:
+        if key not in self._known.applies:
             self.ask_ahead([prompt])
-        said = self._known.applies.get(key, True)
+        said = self._known.applies[key]
         if isinstance(said, str):
             raise UserError(said)
         return said
@@ -136,12 +140,16 @@ class Remote:
         """Asks for many prompts at once what `applies_to` will be asked.
 
         Raises:
-            UserError: no answer. For half a minute after that the server is asked once and not waited for.
+            UserError: no answer; for half a minute after that nothing is asked, or each prompt of a step would wait.
         """
         self.to(torch.device("cpu"))
-        unknown = {key: prompt for prompt in prompts if (key := _key(prompt)) not in self._known.applies}
-        if not self._known.asks_applies or not unknown:
+        if not self._known.asks_applies:
             return
+        unknown = {key: prompt for prompt in prompts if (key := _key(prompt)) not in self._known.applies}
+        if not unknown:
+            return
+        if time.monotonic() < self._known.silent_until:
+            raise UserError(self._known.unanswered)
         if len(self._known.applies) + len(unknown) > MOST_REMEMBERED:
             self._known.applies.clear()
         keys, size = list(unknown), self.batch or len(unknown)
@@ -150,7 +158,8 @@ class Remote:
             for start in range(0, len(keys), size):
                 some = keys[start : start + size]
                 body = {"reward": self.reward, "prompts": [pack_prompt(unknown[k], with_media=False) for k in some]}
-                said = (await server.post(client, "applies", body)).get("applies")
+                answer = await server.post(client, "applies", body)
+                said = answer.get("applies") if isinstance(answer, dict) else None
                 if (
                     not isinstance(said, list)
                     or len(said) != len(some)
@@ -161,8 +170,10 @@ class Remote:
 
         try:
             run_apart(self._asked(all_of, min(FIRST_SECONDS, self.timeout_seconds)))
-        except (Unanswered, AttributeError) as error:
-            raise UserError(f"whether the reward {shown(self.reward)} applies is not known: {error}.") from None
+        except Unanswered as error:
+            self._known.unanswered = f"whether the reward {shown(self.reward)} applies is not known: {error}."
+            self._known.silent_until = time.monotonic() + SILENT_SECONDS
+            raise UserError(self._known.unanswered) from None
 
     async def _asked(self, work: Any, seconds: float) -> Any:
         token = self._token()

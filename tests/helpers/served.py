@@ -52,7 +52,7 @@ class Served:
         self.server.should_exit, self.server.force_exit = True, at_once
         if at_once:
             for connection in list(self.server.server_state.connections):
-                connection.transport.get_loop().call_soon_threadsafe(connection.transport.abort)
+                connection.loop.call_soon_threadsafe(connection.transport.abort)
         self.thread.join(20)
         self.socket.close()
         assert not self.thread.is_alive()
