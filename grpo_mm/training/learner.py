@@ -29,9 +29,8 @@ from grpo_mm.rollout.groups import group_ids
 from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
-from grpo_mm.rollout.spread import reward_spread
+from grpo_mm.rollout.spread import ConstantScores, reward_spread
 from grpo_mm.rollout.table import Table, gather, local_table
-from grpo_mm.training.constant_scores import ConstantScores
 from grpo_mm.training.data import training_prompts
 from grpo_mm.training.forecast import forecast
 from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
