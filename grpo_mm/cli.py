@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, serve, zoo."""
 
 from __future__ import annotations
 
@@ -443,6 +443,33 @@ def doctor(
     say(text)
     if not is_well:
         raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
+    overrides: Overrides = None,
+    host: Annotated[
+        str, typer.Option(help="the address that is listened on; others than this machine need a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8420,
+    max_mib: Annotated[int, typer.Option(min=1, max=1024, help="largest request")] = 64,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="environment variable that holds the token; default: GRPO_MM_TOKEN, if it is set"),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="for one call of a reward without a limit of its own")
+    ] = 600.0,
+    trust: Trust = False,
+) -> None:
+    """Serves the rewards of a config, watched ones too, over HTTP: {kind: remote, url: …, reward: NAME} asks them. No policy is loaded."""
+    from grpo_mm.tools.serve import serve as run
+
+    run(
+        config, overrides or [], host=host, port=port, max_mib=max_mib, token_env=token_env, seconds=seconds, trust=trust,
+        told=say,
+    )  # fmt: skip
 
 
 @zoo_app.command("build")

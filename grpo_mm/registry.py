@@ -83,6 +83,7 @@ ROOMS = (
     "grpo_mm.rewards.spatial",
     "grpo_mm.rewards.faithfulness",
     "grpo_mm.rewards.benchmarks",
+    "grpo_mm.rewards.service",
 )
 """Packages whose `KINDS` list what a config can name, in the order of `grpo-mm methods`."""
 

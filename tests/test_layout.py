@@ -33,6 +33,8 @@ HEAVY = (
     "vllm",
     "ray",
     "wandb",
+    "fastapi",
+    "uvicorn",
 )
 CORE = [p for p in (ROOT / "grpo_mm").rglob("*.py") if p.relative_to(ROOT / "grpo_mm").parts[0] not in FOLDERS]
 
@@ -147,7 +149,7 @@ MAY_IMPORT = {
     "config": "advantages looking objectives processes rollout rollout.collectors weights",
     "training": "advantages config ledger looking processes rollout rollout.collectors weights",
     "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
-    "pipelines.zoo processes rewards.images rewards.text rewards.video rollout training weights",
+    "pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout training weights",
     "tools.keys": "config",
     "starters": "datasets.worlds",
     "pipelines": "",
@@ -174,6 +176,7 @@ MAY_IMPORT = {
     "rewards.video": "rewards.answers rewards.shared rewards.spatial rewards.text",
     "rewards.judges": "processes rewards.answers rewards.shared rollout weights",
     "rewards.faithfulness": "rewards.answers rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",
+    "rewards.service": "processes rewards.shared rollout",
     "rewards.benchmarks": "rewards.answers rewards.shared rewards.spatial rewards.text rewards.video",
     "datasets.media": "",
     "datasets.shared": "datasets.media",

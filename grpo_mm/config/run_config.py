@@ -55,9 +55,7 @@ class RunConfig(Settings):
         self.check_settings(world)
         self.policy.check()
         for parts in (self.prompts, self.eval_prompts, self.rewards, self.watch):
-            for name, part in parts.items():
-                with kept(name, "code of"):
-                    _check_part(name, part.use)
+            check_parts(parts)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 f"device is {self.device!r}, but torch sees no CUDA device. Use device=cpu or device=auto."
@@ -66,6 +64,13 @@ class RunConfig(Settings):
     def check_settings(self, world: int = 1) -> None:
         """The part of `check` that looks at no file and no machine: contradictions of the settings themselves."""
         check_settings(self, world)
+
+
+def check_parts(parts: Mapping[str, Any]) -> None:
+    """Of entries with a `use`: its own `check`; raises ConfigError for whatever it raises."""
+    for name, part in parts.items():
+        with kept(name, "code of"):
+            _check_part(name, part.use)
 
 
 def _check_part(name: str, use: Any) -> None:
@@ -169,7 +174,11 @@ def _refuse_secrets(value: Any, path: Path, overrides: Sequence[str]) -> None:
     for key, part in (
         value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     ):
-        if key == "api_key_env" and part is not None and not any(str(part) in text for text in overrides):
+        if (
+            key in ("api_key_env", "token_env")
+            and part is not None
+            and not any(str(part) in text for text in overrides)
+        ):
             raise ConfigError(
                 f"{path} would send the environment variable {shown(part)} to a server that it names. If you trust it, add --trust."
             )

@@ -139,6 +139,8 @@ def _check_applies(name: str, reward: Any, prompts: Sequence[Prompt], source: st
     ruled = getattr(reward, "applies_to", None)
     if ruled is None:
         return
+    if hasattr(reward, "ask_ahead"):  # it asks elsewhere, where many at once cost as much as one
+        reward.ask_ahead(prompts)
     for prompt in prompts:
         try:
             bool(ruled(prompt))

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping, Set, Sized
+from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping, Sequence, Set, Sized
 from concurrent.futures import Future
 from functools import cache
 from itertools import islice
@@ -23,6 +23,14 @@ log = logging.getLogger(__name__)
 
 MOST_PARTS = 100
 """Of one reward: each becomes a metric."""
+
+
+class Reported(dict[str, Tensor]):
+    """Scores of a reward that knows why rows have none, as one that asks elsewhere does: its failures are told as if raised here."""
+
+    def __init__(self, scores: Mapping[str, Tensor], errors: Sequence[str]) -> None:
+        super().__init__(scores)
+        self.errors = list(errors)
 
 
 class WrongLength(UserError):
@@ -52,7 +60,8 @@ def as_scores(output: Any, rows: int) -> dict[str, Tensor]:
     named = {_name(name): values for name, values in parts.items()}
     if len(named) < len(parts):
         raise UserError(f"the reward returned {len(parts)} parts of which two have one name: {shown(list(parts))}.")
-    return {name: _numbers(name, values, rows) for name, values in named.items()}
+    numbers = {name: _numbers(name, values, rows) for name, values in named.items()}
+    return Reported(numbers, output.errors) if isinstance(output, Reported) else numbers
 
 
 def _name(name: Any) -> str:

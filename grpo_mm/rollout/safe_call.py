@@ -17,7 +17,7 @@ from grpo_mm.errors import UserError
 from grpo_mm.outside import finite_number, plain, reason, shown
 from grpo_mm.processes.rng import stream_seed
 from grpo_mm.rollout.own_copies import is_own, own_items, own_prompts
-from grpo_mm.rollout.returned_scores import WrongLength, as_scores
+from grpo_mm.rollout.returned_scores import Reported, WrongLength, as_scores
 from grpo_mm.rollout.surroundings import interrupted, kept, seed_all
 from grpo_mm.types import Prompt, Reward
 
@@ -86,7 +86,8 @@ def _scored(
         return all_nan(rows), [f"no answer for {rows} outputs within {limit:g} seconds"]
     batch = result.get(0, _Died())
     if not isinstance(batch, BaseException):
-        return _finite(batch, errors), errors
+        errors += batch.errors if isinstance(batch, Reported) else []
+        return _finite(batch, errors), bounded(errors)
     if rows == 1 or not by_row or isinstance(batch, (WrongLength, _Died)):
         return all_nan(rows), [described(batch)]
     done: dict[int, Any] = {}

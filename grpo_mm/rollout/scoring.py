@@ -139,7 +139,7 @@ class Scoring:
         """Why this reward cannot score any of these outputs, which are not counted; None where it scored or left out some."""
         scorer = self.scorers[name]
         group = torch.zeros(len(prompts), dtype=torch.int64) if is_relative(scorer.use) else None
-        scores, errors = self._scored(name, scorer, items, list(prompts), group)
+        scores, errors = self.ask(name, items, prompts, group)
         return None if not errors or scores["score"].isfinite().any() else errors[0]
 
     def applied(self, prompts: Sequence[Prompt]) -> dict[str, int]:
@@ -169,7 +169,7 @@ class Scoring:
 
         def answer(name: str) -> tuple[dict[str, Tensor], list[str]]:
             task = asked[name]
-            return self._scored(name, self.scorers[name], task.items, task.prompts, task.group_U)
+            return self.ask(name, task.items, task.prompts, task.group_U)
 
         with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="grpo_mm-scores") as threads:
             try:
@@ -201,9 +201,15 @@ class Scoring:
             for part, value in self._known_parts(name, scores).items()
         }
 
-    def _scored(
-        self, name: str, scorer: Scorer, items: Any, prompts: list[Prompt], group_U: Tensor | None
+    def ask(
+        self, name: str, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None = None
     ) -> tuple[dict[str, Tensor], list[str]]:
+        """One scorer about outputs that it applies to: as `score_safely`, wherever it runs. Nothing is counted or told.
+
+        Raises:
+            UserError: its weights are not what they should be, or what it asks is not there.
+        """
+        scorer, prompts = self.scorers[name], list(prompts)
         if name in self._isolated:
             device = self.device if scorer.device is None else torch.device(scorer.device)
             return self._isolated[name].score(items, prompts, device=device, group_U=group_U)

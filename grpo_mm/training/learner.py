@@ -29,7 +29,7 @@ from grpo_mm.rollout.groups import group_ids
 from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
-from grpo_mm.rollout.spread import reward_spread
+from grpo_mm.rollout.spread import ConstantScores, reward_spread
 from grpo_mm.rollout.table import Table, gather, local_table
 from grpo_mm.training.data import training_prompts
 from grpo_mm.training.forecast import forecast
@@ -74,6 +74,7 @@ class Learner:
             {name: (source.from_step, source.until_step) for name, source in config.prompts.items()},
         )
         self.rewards = Scoring(config.rewards, processes.device)
+        self.constant_scores = ConstantScores(config.rewards)
         self.onlooker = Onlooker(config, processes, samples=samples)
         for scoring in (self.rewards, self.onlooker.watch):
             scoring.load(leave=config.offload_rewards)
@@ -122,6 +123,7 @@ class Learner:
         found: dict[str, float] = {}
         for batch in batches:
             found |= self._train_on(batch, part_N, step)
+        self.constant_scores.after(step)
         found |= self._amounts(step)
         every = self.processes.distributed.check_every
         if every and (step + 1) % every == 0:
@@ -294,6 +296,7 @@ class Learner:
                 )
             )
         found |= reward_spread(table)
+        self.constant_scores.look(table)
         found["reward/failed_frac"] = float(table.columns["failed"].double().mean())
         earned = credit(table, self.config.advantage, rollout=batch.rollout, rank=self.processes.rank)
         if 1.0 in (earned.metrics["advantage/zero_groups_frac"], earned.metrics["advantage/left_out_frac"]):

@@ -8,9 +8,7 @@ import io
 import logging
 import os
 import re
-import threading
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +21,7 @@ from grpo_mm.outside import reason, shown
 from grpo_mm.processes.clock import count
 from grpo_mm.rewards.judges.chat_completion import NoAnswer, hidden, read_completion, read_text, status_failure
 from grpo_mm.rewards.judges.vlm import Question, at_least_one, picture
+from grpo_mm.rewards.shared.run_apart import run_apart
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class ServerVlm:
 
     def ask(self, questions: Sequence[Question]) -> list[str | None]:
         self.check()
-        answers = _run(self._ask_all(questions))
+        answers = run_apart(self._ask_all(questions))
         failures = [answer for answer in answers if isinstance(answer, NoAnswer)]
         count("vlm_failures", len(failures))
         if failures and not self._warned:
@@ -173,23 +172,6 @@ class ServerVlm:
         buffer = io.BytesIO()
         picture(image).save(buffer, format="JPEG", quality=self.jpeg_quality)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """The result, from a thread of its own: the caller's may already run an event loop.
-
-    A daemon, so that a call which was given up does not keep the process alive.
-    """
-    done: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(asyncio.run(work))
-        except BaseException as error:  # for the caller to see
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="grpo_mm-vlm", daemon=True).start()
-    return done.result()
 
 
 def check_address(base_url: str) -> None:
