@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 import zlib
+from copy import deepcopy
 
 import pytest
 import torch
@@ -306,13 +307,13 @@ def _change(value, draw):
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     key, kind = draw.choice(keys), draw.randrange(3)
     if kind == 0:
-        value[key] = draw.choice(WORDS)
+        value[key] = deepcopy(draw.choice(WORDS))
     elif kind == 1:
         del value[key]
         return None if value else value.update(x=1) if isinstance(value, dict) else value.append(1)
     else:
         other = draw.choice(keys)
-        value[key] = value[other]
+        value[key] = deepcopy(value[other])
     return None
 
 
