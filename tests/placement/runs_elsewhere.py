@@ -69,7 +69,9 @@ def _assert_close(here: list[dict[str, Any]], there: list[dict[str, Any]]) -> No
     for row, other in zip(here, there, strict=True):
         assert row.keys() == other.keys()
         for name, value in row.items():
-            close = pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True) if isinstance(value, float) else value
+            # Adam makes much of rounding, and rounding may move a pixel by one of its 256 steps.
+            bound = 1e-2 if "/image/" in name or name.startswith("eval/") else 1e-4
+            close = pytest.approx(value, rel=bound, abs=1e-5, nan_ok=True) if isinstance(value, float) else value
             assert other[name] == close, name
 
 

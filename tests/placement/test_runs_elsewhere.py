@@ -17,13 +17,16 @@ FEW = {
         "eval_prompts.scenes.use.count=2", "rewards.letters.use={kind: function, path: 'tiny_rewards:letters'}",
     ],
 }  # fmt: skip
+OWN = {"branch": ["engine.steps=6", "group_size=9"], "g2rpo": ["engine.steps=6"]}
+"""Their windows of noise reach the fourth step; nine leaves are nine samples."""
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs/quickstart").glob("*.yaml"))}
 SHORT = ("flow", "video", "spatial")
 
 
 def few(recipe: str) -> list[str]:
     """Settings that make a step of a quickstart small."""
-    return FEW[next((kind for kind in ("video", "spatial") if recipe.startswith(kind)), "flow")]
+    kind = next((kind for kind in ("video", "spatial") if recipe.startswith(kind)), "flow")
+    return FEW[kind] + OWN.get(recipe, [])
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(r, marks=[] if r in SHORT else pytest.mark.slow) for r in RECIPES])
