@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from children import in_child
 from safetensors.torch import save_file
 from tiny_runs import summary, weights, write_config
 
@@ -480,17 +481,21 @@ def test_a_reward_that_moves_or_switches_gradients_off_changes_nothing(config, t
     import tiny_rewards
     import torch
 
+    original = tiny_rewards.bright
+
     def bright(*arguments):
         os.chdir("/")
         torch.set_grad_enabled(False)
         return original(*arguments)
 
-    original = tiny_rewards.bright
+    def work():
+        train(config, ["runs_dir=here"])
+        assert Path.cwd() == tmp_path and torch.is_grad_enabled()
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tiny_rewards, "bright", bright)
-    train(config, ["runs_dir=here"])
+    said = tmp_path / "said.txt"
+    assert in_child(work, said, patches=[(tiny_rewards, "bright", bright)]) == 0, said.read_text()
     assert weights(tmp_path / "here/tiny", 2) == weights(done, 2)
-    assert Path.cwd() == tmp_path and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("content", ["my notes", "12 34", "\u0663"])
