@@ -42,7 +42,7 @@ def own_settings(tmp_path_factory) -> None:
 
 @pytest.fixture(autouse=True)
 def as_found() -> Iterator[None]:
-    """A test that leaves another default dtype or folder fails itself, and not those that come after it."""
+    """A test that leaves another default dtype, device or folder fails itself, and not those that come after it."""
     torch = sys.modules.get("torch")
     folder, dtype = Path.cwd(), torch.get_default_dtype() if torch else None
     yield
@@ -53,6 +53,9 @@ def as_found() -> Iterator[None]:
     if Path.cwd() != folder:
         left.append(Path.cwd())
         os.chdir(folder)
+    if torch is not None and torch.get_default_device().type != "cpu":
+        left.append(torch.get_default_device())
+        torch.set_default_device(None)
     assert not left, f"left behind: {left}"
 
 
