@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +24,7 @@ from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
 from grpo_mm.processes.distributed import Distributed, Processes
 from grpo_mm.processes.sequence import SequenceGroup
+from grpo_mm.tools.export import export
 from grpo_mm.types import Prompt
 
 MASKED = "masked, as on a GPU"
@@ -48,11 +49,12 @@ work(*sys.argv[1:])
 """
 
 
-def run(folder: Path, cases, *, world: int = 2, **distributed) -> Path:
+def run(folder: Path, cases, *, world: int = 2, in_float32: bool = False, **distributed) -> Path:
     script = folder / "work.py"
     script.write_text(SCRIPT)
     folders = {family: tiny_vlm.folder(family) for family in tiny_vlm.FAMILIES}
-    launch(script, folder, json.dumps({"folders": folders, "cases": cases, "distributed": distributed}), world=world)
+    asked = {"folders": folders, "cases": cases, "exact": not in_float32, "distributed": distributed}
+    launch(script, folder, json.dumps(asked), world=world)
     return folder
 
 
@@ -109,13 +111,30 @@ def compare(case, folder: Path, objective) -> None:
     assert norm({k: found[k] - wanted[k] for k in wanted}) < 1e-9 * norm(wanted) > 0
 
 
-def values(p, family: str, objective, processes: Processes, own=None) -> dict[str, torch.Tensor]:
+def values(p, family: str, objective, processes: Processes, own=None, *, exact=True) -> dict[str, torch.Tensor]:
+    """The gradient and the log-probabilities, in float64 if `exact`; the weights are the same float32 numbers."""
     rollout = made("all", family)
-    p.model.double()
-    with float64():
-        _, found = gradient(moved(p), rollout, objective, processes, own=own)
+    moved(p)
+    if exact:
+        p.model.double()
+    with float64() if exact else nullcontext():
+        _, found = gradient(p, rollout, objective, processes, own=own)
         found["logprobs"] = p.values_under(None, rollout.record, torch.arange(len(rollout.record.length_N)))
     return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", tiny_vlm.FAMILIES)
+def test_in_float32_a_cut_row_is_as_near_to_the_exact_one_as_an_uncut_one(family, tmp_path):
+    """Sums in another order: neither is nearer by much, so the two are no further apart than both are from the exact one."""
+    case = (family, "shared prompts, tower")
+    found = load_file(run(tmp_path, [case], sequence=2, in_float32=True) / f"{', '.join(case)}.safetensors")
+    one, exact = (values(policy_of(*case), family, PART, Processes(device="cpu"), exact=e) for e in (False, True))
+    logprobs = [tensors.pop("logprobs") for tensors in (found, one)]
+    exact.pop("logprobs")
+    assert (logprobs[0] - logprobs[1]).norm() < 1e-6 * logprobs[1].norm()
+    cut, uncut = (norm({k: t[k] - exact[k] for k in exact}) / norm(exact) for t in (found, one))
+    assert cut < 2 * uncut < 1e-4
 
 
 def kept_bytes(p) -> int:
@@ -155,7 +174,7 @@ def work(folder: str, asked: str) -> None:
         shard = {"shard": processes.shard} if processes.cuts_weights else {}
         p = policy_of(family, name, sequence=processes.sequence, **shard)
         own = None if ranks == 1 else ((0, 1, 2), (3,))[processes.rank]
-        found = values(p, family, PART if ranks == 1 else WHOLE, processes, own)
+        found = values(p, family, PART if ranks == 1 else WHOLE, processes, own, exact=asked["exact"])
         if processes.is_main:
             save_file({k: v.contiguous() for k, v in found.items()}, Path(folder) / f"{family}, {name}.safetensors")
 
@@ -189,6 +208,26 @@ def test_a_run_goes_as_that_of_one_process(world, tmp_path):
         ]
         assert all(b[n] == pytest.approx(a[n], rel=1e-3, abs=1e-5) for n in names), (a, b)
     assert one[1]["optim/grad_norm"] > 0 and one[1]["calls/train_calls"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_a_run_goes_on_from_its_checkpoint_and_is_exported_by_one_process(kind, tmp_path):
+    cut = ("distributed.sequence=2", f"distributed.kind={kind}", "checkpoints.every=1", "eval_prompts={}")
+    common = (*(each for each in SETTINGS if not each.startswith(("steps", "eval"))), *cut)
+    path, script = f"policy.path={tiny_vlm.folder('qwen2_5_vl')}", tmp_path / "train.py"
+    script.write_text(TRAIN)
+    for folder, parts in (("whole", (2,)), ("parts", (1, 2))):
+        for steps in parts:
+            launch(script, *common, path, f"runs_dir={tmp_path / folder}", f"steps={steps}", "checkpoints.keep_last=2")
+    whole, parts = (tmp_path / folder / "quickstart_video" for folder in ("whole", "parts"))
+    rows = [metrics.read(folder / "metrics.jsonl")[1] for folder in (whole, parts)]
+    assert rows[0]["step"] == 2 and rows[0]["optim/grad_norm"] > 0
+    assert all(rows[1][n] == v for n, v in rows[0].items() if not n.startswith("time/"))
+    product = export(parts, to=tmp_path / "product")
+    for file in sorted((whole / json.loads((whole / "summary.json").read_text())["product"]).glob("*.safetensors")):
+        a, b = load_file(file), load_file(product / file.name)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.slow
