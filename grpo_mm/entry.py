@@ -24,9 +24,9 @@ from grpo_mm.looking.trackers import Trackers, check_installed
 from grpo_mm.outside import place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.reward_use import check_call
-from grpo_mm.training.data import RunData
-from grpo_mm.training.handshake import check_alike, check_disk_is_shared
-from grpo_mm.training.run_folder import (
+from grpo_mm.run.data import RunData
+from grpo_mm.run.handshake import check_alike, check_disk_is_shared
+from grpo_mm.run.run_folder import (
     RunFolder,
     Start,
     check_folder,

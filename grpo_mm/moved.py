@@ -1,4 +1,4 @@
-"""Where modules stood before there were rooms: an old path still leads to its module, with one deprecation warning.
+"""Where modules stood before there were rooms, or in another one: an old path still leads to its module, with one deprecation warning.
 
 Users' configs and rewards name `package.module:Name`, and so do run folders that were written before. Nothing in the package
 itself imports by an old path. They end with version 0.3: delete this file and what imports it.
@@ -33,7 +33,9 @@ _UNDER_THE_SAME_NAME = (  # old package, new room, modules
     ("grpo_mm", "grpo_mm.looking", "diversity image_statistics metrics model_card samples transcripts watch"),
     ("grpo_mm.report", "grpo_mm.looking.report", "curves pictures rules texts words"),
     ("grpo_mm", "grpo_mm.config", "arithmetic methods run_config"),
-    ("grpo_mm", "grpo_mm.training", "benchmarks evaluate learner onlooker run_folder trainer"),
+    ("grpo_mm", "grpo_mm.training", "benchmarks evaluate learner onlooker trainer"),
+    ("grpo_mm", "grpo_mm.run", "run_folder"),
+    ("grpo_mm.training", "grpo_mm.run", "changes clearing data data_digests handshake mark product run_folder state which_checkpoint"),
     ("grpo_mm", "grpo_mm.tools", "bench console inference method_table prediction_files zoo_build"),
     ("grpo_mm.pipelines.flow", "grpo_mm.pipelines.flow.models", "adapters card family flux sd3"),
     ("grpo_mm.pipelines.flow", "grpo_mm.pipelines.flow.trees", "branching drawing forest grow tree"),

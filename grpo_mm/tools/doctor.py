@@ -13,7 +13,7 @@ from grpo_mm.findings import Finding, as_table, first_difference
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.rng import stream_seed
 from grpo_mm.rollout.rows import plan_rows, seen_by
-from grpo_mm.training.data import training_prompts
+from grpo_mm.run.data import training_prompts
 
 PROMPTS, SAMPLES = 3, 4
 

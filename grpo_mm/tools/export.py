@@ -13,12 +13,12 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.looking import metrics
 from grpo_mm.looking.origin import Origin
 from grpo_mm.outside import finite_number, place
+from grpo_mm.run.product import save_product
+from grpo_mm.run.run_folder import RunFolder, failing_disk_stops
+from grpo_mm.run.which_checkpoint import best_step, chosen_checkpoint
 from grpo_mm.tools.asking import templates
 from grpo_mm.tools.inference import Loaded
-from grpo_mm.training.product import save_product
-from grpo_mm.training.run_folder import RunFolder, failing_disk_stops
-from grpo_mm.training.trainer import short_metrics
-from grpo_mm.training.which_checkpoint import best_step, chosen_checkpoint
+from grpo_mm.training.ending import short_metrics
 from grpo_mm.weights.checkpoint import name_of
 
 FOLDER = "export"

@@ -25,13 +25,13 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import is_text, place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring
+from grpo_mm.run.data import held_out_prompts
+from grpo_mm.run.run_folder import RunFolder
+from grpo_mm.run.which_checkpoint import chosen_checkpoint
 from grpo_mm.tools.asking import phrased
 from grpo_mm.tools.numbered import numbered_folder
-from grpo_mm.training.data import held_out_prompts
 from grpo_mm.training.evaluate import EvalResult
 from grpo_mm.training.evaluate import evaluate as score_held_out
-from grpo_mm.training.run_folder import RunFolder
-from grpo_mm.training.which_checkpoint import chosen_checkpoint
 from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
 from grpo_mm.weights import checkpoint as checkpoints
 

@@ -19,7 +19,7 @@ from grpo_mm.rewards.service.scorers import Scorers
 from grpo_mm.rewards.service.server import Limits, application, check_host
 from grpo_mm.rewards.service.token import token_of
 from grpo_mm.rollout.scoring import Scorer, check_isolated
-from grpo_mm.training.run_folder import versions
+from grpo_mm.run.run_folder import versions
 
 TOKEN = "GRPO_MM_TOKEN"
 MOST_CONNECTIONS = 256

@@ -18,7 +18,7 @@ from grpo_mm.ledger.cards import card
 from grpo_mm.ledger.words import Asked
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.outside import place
-from grpo_mm.training.data import data_lines
+from grpo_mm.run.data import data_lines
 from grpo_mm.training.forecast import cost_lines
 
 

@@ -14,8 +14,6 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking.diversity import pairwise_distance
 from grpo_mm.processes.clock import phase
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.registry import kind_of
-from grpo_mm.rollout.prompt_check import check_first_files, check_prompts
 from grpo_mm.rollout.rows import evaluation_rows, seen_by
 from grpo_mm.rollout.scoring import Scoring, mean_scores
 from grpo_mm.training.benchmarks import benchmark_scores
@@ -121,19 +119,6 @@ def _parts_by_source(alone: ByPrompt, prompts: Sequence[Prompt], sources: Sequen
         for name, values in alone.items()
         if "/" in name
     }
-
-
-def check_sources(config: RunConfig, sources: Mapping[str, Sequence[Prompt]], scorers: Mapping[str, Any]) -> None:
-    """Raises ConfigError for media that are not there, prompts that the run's engine would not show as they are, or that a scorer
-    cannot take."""
-    check_first_files(sources)
-    check_prompts(
-        sources,
-        scorers,
-        shows_media=hasattr(config.engine, "illustrate"),
-        edits=bool(getattr(config.engine, "edits", False)),
-        engine=str(kind_of("engine", type(config.engine))),
-    )
 
 
 def _by_source(

@@ -31,7 +31,7 @@ from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.spread import ConstantScores, reward_spread
 from grpo_mm.rollout.table import Table, gather, local_table
-from grpo_mm.training.data import training_prompts
+from grpo_mm.run.data import training_prompts
 from grpo_mm.training.forecast import forecast
 from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
 from grpo_mm.training.preflight import check_media, check_scoring

@@ -19,7 +19,7 @@ from grpo_mm.looking.own_files import SAMPLER
 from grpo_mm.outside import reason, shown
 from grpo_mm.rollout.rows import plan_rows, seen_by
 from grpo_mm.rollout.scoring import Scorer, Scoring, applies_to
-from grpo_mm.training.mark import replace_text
+from grpo_mm.run.mark import replace_text
 from grpo_mm.types import Prompt, is_relative
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from grpo_mm.pipelines.flow.sampling import encode_rows
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, FluxShift, Shifted
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.rows import plan_rows
-from grpo_mm.training.run_folder import open_folder
+from grpo_mm.run.run_folder import open_folder
 from grpo_mm.training.trainer import Trainer
 from grpo_mm.types import Counts, Prompt, Rollout, View
 from grpo_mm.weights.optim import Optim

@@ -22,7 +22,8 @@ from grpo_mm.config.typed_yaml import build, dump
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.looking.watch import Rules, Watched, absolute_band, describe
-from grpo_mm.training import product, trainer
+from grpo_mm.run import product
+from grpo_mm.training import trainer
 from grpo_mm.training.learner import Learner
 from grpo_mm.weights import checkpoint
 

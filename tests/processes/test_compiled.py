@@ -135,7 +135,7 @@ def test_texts_break_at_attention_only(family, name, backend):
 
 @pytest.mark.parametrize("backend", ["eager"], indirect=True)
 def test_the_log_and_the_record_count(backend, tiny_sd3, tmp_path, caplog):
-    with caplog.at_level(logging.INFO, logger="grpo_mm.training.trainer"):
+    with caplog.at_level(logging.INFO, logger="grpo_mm.training.step_times"):
         train(write_config(tmp_path, tiny_sd3, {"steps": 2, "policy": {"compile": True}}))
     rows = [row for row in metrics.read(tmp_path / "runs/tiny/metrics.jsonl") if "compile/graphs" in row]
     assert len(rows) == 2 and rows[0]["compile/graphs"] >= 2 and {row["compile/graph_breaks"] for row in rows} == {0.0}

@@ -11,7 +11,7 @@ from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 from grpo_mm.errors import ConfigError
 from grpo_mm.rollout.overlap import trained_on
 from grpo_mm.rollout.prompt_check import check_first_files
-from grpo_mm.training.data import overlap
+from grpo_mm.run.data import overlap
 from grpo_mm.types import Prompt
 
 

@@ -165,7 +165,7 @@ def test_an_interrupted_run_leaves_the_product_of_that_step(number, tiny_sd3, tm
 
 
 def test_a_large_product_is_left_to_export_at_an_interrupt(tiny_sd3, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("grpo_mm.training.trainer.LARGEST_AT_AN_INTERRUPT", 100)
+    monkeypatch.setattr("grpo_mm.training.ending.LARGEST_AT_AN_INTERRUPT", 100)
     with pytest.raises(KeyboardInterrupt):
         train(
             write_config(tmp_path, tiny_sd3, {"eval_prompts": None}),

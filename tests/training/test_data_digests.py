@@ -19,8 +19,8 @@ from grpo_mm.datasets.media.media_files import ImageFile, VideoFile
 from grpo_mm.datasets.table.reader import Table
 from grpo_mm.entry import train
 from grpo_mm.errors import ConfigError
-from grpo_mm.training import data_digests
-from grpo_mm.training.data_digests import with_rows
+from grpo_mm.run import data_digests
+from grpo_mm.run.data_digests import with_rows
 from grpo_mm.types import Prompt
 
 KEY = "prompts.mine.use"

@@ -211,7 +211,7 @@ def test_a_notebooks_edited_function_is_noted(tiny_sd3, tmp_path, monkeypatch):
 
 def test_a_change_that_a_kill_left_half_written_is_not_lost(config, run, tmp_path):
     from grpo_mm.config.differences import Difference
-    from grpo_mm.training.changes import note
+    from grpo_mm.run.changes import note
 
     found = [Difference("optim.lr", 0.001, 0.0005, "noted"), Difference("samples_every", 10, 1, "free")]
     note(run, found, step=2)

@@ -18,8 +18,9 @@ from grpo_mm.config.recorded import is_own
 from grpo_mm.config.run_config import plain, read
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped, UserError
+from grpo_mm.run import mark, run_folder
 from grpo_mm.tools.inference import evaluate
-from grpo_mm.training import mark, run_folder, trainer
+from grpo_mm.training import trainer
 from grpo_mm.weights import checkpoint
 
 SHORT = {"steps": 2, "samples_every": 1, "evaluation": {"every": 1}}

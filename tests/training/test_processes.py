@@ -16,7 +16,7 @@ from grpo_mm.config.run_config import read
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.processes.alike import bit_sums, checksum
 from grpo_mm.processes.distributed import Distributed, Processes
-from grpo_mm.training.handshake import first_difference
+from grpo_mm.run.handshake import first_difference
 
 SCRIPT = """
 import sys

@@ -23,7 +23,8 @@ from tiny_runs import PYTHONPATH, ROOT, record, summary, weights, write_config
 from grpo_mm.config.recorded import is_own
 from grpo_mm.entry import train
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
-from grpo_mm.training import learner, product, run_folder, trainer
+from grpo_mm.run import product, run_folder
+from grpo_mm.training import ending, learner, trainer
 from grpo_mm.weights import checkpoint
 
 STEPS = 3
@@ -107,7 +108,7 @@ MOMENTS = {
     "deleting an old checkpoint": (checkpoint, "prune", at_call(4, checkpoint.prune, then=half_deleted)),
     "evaluating after training": (tiny_rewards, "bright", at_call(7, tiny_rewards.bright)),
     "writing the model card": (product, "write_model_card", at_call(1, product.write_model_card)),
-    "writing the summary": (trainer, "replace_text", at_call(4, trainer.replace_text)),
+    "writing the summary": (ending, "replace_text", at_call(1, ending.replace_text)),
 }
 
 

@@ -109,7 +109,7 @@ def test_a_product_that_cannot_be_written_hides_no_reason(tiny_sd3, tmp_path, mo
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("grpo_mm.training.trainer.save_product", full)
+    monkeypatch.setattr("grpo_mm.training.ending.save_product", full)
     with pytest.raises(TrainingStopped, match="the judge is gone"):
         train(write_config(tmp_path, tiny_sd3, TRAINED), rewards={"own": fails_from(2, raises)})
     assert "no product was written" in caplog.text

@@ -115,10 +115,10 @@ def test_a_stop_signal_and_an_error_wait_for_it(held, tiny_sd3, tmp_path):
 
 
 def test_where_main_memory_is_short_it_is_written_at_once_and_told(monkeypatch, caplog, tiny_sd3, tmp_path):
-    from grpo_mm.training import trainer
+    from grpo_mm.run import kept
 
-    monkeypatch.setattr(trainer, "free_memory", lambda: 1000)
-    monkeypatch.setattr(trainer, "copied", None)
+    monkeypatch.setattr(kept, "free_memory", lambda: 1000)
+    monkeypatch.setattr(kept, "copied", None)
     train(write_config(tmp_path, tiny_sd3, BESIDE))
     assert caplog.text.count("they are written at once") == 1 and steps(tmp_path / "run.yaml") == [2, 3]
     assert background.free_memory() is None or background.free_memory() > 2**20

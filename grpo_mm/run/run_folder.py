@@ -28,12 +28,12 @@ from grpo_mm.config.sources import Digests, places_of, sources_of
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.looking import held_out, metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
-from grpo_mm.training import mark
-from grpo_mm.training.changes import check_changes, compare, cut_back_changes, note, words, write_sources
-from grpo_mm.training.clearing import clear
-from grpo_mm.training.clearing import links as links_within
-from grpo_mm.training.data import RunData
-from grpo_mm.training.mark import replace_text
+from grpo_mm.run import mark
+from grpo_mm.run.changes import check_changes, compare, cut_back_changes, note, words, write_sources
+from grpo_mm.run.clearing import clear
+from grpo_mm.run.clearing import links as links_within
+from grpo_mm.run.data import RunData
+from grpo_mm.run.mark import replace_text
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import RunId
 

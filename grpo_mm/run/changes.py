@@ -15,7 +15,7 @@ from grpo_mm.config.sources import Digests, changed
 from grpo_mm.errors import ConfigError
 from grpo_mm.looking.changes import FILE, Change, read_changes
 from grpo_mm.outside import parse_json, shown
-from grpo_mm.training.mark import replace_text
+from grpo_mm.run.mark import replace_text
 
 SOURCES = "sources.json"
 MOST_SHOWN = 6

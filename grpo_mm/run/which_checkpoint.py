@@ -8,7 +8,7 @@ from pathlib import Path
 from grpo_mm.errors import CheckpointError
 from grpo_mm.looking.own_files import is_step, json_object
 from grpo_mm.outside import shown
-from grpo_mm.training.run_folder import RunFolder
+from grpo_mm.run.run_folder import RunFolder
 from grpo_mm.weights import checkpoint
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.config.sources import Digests
 from grpo_mm.outside import shown
+from grpo_mm.registry import kind_of
 from grpo_mm.rollout.overlap import trained_on
+from grpo_mm.rollout.prompt_check import check_first_files, check_prompts
 from grpo_mm.rollout.scoring import Scorer
-from grpo_mm.training.data_digests import with_rows
-from grpo_mm.training.evaluate import check_sources
+from grpo_mm.run.data_digests import with_rows
 from grpo_mm.types import Prompt
 
 NAMED = 5
@@ -104,6 +105,19 @@ def data_lines(config: RunConfig) -> list[str]:
     if held_out:
         lines.append(overlap_line(found, len(held_out)) if found else "no held-out prompt is trained on as well")
     return lines
+
+
+def check_sources(config: RunConfig, sources: Mapping[str, Sequence[Prompt]], scorers: Mapping[str, Any]) -> None:
+    """Raises ConfigError for media that are not there, prompts that the run's engine would not show as they are, or that a scorer
+    cannot take."""
+    check_first_files(sources)
+    check_prompts(
+        sources,
+        scorers,
+        shows_media=hasattr(config.engine, "illustrate"),
+        edits=bool(getattr(config.engine, "edits", False)),
+        engine=str(kind_of("engine", type(config.engine))),
+    )
 
 
 def _is_drawn(source: Any) -> bool:

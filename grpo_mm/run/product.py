@@ -18,7 +18,7 @@ from grpo_mm.looking.model_card import write_model_card
 from grpo_mm.looking.origin import FILE, Origin, read_product
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.rng import stream_seed
-from grpo_mm.training.mark import replace_text
+from grpo_mm.run.mark import replace_text
 from grpo_mm.weights.pieces import full, put
 
 LARGEST_AT_AN_INTERRUPT = 2 * 2**30

@@ -14,7 +14,7 @@ from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.training.run_folder import RunFolder, versions
+from grpo_mm.run.run_folder import RunFolder, versions
 
 MAY_DIFFER = ("platform", "git_commit")
 SECONDS_TO_SIGHT = 5.0
