@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
 
@@ -131,4 +132,21 @@ def phase(name: str) -> Iterator[None]:
 def count(name: str, number: int) -> None:
     """Adds to a counter; one network call is one row through the network once, guidance counts twice."""
     with _current._lock:
-        _current.counts[name] += number
+        kept = _kept_in.get()
+        (_current.counts if kept is None else kept)[name] += number
+
+
+@contextmanager
+def counts_kept_in(kept: Counter[str]) -> Iterator[None]:
+    """What is counted within goes there instead of the clock, for whoever adds it (`count`) when its time has come.
+
+    Threads that are started within count there too, if they run in a copy of the context (`contextvars.copy_context`).
+    """
+    token = _kept_in.set(kept)
+    try:
+        yield
+    finally:
+        _kept_in.reset(token)
+
+
+_kept_in: ContextVar[Counter[str] | None] = ContextVar("counts", default=None)

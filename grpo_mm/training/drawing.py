@@ -35,6 +35,13 @@ class Drawn:
     """[N] the update of each row."""
     amounts: Mapping[str, int]
     """What this rank has sampled: pictures, or tokens; groups that a collector leaves out included."""
+    counts: Mapping[str, int]
+    """Calls that were made for it, by name, as of `clock.count`; whoever trains on the rows counts them."""
+
+    def count(self) -> None:
+        """Adds the calls to those of the step that is at hand."""
+        for name, number in self.counts.items():
+            clock.count(name, number)
 
 
 class Drawing:
@@ -64,28 +71,22 @@ class Drawing:
         Args:
             weights: the copy of the weights that draws; None: `sampling_weights`.
         """
-        rows, part_N = self._planned(step)
-        sampled: Counter[str] = Counter()
+        asked = self._asked(step)
         with self._in_place(weights):
-            batches = self.config.collector(
-                lambda r: self._sample(r, step, sampled), self.score, rows, self._more(step, self.processes)
+            return asked.drawn(
+                self.config.collector(asked.sample, asked.score, asked.rows, self._more(step, self.processes))
             )
-        return Drawn(step, batches, part_N, dict(sampled))
 
     def scored_beside(self, step: int, thread: Beside) -> Callable[[], Drawn]:
         """Draws a step now, and scores it in a thread; what is given waits for that. For a collector that draws once."""
-        rows, part_N = self._planned(step)
-        sampled: Counter[str] = Counter()
+        asked = self._asked(step)
         with self._in_place(None):
-            finish = self.config.collector.begin(
-                lambda r: self._sample(r, step, sampled), partial(thread.submit, self.score), rows
-            )
-        return lambda: Drawn(step, finish(), part_N, dict(sampled))
+            finish = self.config.collector.begin(asked.sample, partial(thread.submit, asked.score), asked.rows)
+        return lambda: asked.drawn(finish())
 
     def beside(self, step: int, thread: Beside, processes: Processes) -> Callable[[], Drawn]:
         """Hands the present weights to the engine now, then draws and scores in a thread, for which `processes` are."""
-        rows, part_N = self._planned(step)
-        sampled: Counter[str] = Counter()
+        asked = self._asked(step)
         with self._in_place(None):
             self.config.engine.hand_over(self.policy)
             which = self.policy.snapshots.which
@@ -93,10 +94,14 @@ class Drawing:
 
         def draw() -> list[Batch]:
             with self.policy.snapshots.as_of(which):
-                return self.config.collector(lambda r: self._sample(r, step, sampled), self.score, rows, more)
+                return self.config.collector(asked.sample, asked.score, asked.rows, more)
 
         found = thread.submit(draw)
-        return lambda: Drawn(step, found.result(), part_N, dict(sampled))
+        return lambda: asked.drawn(found.result())
+
+    def _asked(self, step: int) -> _Asked:
+        rows, part_N = self._planned(step)
+        return _Asked(self, step, rows, part_N)
 
     @contextmanager
     def sampling_weights(self) -> Iterator[None]:
@@ -150,7 +155,7 @@ class Drawing:
         )
         return seen_by(self.policy, (replace(p, id=f"{p.id}+{number}", repeat_of=p.repeat_of or p.id) for p in drawn))
 
-    def _sample(self, rows: Rows, step: int, sampled: Counter[str]) -> tuple[Rollout, Outputs]:
+    def sampled(self, rows: Rows, step: int, amounts: Counter[str]) -> tuple[Rollout, Outputs]:
         with clock.phase("rollout"):
             rollout, outputs = self.config.engine.sample(
                 self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
@@ -158,12 +163,12 @@ class Drawing:
         self.processes.check_members([rollout.mask_NA, rollout.behaviour_NA], what=f"the rows of step {step + 1}")
         self._announce(step + 1)
         if is_pictures(outputs.items):
-            sampled["pictures"] += len(outputs.items)
+            amounts["pictures"] += len(outputs.items)
         elif hasattr(self.config.engine, "amounts"):
-            sampled.update(self.config.engine.amounts(rollout))
+            amounts.update(self.config.engine.amounts(rollout))
         return rollout, outputs
 
-    def score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
+    def scored(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
         """Every item once; outputs that share an item share its scores."""
         first = outputs.first_output()
         keys = [rollout.prompt_N[outputs.row_M]]
@@ -174,3 +179,23 @@ class Drawing:
             self.rewards.leave_device()
         index = outputs.item_index()
         return {name: {part: value[index] for part, value in parts.items()} for name, parts in scores.items()}
+
+
+class _Asked:
+    """What a collector asks for a step, with what it comes to on the way."""
+
+    def __init__(self, drawing: Drawing, step: int, rows: Rows, part_N: Tensor) -> None:
+        self.drawing, self.step, self.rows, self.part_N = drawing, step, rows, part_N
+        self.amounts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+
+    def sample(self, rows: Rows) -> tuple[Rollout, Outputs]:
+        with clock.counts_kept_in(self.counts):
+            return self.drawing.sampled(rows, self.step, self.amounts)
+
+    def score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
+        with clock.counts_kept_in(self.counts):
+            return self.drawing.scored(rollout, outputs)
+
+    def drawn(self, batches: list[Batch]) -> Drawn:
+        return Drawn(self.step, batches, self.part_N, dict(self.amounts), dict(self.counts))

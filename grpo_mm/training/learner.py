@@ -118,6 +118,7 @@ class Learner:
     def step(self, step: int) -> dict[str, float]:
         """Rollout, credit and updates of training step `step` (from 0); returns what is logged."""
         drawn, staleness = self.ahead.take(step, version=self.counters["updates"])
+        drawn.count()
         found: dict[str, float] = {}
         for number, batch in enumerate(drawn.batches):
             if number:
@@ -136,6 +137,7 @@ class Learner:
     def rollout(self, step: int) -> tuple[list[Batch], Tensor]:
         """This rank's scored batches of a step by the weights in place, and the update part of each row, [N]."""
         drawn = self.drawing(step)
+        drawn.count()
         return drawn.batches, drawn.part_N
 
     def _dated(self, batch: Batch, staleness: int) -> Batch:

@@ -182,14 +182,14 @@ def test_scores_are_given_beside_the_update(tmp_path):
 
 def test_what_a_reward_raises_beside_is_raised_where_its_rows_are_waited_for(tmp_path):
     run = learner(config(), tmp_path)
-    score = run.drawing.score
+    score = run.drawing.scored
 
     def fails(rollout: Rollout, outputs: Outputs) -> Any:
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("the weights of the judge are gone")
         return score(rollout, outputs)
 
-    run.drawing.score = fails
+    run.drawing.scored = fails
     with pytest.raises(ConfigError, match="the judge are gone"):
         run.step(0)
 
