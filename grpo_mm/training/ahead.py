@@ -8,16 +8,18 @@ that the engine reads and that move, and the state of parts that learn. A run th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any, Literal
 
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError
 from grpo_mm.objectives.truncated import Truncated
+from grpo_mm.processes import clock
 from grpo_mm.processes.beside import Beside
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.training.drawing import Drawing, Drawn
+from grpo_mm.processes.roles import WAITING
+from grpo_mm.training.drawing import Drawing, Drawn, Pending
 from grpo_mm.weights.snapshots import WeightsMoved
 from grpo_mm.weights.stateful import Stateful, stateful_parts
 
@@ -40,8 +42,10 @@ class Ahead:
         self._beside = processes.beside() if config.rollout_ahead and self.way == "beside" else processes
         self._begun: dict[str, Any] | None = None
         """{"step": of the rows, "version": of the weights, "parts": states}; as a checkpoint keeps it."""
-        self._finish: Callable[[], Drawn] | None = None
+        self._pending: Pending | None = None
         self._ready: Drawn | None = None
+        self.queue: dict[str, int] = {}
+        """Rows of the next step as the update ended, by where they stood then, see `Pending.queue`."""
         if config.rollout_ahead:
             log.info("rollout_ahead: %s", sentence(self.way, why))
 
@@ -59,25 +63,29 @@ class Ahead:
         if not self.config.rollout_ahead or (self._begun is not None and self._begun["step"] == step):
             return
         self._keep()
+        self.queue = {}
         parts = {path: deepcopy(part.state_dict()) for path, part in self._parts()}
         self._begun = {"step": step, "version": version, "parts": parts}
         if step >= self.config.steps:
             return  # a run that goes on for more steps draws them with what was kept
         if self.way == "beside":
-            self._finish = self.drawing.beside(step, self._thread, self._beside)
+            self._pending = self.drawing.beside(step, self._thread, self._beside)
         elif self.way == "scored beside":
-            self._finish = self.drawing.scored_beside(step, self._thread)
+            self._pending = self.drawing.scored_beside(step, self._thread)
         else:
             self._ready = self.drawing(step)
+            rows = sum(batch.rollout.num_rows for batch in self._ready.batches)
+            self.queue = {"unsampled": 0, "unscored": 0, "ready": rows}
 
     def wait(self) -> None:
         """Until nothing is drawn or scored beside."""
-        if self._finish is None:
+        if self._pending is None:
             return
-        finish, self._finish = self._finish, None
-        lost = ""
+        pending, self._pending = self._pending, None
+        self.queue, lost = pending.queue(), ""
         try:
-            self._ready = finish()
+            with clock.phase(WAITING):
+                self._ready = pending.result()
         except WeightsMoved as error:
             lost = str(error)
         everywhere = list(filter(None, self.processes.gather(lost)))
@@ -87,7 +95,7 @@ class Ahead:
 
     def forget(self) -> None:
         """Other weights were put in place: the next step is drawn with them."""
-        self._finish = self._ready = self._begun = None
+        self._pending = self._ready = self._begun = None
         for name in (COPY, *self._moving().values()):
             self.drawing.policy.snapshots.drop(name)
 

@@ -77,18 +77,19 @@ class Drawing:
                 self.config.collector(asked.sample, asked.score, asked.rows, self._more(step, self.processes))
             )
 
-    def scored_beside(self, step: int, thread: Beside) -> Callable[[], Drawn]:
-        """Draws a step now, and scores it in a thread; what is given waits for that. For a collector that draws once."""
+    def scored_beside(self, step: int, thread: Beside) -> Pending:
+        """Draws a step now, and scores it in a thread. For a collector that draws once."""
         asked = self._asked(step)
         with self._in_place(None):
             finish = self.config.collector.begin(asked.sample, partial(thread.submit, asked.score), asked.rows)
-        return lambda: asked.drawn(finish())
+        return Pending(asked, finish)
 
-    def beside(self, step: int, thread: Beside, processes: Processes) -> Callable[[], Drawn]:
+    def beside(self, step: int, thread: Beside, processes: Processes) -> Pending:
         """Hands the present weights to the engine now, then draws and scores in a thread, for which `processes` are."""
         asked = self._asked(step)
         with self._in_place(None):
-            self.config.engine.hand_over(self.policy)
+            with clock.phase("rollout"):
+                self.config.engine.hand_over(self.policy)
             which = self.policy.snapshots.which
         more = self._more(step, processes)
 
@@ -96,8 +97,7 @@ class Drawing:
             with self.policy.snapshots.as_of(which):
                 return self.config.collector(asked.sample, asked.score, asked.rows, more)
 
-        found = thread.submit(draw)
-        return lambda: asked.drawn(found.result())
+        return Pending(asked, thread.submit(draw).result)
 
     def _asked(self, step: int) -> _Asked:
         rows, part_N = self._planned(step)
@@ -188,14 +188,41 @@ class _Asked:
         self.drawing, self.step, self.rows, self.part_N = drawing, step, rows, part_N
         self.amounts: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
+        self.sampled = self.scored = 0
+        """Rows."""
 
     def sample(self, rows: Rows) -> tuple[Rollout, Outputs]:
         with clock.counts_kept_in(self.counts):
-            return self.drawing.sampled(rows, self.step, self.amounts)
+            found = self.drawing.sampled(rows, self.step, self.amounts)
+        self.sampled += len(rows)
+        return found
 
     def score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
         with clock.counts_kept_in(self.counts):
-            return self.drawing.scored(rollout, outputs)
+            found = self.drawing.scored(rollout, outputs)
+        self.scored += rollout.num_rows
+        return found
 
     def drawn(self, batches: list[Batch]) -> Drawn:
         return Drawn(self.step, batches, self.part_N, dict(self.amounts), dict(self.counts))
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """Rows that are drawn or scored in a thread."""
+
+    asked: _Asked
+    finish: Callable[[], list[Batch]]
+
+    def result(self) -> Drawn:
+        """Waits for them; raises what went wrong."""
+        return self.asked.drawn(self.finish())
+
+    def queue(self) -> dict[str, int]:
+        """How many rows stand where at this moment: unsampled (of those that are planned), unscored, ready."""
+        sampled, scored = self.asked.sampled, self.asked.scored
+        return {
+            "unsampled": max(0, len(self.asked.rows) - sampled),
+            "unscored": max(0, sampled - scored),
+            "ready": scored,
+        }

@@ -129,6 +129,7 @@ class Learner:
         self.constant_scores.after(step)
         found |= self._amounts(drawn)
         found |= {"rollout/staleness": float(staleness)} if self.config.rollout_ahead else {}
+        found |= {f"time/queue_{where}_rows": float(rows) for where, rows in self.ahead.queue.items()}
         every = self.processes.distributed.check_every
         if every and (step + 1) % every == 0:
             self.processes.check_alike(self.params, when=f"after step {step + 1}")

@@ -124,8 +124,12 @@ def test_without_it_nothing_is_new(tmp_path):
     assert ahead_lines(run.config) == []
 
 
+def untimed(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not name.startswith("time/")}
+
+
 def steps_of(run: Learner, steps: range) -> list[dict[str, float]]:
-    return [run.step(step) for step in steps]
+    return [untimed(run.step(step)) for step in steps]
 
 
 def test_wherever_they_are_drawn_the_rows_are_the_same(tmp_path):
@@ -178,6 +182,16 @@ def test_scores_are_given_beside_the_update(tmp_path):
     run._apply = lambda result: (apply(result), updated.set())[0]
     run.step(0)
     assert said == [None, True]
+
+
+def test_it_is_told_where_rows_stand_as_the_update_ends(tmp_path):
+    run = learner(config(engine=Apart()), tmp_path)
+    first, *_, last = [run.step(step) for step in range(5)]
+    stand = [first[f"time/queue_{where}_rows"] for where in ("unsampled", "unscored", "ready")]
+    assert sum(stand) == 64
+    assert not any("queue" in name for name in last)  # no step follows
+    before = learner(config(offload_rewards=True), tmp_path).step(0)
+    assert [before[f"time/queue_{where}_rows"] for where in ("unsampled", "unscored", "ready")] == [0, 0, 64]
 
 
 def test_what_a_reward_raises_beside_is_raised_where_its_rows_are_waited_for(tmp_path):
@@ -315,12 +329,12 @@ def test_a_run_that_goes_on_after_any_step_draws_what_lay_ready(parts, tmp_path)
     whole = learner(config(**parts()), tmp_path)
     rows, kept = [], []
     for step in range(4):
-        rows.append(whole.step(step))
+        rows += steps_of(whole, range(step, step + 1))
         kept.append(saved(whole))
     for step in (0, 2):
         again = learner(config(**parts()), tmp_path)
         again.load(kept[step], name="step")
-        assert [again.step(s) for s in range(step + 1, 4)] == rows[step + 1 :]
+        assert steps_of(again, range(step + 1, 4)) == rows[step + 1 :]
         assert torch.equal(again.policy.logits, whole.policy.logits)
         tensors, state = again.checkpoint()
         assert state == kept[-1].state["learner"]
