@@ -148,7 +148,7 @@ MAY_IMPORT = {
     "ledger": "",
     "config": "advantages looking objectives processes rollout rollout.collectors weights",
     "run": "config looking processes rollout weights",
-    "training": "advantages config ledger looking processes rollout rollout.collectors run weights",
+    "training": "advantages config ledger looking objectives processes rollout rollout.collectors run weights",
     "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout run training weights",
     "tools.keys": "config",

@@ -15,12 +15,13 @@ from grpo_mm.config.settings import Settings
 from grpo_mm.config.sizes import check_sizes
 from grpo_mm.errors import ConfigError
 from grpo_mm.looking.watch import check_metric, metric_of
+from grpo_mm.objectives.truncated import Truncated
 from grpo_mm.outside import shown
 from grpo_mm.processes.shards import check_torch
 from grpo_mm.registry import kind_of
 from grpo_mm.rollout.prompt_stream import phases
 from grpo_mm.rollout.scoring import check_isolated
-from grpo_mm.rollout.table import KEYS, PER_ACTION, Table
+from grpo_mm.rollout.table import KEYS, PER_ACTION, STALENESS, Table
 from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
 from grpo_mm.weights.stateful import stateful_parts
 
@@ -66,6 +67,7 @@ def check_settings(config: Settings, world: int) -> None:
     _check_relative(config, world)
     _check_isolated(config)
     _check_distributed(config, world)
+    _check_ahead(config)
 
 
 def check_benchmarks(config: Settings) -> None:
@@ -214,6 +216,24 @@ def _check_distributed(config: Settings, world: int) -> None:
     check_torch(
         reduced=getattr(config.policy, "dtype", None) == "bfloat16" and getattr(config.policy, "lora", None) is None
     )
+
+
+def _check_ahead(config: Settings) -> None:
+    """Rows that are a step old want a ratio that knows it."""
+    if config.rollout_ahead not in (0, 1):
+        raise ConfigError(f"rollout_ahead = {shown(config.rollout_ahead)}; wanted 0, or 1: one step.")
+    if not config.rollout_ahead or config.old_logprobs_of != "update":
+        return
+    for term in config.objective:
+        parts = list(_parts(term))
+        reads = getattr(term, "reads_advantage", True) and "logprobs" in term.needs
+        if reads and not any(isinstance(part, Truncated) for part in parts):
+            name = kind_of("objective", term)
+            raise ConfigError(
+                f"rollout_ahead = 1 with old_logprobs = auto: the one update of a step takes its own log-probabilities for old ones, so every "
+                f"ratio is 1, although the rows were drawn one step before. Correct that: objective {{kind: truncated, of: {{kind: {name}}}}}, "
+                "or old_logprobs = rollout, or recompute."
+            )
 
 
 def _check_ragged(config: Settings, world: int) -> None:
@@ -368,6 +388,7 @@ def _rehearsal_table(config: Settings) -> Table:
     columns["failed"] = torch.zeros(2 * size, dtype=torch.bool)
     columns["rank"] = torch.zeros(2 * size, dtype=torch.int64)
     columns |= {name: torch.full((2 * size,), 0.5) for name in getattr(config.collector, "makes", frozenset())}
+    columns |= {STALENESS: torch.zeros(2 * size, dtype=torch.int64)} if config.rollout_ahead else {}
     drawn = torch.Generator().manual_seed(0)
     # Half of the rows are wrong: what looks for right and wrong rows finds both.
     wrong = (columns["prompt"] + columns["sample"]) % 2 == 0

@@ -130,6 +130,10 @@ class Settings:
     """What ratios are taken against. rollout: what the engine says it sampled from. recompute: one pass in training shapes before
     the first update. auto: the same without that pass where a rollout makes one update, which takes its own first forward; ratios
     are then 1. Texts in low precision want auto: there the sampler's numbers differ from the trainer's."""
+    rollout_ahead: int = field(default=0, metadata=NOTED)
+    """1: the rows of a step are drawn with the weights that the step before it began with, beside or before its update, whichever the
+    sampler allows (`grpo-mm show` says which); 0: with the present ones. The rows are then old by the updates of a step, which is corrected by
+    {kind: truncated, of: …}, by the ratios of `old_logprobs: rollout`, or, as far as ratios go, by `recompute`."""
     optim: Optim = field(default=OPTIM_BY_POLICY, metadata=REFUSED)
     """The optimiser and its learning rate."""
     ema: Ema | None = field(default=None, metadata=REFUSED)

@@ -27,7 +27,12 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
     layers = layers_of(module)
     packed = bytes_of(tensor for layer in layers for tensor in (layer.weight, layer.scales))
     frozen = held(module) - size - packed
-    names = {"ref": "reference weights", "ema": "averaged weights", "sampling": "sampling weights"}
+    names = {
+        "ref": "reference weights",
+        "ema": "averaged weights",
+        "sampling": "sampling weights",
+        "ahead": "weights of the rows drawn ahead",
+    }
     kinds = ", ".join(sorted({layer.quantized for layer in layers}))
     entries = [
         Entry(f"{owner}, quantized", packed, kinds, split="weights"),
@@ -37,7 +42,9 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
         *(
             _snapshot(names.get(name, name), size, plan.reference_dtype if name == "ref" else "float32")
             for name in plan.snapshots
+            if name != "ahead"
         ),
+        *(_drawn_ahead(names["ahead"], size) if "ahead" in plan.snapshots else ()),
     ]
     if plan.copies_checkpoints:
         kept = (
@@ -49,6 +56,12 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
 
 def _snapshot(owner: str, size: int, dtype: str) -> Entry:
     return Entry(owner, size // (1 + (dtype == "bfloat16")), dtype, split="weights")
+
+
+def _drawn_ahead(owner: str, size: int) -> tuple[Entry, ...]:
+    """In main memory; on the device where weights are cut."""
+    cut = (Entry(owner, size, "float32", split="weights", when=form) for form in ("sharded", "forward"))
+    return Entry(owner, size, "float32", place="host", when="replicated"), *cut
 
 
 def of_forward(

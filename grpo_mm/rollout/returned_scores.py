@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping, Sequence, Set, Sized
 from concurrent.futures import Future
+from contextvars import copy_context
 from functools import cache
 from itertools import islice
 from numbers import Complex, Real
@@ -88,7 +89,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
         except BaseException as error:  # for the caller to see
             done.set_exception(error)
 
-    threading.Thread(target=run, name="grpo_mm-async-reward", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(run,), name="grpo_mm-async-reward", daemon=True).start()
     return done.result()
 
 

@@ -8,6 +8,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def _within(timeout_seconds: float | None, work: Callable[[], Any]) -> bool:
         with torch.no_grad():
             work()
         return True
-    thread = threading.Thread(target=_like_here(work), name="grpo_mm-reward", daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(_like_here(work),), name="grpo_mm-reward", daemon=True)
     thread.start()
     thread.join(min(timeout_seconds, threading.TIMEOUT_MAX))
     return not thread.is_alive()

@@ -20,6 +20,8 @@ from grpo_mm.types import WHOLE_ROW, Batch, Prompt
 KEYS = ("prompt", "sample", "action", "tag")
 TRAINED = "trained"
 """A column that a stage may make, bool: rows without it are compared with the others and then left out."""
+STALENESS = "staleness"
+"""The column of a run that draws ahead: optimiser updates between the weights that drew a row and those that train on it."""
 PER_ACTION = "per_action"
 """A column [M, A] that a stage may make: what single actions of a row earn beside the row's advantage. NaN leaves one out."""
 

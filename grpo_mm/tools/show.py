@@ -19,6 +19,7 @@ from grpo_mm.ledger.words import Asked
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.outside import place
 from grpo_mm.run.data import data_lines
+from grpo_mm.training.ahead import ahead_lines
 from grpo_mm.training.forecast import cost_lines
 
 
@@ -51,6 +52,7 @@ def shown_lines(
     else:
         yield marked_yaml(source, overrides, settings)
     yield from lines(settings, asked.devices)
+    yield from ahead_lines(settings, asked.devices)
     if memory:
         yield from cost_lines(settings, asked)
     if unset:

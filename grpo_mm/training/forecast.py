@@ -126,6 +126,7 @@ def plan_of(config: RunConfig, *, devices: int = 1, kind: Literal["cuda", "cpu"]
         "ref": config.needs_reference or "ref" in reads,
         "ema": config.ema is not None,
         "sampling": config.sampling is not None,
+        "ahead": bool(config.rollout_ahead),
     }
     kind = kind or ("cpu" if config.device == "cpu" else "cuda")
     prompts = -(-config.prompts_per_step // config.distributed.ranks(devices))

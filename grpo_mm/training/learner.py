@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -23,20 +22,20 @@ from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, TrainingStopped
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.processes.rng import stream, stream_seed
-from grpo_mm.rollout.collectors.more import More
-from grpo_mm.rollout.groups import group_ids
+from grpo_mm.processes.rng import stream_seed
 from grpo_mm.rollout.prompt_stream import PhasedStream
-from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by, update_mask
+from grpo_mm.rollout.rows import update_mask
 from grpo_mm.rollout.scoring import Scoring, applies_to, mean_scores
 from grpo_mm.rollout.spread import ConstantScores, reward_spread
-from grpo_mm.rollout.table import Table, gather, local_table
+from grpo_mm.rollout.table import STALENESS, Table, gather, local_table
 from grpo_mm.run.data import training_prompts
+from grpo_mm.training.ahead import Ahead
+from grpo_mm.training.drawing import Drawing, Drawn
 from grpo_mm.training.forecast import forecast
 from grpo_mm.training.onlooker import SHOWN_GROUPS, Onlooker, is_demo
 from grpo_mm.training.preflight import check_media, check_scoring
 from grpo_mm.training.settled import settled
-from grpo_mm.types import Batch, Credit, Outputs, Prompt, Rollout, Rows, Scores, is_pictures, prompts_of
+from grpo_mm.types import Batch, Credit, Prompt, Rollout, prompts_of
 from grpo_mm.weights import checkpoint
 from grpo_mm.weights.checkpoint import Checkpoint
 from grpo_mm.weights.optim import grad_norm
@@ -98,9 +97,8 @@ class Learner:
             self._base = self._reference_checksum()
         self.policy.snapshots.take("ema") if config.ema else None
         self.policy.snapshots.take("sampling") if config.sampling else None
-        self._plans: dict[int, tuple[Rows, Tensor]] = {}
-        self._sampled: Counter[str] = Counter()
-        """What this rank has sampled in a step, groups that a collector leaves out included."""
+        self.drawing = Drawing(config, processes, policy=self.policy, rewards=self.rewards, prompts=self.prompts)
+        self.ahead = Ahead(config, self.drawing, processes)
         self.lr_scale = 1.0
         """Of every learning rate; watch rules lower it, and their state keeps it."""
         self.counters: dict[str, int] = {
@@ -119,79 +117,45 @@ class Learner:
 
     def step(self, step: int) -> dict[str, float]:
         """Rollout, credit and updates of training step `step` (from 0); returns what is logged."""
-        batches, part_N = self.rollout(step)
+        drawn, staleness = self.ahead.take(step, version=self.counters["updates"])
+        drawn.count()
         found: dict[str, float] = {}
-        for batch in batches:
-            found |= self._train_on(batch, part_N, step)
+        for number, batch in enumerate(drawn.batches):
+            if number:
+                self.ahead.wait()  # the rewards that are watched are asked by one thread at a time
+            found |= self._train_on(self._dated(batch, staleness), drawn.part_N, step)
+        self.ahead.begin(step + 1, version=self.counters["updates"])  # where there was nothing to train on
+        self.ahead.wait()
         self.constant_scores.after(step)
-        found |= self._amounts(step)
+        found |= self._amounts(drawn)
+        found |= {"rollout/staleness": float(staleness)} if self.config.rollout_ahead else {}
+        found |= {f"time/queue_{where}_rows": float(rows) for where, rows in self.ahead.queue.items()}
         every = self.processes.distributed.check_every
         if every and (step + 1) % every == 0:
             self.processes.check_alike(self.params, when=f"after step {step + 1}")
         return found | self._after_step(step, found)
 
-    def _amounts(self, step: int) -> dict[str, float]:
-        """What was sampled in the step on all ranks, and how often each source has been gone through."""
-        ranks = self.processes.gather(dict(self._sampled))
+    def rollout(self, step: int) -> tuple[list[Batch], Tensor]:
+        """This rank's scored batches of a step by the weights in place, and the update part of each row, [N]."""
+        drawn = self.drawing(step)
+        drawn.count()
+        return drawn.batches, drawn.part_N
+
+    def _dated(self, batch: Batch, staleness: int) -> Batch:
+        """With the column that says how many updates behind the rows were drawn, where they are drawn ahead."""
+        if not self.config.rollout_ahead:
+            return batch
+        column_N = torch.full((batch.rollout.num_rows,), staleness)
+        return replace(batch, rollout=replace(batch.rollout, columns={**batch.rollout.columns, STALENESS: column_N}))
+
+    def _amounts(self, drawn: Drawn) -> dict[str, float]:
+        """What was sampled for the step on all ranks, and how often each source has been gone through."""
+        ranks = self.processes.gather(drawn.amounts)
         totals = {name: float(sum(rank.get(name, 0) for rank in ranks)) for name in sorted(set().union(*ranks))}
-        epochs = self.prompts.epochs(step + 1, self.config.prompts_per_step)
+        epochs = self.prompts.epochs(drawn.step + 1, self.config.prompts_per_step)
         return {f"rollout/{name}": total for name, total in totals.items()} | {
             f"data/{name}/epochs": share for name, share in epochs.items()
         }
-
-    def rollout(self, step: int) -> tuple[list[Batch], Tensor]:
-        """This rank's scored batches of a step, and the update part of each row, [N]."""
-        config = self.config
-        self._sampled.clear()
-        rows, part_N = self._planned(step)
-        more, reads = self._more(step, self._parts), getattr(config.engine, "snapshots", ())
-        with self._sampling_weights(), self.processes.gathered(self.policy, copies=reads):
-            return config.collector(lambda r: self._sample(r, step), self._score, rows, more), part_N
-
-    @property
-    def _parts(self) -> int:
-        updates = self.config.updates
-        return updates.count if updates.by == "group" else 1
-
-    def _planned(self, step: int) -> tuple[Rows, Tensor]:
-        """This rank's rows of a step and the update part of each; only the last step that was asked for is kept."""
-        if step not in self._plans:
-            config, processes = self.config, self.processes
-            prompts = seen_by(self.policy, self.prompts.batch(step, config.prompts_per_step, config.seed))
-            self._plans = {step: plan_rows(
-                prompts, group_size=config.group_size, parts=self._parts, rank=processes.rank, world=processes.world
-            )}  # fmt: skip
-        return self._plans[step]
-
-    def _announce(self, step: int) -> None:
-        """Tells the policy, where it wants to know, which prompts it is asked in a step, so that it reads them meanwhile."""
-        if hasattr(self.policy, "announce") and step not in self._plans and step < self.config.steps:
-            rows, _ = self._planned(step)
-            self.policy.announce([rows.prompts[p] for p in rows.prompt_N.unique().tolist()])
-
-    def _more(self, step: int, parts: int) -> More:
-        seed, share = self.config.seed, {"rank": self.processes.rank, "world": self.processes.world}
-        return More(
-            prompts=lambda number: self._further_prompts(step, number),
-            groups=lambda prompts: plan_rows(prompts, group_size=self.config.group_size, parts=1, **share)[0],
-            samples=partial(further_rows, **share),
-            gather=self.processes.gather,
-            generator=lambda name: stream(seed, name, step),
-            parts=parts,
-        )
-
-    def _further_prompts(self, step: int, number: int) -> tuple[Prompt, ...]:
-        """Another shuffle of the same mixture; what it asks again within the step has noise of its own."""
-        drawn = self.prompts.batch(
-            step, self.config.prompts_per_step, stream_seed(self.config.seed, "more_prompts", number)
-        )
-        return seen_by(self.policy, (replace(p, id=f"{p.id}+{number}", repeat_of=p.repeat_of or p.id) for p in drawn))
-
-    @contextmanager
-    def _sampling_weights(self) -> Iterator[None]:
-        """The weights that rollouts come from: ratios are taken against them."""
-        with self.policy.snapshots.use("sampling") if self.config.sampling else nullcontext():
-            yield
 
     def _after_step(self, step: int, found: dict[str, float]) -> dict[str, float]:
         """Copies of the weights that follow them step by step."""
@@ -207,36 +171,12 @@ class Learner:
             counters["since_reset"] = 0
         return {"policy/reference_reset": float(due)}
 
-    def _sample(self, rows: Rows, step: int) -> tuple[Rollout, Outputs]:
-        with clock.phase("rollout"):
-            rollout, outputs = self.config.engine.sample(
-                self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
-            )
-        self.processes.check_members([rollout.mask_NA, rollout.behaviour_NA], what=f"the rows of step {step + 1}")
-        self._announce(step + 1)
-        if is_pictures(outputs.items):
-            self._sampled["pictures"] += len(outputs.items)
-        elif hasattr(self.config.engine, "amounts"):
-            self._sampled.update(self.config.engine.amounts(rollout))
-        return rollout, outputs
-
-    def _score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
-        """Every item once; outputs that share an item share its scores."""
-        first = outputs.first_output()
-        keys = [rollout.prompt_N[outputs.row_M]]
-        keys += [column for column in (outputs.action_M, outputs.tag_M) if column is not None]
-        group_U = group_ids(*(key[first] for key in keys))
-        scores = self.rewards(outputs.items, prompts_of(rollout, outputs.row_M[first]), group_U)
-        if self.config.offload_rewards:
-            self.rewards.leave_device()
-        index = outputs.item_index()
-        return {name: {part: value[index] for part, value in parts.items()} for name, parts in scores.items()}
-
     def _train_on(self, batch: Batch, part_N: Tensor, step: int) -> dict[str, float]:
         table = self.table(batch)
         part_N = part_N if batch.part_N is None else batch.part_N
         found, earned = self._credit(batch, table, step)
         found |= part_metrics(self.config)
+        self.ahead.begin(step + 1, version=self.counters["updates"])
         rollout = batch.rollout
         kept_NA = rollout.mask_NA & earned.keep_NA.to(rollout.mask_NA.device)
         if self.config.needs_reference:
@@ -244,9 +184,9 @@ class Learner:
         if "velocity_shift_ema" in self.config.needs:
             rollout = self.policy.with_values_of("ema", rollout, kept_NA, weights="ema")
         if self.config.old_logprobs_of == "recompute" and "mean_shift_old" in self.config.needs:
-            with self._sampling_weights():
+            with self.drawing.sampling_weights():
                 rollout = self.policy.with_values_of("old", rollout, kept_NA, weights=None)
-        with self._sampling_weights():
+        with self.drawing.sampling_weights():
             old_NA = self._old_logprobs(rollout)
         updates = self.config.updates
         results = []
@@ -257,6 +197,8 @@ class Learner:
                 result = accumulate(self.policy, rollout, self.config.objective, view, self.processes)
             results.append(result)
             found |= self._apply(result)
+        if self.ahead.learning():
+            self.ahead.wait()
         if self.counters["bad_in_a_row"] == 0:
             for _, part_with_state in stateful_parts(self.config):
                 part_with_state.update(table)
@@ -384,7 +326,7 @@ class Learner:
             yield
 
     def checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """(tensors by file, plain values): all that the next step depends on."""
+        """(tensors by file, plain values): all that the next step depends on, but for rows that lie ready, which are drawn again."""
         tensors = {
             "weights": {k: p.detach() for k, p in self.policy.trainable.items()},
             "optimizer": checkpoint.optimizer_tensors(self.optimizer),
@@ -392,6 +334,8 @@ class Learner:
         }
         parts = {path: part.state_dict() for path, part in stateful_parts(self.config)}
         state = {"counters": self.counters, "parts": parts}
+        ready = self.ahead.state_dict()
+        state |= {} if ready is None else {"ahead": ready}
         return tensors, state if self._base is None else state | {"reference": self._base}
 
     def _take_reference(self) -> None:
@@ -405,7 +349,7 @@ class Learner:
         """(of a checkpoint, of the weights alone): what they will take on disk."""
         weights = sum(p.numel() * p.element_size() for p in self.params)
         tensors, _ = self.checkpoint()
-        moments = 0 if tensors["optimizer"] else 2 * weights
+        moments = (0 if tensors["optimizer"] else 2 * weights) + weights * self.config.rollout_ahead
         return moments + sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values()), weights
 
     def load(self, loaded: Checkpoint, *, name: str, changed: Sequence[str] = ()) -> None:
@@ -414,12 +358,17 @@ class Learner:
         if missing or "learner" not in loaded.state:
             what = ", ".join(sorted(missing)) or "counters"
             raise CheckpointError(f"{name} was not written by a training run: it has no {what}.")
-        self.put_back(loaded, name=name)
+        self._put_in_place(loaded, name=name)
+        self.ahead.load_state_dict(loaded.state["learner"].get("ahead"), name=name)
         self.counters = dict(loaded.state["learner"]["counters"])
         load_parts(self.config, loaded.state["learner"]["parts"], changed=changed)
 
     def put_back(self, loaded: Checkpoint, *, name: str) -> None:
-        """Weights, optimiser and snapshots of a checkpoint; what counts steps and updates goes on."""
+        """Weights, optimiser and snapshots of a checkpoint; what counts steps and updates goes on. What lay ready is let go."""
+        self._put_in_place(loaded, name=name)
+        self.ahead.forget()
+
+    def _put_in_place(self, loaded: Checkpoint, *, name: str) -> None:
         checkpoint.load_strictly(self.policy.trainable, loaded.tensors["weights"], what=f"{name}/weights.safetensors")
         checkpoint.load_optimizer(self.optimizer, loaded.tensors["optimizer"])
         named = loaded.state.get("learner", {}).get("reference")

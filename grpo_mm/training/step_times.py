@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from grpo_mm.processes.clock import Clock
 from grpo_mm.processes.compiled import compiled_counts, told
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import peak_gib
+from grpo_mm.processes.roles import ROLES, idle_shares
 from grpo_mm.training.forecast import beside_measured
 
 log = logging.getLogger(__name__)
@@ -30,23 +30,25 @@ class StepTimes:
 
     def around(self, step: Callable[[], dict[str, float]], *, totals: dict[str, Any]) -> dict[str, float]:
         """What `step` logs, with what it took; adds that to `totals`: {"seconds": {"train"}, "calls": by name}, of the whole run."""
-        began = time.perf_counter()
-        self.clock.take()
+        self.clock.take_all()
         row = step()
-        seconds, counts = self.clock.take()
-        total = time.perf_counter() - began
-        totals["seconds"]["train"] += total
-        everywhere = self.processes.gather((counts, peak_gib(self.processes.device)))
-        ranks, peaks = [counts for counts, _ in everywhere], [peak for _, peak in everywhere]
+        taken = self.clock.take_all()
+        totals["seconds"]["train"] += taken.wall
+        own = taken.counts, peak_gib(self.processes.device), idle_shares(taken.busy, taken.wall)
+        ranks, peaks, idle = (list(each) for each in zip(*self.processes.gather(own), strict=True))
         row |= _summed(ranks, totals["calls"])
-        row |= {f"time/{name}_seconds": s for name, s in sorted(seconds.items())}
+        row |= {f"time/{name}_seconds": s for name, s in sorted(taken.main.items())} | {"time/rest_seconds": taken.rest}
+        row |= {f"time/beside/{name}_seconds": s for name, s in sorted(taken.beside.items())}
+        row |= {f"time/idle_{role}_frac": sum(rank[role] for rank in idle) / len(idle) for role in ROLES}
         row |= {
-            f"time/{name}_per_second": row[f"rollout/{name}"] / total for name in AMOUNTS if f"rollout/{name}" in row
+            f"time/{name}_per_second": row[f"rollout/{name}"] / taken.wall
+            for name in AMOUNTS
+            if f"rollout/{name}" in row
         }
         row |= {f"time/{name}_gib": max(peak[name] for peak in peaks) for name in peaks[0]}
         row |= beside_measured(self.forecast, row)
         row |= self._compiled()
-        return row | {"time/step_seconds": total}
+        return row | {"time/step_seconds": taken.wall}
 
     def _compiled(self) -> dict[str, float]:
         """Graphs and graph breaks of the main process, where the policy is compiled; the log tells whenever there are more."""

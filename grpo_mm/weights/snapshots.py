@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,6 +103,10 @@ class ReferenceReset:
         )
 
 
+class WeightsMoved(RuntimeError):
+    """An engine asks for weights that it had been handed, and others are in place by now."""
+
+
 class Snapshots:
     """Named copies of named parameters; `use(name)` puts one in place for a while.
 
@@ -119,11 +124,28 @@ class Snapshots:
         self._whole: dict[str, dict[str, Tensor]] = {}
         """Copies that are put in place while the weights are gathered."""
         self._updates, self._in_use = 0, ""
+        self._thread = threading.local()
 
     @property
     def which(self) -> tuple[int, str]:
-        """Names the weights that are in place: how often they were changed, and the copy that is used instead of them, or ""."""
-        return self._updates, self._in_use
+        """Names the weights that are in place: how often they were changed, and the copy that is used instead of them, or "".
+        In a thread for which they are held (`as_of`), those."""
+        return getattr(self._thread, "which", None) or (self._updates, self._in_use)
+
+    @contextmanager
+    def as_of(self, which: tuple[int, str]) -> Iterator[None]:
+        """Within, this thread goes on with weights that were in place before, of which an engine has a copy of its own."""
+        self._thread.which = which
+        try:
+            yield
+        finally:
+            self._thread.which = None
+
+    def check_held(self) -> None:
+        """Raises WeightsMoved in a thread that goes on with weights which are no longer in place, or may be changed at any moment."""
+        held = getattr(self._thread, "which", None)
+        if held is not None:
+            raise WeightsMoved(f"the engine lost the weights {held} that it was handed, and these are being trained")
 
     def changed(self) -> None:
         """The present weights are others from now on."""
@@ -132,13 +154,36 @@ class Snapshots:
     def __contains__(self, name: str) -> bool:
         return name in self._copies
 
-    def take(self, name: str, *, dtype: torch.dtype | None = None) -> None:
-        """Copies the present weights under `name`. dtype: of a copy that is not averaged; None: float32 or wider."""
+    def take(
+        self, name: str, *, dtype: torch.dtype | None = None, of: str | None = None, in_main_memory: bool = False
+    ) -> None:
+        """Copies the present weights, or those of another copy (`of`), under `name`.
+
+        Args:
+            dtype: of a copy that is not averaged; None: float32 or wider.
+            in_main_memory: not on the device; weights that are cut over processes stay there.
+        """
         self._idle.pop(name, None)
+        device = torch.device("cpu") if in_main_memory and self._shards is None else None
         self._copies[name] = {
-            k: p.detach().to(dtype or torch.promote_types(p.dtype, torch.float32), copy=True)
-            for k, p in self._params.items()
+            k: p.detach().to(device or p.device, dtype or torch.promote_types(p.dtype, torch.float32), copy=True)
+            for k, p in (self._params if of is None else self._copies[of]).items()
         }
+
+    def drop(self, name: str) -> None:
+        """Lets go of a copy, if there is one."""
+        self._copies.pop(name, None)
+        self._idle.pop(name, None)
+
+    @contextmanager
+    def standing_in(self, others: Mapping[str, str]) -> Iterator[None]:
+        """Within, some copies are used for others: name → the copy that stands in."""
+        before, idle = self._copies, self._idle
+        self._copies, self._idle = before | {name: before[other] for name, other in others.items()}, {}
+        try:
+            yield
+        finally:
+            self._copies, self._idle = before, idle
 
     @torch.no_grad()
     def average(self, name: str, decay: float) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any
 
 
@@ -22,5 +23,5 @@ def run_apart(work: Coroutine[Any, Any, Any]) -> Any:
         except BaseException as error:  # for the caller to see
             done.set_exception(error)
 
-    threading.Thread(target=run, name="grpo_mm-asking", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(run,), name="grpo_mm-asking", daemon=True).start()
     return done.result()

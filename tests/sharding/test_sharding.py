@@ -32,6 +32,7 @@ SETTINGS = {
         "updates": {"by": "group", "count": 1}, "engine": {"rollout_batch": 2}},
     "two passes": FULL | {"objective": [*COUPLED, {"kind": "kl", "form": "gaussian", "weight": 0.1}],
         "policy": {"lora": None, "micro_batch": 5}},
+    "drawn ahead": FULL | {"rollout_ahead": 1, "ema": {"decay": 0.5, "every_updates": 1}},
     "tree": FULL | {
         "engine": {"tree": {"kind": "splits", "at": [0, 1]}, "seeds": 1},
         "advantage": [{"kind": "group_norm"}, {"kind": "weighted_sum"}, {"kind": "tree_backup"}],

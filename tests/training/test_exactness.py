@@ -49,6 +49,8 @@ SETTINGS = {
         "advantage": [{"kind": "value_tracker"}, {"kind": "group_norm", "key": []}],
     },
     "groups that teach": {"collector": {"kind": "dynamic_sampling", "max_batches": 2}, "updates": {"passes": 2}},
+    "drawn ahead": {"rollout_ahead": 1},
+    "drawn ahead, groups that teach": {"rollout_ahead": 1, "collector": {"kind": "dynamic_sampling", "max_batches": 2}},
     "one reward for each source": {
         "rewards": {
             "bright": {"use": "tiny_rewards:bright", "sources": ["lines"]},

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -291,7 +290,9 @@ def _headline(
     run: Run, columns: Columns, before: Mapping[str, Any], after: Mapping[str, Any], step: int
 ) -> dict[str, Any]:
     """The numbers of the one sentence; what a run without a summary does not say is summed from its record."""
-    seconds = run.summary.get("seconds", {}).get("total") or _total(columns, "time/*_seconds", but="time/step_seconds")
+    seconds = run.summary.get("seconds", {}).get("total") or (
+        _total(columns, "time/step_seconds") + _total(columns, "time/eval_seconds")
+    )
     calls = sum(number or 0 for number in run.summary.get("network_calls", {}).values())
     calls = calls or sum(_total(columns, f"calls/{name}") for name in NETWORK_CALLS)
     steps = run.config.get("steps")
@@ -313,8 +314,8 @@ def _last_step(run: Run) -> int:
     return run.summary.get("steps") or max((row["step"] for row in run.rows), default=0)
 
 
-def _total(columns: Columns, match: str, *, but: str = "") -> float:
-    return sum(v for key, points in columns.items() if fnmatch(key, match) and key != but for _, v in points)
+def _total(columns: Columns, name: str) -> float:
+    return sum(value for _, value in columns.get(name, ()))
 
 
 def _facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -29,18 +31,40 @@ class SampleAndScore:
             raise ConfigError(f"sample_and_score: pieces = {self.pieces}; wanted at least 1.")
 
     def __call__(self, sample: Sample, score: Score, rows: Rows, more: More | None = None) -> list[Batch]:
-        sampled, waiting = [], []
         # One worker: rewards are called one at a time and in order, as they would be without it.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="score") as worker:
-            for piece in _pieces(rows, self.pieces):
-                sampled.append(sample(piece))
-                waiting.append(worker.submit(score, *sampled[-1]) if self.pieces > 1 else score(*sampled[-1]))
-            found = [w.result() if self.pieces > 1 else w for w in waiting]
-        rollouts, outputs = [r for r, _ in sampled], [o for _, o in sampled]
-        parts = {name: set().union(*(f[name] for f in found)) for name in found[0]}
-        scores = {name: {part: _join(found, outputs, name, part) for part in sorted(parts[name])} for name in parts}
-        joined = Outputs.cat(outputs, rows=[r.num_rows for r in rollouts])
-        return [Batch(Rollout.cat(rollouts), joined, scores)]
+            return self.begin(
+                sample, partial(worker.submit, score) if self.pieces > 1 else partial(_at_once, score), rows
+            )()
+
+    def begin(
+        self, sample: Sample, submit: Callable[[Rollout, Outputs], Future], rows: Rows
+    ) -> Callable[[], list[Batch]]:
+        """Samples now; what is given waits for the scores. For who has other things to do meanwhile.
+
+        Args:
+            submit: begins to score a piece that is sampled, one at a time and in order.
+        """
+        sampled: list[tuple[Rollout, Outputs]] = []
+        waiting: list[Future] = []
+        for piece in _pieces(rows, self.pieces):
+            sampled.append(sample(piece))
+            waiting.append(submit(*sampled[-1]))
+        return lambda: [_joined(sampled, [one.result() for one in waiting])]
+
+
+def _at_once(score: Score, rollout: Rollout, outputs: Outputs) -> Future:
+    done: Future = Future()
+    done.set_result(score(rollout, outputs))
+    return done
+
+
+def _joined(sampled: Sequence[tuple[Rollout, Outputs]], found: Sequence[dict[str, Scores]]) -> Batch:
+    rollouts, outputs = [r for r, _ in sampled], [o for _, o in sampled]
+    parts = {name: set().union(*(f[name] for f in found)) for name in found[0]}
+    scores = {name: {part: _join(found, outputs, name, part) for part in sorted(parts[name])} for name in parts}
+    joined = Outputs.cat(outputs, rows=[r.num_rows for r in rollouts])
+    return Batch(Rollout.cat(rollouts), joined, scores)
 
 
 def _pieces(rows: Rows, count: int) -> list[Rows]:
@@ -54,6 +78,6 @@ def _pieces(rows: Rows, count: int) -> list[Rows]:
     )
 
 
-def _join(found: list[dict[str, Scores]], outputs: list[Outputs], name: str, part: str) -> torch.Tensor:
+def _join(found: Sequence[dict[str, Scores]], outputs: Sequence[Outputs], name: str, part: str) -> torch.Tensor:
     """A part that a reward gave for some pieces only is NaN in the others."""
     return torch.cat([f[name].get(part, torch.full((len(o),), torch.nan)) for f, o in zip(found, outputs, strict=True)])

@@ -35,6 +35,7 @@ class InPlace:
 
     def base(self) -> Iterator[tuple[str, Tensor]]:
         """The model's weights without its adapter. The head is among them where it is tied as well: who packs it, keeps a copy."""
+        self._snapshots.check_held()
         told = set()
         for name, value in self._model.state_dict().items():
             if FACTORS not in name:
@@ -45,4 +46,5 @@ class InPlace:
 
     def write_adapter(self, folder: Path) -> None:
         """Writes the adapter as `PeftModel.from_pretrained` expects it."""
+        self._snapshots.check_held()
         self._wrapped.save_pretrained(folder, selected_adapters=["default"])
