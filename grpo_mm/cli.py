@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, serve, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, serve, environment, golden, zoo."""
 
 from __future__ import annotations
 
@@ -470,6 +470,26 @@ def serve(
         config, overrides or [], host=host, port=port, max_mib=max_mib, token_env=token_env, seconds=seconds, trust=trust,
         told=say,
     )  # fmt: skip
+
+
+@app.command()
+def environment(
+    name: Annotated[
+        str | None, typer.Argument(help="one that ships, or the path of a requirements file; without it all are listed")
+    ] = None,
+) -> None:
+    """Makes the environment of a scorer ahead of the run (`environment: NAME` beside a reward's `use`), or lists those that ship."""
+    from grpo_mm.environments.building import made
+    from grpo_mm.environments.requirements import requirements
+    from grpo_mm.environments.words import all_shipped, line
+
+    if name is None:
+        for text in all_shipped():
+            say(text)
+        return
+    wanted = requirements(name)
+    made(wanted)
+    say(line(wanted))
 
 
 @zoo_app.command("build")

@@ -18,7 +18,7 @@ from grpo_mm.registry import kind_of
 from grpo_mm.rewards.service.wire import Asked
 from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.safe_call import all_nan, own_limit
-from grpo_mm.rollout.scoring import Scorer, Scoring
+from grpo_mm.rollout.scoring import Scorer, Scoring, is_apart
 from grpo_mm.rollout.surroundings import kept
 from grpo_mm.types import is_relative
 
@@ -53,7 +53,7 @@ class Scorers:
         """Until no other call asks this reward. A user's code in our process may change global settings and generators, so that no
         other call runs beside it; rewards of this package, and those with isolate: true, do not wait for each other."""
         scorer = self.scoring.scorers[name]
-        apart = scorer.isolate
+        apart = is_apart(scorer)
         async with self._turn[name]:
             if apart:
                 yield
