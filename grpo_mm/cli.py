@@ -461,6 +461,10 @@ def serve(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="for one call of a reward without a limit of its own")
     ] = 600.0,
+    gather_rows: Annotated[
+        int, typer.Option(min=0, help="outputs that requests of several ranks may have in one call; 0: each alone")
+    ] = 256,
+    gather_ms: Annotated[float, typer.Option(min=0.0, max=1000.0, help="that a call waits for others to join it")] = 5.0,
     trust: Trust = False,
 ) -> None:
     """Serves the rewards of a config, watched ones too, over HTTP: {kind: remote, url: …, reward: NAME} asks them. No policy is loaded."""
@@ -468,7 +472,7 @@ def serve(
 
     run(
         config, overrides or [], host=host, port=port, max_mib=max_mib, token_env=token_env, seconds=seconds, trust=trust,
-        told=say,
+        gather_rows=gather_rows, gather_seconds=gather_ms / 1000, told=say,
     )  # fmt: skip
 
 

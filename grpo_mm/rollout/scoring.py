@@ -58,6 +58,9 @@ class Scorer:
     environment: str | None = field(default=None, metadata=FREE)
     """Packages of its own: the name of a file in rewards/environments/, or the path of one (name==version, one a line). Made once
     and kept; the reward runs there in a process of its own, as with isolate: true."""
+    constant_steps: int | None = field(default=None, metadata=FREE)
+    """A step in which all outputs get one score is warned of; so many in a row stop the run. null: what the reward says of itself
+    (networks and remote rewards: 3; rules that are right or wrong: never); 0: never."""
 
 
 def is_apart(scorer: Any) -> bool:
@@ -73,6 +76,8 @@ def check_isolated(scorers: Mapping[str, Any]) -> None:
             set for a reward in our own process; workers for such a one, or for a reward that compares outputs.
     """
     for name, scorer in scorers.items():
+        if (getattr(scorer, "constant_steps", None) or 0) < 0:
+            raise ConfigError(f"{name}: constant_steps = {scorer.constant_steps}; wanted 0 (never) or more, or null.")
         if scorer.workers < 1:
             raise ConfigError(f"{name}: workers = {scorer.workers}; wanted at least 1.")
         apart = is_apart(scorer)

@@ -66,7 +66,8 @@ class Remote:
     retries: int = field(default=4, metadata=FREE)
     """Further tries of a batch after a failure that may pass; waiting for a server that is away counts none."""
     batch: int | None = field(default=64, metadata=FREE)
-    """Outputs of one request; with scope: set whole groups, at least one. null: all that are asked at once."""
+    """Outputs of one request; with scope: set whole groups, at least one. null: all that are asked at once, and the server scores them
+    apart from what other ranks ask."""
     concurrency: int = field(default=4, metadata=FREE)
     """Requests under way at once, from this process."""
     scope: Literal["output", "set"] = "output"
@@ -248,7 +249,7 @@ class Remote:
             "row_prompt": [place[id(prompt)] for prompt in asked],
             "items": pack_items(pick_items(items, rows)),
             "groups": None if group_U is None else group_U[rows].tolist(),
-        }
+        } | ({"alone": True} if self.batch is None else {})
 
 
 def _joined(batches: Sequence[Tensor], found: Sequence[tuple[dict[str, Tensor], list[str]]], rows: int) -> Reported:

@@ -61,11 +61,12 @@ class Scorers:
                 async with self._gate.entered(alone=not is_own(scorer.use)):
                     yield
 
-    def scored(self, asked: Asked) -> tuple[dict[str, Tensor], list[str]]:
+    def scored(self, asked: Asked, patience: float = 1.0) -> tuple[dict[str, Tensor], list[str]]:
         """As `Scoring.ask`; what a reward raises is a failed row."""
         relative = is_relative(self.scoring.scorers[asked.reward].use)
         try:
-            return self.scoring.ask(asked.reward, asked.items, asked.prompts, asked.group_U if relative else None)
+            group = asked.group_U if relative else None
+            return self.scoring.ask(asked.reward, asked.items, asked.prompts, group, patience=patience)
         except UserError as error:  # weights that are gone since the start, a server behind this one that is away
             return all_nan(len(asked.prompts)), [reason(error)]
 
