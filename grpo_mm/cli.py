@@ -437,10 +437,12 @@ def doctor(
 ) -> None:
     """Compares sampler and trainer on a few prompts: why a ratio is not 1. Ends with 1 at a difference."""
     from grpo_mm.tools.doctor import doctor as examine
-    from grpo_mm.tools.doctor import report
+    from grpo_mm.tools.doctor import report, scorers
 
     text, is_well = report(examine(config, overrides or [], trust=trust))
     say(text)
+    for line in scorers(config, overrides or [], trust=trust):
+        say(line)
     if not is_well:
         raise typer.Exit(1)
 
@@ -464,7 +466,9 @@ def serve(
     gather_rows: Annotated[
         int, typer.Option(min=0, help="outputs that requests of several ranks may have in one call; 0: each alone")
     ] = 256,
-    gather_ms: Annotated[float, typer.Option(min=0.0, max=1000.0, help="that a call waits for others to join it")] = 5.0,
+    gather_ms: Annotated[
+        float, typer.Option(min=0.0, max=1000.0, help="that a call waits for others to join it")
+    ] = 5.0,
     trust: Trust = False,
 ) -> None:
     """Serves the rewards of a config, watched ones too, over HTTP: {kind: remote, url: …, reward: NAME} asks them. No policy is loaded."""
@@ -494,6 +498,30 @@ def environment(
     wanted = requirements(name)
     made(wanted)
     say(line(wanted))
+
+
+@app.command()
+def golden(
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
+    overrides: Overrides = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="of rewards or watch; may be repeated; default: all that have golden pictures"),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(parser=at_home, help="write the scores into this file, for rewards.NAME.golden")
+    ] = None,
+    ship: Annotated[bool, typer.Option("--ship", help="write them beside the scorer's code, for everybody")] = False,
+    tolerance: Annotated[float | None, typer.Option(min=0.0, help="how far a score may lie off")] = None,
+    trust: Trust = False,
+) -> None:
+    """Scores the three golden pictures of a config's scorers and compares them with what is recorded, or records them."""
+    from grpo_mm.tools.golden import golden as run
+
+    for line in run(
+        config, overrides or [], names=reward or [], to=record, beside=ship, tolerance=tolerance, trust=trust
+    ):
+        say(line)
 
 
 @zoo_app.command("build")

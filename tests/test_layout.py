@@ -130,6 +130,7 @@ BASE = "types errors registry identity moved outside media_words findings waitin
 MAY_IMPORT = {
     "processes": "",
     "environments": "",
+    "golden": "environments looking rollout",
     "rollout": "environments processes",
     "advantages.shared": "rollout",
     "advantages.baselines": "advantages.shared rollout",
@@ -148,8 +149,8 @@ MAY_IMPORT = {
     "looking.report": "looking processes",
     "ledger": "",
     "config": "advantages looking objectives processes rollout rollout.collectors weights",
-    "training": "advantages config ledger looking processes rollout rollout.collectors weights",
-    "tools": "advantages config datasets.shared datasets.worlds environments ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
+    "training": "advantages config golden ledger looking processes rollout rollout.collectors weights",
+    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout training weights",
     "tools.keys": "config",
     "starters": "datasets.worlds",

@@ -117,7 +117,9 @@ def _run(wanted: Requirements, command: list[str], failed: str) -> None:
             f"the environment {wanted.name} ({wanted.file}) was not made within {BUILD_SECONDS:g} seconds: {failed}."
         ) from None
     if done.returncode:
-        said = [plain(line.strip(), 300) for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
+        said = [
+            plain(line.strip(), 300) for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()
+        ]
         said = [line for line in said if line.startswith("ERROR")] or said
         raise UserError(
             f"the environment {wanted.name} ({wanted.file}): {failed} (exit code {done.returncode}): "
@@ -155,4 +157,3 @@ def _alone(lock: Path, wanted: Requirements) -> Iterator[None]:
             except OSError as error:
                 raise UserError(f"{lock} cannot be locked: {reason(error)}.") from error
         yield
-

@@ -14,7 +14,11 @@ def line(wanted: Requirements) -> str:
     pins = ", ".join(f"{name} {version}" for name, version in wanted.pins[:8])
     more = f" and {len(wanted.pins) - 8} more" if len(wanted.pins) > 8 else ""
     behind = "alone" if wanted.stands_alone else "before the run's own packages"
-    state = "is there" if is_ready(wanted) else f"is not there yet: `grpo-mm environment {wanted.asked}`, or the run's start, makes it"
+    state = (
+        "is there"
+        if is_ready(wanted)
+        else f"is not there yet: `grpo-mm environment {wanted.asked}`, or the run's start, makes it"
+    )
     return f"environment {wanted.name}: {pins}{more}; {behind}; {place_of(wanted)} {state}"
 
 

@@ -58,6 +58,9 @@ class Scorer:
     environment: str | None = field(default=None, metadata=FREE)
     """Packages of its own: the name of a file in rewards/environments/, or the path of one (name==version, one a line). Made once
     and kept; the reward runs there in a process of its own, as with isolate: true."""
+    golden: str | None = field(default=None, metadata=FREE)
+    """A file that `grpo-mm golden --record` wrote: the scores of golden pictures that it has to give at the start. null: those that ship
+    with the scorer, where there are any."""
     constant_steps: int | None = field(default=None, metadata=FREE)
     """A step in which all outputs get one score is warned of; so many in a row stop the run. null: what the reward says of itself
     (networks and remote rewards: 3; rules that are right or wrong: never); 0: never."""

@@ -13,6 +13,7 @@ import yaml
 
 from grpo_mm.config.run_config import RunConfig, check_parts, plain, read
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.golden.comparing import check_goldens
 from grpo_mm.outside import reason
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rewards.service.merging import ROWS, SECONDS
@@ -80,11 +81,12 @@ def served_scorers(
             told(f"{name}: its sources are not looked at here; the run that asks has its own")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    names = ("use", "timeout_seconds", "isolate", "device", "workers", "environment")
+    names = ("use", "timeout_seconds", "isolate", "device", "workers", "environment", "golden")
     made = {name: Scorer(**{key: getattr(entry, key) for key in names}) for name, entry in entries.items()}
     device = Processes(device=settings.device, matmul=settings.matmul).device
     scorers = Scorers(made, device, most_seconds=seconds)
     scorers.scoring.load(leave=False)
+    scorers.golden = {name: state.said for name, state in check_goldens(scorers.scoring).items()}
     return scorers
 
 

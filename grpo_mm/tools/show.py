@@ -15,6 +15,7 @@ from grpo_mm.config.shipped import config_file
 from grpo_mm.config.without_effect import without_effect
 from grpo_mm.environments.words import of_scorers
 from grpo_mm.errors import ConfigError
+from grpo_mm.golden.comparing import lines as golden_lines
 from grpo_mm.ledger.cards import card
 from grpo_mm.ledger.words import Asked
 from grpo_mm.looking.changes import read_changes
@@ -53,6 +54,7 @@ def shown_lines(
         yield marked_yaml(source, overrides, settings)
     yield from lines(settings, asked.devices)
     yield from of_scorers(settings.rewards | settings.watched_rewards)
+    yield from golden_lines(settings.rewards | settings.watched_rewards)
     if memory:
         yield from cost_lines(settings, asked)
     if unset:

@@ -34,6 +34,8 @@ class ClipScore:
     Source: arXiv:2104.08718, eq. in sec. 3, w = scale. Deviates: no max(., 0), and no "A photo depicts" in front.
     """
 
+    goldens: ClassVar[str] = "pictures"
+    """What it is tried on (`grpo_mm/golden`)."""
     constant_steps: ClassVar[int] = 3
     """As of other networks."""
     model: str = "ViT-L-14-quickgelu"

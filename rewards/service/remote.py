@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE
-from grpo_mm.outside import shown
+from grpo_mm.outside import plain, shown
 from grpo_mm.processes.clock import count
 from grpo_mm.rewards.service.asking import Server, Unanswered, check_url, client_of
 from grpo_mm.rewards.service.png import Refused
@@ -25,6 +26,7 @@ from grpo_mm.rewards.shared.run_apart import run_apart
 from grpo_mm.rollout.returned_scores import Reported
 from grpo_mm.types import Prompt, pick_items
 
+log = logging.getLogger(__name__)
 FIRST_SECONDS = 60.0
 """How long a server that has never answered is waited for."""
 SILENT_SECONDS = 30.0
@@ -200,6 +202,8 @@ class Remote:
             raise ConfigError(
                 f"remote: scope = {self.scope}, but {self.url} says of {shown(self.reward)}: {shown(about.get('scope'), 40)}."
             )
+        if str(about.get("golden", "")).startswith("unverified"):
+            log.warning("%s says of the reward %s: %s", self.url, shown(self.reward), plain(about["golden"], 300))
         self._known.is_met, self._known.asks_applies = True, bool(about.get("applies_to"))
 
     def _batches(self, rows: int, group_U: Tensor | None) -> list[Tensor]:

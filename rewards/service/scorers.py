@@ -31,6 +31,8 @@ class Scorers:
         self.scoring = Scoring(
             {name: _with_limit(name, scorer, most_seconds) for name, scorer in scorers.items()}, device
         )
+        self.golden: dict[str, str] = {}
+        """Name -> what its golden pictures said, of those that have some."""
         self._turn = {name: asyncio.Lock() for name in scorers}
         self._gate = _Gate()
 
@@ -44,6 +46,7 @@ class Scorers:
                 "kind": kind_of("reward", scorer.use),
                 "scope": "set" if is_relative(scorer.use) else "output",
                 "applies_to": hasattr(scorer.use, "applies_to"),
+                **({"golden": self.golden[name]} if name in self.golden else {}),
             }
             for name, scorer in self.scoring.scorers.items()
         }

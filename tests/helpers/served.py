@@ -19,7 +19,9 @@ from grpo_mm.tools.serve import server_of
 class Served:
     """`rewards` (by name, or whole entries) at `url` until `close`; at the same port again after `open`."""
 
-    def __init__(self, rewards: Mapping[str, Any], *, token: str | None = None, limits: Limits | None = None, **gather: Any) -> None:
+    def __init__(
+        self, rewards: Mapping[str, Any], *, token: str | None = None, limits: Limits | None = None, **gather: Any
+    ) -> None:
         self.rewards = {name: use if isinstance(use, Scorer) else Scorer(use) for name, use in rewards.items()}
         self.token, self.limits, self.port, self.gather = token, limits or Limits(8 * 2**20), 0, gather
         self.paths: list[str] = []

@@ -143,7 +143,9 @@ def test_one_that_is_too_slow_is_killed(place, scoring):
     one = scoring(a=scorer(place, "sleeps", timeout_seconds=0.5))
     one.load(leave=False)
     scores, errors = one.ask("a", ["x"], [Prompt("p", "x")])
-    assert scores["score"].isnan().all() and errors == ["no answer for 1 outputs within 0.5 seconds: its process was killed"]
+    assert scores["score"].isnan().all() and errors == [
+        "no answer for 1 outputs within 0.5 seconds: its process was killed"
+    ]
     assert one._isolated["a"]._process is None
 
 
@@ -277,8 +279,10 @@ def test_settings_come_back_as_they_went():
 def test_the_files_that_ship_can_be_read():
     assert {"hpsv3", "video_align", "edit_reward", "clip", "ocr"} <= set(shipped())
     for name in shipped():
-        assert requirements(name).pins and "is not there yet" in line(requirements(name)) or "is there" in line(
-            requirements(name)
+        assert (
+            requirements(name).pins
+            and "is not there yet" in line(requirements(name))
+            or "is there" in line(requirements(name))
         )
 
 
