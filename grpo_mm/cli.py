@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, serve, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, serve, environment, golden, zoo."""
 
 from __future__ import annotations
 
@@ -437,10 +437,12 @@ def doctor(
 ) -> None:
     """Compares sampler and trainer on a few prompts: why a ratio is not 1. Ends with 1 at a difference."""
     from grpo_mm.tools.doctor import doctor as examine
-    from grpo_mm.tools.doctor import report
+    from grpo_mm.tools.doctor import report, scorers
 
     text, is_well = report(examine(config, overrides or [], trust=trust))
     say(text)
+    for line in scorers(config, overrides or [], trust=trust):
+        say(line)
     if not is_well:
         raise typer.Exit(1)
 
@@ -461,6 +463,12 @@ def serve(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="for one call of a reward without a limit of its own")
     ] = 600.0,
+    gather_rows: Annotated[
+        int, typer.Option(min=0, help="outputs that requests of several ranks may have in one call; 0: each alone")
+    ] = 256,
+    gather_ms: Annotated[
+        float, typer.Option(min=0.0, max=1000.0, help="that a call waits for others to join it")
+    ] = 5.0,
     trust: Trust = False,
 ) -> None:
     """Serves the rewards of a config, watched ones too, over HTTP: {kind: remote, url: …, reward: NAME} asks them. No policy is loaded."""
@@ -468,8 +476,52 @@ def serve(
 
     run(
         config, overrides or [], host=host, port=port, max_mib=max_mib, token_env=token_env, seconds=seconds, trust=trust,
-        told=say,
+        gather_rows=gather_rows, gather_seconds=gather_ms / 1000, told=say,
     )  # fmt: skip
+
+
+@app.command()
+def environment(
+    name: Annotated[
+        str | None, typer.Argument(help="one that ships, or the path of a requirements file; without it all are listed")
+    ] = None,
+) -> None:
+    """Makes the environment of a scorer ahead of the run (`environment: NAME` beside a reward's `use`), or lists those that ship."""
+    from grpo_mm.environments.building import made
+    from grpo_mm.environments.requirements import requirements
+    from grpo_mm.environments.words import all_shipped, line
+
+    if name is None:
+        for text in all_shipped():
+            say(text)
+        return
+    wanted = requirements(name)
+    made(wanted)
+    say(line(wanted))
+
+
+@app.command()
+def golden(
+    config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
+    overrides: Overrides = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="of rewards or watch; may be repeated; default: all that have golden pictures"),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(parser=at_home, help="write the scores into this file, for rewards.NAME.golden")
+    ] = None,
+    ship: Annotated[bool, typer.Option("--ship", help="write them beside the scorer's code, for everybody")] = False,
+    tolerance: Annotated[float | None, typer.Option(min=0.0, help="how far a score may lie off")] = None,
+    trust: Trust = False,
+) -> None:
+    """Scores the three golden pictures of a config's scorers and compares them with what is recorded, or records them."""
+    from grpo_mm.tools.golden import golden as run
+
+    for line in run(
+        config, overrides or [], names=reward or [], to=record, beside=ship, tolerance=tolerance, trust=trust
+    ):
+        say(line)
 
 
 @zoo_app.command("build")

@@ -129,7 +129,9 @@ BASE = "types errors registry identity moved outside media_words findings waitin
 """Files of grpo_mm itself that every room may use; the other files there are doors (cli, entry, links)."""
 MAY_IMPORT = {
     "processes": "",
-    "rollout": "processes",
+    "environments": "",
+    "golden": "environments looking rollout",
+    "rollout": "environments processes",
     "advantages.shared": "rollout",
     "advantages.baselines": "advantages.shared rollout",
     "advantages.combination": "advantages.shared rollout",
@@ -148,9 +150,10 @@ MAY_IMPORT = {
     "ledger": "",
     "config": "advantages looking objectives processes rollout rollout.collectors weights",
     "run": "config looking processes rollout weights",
-    "training": "advantages config ledger looking objectives processes rollout rollout.collectors run weights",
-    "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
-    "pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout run training weights",
+    "training": "advantages config golden ledger looking objectives processes rollout rollout.collectors run weights",
+    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines.flow pipelines.flow.engines "
+    "pipelines.flow.trees pipelines.vlm.models pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout run training "
+    "weights",
     "tools.keys": "config",
     "starters": "datasets.worlds",
     "pipelines": "",
@@ -178,6 +181,7 @@ MAY_IMPORT = {
     "rewards.judges": "processes rewards.answers rewards.shared rollout weights",
     "rewards.faithfulness": "rewards.answers rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",
     "rewards.service": "processes rewards.shared rollout",
+    "rewards.environments": "environments rewards.service rollout",
     "rewards.benchmarks": "rewards.answers rewards.shared rewards.spatial rewards.text rewards.video",
     "datasets.media": "",
     "datasets.shared": "datasets.media",

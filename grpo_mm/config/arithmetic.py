@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grpo_mm.config.run_config import RunConfig
+from grpo_mm.rollout.scoring import is_apart
 
 
 def lines(config: RunConfig, world: int = 1) -> list[str]:
@@ -41,5 +42,5 @@ def lines(config: RunConfig, world: int = 1) -> list[str]:
     report.append(f"{noun} per step: {config.prompts_per_step * pictures}, {pictures} for each prompt")
     budget = "" if config.max_reward_calls is None else f" of at most {config.max_reward_calls}"
     apart = " in a process of its own"
-    names = ", ".join(name + apart * scorer.isolate for name, scorer in config.rewards.items())
+    names = ", ".join(name + apart * is_apart(scorer) for name, scorer in config.rewards.items())
     return [*report, f"reward calls per step: {config.planned_reward_calls()}{budget} ({names})"]

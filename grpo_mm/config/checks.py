@@ -20,7 +20,7 @@ from grpo_mm.outside import shown
 from grpo_mm.processes.shards import check_torch
 from grpo_mm.registry import kind_of
 from grpo_mm.rollout.prompt_stream import phases
-from grpo_mm.rollout.scoring import check_isolated
+from grpo_mm.rollout.scoring import check_isolated, is_apart
 from grpo_mm.rollout.table import KEYS, PER_ACTION, STALENESS, Table
 from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
 from grpo_mm.weights.stateful import stateful_parts
@@ -89,11 +89,11 @@ def _check_isolated(config: Settings) -> None:
     scorers = config.rewards | config.watched_rewards
     check_isolated(scorers)
     for name, scorer in scorers.items():
-        learning = [path for path, _ in stateful_parts(scorer.use)] if scorer.isolate else []
+        learning = [path for path, _ in stateful_parts(scorer.use)] if is_apart(scorer) else []
         if learning:
             raise ConfigError(
-                f"{name}: isolate: true, but the reward learns with the run{f' ({learning[0]})' if learning[0] else ''}, and a process "
-                "of its own would learn apart. Leave out isolate."
+                f"{name}: isolate: true or an environment, but the reward learns with the run{f' ({learning[0]})' if learning[0] else ''}, and a process "
+                "of its own would learn apart. Leave both out."
             )
 
 

@@ -67,8 +67,13 @@ class RunConfig(Settings):
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:
-    """Of entries with a `use`: its own `check`; raises ConfigError for whatever it raises."""
+    """Of entries with a `use`: its own `check`; raises ConfigError for whatever it raises.
+
+    A reward in an environment of its own is checked there when it is loaded: what it needs is not here.
+    """
     for name, part in parts.items():
+        if getattr(part, "environment", None) is not None:
+            continue
         with kept(name, "code of"):
             _check_part(name, part.use)
 

@@ -49,6 +49,8 @@ def own_bytes(path: Path, folder: Path, damage: list[str], *, most: int | None =
 
 SAMPLER = "sampler.json"
 """Of a run folder: how what draws was compared with what trains."""
+SCORERS = "scorers.json"
+"""Of a run folder: whether its scorers gave the recorded scores for their golden pictures."""
 
 
 def json_object(path: Path, folder: Path, damage: list[str]) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Watched:
     """Of an isolated reward, such as cuda:1; null: the run's. The four above as for an entry of `rewards`."""
     workers: int = 1
     """Processes that share the outputs of an isolated reward."""
+    environment: str | None = None
+    """Packages of its own, as for an entry of `rewards`; it runs in a process of its own then."""
+    golden: str | None = None
+    """Recorded scores of golden pictures, as for an entry of `rewards`."""
     metric: str | None = None
     """A name of metrics.jsonl; None: the score of `use`, watch/NAME/score."""
     low: float | None = None
@@ -64,10 +68,10 @@ class Watched:
     def __post_init__(self) -> None:
         if self.use is None and self.metric is None:
             raise ValueError("neither `use` (a reward) nor `metric` (a name in metrics.jsonl) is given; wanted one.")
-        settings = (self.sources, self.timeout_seconds, self.device)
+        settings = (self.sources, self.timeout_seconds, self.device, self.environment, self.golden)
         if self.use is None and (self.isolate or any(value is not None for value in settings)):
             raise ValueError(
-                "sources and timeout_seconds belong to a reward, but there is no `use`; so do isolate and device."
+                "sources and timeout_seconds belong to a reward, but there is no `use`; so do isolate, device, environment and golden."
             )
         if not self.has_band:
             idle = [

@@ -14,19 +14,20 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import count
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.safe_call import MOST_ERRORS, all_nan, bounded, own_limit, told_when_slow
-from grpo_mm.types import Prompt
+from grpo_mm.types import Prompt, pick_items
 
 MOST_BYTES = 64 * 2**20
 """Of an answer."""
@@ -71,6 +72,51 @@ def _unused(value: Any) -> Any:
     return value
 
 
+class Talk(Protocol):
+    """How a reward's process is started and what it is told; it answers in JSON."""
+
+    asks_halves: bool
+    """Whether outputs that cannot be sent are looked for, so that the others are scored."""
+
+    def command(self, pipe_fd: int, lifeline_fd: int) -> list[str]:
+        """Raises UserError where there is nothing to start."""
+        ...
+
+    def settings(self, *, name: str, device: str, threads: int) -> bytes:
+        """The first message; the answer is {"error": why the reward cannot be made, or ""}."""
+        ...
+
+    def question(self, asked: dict[str, Any]) -> bytes:
+        """`number`, `items`, `prompts`, `group`, `name`, `device`; raises what says why it cannot be sent."""
+        ...
+
+    def leave(self) -> bytes:
+        """The message that its network shall go to main memory."""
+        ...
+
+
+class Pickled:
+    """The same Python with the same packages: whatever can be pickled goes there. What comes back is JSON all the same."""
+
+    asks_halves: ClassVar[bool] = False
+
+    def __init__(self, use: Any, *, name: str) -> None:
+        """Raises ConfigError as `sendable`."""
+        self._sent = sendable(name, use)
+
+    def command(self, pipe_fd: int, lifeline_fd: int) -> list[str]:
+        return [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(pipe_fd), str(lifeline_fd)]
+
+    def settings(self, *, name: str, device: str, threads: int) -> bytes:
+        return pickle.dumps({"use": self._sent, "device": device, "threads": threads, "name": name})
+
+    def question(self, asked: dict[str, Any]) -> bytes:
+        return pickle.dumps(asked, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def leave(self) -> bytes:
+        return pickle.dumps({"leave": True})
+
+
 class IsolatedReward:
     """Scores in a process that is started at the first call, kept, and started again after it ended.
 
@@ -79,11 +125,13 @@ class IsolatedReward:
     in `score_safely`. Starting and loading are no part of the time limit.
     """
 
-    def __init__(self, use: Any, *, name: str, timeout_seconds: float | None = None, share: int = 1) -> None:
-        """share: how many processes the threads of torch are divided among. Raises ConfigError as `sendable`."""
+    def __init__(
+        self, use: Any, *, name: str, timeout_seconds: float | None = None, share: int = 1, talk: Talk | None = None
+    ) -> None:
+        """share: how many processes the threads of torch are divided among; talk: None is `Pickled`. Raises ConfigError as `sendable`."""
         self.name = name
         self._share = share
-        self._sent = sendable(name, use)
+        self._talk = Pickled(use, name=name) if talk is None else talk
         self._limit = own_limit(use) if timeout_seconds is None else timeout_seconds
         self._process: _Process | None = None
         self._number = 0
@@ -95,8 +143,13 @@ class IsolatedReward:
         *,
         device: torch.device,
         group_U: Tensor | None = None,
+        patience: float = 1.0,
     ) -> tuple[dict[str, Tensor], list[str]]:
-        """As `score_safely`; `group_U` for a reward over sets."""
+        """As `score_safely`; `group_U` for a reward over sets. patience: times the time limit.
+
+        Raises:
+            UserError: there is nothing to start, as an environment that cannot be made.
+        """
         rows = len(prompts)
         if rows == 0:
             return {"score": torch.zeros(0)}, []
@@ -104,13 +157,16 @@ class IsolatedReward:
         items = items.cpu() if isinstance(items, Tensor) else items
         asked = {"number": self._number, "items": items, "prompts": list(prompts), "group": group_U, "name": self.name}
         try:
-            message = pickle.dumps(asked | {"device": str(device)}, protocol=pickle.HIGHEST_PROTOCOL)
+            message = self._talk.question(asked | {"device": str(device)})
         except Exception as error:  # whatever an item of the prompts raises
+            if self._talk.asks_halves and group_U is None and rows > 1:
+                return self._halves(items, prompts, partial(self.score, device=device, patience=patience))
             return all_nan(rows), [f"the prompts cannot be sent to the reward's own process: {reason(error)}"]
+        limit = None if self._limit is None else self._limit * patience
         try:
             with told_when_slow(self.name, rows):
                 process = self._running(device)
-                answer = process.exchange(message, self._limit, f"no answer for {rows} outputs")
+                answer = process.exchange(message, limit, f"no answer for {rows} outputs")
             return self._read(answer, rows)
         except _Ended as ended:
             self.end()
@@ -119,11 +175,25 @@ class IsolatedReward:
             self.end()
             raise
 
+    def _halves(self, items: Any, prompts: Sequence[Prompt], score: Any) -> tuple[dict[str, Tensor], list[str]]:
+        """Of outputs that cannot be sent together: each half alone, down to the one that is at fault."""
+        runs = torch.arange(len(prompts)).tensor_split(2)
+        answers = [score(pick_items(items, run), [prompts[i] for i in run.tolist()]) for run in runs]
+        return joined(runs, answers)
+
+    def start(self, device: torch.device) -> None:
+        """Starts the process and loads what it loads, if it does not run; raises UserError where that fails."""
+        try:
+            self._running(device)
+        except _Ended as ended:
+            self.end()
+            raise UserError(f"the reward {self.name!r}: {ended}") from None
+
     def leave_device(self) -> None:
         """Its network goes to main memory until it is asked again."""
         if self._process is not None:
             with contextlib.suppress(_Ended):  # the next call tells
-                self._process.exchange(pickle.dumps({"leave": True}), START_SECONDS, "its network was not moved")
+                self._process.exchange(self._talk.leave(), START_SECONDS, "its network was not moved")
 
     def end(self) -> None:
         """Kills the process, if there is one."""
@@ -135,11 +205,11 @@ class IsolatedReward:
         if self._process is not None and self._process.popen.poll() is not None:
             self.end()
         if self._process is None:
-            self._process = _Process.start()
+            self._process = _Process.start(self._talk)
             weakref.finalize(self, self._process.kill)
             threads = max(1, torch.get_num_threads() // self._share)
-            settings = {"use": self._sent, "device": str(device), "threads": threads, "name": self.name}
-            ready = json.loads(self._process.exchange(pickle.dumps(settings), START_SECONDS, "it was not ready"))
+            settings = self._talk.settings(name=self.name, device=str(device), threads=threads)
+            ready = json.loads(self._process.exchange(settings, START_SECONDS, "it was not ready"))
             if ready.get("error"):
                 raise _Ended(plain(f"the reward could not be made in a process of its own: {ready['error']}"))
         return self._process
@@ -161,6 +231,21 @@ class IsolatedReward:
         return scores, bounded(errors[: MOST_ERRORS + 1])
 
 
+def joined(
+    runs: Sequence[Tensor], answers: Sequence[tuple[dict[str, Tensor], list[str]]]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Answers about neighbouring rows as one; a part that one gives and another does not is NaN in the other's rows."""
+    parts = sorted(set().union(*(scores for scores, _ in answers)))
+    together = {
+        part: torch.cat(
+            [scores.get(part, torch.full((len(run),), torch.nan)) for (scores, _), run in zip(answers, runs)]
+        )
+        for part in parts
+    }
+    errors = list(dict.fromkeys(error for _, failures in answers for error in failures))
+    return together, bounded(errors[: MOST_ERRORS + 1])
+
+
 class _Ended(Exception):
     """Why there is no answer."""
 
@@ -174,17 +259,22 @@ class _Process:
     lifeline: int
 
     @staticmethod
-    def start() -> _Process:
+    def start(talk: Talk) -> _Process:
         ours, theirs = Pipe()
         read, write = os.pipe()
-        command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno()), str(read)]
         try:
             popen = subprocess.Popen(
-                command, pass_fds=(theirs.fileno(), read), stdin=subprocess.DEVNULL, start_new_session=True
+                talk.command(theirs.fileno(), read),
+                pass_fds=(theirs.fileno(), read),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
-        except OSError as error:
+        except BaseException as error:
             os.close(write)
-            raise _Ended(f"the reward's process cannot be started: {reason(error)}") from error
+            ours.close()
+            if isinstance(error, OSError):
+                raise _Ended(f"the reward's process cannot be started: {reason(error)}") from error
+            raise
         finally:
             theirs.close()
             os.close(read)

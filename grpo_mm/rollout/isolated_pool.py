@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.rollout.isolated import IsolatedReward
-from grpo_mm.rollout.safe_call import MOST_ERRORS, bounded
+from grpo_mm.rollout.isolated import IsolatedReward, Talk, joined
 from grpo_mm.types import Prompt, pick_items
 
 
@@ -21,14 +20,23 @@ class IsolatedPool:
     that ends or is too late loses its own rows alone. Threads of torch are divided among the processes.
     """
 
-    def __init__(self, use: Any, *, name: str, workers: int, timeout_seconds: float | None = None) -> None:
+    def __init__(
+        self, use: Any, *, name: str, workers: int, timeout_seconds: float | None = None, talk: Talk | None = None
+    ) -> None:
         """Raises ConfigError as `sendable`."""
         self.members = [
-            IsolatedReward(use, name=name, timeout_seconds=timeout_seconds, share=workers) for _ in range(workers)
+            IsolatedReward(use, name=name, timeout_seconds=timeout_seconds, share=workers, talk=talk)
+            for _ in range(workers)
         ]
 
     def score(
-        self, items: Any, prompts: Sequence[Prompt], *, device: torch.device, group_U: Tensor | None = None
+        self,
+        items: Any,
+        prompts: Sequence[Prompt],
+        *,
+        device: torch.device,
+        group_U: Tensor | None = None,
+        patience: float = 1.0,
     ) -> tuple[dict[str, Tensor], list[str]]:
         """As `IsolatedReward.score`. A part that one process gives and another does not is NaN in the other's rows.
 
@@ -43,7 +51,11 @@ class IsolatedPool:
             try:
                 asked = [
                     threads.submit(
-                        member.score, pick_items(items, run), [prompts[i] for i in run.tolist()], device=device
+                        member.score,
+                        pick_items(items, run),
+                        [prompts[i] for i in run.tolist()],
+                        device=device,
+                        patience=patience,
                     )
                     for member, run in zip(self.members, runs)
                 ]
@@ -51,15 +63,12 @@ class IsolatedPool:
             except BaseException:  # Ctrl-C: the threads would wait for their answers
                 self.end()
                 raise
-        parts = sorted(set().union(*(scores for scores, _ in answers)))
-        joined = {
-            part: torch.cat(
-                [scores.get(part, torch.full((len(run),), torch.nan)) for (scores, _), run in zip(answers, runs)]
-            )
-            for part in parts
-        }
-        errors = list(dict.fromkeys(error for _, failures in answers for error in failures))
-        return joined, bounded(errors[: MOST_ERRORS + 1])
+        return joined(runs, answers)
+
+    def start(self, device: torch.device) -> None:
+        """As `IsolatedReward.start`, one after the other: they share a disk."""
+        for member in self.members:
+            member.start(device)
 
     def leave_device(self) -> None:
         """All their networks go to main memory until they are asked again."""

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import threading
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,17 +23,37 @@ from grpo_mm.types import is_relative
 
 
 def serve(pipe_fd: int, lifeline_fd: int) -> None:
-    """Answers until the other side is gone."""
+    """Answers what `isolated.Pickled` asks."""
+
+    def settings(message: bytes) -> dict[str, Any]:
+        found = pickle.loads(message)
+        return found | {"make": lambda: pickle.loads(found["use"])}
+
+    attend(pipe_fd, lifeline_fd, settings=settings, question=pickle.loads)
+
+
+def attend(
+    pipe_fd: int,
+    lifeline_fd: int,
+    *,
+    settings: Callable[[bytes], dict[str, Any]],
+    question: Callable[[bytes], dict[str, Any]],
+) -> None:
+    """Answers until the other side is gone.
+
+    Args:
+        settings: reads the first message: `name`, `device`, `threads`, `make` (gives the reward).
+        question: reads the others: `number`, `items`, `prompts`, `group`, `name`, `device`; or `leave`.
+    """
     for fd in (pipe_fd, lifeline_fd):
         os.set_inheritable(fd, False)
     threading.Thread(target=_end_with, args=(lifeline_fd,), daemon=True).start()
     _first_to_go()
     pipe = Connection(pipe_fd)
     try:
-        settings = pickle.loads(pipe.recv_bytes())
-        reward = _made(pipe, settings)
+        reward = _made(pipe, settings(pipe.recv_bytes()))
         while reward is not None:
-            asked = pickle.loads(pipe.recv_bytes())
+            asked = question(pipe.recv_bytes())
             said = _left(reward) if "leave" in asked else _scored(reward, asked)
             pipe.send_bytes(json.dumps(said).encode())
     except (EOFError, ConnectionError):
@@ -43,7 +64,7 @@ def _made(pipe: Connection, settings: dict[str, Any]) -> Any:
     logging.basicConfig(level=logging.WARNING, format=f"[reward {settings['name']}] %(message)s")
     torch.set_num_threads(settings["threads"])
     try:
-        reward = as_reward(pickle.loads(settings["use"]))
+        reward = as_reward(settings["make"]())
         move(reward, torch.device(settings["device"]))
         error = ""
     except BaseException as raised:  # a foreign module may raise anything when it is imported

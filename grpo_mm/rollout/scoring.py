@@ -11,13 +11,14 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from grpo_mm.environments.requirements import requirements
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE
 from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.progress import report
-from grpo_mm.registry import Role
+from grpo_mm.registry import Role, load
 from grpo_mm.rollout.isolated import IsolatedReward, sendable
 from grpo_mm.rollout.isolated_pool import IsolatedPool
 from grpo_mm.rollout.own_copies import is_own, own_prompt
@@ -54,6 +55,20 @@ class Scorer:
     workers: int = field(default=1, metadata=FREE)
     """Of an isolated reward: so many processes share its outputs, for one that looks at each output alone and is slow on a
     CPU, as reading texts in pictures is."""
+    environment: str | None = field(default=None, metadata=FREE)
+    """Packages of its own: the name of a file in rewards/environments/, or the path of one (name==version, one a line). Made once
+    and kept; the reward runs there in a process of its own, as with isolate: true."""
+    golden: str | None = field(default=None, metadata=FREE)
+    """A file that `grpo-mm golden --record` wrote: the scores of golden pictures that it has to give at the start. null: those that ship
+    with the scorer, where there are any."""
+    constant_steps: int | None = field(default=None, metadata=FREE)
+    """A step in which all outputs get one score is warned of; so many in a row stop the run. null: what the reward says of itself
+    (networks and remote rewards: 3; rules that are right or wrong: never); 0: never."""
+
+
+def is_apart(scorer: Any) -> bool:
+    """Whether an entry of `rewards` or `watch` runs in a process of its own."""
+    return scorer.isolate or scorer.environment is not None
 
 
 def check_isolated(scorers: Mapping[str, Any]) -> None:
@@ -64,17 +79,22 @@ def check_isolated(scorers: Mapping[str, Any]) -> None:
             set for a reward in our own process; workers for such a one, or for a reward that compares outputs.
     """
     for name, scorer in scorers.items():
+        if (getattr(scorer, "constant_steps", None) or 0) < 0:
+            raise ConfigError(f"{name}: constant_steps = {scorer.constant_steps}; wanted 0 (never) or more, or null.")
         if scorer.workers < 1:
             raise ConfigError(f"{name}: workers = {scorer.workers}; wanted at least 1.")
-        if scorer.workers > 1 and not scorer.isolate:
-            raise ConfigError(f"{name}: workers: {scorer.workers} are processes of a reward with isolate: true.")
+        apart = is_apart(scorer)
+        if scorer.workers > 1 and not apart:
+            raise ConfigError(
+                f"{name}: workers: {scorer.workers} are processes of a reward with isolate: true, or an environment."
+            )
         if scorer.workers > 1 and is_relative(as_reward(scorer.use)):
             raise ConfigError(
                 f"{name}: workers: {scorer.workers} share outputs, but this reward compares those of a group; wanted 1."
             )
-        if scorer.device is not None and not scorer.isolate:
+        if scorer.device is not None and not apart:
             raise ConfigError(
-                f"{name}: device: {scorer.device} is for a reward with isolate: true; others are on the run's device."
+                f"{name}: device: {scorer.device} is for a reward with isolate: true or an environment; others are on the run's device."
             )
         if scorer.device is not None:
             try:
@@ -83,7 +103,9 @@ def check_isolated(scorers: Mapping[str, Any]) -> None:
                 raise ConfigError(
                     f"{name}: device: {reason(error, 80)}; wanted the like of cpu, cuda or cuda:1."
                 ) from error
-        if scorer.isolate:
+        if scorer.environment is not None:
+            _environment_talk(name, scorer)
+        elif scorer.isolate:
             sendable(name, scorer.use)
 
 
@@ -100,11 +122,21 @@ class _Task:
     """Why it could not be asked about some."""
 
 
+TALK = "grpo_mm.rewards.environments.talk:EnvironmentTalk"
+"""Handed in by its name, as rewards are: what a process in another environment is told is in the form of the service."""
+
+
+def _environment_talk(name: str, scorer: Any) -> Any:
+    """Raises ConfigError for an environment that there is not, and for a reward that cannot be made in one."""
+    return load(TALK)(scorer.use, name=name, environment=requirements(scorer.environment))
+
+
 def _isolated(name: str, scorer: Scorer) -> IsolatedReward | IsolatedPool:
     limit = scorer.timeout_seconds
+    talk = None if scorer.environment is None else _environment_talk(name, scorer)
     if scorer.workers == 1:
-        return IsolatedReward(scorer.use, name=name, timeout_seconds=limit)
-    return IsolatedPool(scorer.use, name=name, workers=scorer.workers, timeout_seconds=limit)
+        return IsolatedReward(scorer.use, name=name, timeout_seconds=limit, talk=talk)
+    return IsolatedPool(scorer.use, name=name, workers=scorer.workers, timeout_seconds=limit, talk=talk)
 
 
 class Scoring:
@@ -116,7 +148,7 @@ class Scoring:
         self.first_error: dict[str, str] = {}
         self._warned: set[str] = set()
         self._parts: dict[str, set[str]] = {name: set() for name in scorers}
-        self._isolated = {name: _isolated(name, scorer) for name, scorer in scorers.items() if scorer.isolate}
+        self._isolated = {name: _isolated(name, scorer) for name, scorer in scorers.items() if is_apart(scorer)}
 
     def __call__(
         self, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None = None
@@ -202,17 +234,25 @@ class Scoring:
         }
 
     def ask(
-        self, name: str, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None = None
+        self,
+        name: str,
+        items: Any,
+        prompts: Sequence[Prompt],
+        group_U: Tensor | None = None,
+        *,
+        patience: float = 1.0,
     ) -> tuple[dict[str, Tensor], list[str]]:
         """One scorer about outputs that it applies to: as `score_safely`, wherever it runs. Nothing is counted or told.
+
+        patience: times its time limit, for who asks what several asked for.
 
         Raises:
             UserError: its weights are not what they should be, or what it asks is not there.
         """
         scorer, prompts = self.scorers[name], list(prompts)
         if name in self._isolated:
-            device = self.device if scorer.device is None else torch.device(scorer.device)
-            return self._isolated[name].score(items, prompts, device=device, group_U=group_U)
+            device = self._device_of(scorer)
+            return self._isolated[name].score(items, prompts, device=device, group_U=group_U, patience=patience)
         try:
             with kept(name):
                 move(scorer.use, self.device)
@@ -224,7 +264,11 @@ class Scoring:
                 raise
             return all_nan(len(prompts)), [f"it could not be moved to {self.device}: {reason(error)}"]
         use = scorer.use if group_U is None else in_sets(scorer.use, group_U)
+        limit = None if limit is None else limit * patience
         return score_safely(use, items, prompts, timeout_seconds=limit, by_row=group_U is None, name=name)
+
+    def _device_of(self, scorer: Scorer) -> torch.device:
+        return self.device if scorer.device is None else torch.device(scorer.device)
 
     def _tell(self, name: str, errors: Sequence[str]) -> None:
         if errors:
@@ -260,13 +304,17 @@ class Scoring:
     def load(self, *, leave: bool) -> None:
         """Loads what rewards load when they are first moved, so that damaged weights are known before anything is sampled.
 
-        A reward in a process of its own is loaded there, when it is asked. `leave`: to main memory afterwards.
+        A reward in a process of its own is loaded there, when it is asked; one in an environment of its own at once, so that an
+        environment that cannot be made is known too. `leave`: to main memory afterwards.
 
         Raises:
             UserError: the weights of one are not what they should be.
         """
         for name, scorer in self.scorers.items():
             if name in self._isolated:
+                if scorer.environment is not None:
+                    self._isolated[name].start(self._device_of(scorer))
+                    self._isolated[name].leave_device() if leave else None
                 continue
             try:
                 for device in (self.device, torch.device("cpu"))[: 1 + leave]:

@@ -1,5 +1,5 @@
-"""How far rewards lie apart: over the batch, and within the groups, where a method finds its signal; and a scorer elsewhere that answers
-all the same, which may be broken."""
+"""How far rewards lie apart: over the batch, and within the groups, where a method finds its signal; and a scorer that answers all the
+same, which may be broken."""
 
 from __future__ import annotations
 
@@ -42,16 +42,19 @@ def _std(value: Tensor) -> float:
 
 
 class ConstantScores:
-    """Looks at rewards that ask for it by an attribute `constant_steps`: so many steps in a row may not be constant; None: only warns.
+    """Looks at whether all outputs of a step got one score: that is told of every reward, and stops the run where it cannot be right.
 
-    Rules that live here are often constant for many steps (right or wrong), and have none. Counting begins anew when a run goes on.
+    How many such steps in a row stop the run says the entry's `constant_steps` (0: never), or else the reward's own attribute of that
+    name: networks and remote rewards have one, as a network that gives different pictures the same number is broken. Rules that are right
+    or wrong are honestly constant for a while (all wrong where it is hard, all right where it is learned), and have none: of them the
+    1st, 2nd, 4th, 8th, … constant step is told. Counting begins anew when a run goes on.
     """
 
     def __init__(self, rewards: Mapping[str, Any]) -> None:
-        """rewards: name -> what has a `use`."""
-        uses = {name: scorer.use for name, scorer in rewards.items()}
-        self._limits = {name: use.constant_steps for name, use in uses.items() if hasattr(use, "constant_steps")}
+        """rewards: name -> what has a `use`, and perhaps `constant_steps`."""
+        self._limits = {name: _limit(scorer) for name, scorer in rewards.items()}
         self._in_a_row = dict.fromkeys(self._limits, 0)
+        self._constant = dict.fromkeys(self._limits, 0)
         self._seen: dict[str, list[float]] = {name: [] for name in self._limits}
 
     def look(self, table: Table) -> None:
@@ -68,15 +71,26 @@ class ConstantScores:
             is_constant = len(seen) >= FEWEST and len(set(seen)) == 1
             self._in_a_row[name] = self._in_a_row[name] + 1 if is_constant else 0
             if is_constant:
+                self._constant[name] += 1
                 self._tell(name, seen, step)
             seen.clear()
 
     def _tell(self, name: str, seen: list[float], step: int) -> None:
         said = f"step {step + 1}: the reward {name!r} gave all {len(seen)} outputs the same score, {seen[0]:g}"
-        number, limit = self._in_a_row[name], self._limits[name]
-        if limit is not None and number >= limit:
+        number, (limit, key) = self._in_a_row[name], self._limits[name]
+        if limit and number >= limit:
             raise TrainingStopped(
-                f"{said}, for the {number}. step in a row. Is the scorer well? If that is what it should say, set "
-                f"rewards.{name}.use.constant_steps=null."
+                f"{said}, for the {number}. step in a row. Is the scorer well? If that is what it should say, set rewards.{name}.{key}."
             )
-        log.warning("%s", said)
+        times = self._constant[name]
+        if limit or times & (times - 1) == 0:
+            log.warning("%s%s", said, "" if times == 1 else f"; so it was in {times} steps by now")
+
+
+def _limit(scorer: Any) -> tuple[int | None, str]:
+    """(how many steps in a row stop the run, what keeps it from that)."""
+    use = scorer.use
+    set_here = getattr(scorer, "constant_steps", None)
+    if set_here is not None or "constant_steps" not in getattr(type(use), "__dataclass_fields__", {}):
+        return getattr(use, "constant_steps", None) if set_here is None else set_here, "constant_steps=0"
+    return use.constant_steps, "use.constant_steps=null"

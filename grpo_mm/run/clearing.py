@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 OF_A_RUN = re.compile(
-    r"(\.writing_)?(config\.yaml|versions\.json|sources\.json|sampler\.json|events\.jsonl|changes\.jsonl|summary\.json|product\.json|checkpoints\.jsonl|report\.html)"
+    r"(\.writing_)?(config\.yaml|versions\.json|sources\.json|sampler\.json|scorers\.json|events\.jsonl|changes\.jsonl|summary\.json|product\.json|checkpoints\.jsonl|report\.html)"
     r"|(metrics|held_out)\.(jsonl|writing)|\.writing_(report|metrics\.jsonl)"
 )
 WITHIN = {

@@ -10,6 +10,7 @@ import torch
 from grpo_mm.config.run_config import RunConfig, read
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, as_table, first_difference
+from grpo_mm.golden.comparing import lines
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.rng import stream_seed
 from grpo_mm.rollout.rows import plan_rows, seen_by
@@ -49,6 +50,12 @@ def examination(settings: RunConfig) -> Iterator[Finding]:
     group = settings.group_size if getattr(engine, "whole_groups", False) else min(SAMPLES, settings.group_size)
     rows, _ = plan_rows(seen_by(policy, some), group_size=group, parts=1)
     yield from engine.examine(policy, rows, seed=settings.seed)
+
+
+def scorers(config: str | Path, overrides: Sequence[str] = (), *, trust: bool = False) -> list[str]:
+    """Of each reward with golden pictures, whether its scores are recorded; `grpo-mm golden` asks them."""
+    settings = read(config, overrides, trust=trust)
+    return lines(settings.rewards | settings.watched_rewards)
 
 
 def report(findings: Sequence[Finding]) -> tuple[str, bool]:

@@ -22,6 +22,7 @@ from grpo_mm.config.shipped import config_file
 from grpo_mm.config.sizes import check_sizes
 from grpo_mm.config.typed_yaml import build, read_yaml
 from grpo_mm.errors import ConfigError
+from grpo_mm.golden.comparing import check_goldens
 from grpo_mm.outside import is_text, place, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.scoring import Scoring
@@ -318,5 +319,6 @@ def evaluated(loaded: Loaded) -> EvalResult:
     rewards, watched = (Scoring(scorers, device) for scorers in (config.rewards, config.watched_rewards))
     for scoring in (rewards, watched):
         scoring.load(leave=config.offload_rewards)
+        check_goldens(scoring, told=loaded.processes.rank == 0)
     with loaded.weights():
         return score_held_out(config, loaded.policy, prompts, rewards, watched, loaded.processes)

@@ -13,8 +13,10 @@ import yaml
 
 from grpo_mm.config.run_config import RunConfig, check_parts, plain, read
 from grpo_mm.errors import ConfigError, UserError
+from grpo_mm.golden.comparing import check_goldens
 from grpo_mm.outside import reason
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rewards.service.merging import ROWS, SECONDS
 from grpo_mm.rewards.service.scorers import Scorers
 from grpo_mm.rewards.service.server import Limits, application, check_host
 from grpo_mm.rewards.service.token import token_of
@@ -35,6 +37,8 @@ def serve(
     max_mib: int = 64,
     token_env: str | None = None,
     seconds: float = 600.0,
+    gather_rows: int = ROWS,
+    gather_seconds: float = SECONDS,
     trust: bool = False,
     told: Callable[[str], None] = print,
 ) -> None:
@@ -50,7 +54,10 @@ def serve(
     token = token_of(TOKEN if token_env is None else token_env, must=token_env is not None)
     check_host(host, token)
     scorers = served_scorers(config, overrides, seconds=seconds, trust=trust, told=told)
-    app = application(scorers, limits=Limits(max_mib * MIB, seconds=seconds), token=token, versions=versions())
+    app = application(
+        scorers, limits=Limits(max_mib * MIB, seconds=seconds), token=token, versions=versions(), gather_rows=gather_rows,
+        gather_seconds=gather_seconds,
+    )  # fmt: skip
     with _listening(host, port) as found:
         address = f"[{host}]" if ":" in host else host
         told(f"http://{address}:{found.getsockname()[1]} serves {', '.join(scorers.about())}; {_who(token)}")
@@ -74,11 +81,12 @@ def served_scorers(
             told(f"{name}: its sources are not looked at here; the run that asks has its own")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    names = ("use", "timeout_seconds", "isolate", "device", "workers")
+    names = ("use", "timeout_seconds", "isolate", "device", "workers", "environment", "golden")
     made = {name: Scorer(**{key: getattr(entry, key) for key in names}) for name, entry in entries.items()}
     device = Processes(device=settings.device, matmul=settings.matmul).device
     scorers = Scorers(made, device, most_seconds=seconds)
     scorers.scoring.load(leave=False)
+    scorers.golden = {name: state.said for name, state in check_goldens(scorers.scoring).items()}
     return scorers
 
 

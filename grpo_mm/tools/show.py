@@ -13,7 +13,9 @@ from grpo_mm.config.arithmetic import lines
 from grpo_mm.config.origins import marked_yaml
 from grpo_mm.config.shipped import config_file
 from grpo_mm.config.without_effect import without_effect
+from grpo_mm.environments.words import of_scorers
 from grpo_mm.errors import ConfigError
+from grpo_mm.golden.comparing import lines as golden_lines
 from grpo_mm.ledger.cards import card
 from grpo_mm.ledger.words import Asked
 from grpo_mm.looking.changes import read_changes
@@ -53,6 +55,8 @@ def shown_lines(
         yield marked_yaml(source, overrides, settings)
     yield from lines(settings, asked.devices)
     yield from ahead_lines(settings, asked.devices)
+    yield from of_scorers(settings.rewards | settings.watched_rewards)
+    yield from golden_lines(settings.rewards | settings.watched_rewards)
     if memory:
         yield from cost_lines(settings, asked)
     if unset:

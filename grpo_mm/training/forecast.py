@@ -16,6 +16,7 @@ from grpo_mm.ledger.fit import close, refusal
 from grpo_mm.ledger.timed import timed
 from grpo_mm.ledger.words import Asked, memory_lines, time_lines
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.scoring import is_apart
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _with_rewards(ledger: Ledger, config: RunConfig) -> Ledger:
 
 def _uses(scorers: Mapping[str, Any]) -> dict[str, Any]:
     """Those in this process."""
-    return {name: scorer.use for name, scorer in scorers.items() if not getattr(scorer, "isolate", False)}
+    return {name: scorer.use for name, scorer in scorers.items() if not is_apart(scorer)}
 
 
 def plan_of(config: RunConfig, *, devices: int = 1, kind: Literal["cuda", "cpu"] | None = None) -> Plan:

@@ -20,6 +20,7 @@ from torch import Tensor
 from grpo_mm.advantages.credit import credit
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, TrainingStopped
+from grpo_mm.golden.comparing import State, check_goldens
 from grpo_mm.processes import clock
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.rng import stream_seed
@@ -75,8 +76,11 @@ class Learner:
         self.rewards = Scoring(config.rewards, processes.device)
         self.constant_scores = ConstantScores(config.rewards)
         self.onlooker = Onlooker(config, processes, samples=samples)
-        for scoring in (self.rewards, self.onlooker.watch):
+        self.goldens: dict[str, State] = {}
+        for place, scoring in (("rewards", self.rewards), ("watch", self.onlooker.watch)):
             scoring.load(leave=config.offload_rewards)
+            self.goldens |= check_goldens(scoring, place=place, told=processes.rank == 0)
+            scoring.leave_device() if config.offload_rewards else None
         if config.preflight and hasattr(config.policy, "stand_ins"):
             self._preflight(
                 [replace(prompt, source=name) for name, prompts in sources.items() for prompt in prompts], held_out

@@ -15,6 +15,7 @@ from typing import Any
 from grpo_mm.config.run_config import RunConfig, plain
 from grpo_mm.errors import CheckpointError, TrainingStopped, UserError
 from grpo_mm.findings import first_difference
+from grpo_mm.golden.states import write_states
 from grpo_mm.looking import held_out, metrics
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.looking.progress_lines import Nobody, Plan, Told
@@ -103,6 +104,7 @@ class Trainer:
             log.info("going on from %s", path)
         config, state = self.config, self.state
         self._examine_sampler()
+        self.processes.by_main(lambda: write_states(self.folder.path, self.learner.goldens))
         self.processes.by_main(lambda: self._forget_what_came_after(state["step"] if path else -1))
         if self.trackers is not None:
             run = self.folder.run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class Aesthetic(Network):
     the reward of DDPO (arXiv:2305.13301) and Flow-GRPO.
     """
 
+    goldens: ClassVar[str] = "pictures"
+    """What it is tried on (`grpo_mm/golden`)."""
     path: str = "hf-hub:trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"
     """The head's weights: a file of tensors, here or on the hub. The default is the published file under another name."""
     model: str = "ViT-L-14-quickgelu"

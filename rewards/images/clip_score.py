@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,10 @@ class ClipScore:
     Source: arXiv:2104.08718, eq. in sec. 3, w = scale. Deviates: no max(., 0), and no "A photo depicts" in front.
     """
 
+    goldens: ClassVar[str] = "pictures"
+    """What it is tried on (`grpo_mm/golden`)."""
+    constant_steps: ClassVar[int] = 3
+    """As of other networks."""
     model: str = "ViT-L-14-quickgelu"
     """A name known to open_clip, "hf-hub:org/name", or a folder with open_clip_config.json and weights. OpenAI's weights need
     a model with quickgelu in its name: open_clip takes the other one with a warning only, and its scores are wrong."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ class Hps(Network):
     authors' code runs in float16 autocast.
     """
 
+    goldens: ClassVar[str] = "pictures"
+    """What it is tried on (`grpo_mm/golden`)."""
     path: str = "hf-hub:xswu/HPSv2/HPS_v2.1_compressed.pt"
     """The weights: a file of tensors, here or on the hub; HPS_v2_compressed.pt is version 2.0."""
     model: str = "ViT-H-14"

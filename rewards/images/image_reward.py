@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,8 @@ class ImageReward(Network):
     Source: arXiv:2304.05977; ImageReward/ImageReward.py of THUDM/ImageReward.
     """
 
+    goldens: ClassVar[str] = "pictures"
+    """What it is tried on (`grpo_mm/golden`)."""
     path: str = "hf-hub:THUDM/ImageReward/ImageReward.pt"
     """The weights under their published names: a file of tensors, here or on the hub."""
     tokenizer: str = "google-bert/bert-base-uncased"

@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class OcrReward:
     Deviates from Flow-GRPO, which uses PaddleOCR (the same family of networks, another release).
     """
 
+    goldens: ClassVar[str] = "writings"
+    """What it is tried on (`grpo_mm/golden`)."""
     min_confidence: float = 0.5
     """Lines of which the recogniser is less sure are dropped; PaddleOCR's and RapidOCR's default."""
     threads: int = field(default=1, metadata=FREE)

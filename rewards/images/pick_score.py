@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ class PickScore(Network):
     Source: arXiv:2305.01569; the division by 26 is Flow-GRPO's (arXiv:2505.05470, flow_grpo/pickscore_scorer.py).
     """
 
+    goldens: ClassVar[str] = "pictures"
+    """What it is tried on (`grpo_mm/golden`)."""
     model: str = "yuvalkirstain/PickScore_v1"
     """A CLIP in transformers' format: a name on the hub or a local folder."""
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

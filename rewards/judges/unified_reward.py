@@ -37,6 +37,8 @@ class UnifiedReward:
     Deviates: Flow-GRPO shrinks pictures to 512 pixels before it asks; here they go as they are.
     """
 
+    goldens: ClassVar[str] = "pictures"
+    """What it is tried on (`grpo_mm/golden`)."""
     timeout_seconds: ClassVar[float] = JUDGE_SECONDS
 
     vlm: Annotated[Any, Role("vlm")]

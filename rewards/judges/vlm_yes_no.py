@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class VlmYesNo(Network):
     readiness to say yes or no at all; a chat model by its own template; all spellings count.
     """
 
+    goldens: ClassVar[str] = "pictures"
+    """What it is tried on (`grpo_mm/golden`)."""
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct"
     """A chat model for pictures in transformers' format: a name on the hub or a local folder."""
     question: str = "Does this image show {prompt}? Answer yes or no."

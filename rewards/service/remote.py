@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE
-from grpo_mm.outside import shown
+from grpo_mm.outside import plain, shown
 from grpo_mm.processes.clock import count
 from grpo_mm.rewards.service.asking import Server, Unanswered, check_url, client_of
 from grpo_mm.rewards.service.png import Refused
@@ -25,6 +26,7 @@ from grpo_mm.rewards.shared.run_apart import run_apart
 from grpo_mm.rollout.returned_scores import Reported
 from grpo_mm.types import Prompt, pick_items
 
+log = logging.getLogger(__name__)
 FIRST_SECONDS = 60.0
 """How long a server that has never answered is waited for."""
 SILENT_SECONDS = 30.0
@@ -66,7 +68,8 @@ class Remote:
     retries: int = field(default=4, metadata=FREE)
     """Further tries of a batch after a failure that may pass; waiting for a server that is away counts none."""
     batch: int | None = field(default=64, metadata=FREE)
-    """Outputs of one request; with scope: set whole groups, at least one. null: all that are asked at once."""
+    """Outputs of one request; with scope: set whole groups, at least one. null: all that are asked at once, and the server scores them
+    apart from what other ranks ask."""
     concurrency: int = field(default=4, metadata=FREE)
     """Requests under way at once, from this process."""
     scope: Literal["output", "set"] = "output"
@@ -199,6 +202,8 @@ class Remote:
             raise ConfigError(
                 f"remote: scope = {self.scope}, but {self.url} says of {shown(self.reward)}: {shown(about.get('scope'), 40)}."
             )
+        if str(about.get("golden", "")).startswith("unverified"):
+            log.warning("%s says of the reward %s: %s", self.url, shown(self.reward), plain(about["golden"], 300))
         self._known.is_met, self._known.asks_applies = True, bool(about.get("applies_to"))
 
     def _batches(self, rows: int, group_U: Tensor | None) -> list[Tensor]:
@@ -248,7 +253,7 @@ class Remote:
             "row_prompt": [place[id(prompt)] for prompt in asked],
             "items": pack_items(pick_items(items, rows)),
             "groups": None if group_U is None else group_U[rows].tolist(),
-        }
+        } | ({"alone": True} if self.batch is None else {})
 
 
 def _joined(batches: Sequence[Tensor], found: Sequence[tuple[dict[str, Tensor], list[str]]], rows: int) -> Reported:

@@ -18,7 +18,7 @@ from grpo_mm.registry import kind_of
 from grpo_mm.rewards.service.wire import Asked
 from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.safe_call import all_nan, own_limit
-from grpo_mm.rollout.scoring import Scorer, Scoring
+from grpo_mm.rollout.scoring import Scorer, Scoring, is_apart
 from grpo_mm.rollout.surroundings import kept
 from grpo_mm.types import is_relative
 
@@ -31,6 +31,8 @@ class Scorers:
         self.scoring = Scoring(
             {name: _with_limit(name, scorer, most_seconds) for name, scorer in scorers.items()}, device
         )
+        self.golden: dict[str, str] = {}
+        """Name -> what its golden pictures said, of those that have some."""
         self._turn = {name: asyncio.Lock() for name in scorers}
         self._gate = _Gate()
 
@@ -44,6 +46,7 @@ class Scorers:
                 "kind": kind_of("reward", scorer.use),
                 "scope": "set" if is_relative(scorer.use) else "output",
                 "applies_to": hasattr(scorer.use, "applies_to"),
+                **({"golden": self.golden[name]} if name in self.golden else {}),
             }
             for name, scorer in self.scoring.scorers.items()
         }
@@ -53,7 +56,7 @@ class Scorers:
         """Until no other call asks this reward. A user's code in our process may change global settings and generators, so that no
         other call runs beside it; rewards of this package, and those with isolate: true, do not wait for each other."""
         scorer = self.scoring.scorers[name]
-        apart = scorer.isolate
+        apart = is_apart(scorer)
         async with self._turn[name]:
             if apart:
                 yield
@@ -61,11 +64,12 @@ class Scorers:
                 async with self._gate.entered(alone=not is_own(scorer.use)):
                     yield
 
-    def scored(self, asked: Asked) -> tuple[dict[str, Tensor], list[str]]:
+    def scored(self, asked: Asked, patience: float = 1.0) -> tuple[dict[str, Tensor], list[str]]:
         """As `Scoring.ask`; what a reward raises is a failed row."""
         relative = is_relative(self.scoring.scorers[asked.reward].use)
         try:
-            return self.scoring.ask(asked.reward, asked.items, asked.prompts, asked.group_U if relative else None)
+            group = asked.group_U if relative else None
+            return self.scoring.ask(asked.reward, asked.items, asked.prompts, group, patience=patience)
         except UserError as error:  # weights that are gone since the start, a server behind this one that is away
             return all_nan(len(asked.prompts)), [reason(error)]
 

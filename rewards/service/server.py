@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, plain, shown
+from grpo_mm.rewards.service.merging import ROWS, SECONDS, Gone, Merging
 from grpo_mm.rewards.service.png import Pixels, Refused
 from grpo_mm.rewards.service.scorers import Scorers
 from grpo_mm.rewards.service.wire import Asked, pack_answer, read_request
@@ -72,20 +73,29 @@ def is_loopback(host: str) -> bool:
 
 
 def application(
-    scorers: Scorers, *, limits: Limits, token: str | None, versions: Mapping[str, str], lifespan: Any = None
+    scorers: Scorers,
+    *,
+    limits: Limits,
+    token: str | None,
+    versions: Mapping[str, str],
+    lifespan: Any = None,
+    gather_rows: int = ROWS,
+    gather_seconds: float = SECONDS,
 ) -> Any:
-    """GET /health, POST /score and POST /applies as an ASGI application."""
+    """GET /health, POST /score and POST /applies as an ASGI application. `gather_…`: as of `Merging`."""
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     bodies, reading = _Bodies(limits.bytes), asyncio.Semaphore(2)
+    merging = Merging(scorers, _apart, rows=gather_rows, seconds=gather_seconds)
 
     async def health() -> dict[str, Any]:
         sizes = {"bytes": limits.bytes, "picture_pixels": limits.picture_pixels, "seconds": limits.seconds}
-        return {"rewards": scorers.about(), "versions": dict(versions), "limits": sizes}
+        asked = {name: dict(counts) for name, counts in merging.counted.items()}
+        return {"rewards": scorers.about(), "versions": dict(versions), "limits": sizes, "asked": asked}
 
-    async def answered(request: Request, work: Callable[[Asked], Any], *, applies: bool) -> Any:
+    async def answered(request: Request, *, applies: bool) -> Any:
         async with bodies.read(request) as body:
             async with reading:
                 asked = await _apart(_read, body, limits, applies)
@@ -94,18 +104,23 @@ def application(
                 raise _Declined(
                     404, f"no reward {shown(asked.reward, 80)} is served; there are {', '.join(scorers.about())}."
                 )
-            if not applies:
-                _check_groups(asked, scorers)
-            async with scorers.alone(asked.reward):
-                if await request.is_disconnected():
-                    raise _Declined(499, "nobody waits for the answer")
-                return JSONResponse(await _apart(work, asked))
+            try:
+                if not applies:
+                    _check_groups(asked, scorers)
+                    found = await merging.scored(asked, request.is_disconnected)
+                    return JSONResponse(await _apart(pack_answer, *found))
+                async with scorers.alone(asked.reward):
+                    if await request.is_disconnected():
+                        raise Gone
+                    return JSONResponse({"applies": await _apart(scorers.applied, asked)})
+            except Gone:
+                raise _Declined(499, "nobody waits for the answer") from None
 
     async def score(request: Request) -> Any:
-        return await answered(request, lambda asked: pack_answer(*scorers.scored(asked)), applies=False)
+        return await answered(request, applies=False)
 
     async def applies(request: Request) -> Any:
-        return await answered(request, lambda asked: {"applies": scorers.applied(asked)}, applies=True)
+        return await answered(request, applies=True)
 
     async def declined(_: Request, error: Exception) -> Any:
         status, said = (error.status, error.error) if isinstance(error, _Declined) else (422, str(error))

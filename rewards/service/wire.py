@@ -58,6 +58,8 @@ class Asked:
     """One for each output; rows of one prompt share it."""
     items: Any = None
     group_U: Tensor | None = None
+    alone: bool = False
+    """Whether it must not be scored together with what others ask."""
 
 
 def pack_items(items: Any) -> dict[str, Any]:
@@ -121,28 +123,28 @@ def _pack_medium(medium: Any, where: str, *, send: bool) -> dict[str, str]:
         return named
 
 
-def read_request(body: Any, pixels: Pixels, *, applies: bool) -> Asked:
-    """What was asked; raises Refused, which names the first thing that is wrong."""
+def read_request(body: Any, pixels: Pixels, *, applies: bool, most_rows: int = MOST_ROWS) -> Asked:
+    """What was asked, of at most so many outputs; raises Refused, which names the first thing that is wrong."""
     wanted = {"reward", "prompts"} | (set() if applies else {"row_prompt", "items", "groups"})
-    if not isinstance(body, dict) or set(body) != wanted:
+    if not isinstance(body, dict) or set(body) - {"alone"} != wanted or not isinstance(body.get("alone", False), bool):
         keys = sorted(body) if isinstance(body, dict) else type(body).__name__
         raise Refused(f"the request is {shown(keys, 100)}; wanted an object with {', '.join(sorted(wanted))}.")
     name, prompts = body["reward"], body["prompts"]
     if not isinstance(name, str):
         raise Refused(f"reward is {shown(name, 80)}; wanted a name.")
-    if not isinstance(prompts, list) or not 1 <= len(prompts) <= MOST_ROWS:
-        raise Refused(f"prompts: wanted a list of 1 to {MOST_ROWS}.")
+    if not isinstance(prompts, list) or not 1 <= len(prompts) <= most_rows:
+        raise Refused(f"prompts: wanted a list of 1 to {most_rows}.")
     read = [_read_prompt(one, pixels, f"prompts[{i}]") for i, one in enumerate(prompts)]
     if applies:
         return Asked(name, read)
     index, groups = body["row_prompt"], body["groups"]
-    if not _whole_numbers(index, len(read)) or not 1 <= len(index) <= MOST_ROWS:
-        raise Refused(f"row_prompt: wanted 1 to {MOST_ROWS} numbers below {len(read)}, a prompt for each output.")
+    if not _whole_numbers(index, len(read)) or not 1 <= len(index) <= most_rows:
+        raise Refused(f"row_prompt: wanted 1 to {most_rows} numbers below {len(read)}, a prompt for each output.")
     items = _read_items(body["items"], len(index), pixels)
     if groups is not None and not (_whole_numbers(groups, 2**62) and len(groups) == len(index)):
         raise Refused(f"groups: wanted null or {len(index)} whole numbers, one for each output.")
     group_U = None if groups is None else torch.tensor(groups, dtype=torch.int64)
-    return Asked(name, [read[i] for i in index], items, group_U)
+    return Asked(name, [read[i] for i in index], items, group_U, body.get("alone", False))
 
 
 def _whole_numbers(value: Any, below: int) -> bool:

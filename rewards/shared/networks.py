@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -17,6 +17,8 @@ class Network:
     Not a dataclass: the settings are the reward's own fields.
     """
 
+    constant_steps: ClassVar[int] = 3
+    """So many steps in a row in which it gives all outputs one and the same number stop the run (`rollout.spread`)."""
     _device: torch.device | str = "cpu"
     _model: Any = None
 

@@ -19,9 +19,11 @@ from grpo_mm.tools.serve import server_of
 class Served:
     """`rewards` (by name, or whole entries) at `url` until `close`; at the same port again after `open`."""
 
-    def __init__(self, rewards: Mapping[str, Any], *, token: str | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, rewards: Mapping[str, Any], *, token: str | None = None, limits: Limits | None = None, **gather: Any
+    ) -> None:
         self.rewards = {name: use if isinstance(use, Scorer) else Scorer(use) for name, use in rewards.items()}
-        self.token, self.limits, self.port = token, limits or Limits(8 * 2**20), 0
+        self.token, self.limits, self.port, self.gather = token, limits or Limits(8 * 2**20), 0, gather
         self.paths: list[str] = []
         self.open()
 
@@ -31,7 +33,7 @@ class Served:
 
     def open(self) -> None:
         scorers = Scorers(self.rewards, torch.device("cpu"), most_seconds=self.limits.seconds)
-        inner = application(scorers, limits=self.limits, token=self.token, versions={"grpo_mm": "test"})
+        inner = application(scorers, limits=self.limits, token=self.token, versions={"grpo_mm": "test"}, **self.gather)
 
         async def app(scope, receive, send):
             self.paths.append(scope.get("path", ""))

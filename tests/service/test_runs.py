@@ -14,6 +14,7 @@ from tiny_runs import PYTHONPATH, record, weights, write_config
 
 from grpo_mm import train
 from grpo_mm.errors import ConfigError, TrainingStopped, UserError
+from grpo_mm.rewards.images.pick_score import PickScore
 from grpo_mm.rewards.service.remote import Remote
 from grpo_mm.rewards.service.server import Limits
 from grpo_mm.rollout.function_reward import FunctionReward
@@ -83,21 +84,49 @@ def test_a_constant_reward_is_warned_of_and_stops_the_run_at_the_third_step(capl
         TrainingStopped, match=r"step 3: the reward 'far' gave all 2 outputs the same score, 0.5, for the 3. step"
     ):
         told(3, SAME, SAME, SAME)
-    assert caplog.text.count("gave all 2 outputs the same score") == 2
+    assert caplog.text.count("'far' gave all 2 outputs the same score") == 2
 
 
 @pytest.mark.parametrize(
     ("constant_steps", "steps", "warnings"),
     [
         (3, [SAME, SAME, DIFFERENT, SAME, SAME], 4),
-        (None, [SAME] * 5, 5),
+        (None, [SAME] * 5, 3),  # the 1st, 2nd and 4th
         (1, [DIFFERENT, [[0.5, 0.5], [0.25]], [[0.5], []], [[NAN, NAN]], [[]]], 0),
     ],
 )
 def test_what_is_not_constant_for_long_goes_on(constant_steps, steps, warnings, caplog):
     with caplog.at_level(logging.WARNING):
         told(constant_steps, *steps)
-    assert caplog.text.count("the same score") == warnings
+    assert caplog.text.count("'far' gave all") == warnings
+
+
+@pytest.mark.parametrize(
+    ("use", "settings", "stops"),
+    [
+        (len, {}, None),
+        (len, {"constant_steps": 2}, "constant_steps=0"),
+        (PickScore(), {}, "constant_steps=0"),
+        (PickScore(), {"constant_steps": 0}, None),
+        (Remote("http://h:1", "x"), {"constant_steps": 0}, None),
+        (Remote("http://h:1", "x"), {}, "use.constant_steps=null"),
+    ],
+)
+def test_every_reward_is_looked_at_and_those_that_cannot_be_constant_stop_the_run(use, settings, stops, caplog):
+    scores = ConstantScores({"a": Scorer(use, **settings)})
+
+    def steps(number):
+        for step in range(number):
+            scores.look(_Table(a=[1.0, 1.0]))
+            scores.after(step)
+
+    if stops is None:
+        steps(100)
+        assert caplog.text.count("'a' gave all 2 outputs the same score, 1") == 7  # 1, 2, 4, …, 64
+    else:
+        with pytest.raises(TrainingStopped, match=f"set rewards.a.{stops}"):
+            steps(3)
+        assert "'a' gave all 2 outputs the same score, 1" in caplog.text
 
 
 def test_a_run_with_a_broken_scorer_stops(tiny_sd3, tmp_path):

@@ -27,6 +27,7 @@ from grpo_mm.looking.origin import Origin, read_product
 from grpo_mm.looking.own_files import (
     MAX_NAME,
     SAMPLER,
+    SCORERS,
     is_step,
     json_object,
     json_rows,
@@ -80,6 +81,8 @@ class Run:
     """changes.jsonl: what was changed on the way."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
     """sampler.json: how an engine that draws was compared with the trainer."""
+    scorers: Mapping[str, Any] = field(default_factory=dict)
+    """scorers.json: what their golden pictures said of scorers."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -136,6 +139,7 @@ def read_run(folder: Path) -> Run:
         damage=damage,
         changes=read_changes(folder, damage),
         sampler=json_object(folder / SAMPLER, folder, damage),
+        scorers=json_object(folder / SCORERS, folder, damage),
     )
 
 
@@ -190,6 +194,7 @@ def view(run: Run) -> dict[str, Any]:
         "config_text": run.config_text,
         "versions": dict(list(part("versions.json", {}, flat, run.versions).items())[:MAX_SCORES]),
         "sampler": part(SAMPLER, "", _sampler, run.sampler),
+        "scorers": part(SCORERS, {}, _scorers, run.scorers),
         "held_out_claim": _held_out_claim(run.rows),
         "damage": damage,
     }
@@ -203,6 +208,14 @@ def _sampler(found: Mapping[str, Any]) -> str:
         as_table([Finding(**{**row, "figure": math.nan if row["figure"] is None else row["figure"]}) for row in rows]),
         LARGEST_SHOWN_CONFIG,
     ) if rows else ""  # fmt: skip
+
+
+def _scorers(found: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> what its golden pictures said."""
+    return {
+        plain(name, 100): f"{plain(row['kind'], 100)}, {plain(row['said'], 500)}"
+        for name, row in list(found.items())[:MAX_SCORES]
+    }
 
 
 def _held_out_claim(rows: Sequence[Mapping[str, Any]]) -> str:
