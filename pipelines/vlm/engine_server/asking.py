@@ -38,6 +38,10 @@ class Away(Exception):
         self.while_asked = while_asked
 
 
+class Late(Away):
+    """Time is up; why there was no answer is what was said before."""
+
+
 class Stale(Exception):
     """Other weights are in place than were asked for."""
 
@@ -124,7 +128,7 @@ class Server:
 
         left = until - time.monotonic()
         if left <= 0:
-            raise Away("it gave no answer in time")
+            raise Late("it gave no answer in time")
         timeout = httpx2.Timeout(min(SILENT_SECONDS, left), connect=min(CONNECT_SECONDS, left))
         try:
             with self._client.stream(method, self.url + PREFIX + path, content=content, timeout=timeout) as response:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_mm.errors import TrainingStopped
-from grpo_mm.pipelines.vlm.engine_server.asking import Away, Refused, Server, Stale
+from grpo_mm.pipelines.vlm.engine_server.asking import Away, Late, Refused, Server, Stale
 from grpo_mm.pipelines.vlm.engine_server.wire import Answered, Asked
 from grpo_mm.processes.clock import count
 
@@ -119,8 +119,8 @@ class Fleet:
         with member.turn:
             try:
                 self._make_ready(member, weights, until)
-            except Away as error:
-                return str(error)
+            except Away:
+                return member.why
             except Refused as error:
                 raise TrainingStopped(f"the engine server {member.server.url} {error}") from None
         return ""
@@ -145,7 +145,7 @@ class Fleet:
                 weights.bring(member.server, state, until)
         except (Away, Stale) as error:
             self._note(member, error)
-            raise Away(str(error)) from None
+            raise Away(member.why) from None
         member.ready, member.pause, member.why = True, FIRST_PAUSE, ""
 
     def _note(self, member: _Member, error: Exception) -> None:
@@ -153,7 +153,9 @@ class Fleet:
             log.warning(
                 "the engine server %s: %s; it is asked again for up to %.0f s", member.server.url, error, self._seconds
             )
-        member.ready, member.why = False, str(error)
+        member.ready = False
+        if not member.why or not isinstance(error, Late):
+            member.why = str(error)
         self._revive(member.server.url)
         member.again_at = time.monotonic() + member.pause
         member.pause = min(2 * member.pause, LONGEST_PAUSE)

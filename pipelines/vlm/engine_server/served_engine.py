@@ -92,8 +92,7 @@ class ServedEngine:
         try:
             if base:
                 await client.collective_rpc("reload_weights", kwargs={"weights_path": str(_only_base(folder))})
-            if adapter:
-                await self._take_adapter(folder)
+            await self._take_adapter(folder if adapter else None)
             # What it keeps of prompts and pictures was computed with the weights before.
             if not await client.reset_prefix_cache():
                 raise RuntimeError("it holds on to what it keeps of prompts")
@@ -102,19 +101,24 @@ class ServedEngine:
             await client.resume_generation()
         await client.update_weight_version(version)
 
-    async def _take_adapter(self, folder: Path) -> None:
-        from vllm.lora.request import LoRARequest
+    async def _take_adapter(self, folder: Path | None) -> None:
+        """None: no adapter acts from now on."""
+        before, kept = self._adapter, None
+        self._adapter = None
+        if folder is not None:
+            from vllm.lora.request import LoRARequest
 
-        kept = TemporaryDirectory(prefix="grpo_mm_adapter_")  # read again where the engine has put it aside
-        for path in folder.iterdir():
-            if path.name.startswith("adapter_"):
-                shutil.copy(path, kept.name)
-        self._adapters += 1  # a known number would serve what the engine has under it
-        request = LoRARequest(f"adapter {self._adapters}", self._adapters, kept.name)
-        await self._client.add_lora(request)
-        if self._adapter is not None:
-            await self._client.remove_lora(self._adapter.lora_int_id)
-        self._adapter, self._adapter_files = request, kept
+            kept = TemporaryDirectory(prefix="grpo_mm_adapter_")  # read again where the engine has put it aside
+            for path in folder.iterdir():
+                if path.name.startswith("adapter_"):
+                    shutil.copy(path, kept.name)
+            self._adapters += 1  # a known number would serve what the engine has under it
+            request = LoRARequest(f"adapter {self._adapters}", self._adapters, kept.name)
+            await self._client.add_lora(request)
+            self._adapter = request
+        if before is not None:
+            await self._client.remove_lora(before.lora_int_id)
+        self._adapter_files = kept
 
 
 def facts_of(model_type: str, text: Any, vision: Any) -> dict[str, Any]:

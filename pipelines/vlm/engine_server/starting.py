@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +89,7 @@ class Launch:
         flags: dict[str, Any] = {
             "model": self.model, "middleware": DOOR, "host": self.host, "port": port, "dtype": self.dtype, "seed": 0,
             "logprobs-mode": "processed_logprobs", "no-mm-device-do-normalize": True, "max-model-len": self.longest,
-            "max-num-seqs": self.at_once, "enable-prefix-caching": True, "limit-mm-per-prompt": '{"image": 64, "video": 16}',
+            "max-num-seqs": self.at_once, "enable-prefix-caching": True, "mm-processor-cache-gb": 0, "limit-mm-per-prompt": '{"image": 64, "video": 16}',
             "enforce-eager": self.eager or self.on_cpu, "enable-lora": self.adapter_rank > 0, "uvicorn-log-level": "warning",
             "tensor-parallel-size": self.tensor_parallel,
         }  # fmt: skip
@@ -100,7 +101,7 @@ class Launch:
             for name, value in flags.items()
             if value is not False
         ]
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *sum(words, []), *self.more]  # fmt: skip
+        return [sys.executable, *_program(), *sum(words, []), *self.more]
 
     def environment(self, token: str | None) -> dict[str, str]:
         """Of the server, beside what the caller has."""
@@ -186,6 +187,15 @@ def start(launch: Launch, *, log: Path, token: str | None = None, seconds: float
         server.stop()
         raise
     return server
+
+
+def _program() -> list[str]:
+    """`vllm serve`, which looks for a package of just this name: its build for CPUs has another."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return ["-m", "vllm.entrypoints.openai.api_server"]
+    return ["-m", "vllm.entrypoints.cli.main", "serve"]
 
 
 def _answers(url: str) -> bool:
