@@ -167,6 +167,7 @@ MAY_IMPORT = {
     "pipelines.vlm.forwards": "pipelines.vlm.models pipelines.vlm.prompting processes",
     "pipelines.vlm.prompt_sharing": "pipelines.vlm.forwards pipelines.vlm.prompting processes",
     "pipelines.vlm.sampling": "pipelines.vlm.forwards pipelines.vlm.prompt_sharing pipelines.vlm.prompting processes",
+    "pipelines.vlm.engine_server": "pipelines.vlm.forwards pipelines.vlm.prompting pipelines.vlm.sampling processes",
     "pipelines.spatial": "pipelines.vlm.prompting",
     "pipelines.video_grounding": "pipelines.vlm.models pipelines.vlm.prompting processes rollout rollout.collectors",
     "pipelines.vlm": "ledger pipelines.spatial pipelines.vlm.forwards pipelines.vlm.models pipelines.vlm.prompt_sharing "

@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_runs import accelerate_launch, record
-from tiny_vlm import FAMILIES, PROMPTS, policy, rows_of
+from tiny_vlm import FAMILIES, PROMPTS, folder, policy, rows_of
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import first_difference
 from grpo_mm.pipelines.vlm.engine import VlmEngine
+from grpo_mm.pipelines.vlm.engine_server.starting import Launch, Started, start
+from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.prompting.record import TextRecord
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, HfGenerator, Request
@@ -24,23 +27,60 @@ from grpo_mm.pipelines.vlm.sampling.vllm_generator import VllmGenerator
 from grpo_mm.processes.rng import stream
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
+NEEDS_VLLM = [pytest.mark.vllm, pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")]
+
+
+def needs_vllm(test):
+    for mark in NEEDS_VLLM:
+        test = mark(test)
+    return test
+
+
 ENGINES = [
-    pytest.param(HfGenerator, id="hf"),
-    pytest.param(
-        lambda: VllmGenerator(longest=1024, at_once=32), id="vllm",
-        marks=[pytest.mark.vllm, pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")],
-    ),
-]  # fmt: skip
+    pytest.param(lambda family: HfGenerator(), id="hf"),
+    pytest.param(lambda family: VllmGenerator(longest=1024, at_once=32), id="vllm", marks=NEEDS_VLLM),
+    pytest.param(lambda family: VllmServer(urls=(SERVERS(family).url,)), id="vllm_server", marks=NEEDS_VLLM),
+]
 BOUND = 1e-4
 """Of a log-probability in float32."""
 SAMPLES, LENGTH = 3, 8
+
+
+class Servers:
+    """One vLLM server at a time, of one family, with room for adapters."""
+
+    def __init__(self) -> None:
+        self.running: tuple[str, Started] | None = None
+
+    def __call__(self, family: str) -> Started:
+        if self.running is None or self.running[0] != family:
+            self.stop()
+            launch = Launch(
+                model=folder(family), dtype="float32", longest=1024, at_once=32, adapter_rank=8, on_cpu=True
+            )
+            self.running = (family, start(launch, log=Path(tempfile.mkdtemp()) / "engine.log"))
+        return self.running[1]
+
+    def stop(self) -> None:
+        if self.running is not None:
+            self.running[1].stop()
+        self.running = None
+
+
+SERVERS = Servers()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_is_left():
+    yield
+    SERVERS.stop()
 
 
 class Bench:
     """A policy and an engine that draws from it."""
 
     def __init__(self, make, family: str, lora: bool) -> None:
-        self.generator = make()
+        self.generator = make(family)
         self.policy = policy(family, lora=Lora(rank=3, alpha=7) if lora else None)
         with torch.no_grad():
             for name, p in self.policy.trainable.items():
@@ -154,10 +194,9 @@ def test_sampler_and_trainer_pass_the_examination(bench):
     assert first_difference(found) is None, first_difference(found)
 
 
-@pytest.mark.vllm
-@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+@needs_vllm
 def test_a_failure_in_the_middle_leaves_nothing_behind():
-    bench = Bench(lambda: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", False)
+    bench = Bench(lambda family: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", False)
     bench.draws()
     step = bench.generator._llm.llm_engine.step
 
@@ -190,11 +229,10 @@ def test_what_it_cannot_do_is_refused_before_a_model_is_loaded(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+@needs_vllm
 @pytest.mark.parametrize("lora", [False, True])
 def test_two_hundred_changes_of_weights_leave_no_memory_behind(lora):
-    bench, seen = Bench(lambda: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", lora), []
+    bench, seen = Bench(lambda family: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", lora), []
     for step in range(200):
         bench.change(step)
         with torch.no_grad():
@@ -209,8 +247,7 @@ def test_two_hundred_changes_of_weights_leave_no_memory_behind(lora):
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+@needs_vllm
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_two_processes_have_an_engine_each(tmp_path, kind):
     accelerate_launch(
