@@ -66,6 +66,7 @@ def check_settings(config: Settings, world: int) -> None:
     _check_relative(config, world)
     _check_isolated(config)
     _check_distributed(config, world)
+    config.launch.check([*config.rewards, *config.watched_rewards])
 
 
 def check_benchmarks(config: Settings) -> None:
