@@ -17,6 +17,8 @@ from grpo_mm.launch.workers import ServiceWorker, TrainerWorker
 from grpo_mm.outside import plain, reason, shown
 
 NAMESPACE = "grpo_mm"
+AS_OURS = {"worker_niceness": 0}
+"""Of a cluster that is started for this launch: else processes of Ray, and what they start, give way to all others (15)."""
 REACH_SECONDS = 10.0
 CALLS = 8
 """Of one actor at once; waiting for the end of its process is one of them."""
@@ -49,7 +51,7 @@ def connect(address: str, *, may_begin: bool = True) -> str:
                     ) from None
                 address = "local"
         if address == "local":
-            ray.init(address="local", include_dashboard=False, **own)
+            ray.init(address="local", include_dashboard=False, _system_config=AS_OURS, **own)
             return "Ray on this machine"
         _check_reachable(address)
         return _name(ray.init(address=address, **own))

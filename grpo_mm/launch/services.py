@@ -84,7 +84,7 @@ class Services:
                         f"the service {one.name} has not answered for {self._launch.start_minutes:g} minutes (launch.start_minutes)."
                     )
             time.sleep(LOOK_SECONDS)
-        for name, there in self.where()["services"].items():
+        for name, there in ({} if until() else self.where()["services"]).items():
             self._told(f"{name} is up at {', '.join(str(one['url']) for one in there)}")
 
     def look(self) -> dict[str, Any]:
