@@ -146,9 +146,10 @@ MAY_IMPORT = {
     "looking": "",
     "looking.report": "looking processes",
     "ledger": "",
-    "config": "advantages looking objectives processes rollout rollout.collectors weights",
+    "launch": "processes",
+    "config": "advantages launch looking objectives processes rollout rollout.collectors weights",
     "training": "advantages config ledger looking processes rollout rollout.collectors weights",
-    "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
+    "tools": "advantages config datasets.shared datasets.worlds launch ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout training weights",
     "tools.keys": "config",
     "starters": "datasets.worlds",

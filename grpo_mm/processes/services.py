@@ -34,7 +34,7 @@ def is_named(url: str) -> bool:
 def address_of(url: str) -> str:
     """Where to ask: `service://NAME` as the http address of that service now, others as they are.
 
-    Of several that share a name a process asks its own: number rank modulo how many there are. One that has started again since it was
+    Of several that share a name a process asks its own, number rank modulo how many there are; `service://NAME/2` is number 2. One that has started again since it was
     asked last is counted (`calls/service_restarts`).
 
     Raises:
@@ -42,11 +42,11 @@ def address_of(url: str) -> str:
     """
     if not is_named(url):
         return url
-    name = url.removeprefix(SCHEME).rstrip("/")
+    name, _, number = url.removeprefix(SCHEME).rstrip("/").partition("/")
     there = _read().services.get(name)
-    if not there:
-        raise NotUp(f"no service {shown(name, 80)} is known to this launch" if there is None else f"{name} is not up")
-    one = there[int(os.environ.get("RANK", "0")) % len(there)]
+    if not there or number and not (number.isdecimal() and int(number) < len(there)):
+        raise NotUp(f"no service {shown(url.removeprefix(SCHEME), 80)} is known to this launch")
+    one = there[int(number) if number else int(os.environ.get("RANK", "0")) % len(there)]
     if one.get("url") is None:
         raise NotUp(f"{name} is not up")
     with _lock:
