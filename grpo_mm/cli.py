@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, serve, environment, golden, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, serve, environment, golden, launch, conform, zoo."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import warnings
 from contextlib import nullcontext
@@ -469,6 +470,9 @@ def serve(
     gather_ms: Annotated[
         float, typer.Option(min=0.0, max=1000.0, help="that a call waits for others to join it")
     ] = 5.0,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="the name of a reward; may be repeated; default: all")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Serves the rewards of a config, watched ones too, over HTTP: {kind: remote, url: …, reward: NAME} asks them. No policy is loaded."""
@@ -476,7 +480,7 @@ def serve(
 
     run(
         config, overrides or [], host=host, port=port, max_mib=max_mib, token_env=token_env, seconds=seconds, trust=trust,
-        gather_rows=gather_rows, gather_seconds=gather_ms / 1000, told=say,
+        gather_rows=gather_rows, gather_seconds=gather_ms / 1000, only=only or [], told=say,
     )  # fmt: skip
 
 
@@ -522,6 +526,49 @@ def golden(
         config, overrides or [], names=reward or [], to=record, beside=ship, tolerance=tolerance, trust=trust
     ):
         say(line)
+
+
+@app.command()
+def launch(
+    words: Annotated[
+        list[str], typer.Argument(help="[ADDRESS] CONFIG [key.sub=value …]; with --drain: [ADDRESS] RUN", metavar="…")
+    ],
+    ray: Annotated[
+        bool, typer.Option("--ray", help="over a Ray cluster: ADDRESS is host:port, auto (default) or local")
+    ] = False,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="asks a launch that is under way to stop, with a checkpoint")
+    ] = False,
+    fresh: Annotated[bool, typer.Option(help="as of train, the first time")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="as of train")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="as of train, the first time")] = None,
+    trust: Trust = False,
+) -> None:
+    """Trains a config with several processes and services that score for it (`launch` in the config), and starts again what dies.
+
+    grpo-mm launch --ray 10.0.0.1:6379 CONFIG launch.trainers=16 launch.per_node=8
+
+    Without --ray the processes are of this machine. Ctrl-C and SIGTERM finish the step and write a checkpoint, as for train.
+    """
+    from grpo_mm.tools.launch import ask_to_stop
+    from grpo_mm.tools.launch import launch as run
+
+    address = words.pop(0) if ray and _is_address(words[0]) else "auto"
+    if not words:
+        raise UserError("launch needs a CONFIG, and with --drain the run folder.")
+    named = at_home(words[0])
+    if drain:
+        say(ask_to_stop(named, address if ray else None))
+        return
+    options = ["--trust"] * trust + ["--accept"] * accept
+    first = ["--fresh"] * fresh + ([] if checkpoint is None else ["--checkpoint", checkpoint])
+    code = run(named, words[1:], address=address if ray else None, options=options, first=first, told=say, trust=trust)
+    if code:
+        raise typer.Exit(code)
+
+
+def _is_address(word: str) -> bool:
+    return word in ("auto", "local") or re.fullmatch(r"(ray://)?[^/=\s]+:\d+", word) is not None
 
 
 @zoo_app.command("build")

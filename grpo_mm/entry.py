@@ -23,6 +23,7 @@ from grpo_mm.looking.report.page import write_report
 from grpo_mm.looking.trackers import Trackers, check_installed
 from grpo_mm.outside import place, shown
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rewards.service.elsewhere import scored_elsewhere
 from grpo_mm.rollout.reward_use import check_call
 from grpo_mm.run.data import RunData
 from grpo_mm.run.handshake import check_alike, check_disk_is_shared
@@ -88,7 +89,8 @@ def train(
     for name, scorer in (config.rewards | config.watched_rewards).items():
         check_call(name, scorer.use)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    config.check(world=world)
+    placed = replace(config, rewards=scored_elsewhere(config.rewards), watch=scored_elsewhere(config.watch))
+    placed.check(world=world)
     tell_what_has_no_effect(config)
     folder = folder_of(config)
     data = RunData(config)
@@ -98,11 +100,12 @@ def train(
     else:
         processes = Processes(device=config.device, matmul=config.matmul, distributed=config.distributed)
     with nullcontext() if processes is None else processes.telling():
-        return _train(config, folder, processes, data, on_step=on_step, told=told, **how)
+        return _train(config, placed, folder, processes, data, on_step=on_step, told=told, **how)
 
 
 def _train(
     config: RunConfig,
+    placed: RunConfig,
     folder: RunFolder,
     processes: Processes | None,
     data: RunData,
@@ -111,7 +114,8 @@ def _train(
     told: Told | None,
     **how: Any,
 ) -> dict[str, Any]:
-    """processes: None: this one is alone, and does not know its device before the run folder allows that it begins."""
+    """placed: the config with what scores elsewhere (`rewards.service.elsewhere`); the run folder knows nothing of that. processes:
+    None: this one is alone, and does not know its device before the run folder allows that it begins."""
     if processes is None:
         fresh, start, begins = _start(config, data=data, **how)
     else:  # what a process finds in the folder is the main one's to say: nodes may have disks of their own
@@ -142,7 +146,7 @@ def _train(
         trackers = Trackers(config.trackers, folder.path, name=config.name)
     with exclusive(folder) if processes.is_main else nullcontext():
         told = (told if told is not None else ProgressLines()) if processes.is_main else Nobody()
-        trainer = Trainer(config, folder, processes, told=told, trackers=trackers, data=data)
+        trainer = Trainer(placed, folder, processes, told=told, trackers=trackers, data=data)
         if processes.is_main:
             open_folder(config, fresh=fresh, start=start, data=data)
         processes.barrier()

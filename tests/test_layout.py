@@ -148,12 +148,13 @@ MAY_IMPORT = {
     "looking": "",
     "looking.report": "looking processes",
     "ledger": "",
-    "config": "advantages looking objectives processes rollout rollout.collectors weights",
+    "config": "advantages launch looking objectives processes rollout rollout.collectors weights",
     "run": "config looking processes rollout weights",
     "training": "advantages config golden ledger looking objectives processes rollout rollout.collectors run weights",
-    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines.flow pipelines.flow.engines "
-    "pipelines.flow.trees pipelines.vlm.models pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout run training "
-    "weights",
+    "tools": "advantages config datasets.shared datasets.worlds environments golden launch ledger looking looking.report objectives pipelines.flow "
+    "pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video "
+    "rollout run training weights",
+    "launch": "processes",
     "tools.keys": "config",
     "starters": "datasets.worlds",
     "pipelines": "",

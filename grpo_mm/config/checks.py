@@ -68,6 +68,7 @@ def check_settings(config: Settings, world: int) -> None:
     _check_isolated(config)
     _check_distributed(config, world)
     _check_ahead(config)
+    config.launch.check([*config.rewards, *config.watched_rewards])
 
 
 def check_benchmarks(config: Settings) -> None:

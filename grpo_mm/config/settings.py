@@ -13,6 +13,7 @@ from grpo_mm.advantages import Clamp, GroupNorm, WeightedSum
 from grpo_mm.config.by_policy import defaults_of
 from grpo_mm.config.typed_yaml import convert
 from grpo_mm.identity import FREE, NOTED, REFUSED
+from grpo_mm.launch.settings import Launch
 from grpo_mm.looking.default_rules import default_rules
 from grpo_mm.looking.watch import Watched
 from grpo_mm.objectives import ClippedRatio
@@ -172,6 +173,8 @@ class Settings:
     """Which of several GPUs: CUDA_VISIBLE_DEVICES, or the launcher."""
     distributed: Distributed = field(default_factory=Distributed, metadata=FREE)
     """How several processes share the weights; with one it changes nothing."""
+    launch: Launch = field(default_factory=Launch, metadata=FREE)
+    """How `grpo-mm launch` places the run and what scores for it."""
     matmul: Literal["highest", "tf32"] = field(default="tf32", metadata=NOTED)
     """How a GPU multiplies float32 matrices. tf32: operands with 10 bits of fraction, several times as fast, as the published
     settings of flow models have it. highest: float32 throughout. Nothing on a CPU."""

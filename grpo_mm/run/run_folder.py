@@ -28,6 +28,7 @@ from grpo_mm.config.sources import Digests, places_of, sources_of
 from grpo_mm.errors import CheckpointError, ConfigError, TrainingStopped
 from grpo_mm.looking import held_out, metrics
 from grpo_mm.outside import BadJson, parse_json, reason, shown
+from grpo_mm.processes.run_lock import lock_of
 from grpo_mm.run import mark
 from grpo_mm.run.changes import check_changes, compare, cut_back_changes, note, words, write_sources
 from grpo_mm.run.clearing import clear
@@ -357,7 +358,7 @@ def exclusive(folder: RunFolder) -> Iterator[None]:
     Raises:
         ConfigError: another process is in there.
     """
-    path = folder.path.with_name(f".lock_{folder.path.name}")
+    path = lock_of(folder.path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "r+")

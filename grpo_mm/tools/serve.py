@@ -14,7 +14,7 @@ import yaml
 from grpo_mm.config.run_config import RunConfig, check_parts, plain, read
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.golden.comparing import check_goldens
-from grpo_mm.outside import reason
+from grpo_mm.outside import reason, shown
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rewards.service.merging import ROWS, SECONDS
 from grpo_mm.rewards.service.scorers import Scorers
@@ -39,10 +39,11 @@ def serve(
     seconds: float = 600.0,
     gather_rows: int = ROWS,
     gather_seconds: float = SECONDS,
+    only: Sequence[str] = (),
     trust: bool = False,
     told: Callable[[str], None] = print,
 ) -> None:
-    """Loads the rewards of a config and serves them until it is interrupted; `told` gets the lines for who started it.
+    """Loads the rewards of a config, or `only` these, and serves them until it is interrupted; `told` gets the lines for who started it.
 
     Raises:
         ConfigError: no rewards, one that cannot be loaded, a token that is not set; a host that others reach, without a token.
@@ -53,7 +54,7 @@ def serve(
         raise UserError(f'serving needs {" and ".join(absent)}: pip install "grpo_mm[serve]".')
     token = token_of(TOKEN if token_env is None else token_env, must=token_env is not None)
     check_host(host, token)
-    scorers = served_scorers(config, overrides, seconds=seconds, trust=trust, told=told)
+    scorers = served_scorers(config, overrides, seconds=seconds, only=only, trust=trust, told=told)
     app = application(
         scorers, limits=Limits(max_mib * MIB, seconds=seconds), token=token, versions=versions(), gather_rows=gather_rows,
         gather_seconds=gather_seconds,
@@ -65,7 +66,13 @@ def serve(
 
 
 def served_scorers(
-    config: str | Path, overrides: Sequence[str], *, seconds: float, trust: bool, told: Callable[[str], None]
+    config: str | Path,
+    overrides: Sequence[str],
+    *,
+    seconds: float,
+    only: Sequence[str] = (),
+    trust: bool,
+    told: Callable[[str], None],
 ) -> Scorers:
     """What a config names under `rewards`, and under `watch` with a `use`, loaded on its device; raises ConfigError as `serve`."""
     unset: list[str] = []
@@ -74,6 +81,9 @@ def served_scorers(
     _check_set(settings, unset)
     if not entries:
         raise ConfigError(f"{config} names no rewards, so there is nothing to serve.")
+    if absent := [name for name in only if name not in entries]:
+        raise ConfigError(f"{config} has no reward {shown(absent[0])}; it has {', '.join(entries)}.")
+    entries = {name: entry for name, entry in entries.items() if not only or name in only}
     check_isolated(entries)
     check_parts(entries)
     for name, entry in entries.items():

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, plain, reason, shown
+from grpo_mm.processes.clock import count
+from grpo_mm.processes.services import NotUp, address_of, is_named
 
 MOST_BYTES = 2**26
 """Of an answer."""
@@ -71,6 +73,8 @@ class Server:
             if not last:
                 return found
             failures += counts
+            if counts:
+                count("remote_repeats", 1)
             if failures > self.retries:
                 raise Unanswered(f"{self.url} failed {failures} times, the last time so: {last}")
             if not told:
@@ -84,8 +88,11 @@ class Server:
         import httpx2
 
         try:
-            async with client.stream(method, path, content=content) as response:
+            where = f"{address_of(self.url).rstrip('/')}/{path}"  # a service may be back elsewhere
+            async with client.stream(method, where, content=content) as response:
                 text = await _read(response)
+        except NotUp as error:
+            return None, str(error), False
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             return None, f"it cannot be reached ({reason(error, 100)})", False
         except httpx2.HTTPError as error:
@@ -129,7 +136,6 @@ def client_of(url: str, token: str | None, most: int) -> Any:
 
     headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
     return httpx2.AsyncClient(
-        base_url=url.rstrip("/") + "/",
         headers=headers | ({"Authorization": f"Bearer {token}"} if token else {}),
         timeout=None,  # the deadline limits the whole
         verify=url.startswith("https:"),  # else certificates would be read for nothing, a tenth of a second each time
@@ -146,6 +152,8 @@ def check_url(url: str) -> None:
         _ = parts.port
     except ValueError:
         raise ConfigError(f"remote: url = {shown(told)} is no address: its host or port cannot be read.") from None
+    if is_named(url) and parts.hostname:
+        return
     if parts.username or parts.password:
         raise ConfigError("remote: url holds a user name or a password, which a run folder would show; use token_env.")
     wrong = parts.scheme not in ("http", "https") or not parts.hostname or set(url) & set(" \t\n")

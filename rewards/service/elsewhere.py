@@ -1,0 +1,49 @@
+"""Rewards of a run that services of its launch score: the entry in the config stays as it is, and the service is asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.processes.services import FILE, SCHEME, NotUp, served_rewards
+from grpo_mm.rewards.service.remote import Remote
+from grpo_mm.rollout.reward_use import as_reward
+from grpo_mm.types import is_relative
+
+TOKEN = "GRPO_MM_TOKEN"
+MORE_SECONDS = 600.0
+"""Than its own limit, which holds where it scores, a reward elsewhere may take: a service may be starting again."""
+log = logging.getLogger(__name__)
+Entry = TypeVar("Entry")
+"""Of `rewards` or `watch`."""
+
+
+def scored_elsewhere(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The same entries; those that a service of this launch scores ask it. Everything at once, as it would be asked here, so that the
+    scores are the same to the last bit.
+
+    Raises:
+        ConfigError: what the launch says of its services cannot be read.
+    """
+    try:
+        by = served_rewards()
+    except NotUp as error:
+        raise ConfigError(f"{FILE}: {error}.") from error
+    return {name: _asking(name, by[name], entry) if name in by else entry for name, entry in entries.items()}
+
+
+def _asking(name: str, service: str, entry: Any) -> Any:
+    log.info("%s is scored by the service %s of this launch", name, service)
+    use = Remote(
+        f"{SCHEME}{service}",
+        name,
+        token_env=TOKEN,
+        timeout_seconds=MORE_SECONDS + (entry.timeout_seconds or 0.0),
+        batch=None,
+        scope="set" if is_relative(as_reward(entry.use)) else "output",
+        constant_steps=None,
+    )
+    return replace(entry, use=use, timeout_seconds=None, isolate=False, device=None, workers=1)

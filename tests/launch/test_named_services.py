@@ -1,0 +1,128 @@
+"""Rewards that services of a launch score: the run is the same, and a service that is back elsewhere is found."""
+
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+from served import Served
+from spelling import SpelledRight, write_speller
+from tiny_runs import record, weights
+
+from grpo_mm import train
+from grpo_mm.config.run_config import plain, read
+from grpo_mm.errors import ConfigError
+from grpo_mm.processes.services import FILE, NotUp, address_of, served_rewards
+from grpo_mm.rewards.service import elsewhere, remote
+from grpo_mm.rewards.service.asking import check_url
+
+TOKEN = "open-sesame"
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """Says where services are."""
+    path = tmp_path / "services.json"
+    monkeypatch.setenv(FILE, str(path))
+    monkeypatch.setenv(elsewhere.TOKEN, TOKEN)
+
+    def put(*urls, start="1", rewards=("right",)):
+        there = [{"url": url, "start": start} for url in urls]
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps({"services": {"eyes": there}, "rewards": dict.fromkeys(rewards, "eyes")}))
+        aside.replace(path)
+
+    return put
+
+
+def own(rows):
+    counted = ("calls/remote_requests", "calls/remote_repeats", "calls/service_restarts")
+    return [{k: v for k, v in row.items() if k not in counted and not k.startswith("memory/")} for row in rows]
+
+
+def test_a_run_whose_rewards_are_served_is_the_same_and_its_folder_does_not_know(at, tmp_path, monkeypatch):
+    config = write_speller(tmp_path, {"steps": 4})
+    server = Served({"right": SpelledRight()}, token=TOKEN)
+    at(server.url)
+    try:
+        train(config, ["name=there", "steps=2"])
+        monkeypatch.delenv(FILE)
+        train(config, ["name=there"])  # without a launch the same run goes on, with nothing to accept
+        train(config, ["name=here"])
+    finally:
+        server.close()
+    here, there = tmp_path / "runs/here", tmp_path / "runs/there"
+    assert [row["calls/remote_requests"] for row in record(there)[:2]] == [1, 1]
+    assert own(record(here)) == own(record(there)) and weights(here, 4) == weights(there, 4)
+    assert read(there).rewards == read(config).rewards
+
+
+def test_a_service_that_dies_in_a_call_and_comes_back_elsewhere_is_asked_again_and_counted(at, tmp_path):
+    config = write_speller(tmp_path, {"steps": 3})
+    first = Served({"right": SpelledRight()}, token=TOKEN)
+    second = Served({"right": SpelledRight()}, token=TOKEN)
+    at(first.url)
+
+    def move(step, _row):
+        if step == 1:
+            at(None, start="1")  # it is nowhere, for a moment
+            first.close(at_once=True)
+            threading.Timer(0.3, lambda: at(second.url, start="2")).start()
+
+    try:
+        train(config, ["name=there"], on_step=move)
+        moved = record(tmp_path / "runs/there")
+    finally:
+        second.close()
+    assert [row.get("calls/service_restarts", 0) for row in moved] == [0, 1, 0]
+    assert [row["reward/failed_frac"] for row in moved] == [0.0] * 3
+
+
+def test_a_replica_is_found_by_rank_and_by_number(at, monkeypatch):
+    at("http://a:1", "http://b:2")
+    assert [address_of("service://eyes"), address_of("service://eyes/1")] == ["http://a:1", "http://b:2"]
+    monkeypatch.setenv("RANK", "3")
+    assert address_of("service://eyes") == "http://b:2" and address_of("http://h:1/") == "http://h:1/"
+    for url in ("service://ears", "service://eyes/2", "service://eyes/x"):
+        with pytest.raises(NotUp, match="no service"):
+            address_of(url)
+    at(None)
+    with pytest.raises(NotUp, match="eyes is not up"):
+        address_of("service://eyes")
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    monkeypatch.delenv(FILE, raising=False)
+    assert served_rewards() == {}
+    with pytest.raises(NotUp, match=FILE):
+        address_of("service://eyes")
+    monkeypatch.setenv(FILE, str(tmp_path / "absent.json"))
+    with pytest.raises(ConfigError, match="absent.json cannot be read"):
+        train(write_speller(tmp_path))
+    for text in ("[]", "{", '{"services": 3, "rewards": {}}'):
+        (tmp_path / "absent.json").write_text(text)
+        with pytest.raises(NotUp, match="cannot be read"):
+            served_rewards()
+
+
+def test_limits_and_processes_of_an_entry_are_the_servers_matter(at):
+    at("http://a:1")
+    config = read(
+        {"name": "x", "steps": 1, "prompts_per_step": 1, "group_size": 2, "policy": {"kind": "spelling:SpellerConfig"},
+         "engine": {"kind": "spelling:SpellerEngine"}, "prompts": {"w": {"use": {"kind": "toy:ToyPrompts"}}},
+         "rewards": {"right": {"use": {"kind": "spelling:SpelledRight"}, "isolate": True, "timeout_seconds": 5.0, "weight": 2.0},
+                     "other": {"use": {"kind": "spelling:SpelledRight"}}}}
+    )  # fmt: skip
+    placed = elsewhere.scored_elsewhere(config.rewards)
+    assert placed["other"] is config.rewards["other"]
+    entry = placed["right"]
+    assert (entry.weight, entry.isolate, entry.timeout_seconds) == (2.0, False, None)
+    assert isinstance(entry.use, remote.Remote) and entry.use.url == "service://eyes"
+    assert entry.use.timeout_seconds == 5.0 + elsewhere.MORE_SECONDS and entry.use.batch is None
+    assert plain(replace(config, rewards=placed)) != plain(config)
+
+
+def test_a_named_service_is_an_address():
+    check_url("service://eyes")
+    with pytest.raises(ConfigError, match="wanted the like of http"):
+        check_url("service://")

@@ -1,0 +1,200 @@
+"""Launches over Ray's two-node cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ray = pytest.importorskip("ray", reason='needs Ray: pip install "grpo_mm[ray]"')
+
+from children import launch as as_torchrun_does  # noqa: E402
+from launches import SERVICE, gone_within, job, launched, starts  # noqa: E402
+from spelling import write_speller  # noqa: E402
+from tiny_runs import PYTHONPATH, record, weights  # noqa: E402
+
+from grpo_mm.config.run_config import read  # noqa: E402
+from grpo_mm.errors import UserError  # noqa: E402
+from grpo_mm.launch import over_ray  # noqa: E402
+from grpo_mm.launch.bell import Bell, ring  # noqa: E402
+from grpo_mm.launch.launcher import Launcher  # noqa: E402
+from grpo_mm.launch.over_ray import OverRay  # noqa: E402
+from grpo_mm.launch.places import Wanted  # noqa: E402
+from grpo_mm.launch.workers import newest_checkpoint  # noqa: E402
+from grpo_mm.tools.launch import job_of  # noqa: E402
+
+pytestmark = pytest.mark.timeout(600)
+QUICK = {
+    "health_check_initial_delay_ms": 0, "health_check_period_ms": 200, "health_check_failure_threshold": 3,
+    "health_check_timeout_ms": 500, "worker_niceness": 0,
+}  # fmt: skip
+"""A lost node is noticed within seconds."""
+TRAIN = "import sys\nfrom grpo_mm import train\ntrain(sys.argv[1], sys.argv[2:])\n"
+ONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+
+
+class Nodes:
+    """A head that has no place for trainers, and others that have one each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        memory = {"object_store_memory": 80 << 20}
+        head = {"num_cpus": 0, "resources": {"home": 4}, "include_dashboard": False, "_system_config": QUICK, **memory}
+        self._memory, self.cluster = memory, Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = []
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def have(self, number: int) -> None:
+        """So many nodes for trainers."""
+        while len(self.nodes) < number:
+            self.nodes.append(self.cluster.add_node(num_cpus=1, resources={"seat": 1}, **self._memory))
+        while len(self.nodes) > number:
+            self.lose(self.nodes[-1].node_id)
+
+    def lose(self, node: str) -> None:
+        """As when a machine is gone; node: its name, or how that begins."""
+        found = next(one for one in self.nodes if one.node_id.startswith(node))
+        self.nodes.remove(found)
+        self.cluster.remove_node(found, allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    before = dict(os.environ)
+    os.environ.update({"RAY_AUTH_MODE": "disabled", **ONE})
+    made = Nodes()
+    yield made
+    made.cluster.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_a_lost_node_and_a_killed_scorer_leave_the_run_as_torchrun_would_have_made_it(nodes, tmp_path):
+    nodes.have(3)
+    slow = {"right": {"use": {"kind": "spelling:SpelledRight", "seconds": 0.2}}}
+    placed = {"trainers": 2, "scorers": {"eyes": {"rewards": ["right"], "cpus": 0, "resources": {"home": 1}}}}
+    config = write_speller(tmp_path, {"rewards": slow, "launch": placed})
+    place, done = OverRay(nodes.address), set()
+    settings = read(config, ["name=ray"])
+    folder = Path(settings.folder)
+
+    def disturb(launcher: Launcher, told: list[str]) -> None:
+        if told[-1].startswith("step 2/") and "scorer" not in done:
+            done.add("scorer")
+            os.kill(launcher._services._all[0].said["pid"], signal.SIGKILL)
+        if told[-1].startswith("step 5/") and "node" not in done:
+            done.add("node")
+            nodes.lose(launcher._home)
+
+    code, told, launcher = launched(job_of(settings, config, ["name=ray"], place=place), place, during=disturb)
+    said = "\n".join(told)
+    assert code == 0 and done == {"scorer", "node"}, said
+    assert "eyes is away: it ended with code -9" in said and "eyes is back at" in said
+    assert "is gone, or its node" in said and "the run is begun again from step" in said
+    assert len(launcher.starts) == 2 and launcher.starts[0].cause.code is None
+
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    as_torchrun_does(script, config, "name=torchrun")
+    other = tmp_path / "runs/torchrun"
+    assert own(folder) == own(other) and weights(folder, 8) == weights(other, 8)
+    assert sum(row.get("calls/service_restarts", 0) for row in record(folder)) >= 1
+
+
+def own(run: Path) -> list[dict[str, float]]:
+    """Without what counts calls of services and memory."""
+    services = ("calls/remote_requests", "calls/remote_repeats", "calls/service_restarts")
+    return [{k: v for k, v in row.items() if k not in services and not k.startswith("memory/")} for row in record(run)]
+
+
+def test_one_trainer_is_one_process(nodes, tmp_path):
+    from grpo_mm import train
+
+    nodes.have(1)
+    config = write_speller(tmp_path, {"steps": 3})
+    place = OverRay(nodes.address)
+    code, told, _ = launched(job_of(read(config, ["name=ray"]), config, ["name=ray"], place=place), place)
+    assert code == 0, "\n".join(told)
+    train(config, ["name=here"])
+    here, there = tmp_path / "runs/here", tmp_path / "runs/ray"
+    assert own(here) == own(there) and weights(here, 3) == weights(there, 3)
+
+
+def test_a_launch_is_drained_by_its_bell_and_has_only_one(nodes, tmp_path):
+    nodes.have(1)
+    run = tmp_path / "run"
+    place = OverRay(nodes.address)
+    bell = Bell(str(run))
+    with pytest.raises(UserError, match="a launch of .* is under way.*--drain"):
+        Bell(str(run))
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if text == "step 2/900":
+            bell._actor.ring.remote()
+
+    one = job(run, steps=900, services={"eyes": SERVICE})
+    launcher = Launcher(one, place, told=tell, stop_asked=bell.rung)
+    assert launcher.launch() == 143 and 2 <= newest_checkpoint(str(run)) < 900
+    assert "the run was asked to stop: the step under way is finished" in told
+    assert gone_within(starts(run)[0]["pid"], 20)
+    with pytest.raises(UserError, match="no launch of .* is under way on the Ray cluster"):
+        ring(str(run), nodes.address)
+
+
+def test_a_resource_that_nobody_has_is_named_within_a_bound(nodes, tmp_path):
+    nodes.have(1)
+    for wanted, message in (
+        (Wanted(gpus=1), "no room for 1 trainers of 1 CPU, 1 GPU for 0.02 minutes.*: 1 GPU wanted, its 2 nodes have 0"),
+        (Wanted(resources={"eyes": 2}), "2 eyes wanted, its 2 nodes have 0"),
+        (Wanted(cpus=2), "2 CPU wanted, its 2 nodes have 1"),
+    ):
+        place, began = OverRay(nodes.address), time.monotonic()
+        with pytest.raises(UserError, match=message):
+            launched(job(tmp_path / "run", trainer=wanted, wait_minutes=0.02), place)
+        assert time.monotonic() - began < 30
+    place = OverRay(nodes.address)
+    one = job(tmp_path / "run", services={"eyes": SERVICE}, wait_minutes=0.02)
+    one.services[0].wanted.resources["gpu_h200"] = 1
+    with pytest.raises(UserError, match="no room for the service eyes for 0.02 minutes.*: 1 gpu_h200 wanted"):
+        launched(one, place)
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    for address in ("127.0.0.1:9", "no.such.host.invalid:6379", "ray://127.0.0.1:9", "127.0.0.1:999999"):
+        with pytest.raises(UserError, match="the Ray cluster .* cannot be reached"):
+            over_ray.connect(address)
+    monkeypatch.setattr(over_ray, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "grpo_mm\[ray\]"'):
+        over_ray.connect("auto")
+
+
+def test_all_of_it_ends_with_the_launcher_however_it_goes(nodes, tmp_path):
+    """The program that launches is killed: what it has started on the nodes does not stay."""
+    import subprocess
+
+    nodes.have(1)
+    run = tmp_path / "run"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom launches import SERVICE, job, launched\nfrom grpo_mm.launch.over_ray import OverRay\n"
+        f"launched(job(Path({str(run)!r}), steps=900, services={{'eyes': SERVICE}}), OverRay({nodes.address!r}))"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": PYTHONPATH})
+    try:
+        until = time.monotonic() + 120
+        while newest_checkpoint(str(run)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert newest_checkpoint(str(run)) >= 2
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert gone_within(starts(run)[0]["pid"], 60)
