@@ -1,4 +1,4 @@
-"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, serve, zoo."""
+"""`grpo-mm`: train, export, sample, eval, show, explain, new, configs, calibrate, methods, report, bench, doctor, conform, serve, zoo."""
 
 from __future__ import annotations
 
@@ -440,6 +440,29 @@ def doctor(
     from grpo_mm.tools.doctor import report
 
     text, is_well = report(examine(config, overrides or [], trust=trust))
+    say(text)
+    if not is_well:
+        raise typer.Exit(1)
+
+
+@app.command()
+def conform(
+    path: Annotated[str, typer.Argument(help="a checkpoint: a folder, a downloaded hub name, or zoo:NAME")],
+    model: Annotated[
+        str | None, typer.Option(help="a kind of flow model, vlm, or package.module:Name; default: what it says it is")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Compares a checkpoint with its plain pipeline, from text states to a saved adapter. Ends with 1 at the first difference."""
+    from grpo_mm.tools.conform import conform as compared
+    from grpo_mm.tools.conform import report
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype is {shown(dtype)}; wanted float32 or bfloat16.")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device is {shown(device)}; wanted auto, cpu or cuda.")
+    text, is_well = report(list(compared(path, model=model, dtype=dtype, device=device)))
     say(text)
     if not is_well:
         raise typer.Exit(1)
