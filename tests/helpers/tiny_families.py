@@ -40,3 +40,7 @@ def build_qwen_image(folder: Path, *, layers: int = 2) -> Path:
         tokenizer=processor.tokenizer,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+BUILDERS = {"qwen_image": build_qwen_image}
+"""Kind of flow model -> what makes a checkpoint of it."""
