@@ -449,6 +449,29 @@ def doctor(
 
 
 @app.command()
+def conform(
+    path: Annotated[str, typer.Argument(help="a checkpoint: a folder, a downloaded hub name, or zoo:NAME")],
+    model: Annotated[
+        str | None, typer.Option(help="a kind of flow model, vlm, or package.module:Name; default: what it says it is")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Compares a checkpoint with its plain pipeline, from text states to a saved adapter. Ends with 1 at the first difference."""
+    from grpo_mm.tools.conform import conform as compared
+    from grpo_mm.tools.conform import report
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype is {shown(dtype)}; wanted float32 or bfloat16.")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device is {shown(device)}; wanted auto, cpu or cuda.")
+    text, is_well = report(list(compared(path, model=model, dtype=dtype, device=device)))
+    say(text)
+    if not is_well:
+        raise typer.Exit(1)
+
+
+@app.command()
 def serve(
     config: Annotated[Path, typer.Argument(parser=at_home, help="a YAML file")],
     overrides: Overrides = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,12 @@ class Finding:
     def differs(self) -> bool:
         within = self.figure >= self.bound if self.at_least else self.figure <= self.bound
         return self.asked and not within and not math.isnan(self.figure)
+
+
+def row(name: str, figure: float, bound: float, compared: str, cause: str = "") -> Finding:
+    """A finding with what was compared, and after it the usual cause if it differs."""
+    found = Finding(name, figure, bound, compared)
+    return replace(found, cause=f"{compared}: {cause}") if found.differs and cause else found
 
 
 def first_difference(findings: Sequence[Finding]) -> Finding | None:

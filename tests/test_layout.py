@@ -151,9 +151,9 @@ MAY_IMPORT = {
     "config": "advantages launch looking objectives processes rollout rollout.collectors weights",
     "run": "config looking processes rollout weights",
     "training": "advantages config golden ledger looking objectives processes rollout rollout.collectors run weights",
-    "tools": "advantages config datasets.shared datasets.worlds environments golden launch ledger looking looking.report objectives pipelines.flow "
-    "pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video "
-    "rollout run training weights",
+    "tools": "advantages config datasets.shared datasets.worlds environments golden launch ledger looking looking.report objectives pipelines pipelines.flow "
+    "pipelines.flow.conforming pipelines.flow.engines pipelines.flow.models pipelines.flow.trees pipelines.vlm pipelines.vlm.models pipelines.zoo processes "
+    "rewards.images rewards.service rewards.text rewards.video rollout run training weights",
     "launch": "processes",
     "tools.keys": "config",
     "starters": "datasets.worlds",
@@ -162,7 +162,8 @@ MAY_IMPORT = {
     "pipelines.flow.models": "pipelines pipelines.zoo weights",
     "pipelines.flow": "ledger advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
     "pipelines.flow.trees": "pipelines.flow processes",
-    "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.trees processes",
+    "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.models pipelines.flow.trees processes",
+    "pipelines.flow.conforming": "pipelines.flow pipelines.flow.engines pipelines.flow.models processes rollout",
     "pipelines.vlm.models": "pipelines pipelines.zoo weights",
     "pipelines.vlm.prompting": "pipelines.vlm.models processes",
     "pipelines.vlm.forwards": "pipelines.vlm.models pipelines.vlm.prompting processes",

@@ -44,6 +44,8 @@ KINDS = (
     Entry("preset", "diffusion_nft_multi", _FLOW + "nft_multi_sd35.yaml", "arXiv:2509.16117", _FLOW + "nft_multi_sd35.yaml"),
     Entry("preset", "awm", _FLOW + "awm_sd35.yaml", "arXiv:2509.25050", _FLOW + "awm_sd35.yaml"),
     Entry("preset", "awm_flux", _FLOW + "awm_flux.yaml", "arXiv:2509.25050", _FLOW + "awm_flux.yaml"),
+    Entry("preset", "flow_grpo_fast_qwen_image", _FLOW + "fast_qwen_image.yaml", "arXiv:2505.05470", _FLOW + "fast_qwen_image.yaml"),
+    Entry("preset", "diffusion_nft_qwen_image", _FLOW + "nft_qwen_image.yaml", "arXiv:2509.16117", _FLOW + "nft_qwen_image.yaml"),
     Entry("policy", "flow", "grpo_mm.pipelines.flow.policy:FlowPolicyConfig", "arXiv:2505.05470"),
     Entry("schedule", "shifted", "grpo_mm.pipelines.flow.schedule:Shifted", "arXiv:2403.03206"),
     Entry("schedule", "flux", "grpo_mm.pipelines.flow.schedule:FluxShift"),

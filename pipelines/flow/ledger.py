@@ -119,7 +119,7 @@ def _written(
 ) -> Ledger:
     net, pipe, network = counted.net, counted.net.pipe, counted.net.network
     micro, size = net.config.micro_batch, net.size(evaluation=False)
-    constant_half = policy.detach_unconditional and policy.guidance > 1
+    constant_half = policy.detach_unconditional and policy.model.network_rows(policy.guidance) == 2
     trained = bytes_of(net.trainable.values())
     rows = net.family.network_rows(policy.guidance)
     latent = torch.Size(net.family.latent_shape(pipe, *size)).numel() * (8 if net.math_dtype == torch.float64 else 4)
@@ -193,9 +193,10 @@ def _written(
 
 def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:
     """(the condition of one prompt, what making it takes)."""
+    longest = "a photo " * (net.config.text_length if net.family.ragged else 1)
     with Counter() as counter:
         condition = net.family.encode(
-            net.pipe, "a photo", text_length=net.config.text_length, guidance=net.config.guidance
+            net.pipe, longest.strip(), text_length=net.config.text_length, guidance=net.config.guidance
         )
         return condition, _Pass(counter.peak, 0, counter.flops)
 

@@ -16,7 +16,7 @@ from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
-from grpo_mm.pipelines.flow.models.family import guided, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.family import joined, resolve, takes_guidance
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
@@ -114,13 +114,14 @@ class FlowPolicyConfig:
     def without_effect(self) -> list[str]:
         """Settings that others make void, a sentence each."""
         found = [] if self.lora is None else self.lora.without_effect()
-        if 0 < self.guidance < 1 and self.model.network_rows(2.0) == 2:
+        rows = self.model.network_rows(self.guidance)
+        if 0 < self.guidance < 1 and rows < self.model.network_rows(2.0):
             found.append(f"policy.guidance = {self.guidance:g} has no effect: the model is guided above 1 only.")
-        if self.guidance != 1 and not takes_guidance(self.model.path):
+        if self.guidance != 1 and self.model.network_rows(2.0) == 1 and not takes_guidance(self.model.path):
             found.append(
                 f"policy.guidance = {self.guidance:g} has no effect: the checkpoint's network does not take it (guidance_embeds is false)."
             )
-        if self.detach_unconditional and self.guidance <= 1:
+        if self.detach_unconditional and rows == 1:
             found.append("policy.detach_unconditional has no effect: policy.guidance is not above 1.")
         if self.vae_slicing and self.decode_batch == 1:
             found.append(
@@ -195,7 +196,7 @@ class FlowPolicy:
         self.merged = {} if config.merge_adapter is None else adapters.merge(self.pipe, config.merge_adapter)
         self.network: nn.Module = self.pipe.transformer
         if config.quantize is not None:
-            blocks = [part for name, part in self.network.named_children() if name.endswith("transformer_blocks")]
+            blocks = [part for part in self.network.children() if isinstance(part, nn.ModuleList)]
             quantize(blocks, config.quantize, compute=self.dtype)
             mark_quantized(self.network, config.quantize)
         if config.lora is None:
@@ -251,7 +252,7 @@ class FlowPolicy:
                     self._embeddings[text] = {k: v.to("cpu") for k, v in c.items()}
                 self._move(self.family.encoders, "cpu", "encoders")
             rows = [self._embeddings[p.text] for p in prompts]
-            condition = {k: torch.cat([row[k] for row in rows]).to(self.device) for k in rows[0]}
+            condition = {k: v.to(self.device) for k, v in joined(rows).items()}
             while len(self._embeddings) > 1024:
                 del self._embeddings[next(iter(self._embeddings))]
         return condition
@@ -288,16 +289,16 @@ class FlowPolicy:
         )  # cut: they are gathered in it
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=low, cache_enabled=not low):
             at = (self.pipe, x.to(self.dtype), sigma.to(self.math_dtype), condition)
-            if not self.config.detach_unconditional or guidance <= 1:
+            if not self.config.detach_unconditional or self.family.network_rows(guidance) == 1:
                 return self.family.velocity(*at, guidance=guidance, size=size).to(self.math_dtype), None
             if of_none is None and not torch.is_grad_enabled():
-                of_none, of_text = self.family.halves(*at)
+                of_none, of_text = self.family.halves(*at, size=size)
             else:
                 if of_none is None:
                     with torch.no_grad():
-                        of_none = self.family.half(*at, text=False)
-                of_text = self.family.half(*at, text=True)
-        return guided(of_none, of_text, guidance), of_none
+                        of_none = self.family.half(*at, size=size, text=False)
+                of_text = self.family.half(*at, size=size, text=True)
+        return self.family.guided(of_none, of_text, guidance), of_none
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor | Pictures:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.pipelines.flow.kernels import Kernel, cps_logprob, gaussian_logprob
+from grpo_mm.pipelines.flow.models.family import joined
 
 Logprob = Literal["gaussian", "cps"]
 
@@ -110,7 +111,7 @@ class FlowRecord:
             from_NA=torch.cat([p.from_NA + n for p, n in zip(parts, nodes)]),
             to_NA=torch.cat([p.to_NA + n for p, n in zip(parts, nodes)]),
             condition_V=torch.cat([p.condition_V + n for p, n in zip(parts, start)]),
-            condition={k: torch.cat([p.condition[k] for p in parts]) for k in self.condition},
+            condition=joined([p.condition for p in parts]),
         )
 
     def sigmas(self) -> tuple[Tensor, Tensor, Tensor]:

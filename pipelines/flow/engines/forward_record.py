@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from grpo_mm.pipelines.flow.models.family import joined
+
 
 @dataclass(frozen=True)
 class ForwardRecord:
@@ -58,7 +60,7 @@ class ForwardRecord:
         return replace(
             self,
             **{name: torch.cat([getattr(p, name) for p in parts]) for name in ("clean_N", "noise_NA", "sigma_NA")},
-            condition={k: torch.cat([p.condition[k] for p in parts]) for k in self.condition},
+            condition=joined([p.condition for p in parts]),
             condition_N=torch.cat([p.condition_N + n for p, n in zip(parts, start)]),
             velocity_NA={k: torch.cat([p.velocity_NA[k] for p in parts]) for k in self.velocity_NA},
         )

@@ -49,7 +49,7 @@ def loading_code(
         lines.append("pipe.vae.enable_tiling()")
     call = {
         "height": config.eval_height or config.height, "width": config.eval_width or config.width,
-        "guidance_scale": config.guidance, "max_sequence_length": config.text_length,
+        **config.model.plain_call(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")

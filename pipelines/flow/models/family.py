@@ -18,7 +18,8 @@ from grpo_mm.weights.pretrained import check_positions, check_vocabulary, load_m
 from grpo_mm.weights.weight_files import read_settings, refusing
 
 Condition = Mapping[str, Tensor]
-"""What the network sees of a prompt; every tensor is [n, ...], one entry per prompt or row."""
+"""What the network sees of a prompt; every tensor is [n, ...], one entry per prompt or row. Texts of their own lengths are [n, T, ...],
+and a mask [n, T] beside them tells what is text."""
 
 
 class Family(Protocol):
@@ -27,6 +28,8 @@ class Family(Protocol):
     path: str
     revision: str | None
     variant: str | None
+    pipeline: str
+    """The class in diffusers."""
     lora_targets: tuple[str, ...]
     encoders: tuple[str, ...]
     """Names of the pipeline's text encoders."""
@@ -37,6 +40,9 @@ class Family(Protocol):
 
     tables: tuple[str, ...]
     """Tensors in the transformer's files that are computed and not learnt."""
+
+    ragged: bool
+    """Whether a text takes as many tokens as it has, instead of being filled up to `text_length`."""
 
     def check(self) -> None: ...
 
@@ -56,13 +62,17 @@ class Family(Protocol):
         """How many rows go through the network for one row of latents: 2 with classifier-free guidance."""
         ...
 
+    def plain_call(self, *, guidance: float, text_length: int) -> dict[str, Any]:
+        """What the plain pipeline is called with to be guided as here, and to read as much of a text."""
+        ...
+
     def velocity(
         self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
     ) -> Tensor:
         """The guided velocity at latents x [n, ...] and noise levels sigma [n]; same shape as x."""
         ...
 
-    # A family that is guided from outside also has `halves` and `half`, see `Sd3`: its unconditional half can be a constant.
+    # A family that is guided from outside also has `halves`, `half` and `guided`, see `Guided`: its unconditional half can be a constant.
 
     def decode(self, pipe: Any, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
         """Latents [n, ...] to images in [-1, 1], [n, 3, H, W]."""
@@ -72,6 +82,32 @@ class Family(Protocol):
 def guided(of_none: Tensor, of_text: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance, arXiv 2207.12598 eq. 6 with guidance = 1 + w; guidance magnifies rounding: float32 at least."""
     return of_none + guidance * (of_text - of_none)
+
+
+def joined(conditions: Sequence[Condition]) -> dict[str, Tensor]:
+    """Those of several prompts as one, [n, ...]: shorter texts are filled up with zeros, and masks with False."""
+    return {name: _filled([one[name] for one in conditions]) for name in conditions[0]}
+
+
+def _filled(parts: Sequence[Tensor]) -> Tensor:
+    longest = max((part.shape[1] for part in parts if part.dim() > 1), default=0)
+    if all(part.dim() < 2 or part.shape[1] == longest for part in parts):
+        return torch.cat(list(parts))
+    return torch.cat(
+        [torch.cat([p, p.new_zeros(p.shape[0], longest - p.shape[1], *p.shape[2:])], dim=1) for p in parts]
+    )
+
+
+def trimmed(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Texts [n, T, D] and their mask [n, T] without what is padding in all rows; None for a mask that hides nothing.
+
+    So a batch of one prompt calls the network just as the plain pipeline does.
+    """
+    if mask.is_meta:  # counted, not computed
+        return tokens, None
+    length = int(mask.sum(1).max())
+    tokens, mask = tokens[:, :length], mask[:, :length]
+    return tokens, None if bool(mask.all()) else mask
 
 
 def resolve(path: str) -> str:

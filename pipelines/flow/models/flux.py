@@ -8,35 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.models.family import Condition, check_pipeline, encode_prompt, load_pipeline
+from grpo_mm.pipelines.flow.models.checkpoint import Checkpoint
+from grpo_mm.pipelines.flow.models.family import Condition, encode_prompt
 
 
 @dataclass(frozen=True)
-class Flux:
+class Flux(Checkpoint):
     """A FluxPipeline by hub name or folder, e.g. black-forest-labs/FLUX.1-dev."""
 
-    path: str
-    revision: str | None = None
-    """A commit, branch or tag of the hub; null: its main branch."""
-    variant: str | None = None
-    """Ending of the files of weights, such as fp16; null: the plain ones."""
-
+    pipeline = "FluxPipeline"
     lora_targets = (
         "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
         "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
     )  # fmt: skip
     encoders = ("text_encoder", "text_encoder_2")
-    may_lack = ()
-    even_sigmas = True
-    tables = ()
-
-    def check(self) -> None:
-        check_pipeline(self.path, "FluxPipeline")
-
-    def load(self, dtype: torch.dtype, *, full: bool) -> Any:
-        from diffusers import FluxPipeline
-
-        return load_pipeline(FluxPipeline, self, dtype, full=full)
 
     def encode(self, pipe: Any, text: str, *, text_length: int, guidance: float) -> Condition:
         names = ("tokens", "pooled", "text_ids")
@@ -50,9 +35,6 @@ class Flux:
     def image_tokens(self, pipe: Any, height: int, width: int) -> int:
         side = pipe.vae_scale_factor * 2
         return (height // side) * (width // side)
-
-    def network_rows(self, guidance: float) -> int:
-        return 1
 
     def velocity(
         self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]

@@ -15,6 +15,9 @@ USUAL_TOKEN_PX = 16
 PACKED = 2
 """Latents along a side of one image token, for networks without a table of positions."""
 
+HALVINGS = {"block_out_channels": 1, "temperal_downsample": 0}
+"""Lists in the settings of autoencoders -> how many of their entries do not halve the sides of a picture."""
+
 
 @dataclass(frozen=True)
 class PictureSizes:
@@ -52,12 +55,12 @@ def sizes_of(vae: Mapping[str, Any], transformer: Mapping[str, Any], *, where: s
     Raises:
         ConfigError: settings that no such part has; `where` is the checkpoint.
     """
-    blocks = vae.get("block_out_channels")
-    if blocks is None:
+    name = next((name for name in HALVINGS if vae.get(name) is not None), None)
+    if name is None:
         return PictureSizes()
-    if not isinstance(blocks, (list, tuple)):
-        raise ConfigError(f"{where}, vae/config.json: block_out_channels is {shown(blocks)}; wanted a list.")
-    latent_px = 2 ** (len(blocks) - 1)
+    if not isinstance(vae[name], (list, tuple)):
+        raise ConfigError(f"{where}, vae/config.json: {name} is {shown(vae[name])}; wanted a list.")
+    latent_px = 2 ** (len(vae[name]) - HALVINGS[name])
     positions = transformer.get("pos_embed_max_size")
     if positions is None:
         return PictureSizes(PACKED * latent_px)

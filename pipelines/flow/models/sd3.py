@@ -8,19 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.models.family import Condition, check_pipeline, encode_prompt, guided, load_pipeline
+from grpo_mm.pipelines.flow.models.checkpoint import Guided
+from grpo_mm.pipelines.flow.models.family import Condition, encode_prompt
 
 
 @dataclass(frozen=True)
-class Sd3:
+class Sd3(Guided):
     """A StableDiffusion3Pipeline by hub name or folder, e.g. stabilityai/stable-diffusion-3.5-medium."""
 
-    path: str
-    revision: str | None = None
-    """A commit, branch or tag of the hub; null: its main branch."""
-    variant: str | None = None
-    """Ending of the files of weights, such as fp16; null: the plain ones."""
-
+    pipeline = "StableDiffusion3Pipeline"
     lora_targets = (
         "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
         "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
@@ -29,14 +25,6 @@ class Sd3:
     may_lack = ("text_encoder_3", "tokenizer_3")
     even_sigmas = False
     tables = ("pos_embed.pos_embed",)
-
-    def check(self) -> None:
-        check_pipeline(self.path, "StableDiffusion3Pipeline")
-
-    def load(self, dtype: torch.dtype, *, full: bool) -> Any:
-        from diffusers import StableDiffusion3Pipeline
-
-        return load_pipeline(StableDiffusion3Pipeline, self, dtype, full=full)
 
     def encode(self, pipe: Any, text: str, *, text_length: int, guidance: float) -> Condition:
         return encode_prompt(
@@ -57,24 +45,17 @@ class Sd3:
         side = pipe.vae_scale_factor * pipe.transformer.config.patch_size
         return (height // side) * (width // side)
 
-    def network_rows(self, guidance: float) -> int:
-        return 2 if guidance > 1 else 1
-
-    def velocity(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
-    ) -> Tensor:
-        if guidance <= 1:
-            return _network(pipe, *_with_text(x, sigma, condition))
-        return guided(*self.halves(pipe, x, sigma, condition), guidance)
-
-    def halves(self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """What the network says of the empty text and of the text, in one call, [n, ...] each, as precise as `sigma`."""
+    def halves(
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """In one call."""
         rows = zip(_with_none(x, sigma, condition), _with_text(x, sigma, condition))
         of_none, of_text = _network(pipe, *(torch.cat(pair) for pair in rows)).to(sigma.dtype).chunk(2)
         return of_none, of_text
 
-    def half(self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, text: bool) -> Tensor:
-        """One of the two."""
+    def half(
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int], text: bool
+    ) -> Tensor:
         return _network(pipe, *(_with_text if text else _with_none)(x, sigma, condition)).to(sigma.dtype)
 
     def decode(self, pipe: Any, latents: Tensor, *, size: tuple[int, int]) -> Tensor:

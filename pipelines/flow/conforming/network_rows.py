@@ -1,0 +1,105 @@
+"""What the network is given and says, at latents and a noise level of the plain pipeline: text states, time, positions, guidance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.findings import Finding, row
+from grpo_mm.pipelines.flow.conforming.heard import Call, Heard, listening
+from grpo_mm.pipelines.flow.conforming.plain import TEXTS, Drawing, Plain
+from grpo_mm.pipelines.flow.policy import FlowPolicy
+from grpo_mm.types import Prompt
+
+PROMPTS = tuple(Prompt(f"conform/{i}", text) for i, text in enumerate(TEXTS))
+SHARES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float64: 1e-6}
+"""Largest difference, as a share of the largest value."""
+TIME = ("timestep", "t")
+AT = 1
+"""The step that is looked at: its noise level is below 1."""
+KINDS = {
+    "text": ("text states", "another hidden layer, template, cut, padding or mask of the text"),
+    "time": ("time of the network", "another unit, or from the other end: σ, σ · 1000 or 1 - σ"),
+    "guidance": ("guidance", "dropped, or another scale"),
+    "other": ("network input", "positions, sizes or latents in another order"),
+}
+"""Of arguments of a network: what they are called in the table, and what is usually wrong."""
+
+
+def velocity_at(policy: FlowPolicy, plain: Plain, how: Drawing, step: int = AT) -> tuple[Tensor, Heard]:
+    """Our guided velocity at the latents that the plain pipeline had, and what the network was asked on the way."""
+    x = plain.heard.steps[step].before.to(policy.device, policy.math_dtype)
+    sigma = plain.sigma_S1[step].to(x).expand(len(x))
+    with listening(policy.pipe) as heard, torch.no_grad():
+        condition = policy.encode(PROMPTS)
+        velocity = policy.velocity(x, sigma, condition, size=how.size, guidance=how.guidance)
+    return velocity.cpu(), heard
+
+
+def network_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Finding]:
+    """One row for each argument of the network, then what it says, then what is made of it."""
+    shape = tuple(plain.heard.steps[AT].before.shape[1:])
+    ours = tuple(policy.family.latent_shape(policy.pipe, *how.size))
+    yield row("shape of latents", float(shape != ours), 0, f"{ours} here, {shape} in the plain pipeline")
+    if shape != ours:
+        return
+    velocity, heard = velocity_at(policy, plain, how)
+    each = len(plain.heard.calls) // len(plain.heard.steps)
+    there = plain.heard.calls[AT * each : (AT + 1) * each]
+    here_rows, there_rows = (sum(len(call.output) for call in calls) for calls in (heard.calls, there))
+    words = f"{here_rows} here, {there_rows} in the plain pipeline, for {len(PROMPTS)} latents"
+    yield row("rows through the network", float(abs(here_rows - there_rows)), 0, words, "guidance dropped, or doubled")
+    bound = SHARES[policy.dtype]
+    if len(heard.calls) == each and here_rows == there_rows:
+        yield from _inputs(heard.calls, there, bound)
+        apart = max(apart_of(a.output, b.output) for a, b in zip(heard.calls, there))
+        yield row("network, one call", apart, bound, "of the same inputs", "other weights or precision")
+    apart = apart_of(velocity, plain.heard.steps[AT].velocity)
+    cause = "guidance dropped, of another form or strength, not renormalised, or a velocity of the other sign"
+    yield row("guided velocity", apart, bound, "what the scheduler is given", cause)
+
+
+def _inputs(ours: Sequence[Call], plain: Sequence[Call], bound: float) -> Iterator[Finding]:
+    """The worst of all calls by argument: of the text first, then of time and guidance, then the others."""
+    names = list(dict.fromkeys(name for call in (*plain, *ours) for name in call.inputs))
+    for name in sorted(names, key=lambda name: list(KINDS).index(_kind(name))):
+        label, cause = KINDS[_kind(name)]
+        apart = max(apart_of(a.inputs.get(name), b.inputs.get(name)) for a, b in zip(ours, plain))
+        yield row(f"{label}: {name}", apart, bound, "as the network is given it", cause + _where(name, ours, plain))
+
+
+def _kind(name: str) -> str:
+    if name in TIME or name == "guidance":
+        return "guidance" if name == "guidance" else "time"
+    is_text = any(part in name for part in ("encoder", "pooled", "txt", "text", "cap", "prompt"))
+    return "text" if is_text and "image" not in name else "other"
+
+
+def _where(name: str, ours: Sequence[Call], plain: Sequence[Call]) -> str:
+    """What of an argument is absent or has another shape."""
+    for a, b in zip(ours, plain):
+        here, there = a.inputs.get(name), b.inputs.get(name)
+        if (here is None) != (there is None):
+            return f"; {'not given here' if here is None else 'given here, not in the plain pipeline'}"
+        if isinstance(here, Tensor) and isinstance(there, Tensor) and here.shape != there.shape:
+            return f"; {tuple(here.shape)} here, {tuple(there.shape)} in the plain pipeline"
+    return ""
+
+
+def apart_of(one: Any, other: Any) -> float:
+    """The largest difference as a share of the largest value; infinite for what is absent, of another shape or unlike."""
+    if one is None and other is None:
+        return 0.0
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and any(isinstance(v, Tensor) for v in one):
+        return max(map(apart_of, one, other)) if len(one) == len(other) else math.inf
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return 0.0 if not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other else math.inf
+    one, other = (v if v.dim() else v[None] for v in (one.double().cpu(), other.double().cpu()))
+    if one.numel() != other.numel() or (one.shape != other.shape and one.squeeze().shape != other.squeeze().shape):
+        return math.inf
+    gap = float((one.squeeze() - other.squeeze()).abs().max())
+    return math.inf if math.isnan(gap) else gap / max(float(other.abs().max()), 1e-12)

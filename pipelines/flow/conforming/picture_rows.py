@@ -1,0 +1,104 @@
+"""Noise levels, a whole drawing without noise, and the way from latents to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.errors import ConfigError
+from grpo_mm.findings import Finding, row
+from grpo_mm.pipelines.flow.conforming.heard import kept
+from grpo_mm.pipelines.flow.conforming.network_rows import PROMPTS, SHARES, apart_of
+from grpo_mm.pipelines.flow.conforming.plain import STEPS, Drawing, Plain, read, spelled
+from grpo_mm.pipelines.flow.engines.engine import FlowEngine
+from grpo_mm.pipelines.flow.own_schedule import own_schedule
+from grpo_mm.pipelines.flow.policy import FlowPolicy
+from grpo_mm.rollout.rows import plan_rows
+from grpo_mm.types import Rows
+
+WHOLE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float64: 1e-5}
+"""Of a whole drawing, in which rounding adds up."""
+LEVELS = {torch.float32: 1.0, torch.bfloat16: 8.0, torch.float64: 1.0}
+"""Of 255, the largest difference of a pixel."""
+
+
+def rows_of(group_size: int) -> Rows:
+    return plan_rows(PROMPTS, group_size=group_size, parts=1)[0]
+
+
+def grid_row(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
+    tokens = policy.family.image_tokens(policy.pipe, *how.size)
+    try:
+        ours = own_schedule(policy.pipe, evenly=policy.family.even_sigmas)(STEPS, image_tokens=tokens)
+    except ConfigError as error:
+        return Finding("σ", float("nan"), 0, f"it has no grid that can be followed: {error}", asked=False)
+    words = f"here {_listed(ours)}, plain {_listed(plain.sigma_S1)}"
+    return row("σ", apart_of(ours, plain.sigma_S1), 1e-5, words, "shift, spacing, or how they depend on the size")
+
+
+def _listed(sigma_S1: Tensor) -> str:
+    return " ".join(f"{float(s):.4g}" for s in sigma_S1)
+
+
+@dataclass(frozen=True)
+class _From(FlowEngine):
+    """An engine whose evaluation starts from given latents."""
+
+    start: Any = None
+
+    def evaluation_noise(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
+        return self.start
+
+
+def drawing_row(policy: FlowPolicy, plain: Plain) -> Finding:
+    start = plain.heard.steps[0].before.to(policy.device, policy.math_dtype)
+    latents = _From(eval_steps=STEPS, start=start).latents(policy, rows_of(1), seed=0)
+    apart = apart_of(latents, plain.heard.steps[-1].after)
+    same = torch.equal(latents.cpu(), plain.heard.steps[-1].after.to(latents.dtype))
+    words = f"{STEPS} steps without noise from the same latents; {'bit for bit' if same else 'not bit for bit'}"
+    return row("whole drawing", apart, WHOLE[policy.dtype], words, "σ, the sign of the velocity, or precision")
+
+
+def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Finding]:
+    """Which number of a latent each number before the decoder comes from, then its value, then the picture."""
+    latents = plain.heard.steps[-1].after
+    if plain.sources is not None:
+        ours = read([_before_decoder(policy, probe[:1], how)[0] for probe in spelled(latents.float())])
+        there = plain.sources.view(ours.shape) if plain.sources.numel() == ours.numel() else None
+        moved = float("inf") if there is None else float((ours != there).sum())
+        words = f"of {ours.numel()} numbers before the decoder, how many come from elsewhere in a latent"
+        yield row("packing of latents", moved, 0, words, "packed in another order, or height taken for width")
+    here = _before_decoder(policy, latents, how)
+    apart, cause = (
+        apart_of(here, plain.heard.decoded[0]),
+        "scale, shift, mean or deviation of the autoencoder forgotten",
+    )
+    yield row("latents before the decoder", apart, SHARES[policy.dtype], "of the same last latents", cause)
+    picture = policy.decode(latents.to(policy.device, policy.math_dtype), size=how.size)
+    if not isinstance(picture, Tensor):
+        yield Finding("picture", float("inf"), 0, "it has NaN or infinities")
+        return
+    apart, cause = float((picture.float() - plain.picture * 255).abs().max()), "another decoder, or range of pixels"
+    yield row("picture, levels of 255", apart, LEVELS[policy.dtype], "of the same last latents", cause)
+
+
+@torch.no_grad()
+def _before_decoder(policy: FlowPolicy, latents: Tensor, how: Drawing) -> Tensor:
+    """What our family gives to the decoder, [n, ...]."""
+    vae, taken = policy.pipe.vae, []
+    decode = vae.decode
+
+    def given(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        taken.append(kept(latents).float())
+        return decode(latents, *args, **kwargs)
+
+    vae.decode = given
+    try:
+        policy.family.decode(policy.pipe, latents.to(policy.device, policy.math_dtype), size=how.size)
+    finally:
+        vae.decode = decode
+    return taken[0]

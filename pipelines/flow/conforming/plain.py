@@ -1,0 +1,125 @@
+"""One drawing by the plain pipeline, as a user would call it, and where its decoder looks for each number of a latent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.pipelines.flow.conforming.heard import Heard, listening
+
+TEXTS = ("a red circle", "a photo of two small blue squares and a green circle")
+"""Of two lengths, drawn in one batch: what is padding in one must not be seen."""
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How both sides draw."""
+
+    size: tuple[int, int]
+    """Height and width in pixels; they differ, so that a side taken for the other shows."""
+    guidance: float
+    text_length: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the plain pipeline said."""
+
+    heard: Heard
+    sigma_S1: Tensor
+    picture: Tensor
+    """[n, 3, H, W] in 0..1."""
+    sources: Tensor | None
+    """Of the numbers that the decoder is given for one picture, in their shape: which of a latent's, counted from 1, each comes
+    from; 0: from none. None where it was not asked for."""
+
+
+def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True) -> Plain:
+    """Draws `TEXTS` with the plain pipeline."""
+    settings = _settings(family, how)
+    with listening(pipe) as heard, torch.no_grad():
+        picture = pipe(list(TEXTS), num_inference_steps=STEPS, output_type="pt", **settings).images
+    sigma_S1 = pipe.scheduler.sigmas.detach().float().cpu().clone()
+    found = _sources(pipe, heard, settings) if sources else None
+    return Plain(heard, sigma_S1, picture.float().cpu(), found)
+
+
+def _settings(family: Any, how: Drawing) -> dict[str, Any]:
+    call = family.plain_call(guidance=how.guidance, text_length=how.text_length)
+    each = {name: [value] * len(TEXTS) if isinstance(value, str) else value for name, value in call.items()}
+    generator = torch.Generator().manual_seed(how.seed)
+    return {"height": how.size[0], "width": how.size[1], "generator": generator, **each}
+
+
+def _sources(pipe: Any, heard: Heard, settings: Mapping[str, Any]) -> Tensor:
+    """The last latents are replaced by ones that spell the number of each element in bits; scale and shift do not matter."""
+    latents = heard.steps[-1].after
+    found = [_decoder_input(pipe, heard, settings, probe) for probe in spelled(latents)]
+    return read(found)
+
+
+def spelled(latents: Tensor) -> list[Tensor]:
+    """Probes in the shape of a batch of latents [n, ...]: zeros, then one for each bit of the numbers 1, 2, … of its elements."""
+    number = torch.arange(1, latents[0].numel() + 1).view(latents.shape[1:])
+    bits = range(math.floor(math.log2(latents[0].numel())) + 1)
+    return [torch.zeros_like(latents)] + [((number >> b) & 1).to(latents).expand_as(latents) for b in bits]
+
+
+def read(found: Sequence[Tensor]) -> Tensor:
+    """From what the decoder was given for each of `spelled`, [...] the number that each of its elements comes from."""
+    base, *others = found
+    return sum(((other - base).abs() > 1e-6).long() << b for b, other in enumerate(others))
+
+
+def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: Tensor) -> Tensor:
+    """What the decoder gets for these last latents, of the first picture; network and decoder repeat what they said."""
+    output = heard.calls[0].output
+    network, decode, taken = pipe.transformer.forward, pipe.vae.decode, []
+
+    def said(*args: Any, **kwargs: Any) -> tuple[Any]:
+        return ([v.to(probe_device) for v in output] if isinstance(output, list) else output.to(probe_device),)
+
+    def given(latents: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        taken.append(latents.detach().float().cpu())
+        raise _Seen
+
+    probe_device = pipe.transformer.device
+    pipe.transformer.forward, pipe.vae.decode = said, given
+    try:
+        with torch.no_grad():
+            pipe(
+                list(TEXTS),
+                num_inference_steps=STEPS,
+                output_type="pt",
+                callback_on_step_end=lambda *_: {"latents": probe.to(probe_device)},
+                **settings,
+            )
+    except _Seen:
+        pass
+    finally:
+        pipe.transformer.forward, pipe.vae.decode = network, decode
+    return taken[0][0]
+
+
+class _Seen(Exception):
+    """Nothing after the decoder's input is wanted."""
+
+
+def plain_pipeline(family: Any, folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """As a user loads it."""
+    import diffusers
+    from transformers.utils import logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    logging.disable_progress_bar()
+    pipe = getattr(diffusers, family.pipeline).from_pretrained(folder, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)

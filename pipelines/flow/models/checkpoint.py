@@ -1,0 +1,73 @@
+"""What families share: where the checkpoint is, how it is called in plain diffusers, and guidance by two halves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from grpo_mm.pipelines.flow.models.family import Condition, check_pipeline, guided, load_pipeline
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A diffusers pipeline by hub name or folder; a family says which, and how its names are to be read."""
+
+    path: str
+    revision: str | None = None
+    """A commit, branch or tag of the hub; null: its main branch."""
+    variant: str | None = None
+    """Ending of the files of weights, such as fp16; null: the plain ones."""
+
+    pipeline: ClassVar[str]
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    may_lack: ClassVar[tuple[str, ...]] = ()
+    even_sigmas: ClassVar[bool] = True
+    tables: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = False
+
+    def check(self) -> None:
+        check_pipeline(self.path, self.pipeline)
+
+    def load(self, dtype: torch.dtype, *, full: bool) -> Any:
+        import diffusers
+
+        return load_pipeline(getattr(diffusers, self.pipeline), self, dtype, full=full)
+
+    def network_rows(self, guidance: float) -> int:
+        return 1
+
+    def plain_call(self, *, guidance: float, text_length: int) -> dict[str, Any]:
+        return {"guidance_scale": guidance, "max_sequence_length": text_length}
+
+
+class Guided(Checkpoint):
+    """Guided from outside: two network calls, one of the text and one of the empty text; a family has `half`."""
+
+    def network_rows(self, guidance: float) -> int:
+        return 2 if guidance > 1 else 1
+
+    def guided(self, of_none: Tensor, of_text: Tensor, guidance: float) -> Tensor:
+        return guided(of_none, of_text, guidance)
+
+    def velocity(
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
+    ) -> Tensor:
+        if self.network_rows(guidance) == 1:
+            return self.half(pipe, x, sigma, condition, size=size, text=True)
+        return self.guided(*self.halves(pipe, x, sigma, condition, size=size), guidance)
+
+    def halves(
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """What the network says of the empty text and of the text, [n, ...] each, as precise as `sigma`."""
+        of_text = self.half(pipe, x, sigma, condition, size=size, text=True)
+        return self.half(pipe, x, sigma, condition, size=size, text=False), of_text
+
+    def half(
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int], text: bool
+    ) -> Tensor:
+        """One of the two."""
+        raise NotImplementedError
