@@ -19,6 +19,7 @@ from grpo_mm.processes import clock
 from grpo_mm.processes.beside import Beside
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.roles import WAITING
+from grpo_mm.rollout.scoring import is_apart
 from grpo_mm.training.drawing import Drawing, Drawn, Pending
 from grpo_mm.weights.snapshots import WeightsMoved
 from grpo_mm.weights.stateful import Stateful, stateful_parts
@@ -167,7 +168,7 @@ def way_of(config: RunConfig, *, members: int = 1) -> tuple[Way, str]:
         return "before", "the sampler draws with the trainer's own weights, and the collector may ask it again"
     if config.offload_rewards:
         return "before", "rewards come to the device by turns (offload_rewards)"
-    here = [name for name, scorer in config.rewards.items() if not scorer.isolate and hasattr(scorer.use, "to")]
+    here = [name for name, scorer in config.rewards.items() if not is_apart(scorer) and hasattr(scorer.use, "to")]
     if here:
         return "before", f"the sampler draws with the trainer's own weights, and {here[0]} is a network on its device"
     return "scored beside", "the sampler draws with the trainer's own weights; rewards do not need its device"
