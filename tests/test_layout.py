@@ -148,7 +148,7 @@ MAY_IMPORT = {
     "ledger": "",
     "config": "advantages looking objectives processes rollout rollout.collectors weights",
     "training": "advantages config ledger looking processes rollout rollout.collectors weights",
-    "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
+    "tools": "advantages config datasets.shared datasets.worlds ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.engine_server pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout training weights",
     "tools.keys": "config",
     "starters": "datasets.worlds",

@@ -41,6 +41,7 @@ ENGINES = [
     pytest.param(lambda family: VllmGenerator(longest=1024, at_once=32), id="vllm", marks=NEEDS_VLLM),
     pytest.param(lambda family: VllmServer(urls=(SERVERS(family).url,)), id="vllm_server", marks=NEEDS_VLLM),
 ]
+pytestmark = pytest.mark.timeout(1200)  # a server of three processes starts within some tests
 BOUND = 1e-4
 """Of a log-probability in float32."""
 SAMPLES, LENGTH = 3, 8
@@ -114,14 +115,18 @@ class Bench:
         return float((value_NA - made.logprob_NA).abs().where(inside_NA, 0).max())
 
 
-@pytest.fixture(scope="module", params=[(family, lora) for family in FAMILIES for lora in (False, True)], ids=str)
-def model(request):
-    return request.param
+# One list, so that a server serves all tests of its family before the next is started.
+BENCHES = [
+    pytest.param((engine.values[0], family, lora), id=f"{engine.id}-{family}{'-lora' * lora}", marks=engine.marks)
+    for engine in ENGINES
+    for family in FAMILIES
+    for lora in (False, True)
+]
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def bench(request, model) -> Bench:
-    return Bench(request.param, *model)
+@pytest.fixture(scope="module", params=BENCHES)
+def bench(request) -> Bench:
+    return Bench(*request.param)
 
 
 def test_it_says_the_trainers_log_probabilities_of_texts_pictures_and_videos(bench):
