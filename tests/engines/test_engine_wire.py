@@ -26,7 +26,7 @@ from grpo_mm.pipelines.vlm.sampling.vllm_inputs import EngineInputs
 from grpo_mm.pipelines.vlm.sampling.vllm_settings import settings_of
 from grpo_mm.processes import agreed as module
 
-MUTATIONS = 300
+MUTATIONS = 150
 
 
 def asked_of(ours, prompt, version="v") -> Asked:

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import signal
 import tempfile
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -294,9 +294,14 @@ def test_a_server_that_normalises_pixels_again_is_named(tmp_path):
 
 def family_of(pid: int) -> list[int]:
     """A process and all that it has started."""
-    below = Path(f"/proc/{pid}/task")
-    children = [int(c) for task in below.iterdir() for c in (task / "children").read_text().split()]
-    return [pid, *(found for child in children for found in family_of(child))]
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
 
 
 def resident_mib(pid: int) -> float:

@@ -64,10 +64,6 @@ class Server:
             trust_env=False,  # asked directly
         )
 
-    def close(self) -> None:
-        """Whoever waits for an answer is told that there is none."""
-        self._client.close()
-
     def state(self, *, until: float) -> dict[str, Any]:
         """How it was started, see `ServedEngine.about`. until: time.monotonic(), after which nobody waits for it; all raise Away and Refused."""
         found = self._asked("GET", "state", until=until)
@@ -138,7 +134,7 @@ class Server:
                         raise Away("its answer does not end")
         except httpx2.ConnectError as error:
             raise Away(f"it cannot be reached ({reason(error, 100)})") from None
-        except (httpx2.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile
+        except httpx2.HTTPError as error:
             raise Away(f"the connection was lost ({reason(error, 100)})", while_asked=True) from None
         return _read(response.status_code, bytes(body))
 

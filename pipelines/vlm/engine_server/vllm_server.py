@@ -20,7 +20,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE
-from grpo_mm.pipelines.vlm.engine_server.asking import Server, check_url
+from grpo_mm.pipelines.vlm.engine_server.asking import Away, Server, check_url
 from grpo_mm.pipelines.vlm.engine_server.fleet import Fleet, Unit, Weights
 from grpo_mm.pipelines.vlm.engine_server.settings_fit import check_fit
 from grpo_mm.pipelines.vlm.engine_server.starting import Launch, Started, start
@@ -186,7 +186,7 @@ class VllmServer:
         launch = self.start.launch(network)
 
         def started() -> str:
-            log_file = self.start.log or os.path.join(tempfile.gettempdir(), f"grpo_mm_engine_{os.getpid()}.log")
+            log_file = self.start.log or os.path.join(tempfile.mkdtemp(prefix="grpo_mm_engine_"), "engine.log")
             log.info("a vLLM server is started; its log: %s", log_file)
             self._started = start(launch, log=Path(log_file), token=token, seconds=self.start.seconds)
             self._launch, self._secret = replace(launch, port=int(self._started.url.rpartition(":")[2])), token
@@ -223,7 +223,7 @@ class VllmServer:
             folder = None
             if self.weights_folder is not None:
                 folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=self.weights_folder))
-            files = _files(network, base=base)
+            files = _files(network, which, base=base)
             if folder is not None:
                 for name, content in files:
                     (Path(folder) / name).write_bytes(content)
@@ -248,7 +248,8 @@ class VllmServer:
                 )
 
 
-def _files(network: Network, *, base: bool) -> Iterator[tuple[str, bytes]]:
+def _files(network: Network, which: tuple[int, str], *, base: bool) -> Iterator[tuple[str, bytes]]:
+    """Raises Away at the end where they have become others meanwhile: a call that was given up may leave somebody who brings them."""
     source = network.in_place
     if base:
         yield from base_pieces(source, dtype=network.precision)
@@ -258,3 +259,5 @@ def _files(network: Network, *, base: bool) -> Iterator[tuple[str, bytes]]:
             for path in sorted(Path(folder).iterdir()):
                 if path.name in ("adapter_config.json", "adapter_model.safetensors"):
                     yield path.name, path.read_bytes()
+    if source.which != which:
+        raise Away("the weights have changed while they were brought")
