@@ -35,7 +35,8 @@ class StandIn:
 
     def __init__(self, contexts: Sequence[Context], *, family: str = "qwen2_5_vl", **faults: Any) -> None:
         """faults: settings, facts (what it says of itself otherwise); notes (a version that it notes of what it draws, so many times);
-        seconds (before each answer); pixels (a factor that it puts on them)."""
+        seconds (before each answer); pixels (a factor that it puts on them); takes (so many changes of weights; of later
+        ones it only says that they are in place)."""
         self.policy, self.contexts = policy(family), {tuple(c.input_ids_L.tolist()): c for c in contexts}
         self.faults, self.weights, self.boot = faults, ServedWeights(), uuid.uuid4().hex
         self.noted, self.changes, self.drawn = "default", 0, 0
@@ -83,7 +84,7 @@ class StandIn:
         return self.noted
 
     async def change(self, folder: Path, version: str, *, base: bool, adapter: bool) -> None:
-        if base:
+        if base and self.changes < self.faults.get("takes", 10**6):
             own = self.policy.model.state_dict()
             with torch.no_grad():
                 for path in folder.glob("base-*.safetensors"):

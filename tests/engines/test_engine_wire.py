@@ -26,7 +26,7 @@ from grpo_mm.pipelines.vlm.sampling.vllm_inputs import EngineInputs
 from grpo_mm.pipelines.vlm.sampling.vllm_settings import settings_of
 from grpo_mm.processes import agreed as module
 
-MUTATIONS = 300
+MUTATIONS = 150
 
 
 def asked_of(ours, prompt, version="v") -> Asked:
@@ -73,7 +73,7 @@ def test_what_does_not_fit_together_is_refused(ours):
     assert read_asked(changed()).seeds == good.seeds
     pixels = good.prompt.tensors["pixel_values"]
     for values, words in (
-        ({"ids": [-1]}, "a token"),
+        ({"ids": [-1, *good.prompt.ids[1:]]}, "a token"),
         ({"ids": good.prompt.ids[:3]}, "outside of the 3 tokens"),
         ({"seeds": []}, "seeds"),
         ({"seeds": ["1"]}, "seeds"),
@@ -82,7 +82,7 @@ def test_what_does_not_fit_together_is_refused(ours):
         ({"tensors": {"pixel_values": pixels[:-1]}}, "do not fit"),
         ({"tensors": {"pixel_values": None}}, "pixels and grids"),
         ({"tensors": {"image_grid_thw": torch.tensor([[1, -2, 2]])}}, "from 1 on"),
-        ({"tensors": {"more": pixels}}, "unknown media"),
+        ({"tensors": {"more": pixels.clone()}}, "unknown media"),
         ({"tensors": {"second_per_grid_ts": torch.ones(5)}}, "one number for each video"),
     ):
         with pytest.raises(Unreadable, match=words):

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import tempfile
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,12 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.findings import first_difference
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.engine_server.starting import Launch, Started, start
-from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
+from grpo_mm.pipelines.vlm.engine_server.vllm_server import Starts, VllmServer
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.prompting.record import TextRecord
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, HfGenerator, Request
 from grpo_mm.pipelines.vlm.sampling.vllm_generator import VllmGenerator
+from grpo_mm.processes.clock import Clock, use
 from grpo_mm.processes.rng import stream
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -41,6 +44,7 @@ ENGINES = [
     pytest.param(lambda family: VllmGenerator(longest=1024, at_once=32), id="vllm", marks=NEEDS_VLLM),
     pytest.param(lambda family: VllmServer(urls=(SERVERS(family).url,)), id="vllm_server", marks=NEEDS_VLLM),
 ]
+pytestmark = pytest.mark.timeout(1200)  # a server of three processes starts within some tests
 BOUND = 1e-4
 """Of a log-probability in float32."""
 SAMPLES, LENGTH = 3, 8
@@ -114,14 +118,18 @@ class Bench:
         return float((value_NA - made.logprob_NA).abs().where(inside_NA, 0).max())
 
 
-@pytest.fixture(scope="module", params=[(family, lora) for family in FAMILIES for lora in (False, True)], ids=str)
-def model(request):
-    return request.param
+# One list, so that a server serves all tests of its family before the next is started.
+BENCHES = [
+    pytest.param((engine.values[0], family, lora), id=f"{engine.id}-{family}{'-lora' * lora}", marks=engine.marks)
+    for engine in ENGINES
+    for family in FAMILIES
+    for lora in (False, True)
+]
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def bench(request, model) -> Bench:
-    return Bench(request.param, *model)
+@pytest.fixture(scope="module", params=BENCHES)
+def bench(request) -> Bench:
+    return Bench(*request.param)
 
 
 def test_it_says_the_trainers_log_probabilities_of_texts_pictures_and_videos(bench):
@@ -230,9 +238,10 @@ def test_what_it_cannot_do_is_refused_before_a_model_is_loaded(monkeypatch):
 
 @pytest.mark.slow
 @needs_vllm
+@pytest.mark.parametrize("engine", ENGINES[1:])
 @pytest.mark.parametrize("lora", [False, True])
-def test_two_hundred_changes_of_weights_leave_no_memory_behind(lora):
-    bench, seen = Bench(lambda family: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", lora), []
+def test_two_hundred_changes_of_weights_leave_no_memory_behind(engine, lora):
+    bench, seen = Bench(engine, "qwen2_5_vl", lora), []
     for step in range(200):
         bench.change(step)
         with torch.no_grad():
@@ -242,8 +251,61 @@ def test_two_hundred_changes_of_weights_leave_no_memory_behind(lora):
         made = bench.draws(samples=1)
         if step % 50 == 49:
             assert bench.apart(made) <= BOUND
-            seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
+            seen.append(sum(map(resident_mib, family_of(os.getpid()))))
     assert seen[-1] - seen[0] < 32, seen
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_a_server_that_is_killed_is_started_again_and_given_the_present_weights(tmp_path):
+    """What the run itself has started; by itself it would come back with the checkpoint's."""
+    SERVERS.stop()
+    starts = Starts(longest=1024, at_once=32, log=str(tmp_path / "engine.log"))
+    bench, clock = Bench(lambda family: VllmServer(start=starts), "qwen2_5_vl", False), use(Clock())
+    try:
+        bench.change(1)
+        before = bench.draws()
+        keeper = bench.generator._started.process.pid
+        for pid in [pid for pid in family_of(keeper) if pid != keeper]:
+            os.kill(pid, signal.SIGKILL)
+        after = bench.draws()
+        assert torch.equal(before.token_NA, after.token_NA) and bench.apart(after) <= BOUND
+        assert clock.take()[1]["engine_restarts"] == 1
+    finally:
+        use(Clock())
+        bench.generator._started.stop()
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_a_server_that_normalises_pixels_again_is_named(tmp_path):
+    SERVERS.stop()
+    launch = Launch(
+        model=folder("qwen2_5_vl"), dtype="float32", longest=1024, on_cpu=True, more=("--mm-device-do-normalize",)
+    )
+    with start(launch, log=tmp_path / "engine.log") as server:
+        with pytest.raises(
+            ConfigError, match="its pixels: True, wanted False. Start it with --no-mm-device-do-normalize"
+        ):
+            Bench(lambda family: VllmServer(urls=(server.url,)), "qwen2_5_vl", False).draws()
+        with pytest.raises(ConfigError, match="has another model.*model_type"):
+            Bench(lambda family: VllmServer(urls=(server.url,)), "qwen3_vl", False).draws()
+
+
+def family_of(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def resident_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 @pytest.mark.slow

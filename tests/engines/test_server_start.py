@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import signal
 import subprocess
@@ -15,6 +15,7 @@ import pytest
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.pipelines.vlm.engine_server import keeper, starting
 from grpo_mm.pipelines.vlm.engine_server.starting import Launch, start
+from grpo_mm.tools.serve_engine import launch_of, serve_engine
 
 FAMILY = """
 import os, subprocess, sys, time
@@ -149,3 +150,28 @@ def test_what_vllm_is_told():
     assert found["CUDA_VISIBLE_DEVICES"] == "4,5" and found["GRPO_MM_TOKEN"] == "secret"
     module, _, name = starting.DOOR.rpartition(".")
     assert hasattr(importlib.import_module(module), name)
+
+
+def test_the_server_of_a_config_is_started_as_its_policy_needs():
+    found = launch_of(
+        "quickstart/video.yaml", ["policy.lora={rank: 12, alpha: 24}", "device=cpu"], host="127.0.0.1", port=8100
+    )
+    assert (found.dtype, found.adapter_rank, found.port, found.on_cpu) == ("float32", 12, 8100, True)
+    assert (Path(found.model) / "config.json").is_file()
+    room = launch_of("quickstart/video.yaml", ["engine.generator={kind: vllm, longest: 777}"], host="::1", port=0)
+    assert (room.longest, room.adapter_rank) == (777, 0)
+    with pytest.raises(ConfigError, match="only policies that write texts have an engine server"):
+        launch_of("quickstart/flow.yaml", [], host="127.0.0.1", port=0)
+
+
+def test_a_server_that_ends_ends_the_command(program, tmp_path):
+    program(
+        "import sys, threading, os\n"
+        + ANSWERS.replace("http.server.HTTPServer", "threading.Timer(3, os._exit, [1]).start(); http.server.HTTPServer")
+    )
+    told: list[str] = []
+    with pytest.raises(UserError, match="the vLLM server has ended; its log: .*engine.log"):
+        serve_engine(
+            "quickstart/video.yaml", host="127.0.0.1", port=0, token_env=None, log=tmp_path / "engine.log", told=told.append
+        )  # fmt: skip
+    assert "draws for runs with engine.generator={kind: vllm_server, urls: [http://127.0.0.1:" in told[-1]

@@ -10,9 +10,11 @@ import httpx2
 import pytest
 import torch
 from stand_in_engine import ServedStandIn
-from tiny_vlm import PROMPTS, change, policy
+from tiny_vlm import PROMPTS, change, policy, rows_of
 
 from grpo_mm.errors import ConfigError, TrainingStopped
+from grpo_mm.findings import first_difference
+from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.engine_server import asking, door, served_weights
 from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
 from grpo_mm.pipelines.vlm.models.adapters import Lora
@@ -177,6 +179,24 @@ def test_answers_of_other_weights_are_asked_again_and_stop_a_run_in_the_end(serv
 def test_one_that_was_started_otherwise_is_refused_by_name(served, ours, contexts, faults, words):
     with pytest.raises(ConfigError, match=words):
         draws(generator(served(**faults)), ours, contexts)
+
+
+@pytest.mark.parametrize(
+    ("faults", "place", "words"),
+    [
+        ({"pixels": 0.5}, "log-probability of first tokens", "other pictures"),
+        ({"takes": 1}, "log-probability of first tokens, weights changed", "are those of before the last change"),
+        ({}, None, ""),
+    ],
+)  # fmt: skip
+def test_the_examination_names_what_a_server_says_nothing_of(served, ours, contexts, faults, place, words):
+    """Pixels that are normalised a second time; weights that never come to be in place."""
+    engine = VlmEngine(max_new_tokens=LENGTH, generator=generator(served(**faults), rows_per_request=64))
+    found = first_difference(list(engine.examine(ours, rows_of((PROMPTS[0], PROMPTS[4]), SAMPLES), seed=0)))
+    if place is None:
+        assert found is None, found
+    else:
+        assert found.name == place and words in found.cause, found
 
 
 def test_one_without_room_for_the_adapter_is_refused(served, contexts):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -64,10 +63,6 @@ class Server:
             follow_redirects=False,  # another host would get the token
             trust_env=False,  # asked directly
         )
-
-    def close(self) -> None:
-        """Whoever waits for an answer is told that there is none."""
-        self._client.close()
 
     def state(self, *, until: float) -> dict[str, Any]:
         """How it was started, see `ServedEngine.about`. until: time.monotonic(), after which nobody waits for it; all raise Away and Refused."""
@@ -139,23 +134,9 @@ class Server:
                         raise Away("its answer does not end")
         except httpx2.ConnectError as error:
             raise Away(f"it cannot be reached ({reason(error, 100)})") from None
-        except (httpx2.HTTPError, RuntimeError) as error:  # RuntimeError: closed meanwhile
+        except httpx2.HTTPError as error:
             raise Away(f"the connection was lost ({reason(error, 100)})", while_asked=True) from None
         return _read(response.status_code, bytes(body))
-
-
-def token_of(name: str | None) -> str | None:
-    """The token in an environment variable; None where none is named. Raises ConfigError for one that is not set or no header can carry."""
-    if name is None:
-        return None
-    token = os.environ.get(name)
-    if not token:
-        raise ConfigError(
-            f"engine.generator.token_env: the environment variable {shown(name)}, which holds the token, is not set or empty."
-        )
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"the environment variable {shown(name)} holds a blank, a line end or what is not ASCII.")
-    return token
 
 
 def check_url(url: str) -> None:

@@ -107,12 +107,10 @@ class Fleet:
         except BaseException as error:
             work.give_up(error)
             raise
-        for worker in workers:
-            worker.join(LOOK_SECONDS * 4)
-
-    def close(self) -> None:
-        for member in self._members:
-            member.server.close()
+        for (
+            worker
+        ) in workers:  # one may be giving weights to a server that came back, and they must not change meanwhile
+            worker.join()
 
     def _prepared(self, member: _Member, weights: Weights, until: float) -> str:
         """Why it is not ready, or ""."""
@@ -170,6 +168,8 @@ class Fleet:
     def _try(self, member: _Member, unit: Unit, work: _Work, weights: Weights) -> None:
         try:
             with member.turn:
+                if work.is_over:
+                    return
                 self._make_ready(member, weights, work.until)
             answered = member.server.draw(unit.asked, until=work.until)
         except Stale:
@@ -188,15 +188,15 @@ class Fleet:
         except Refused as error:
             raise TrainingStopped(f"the engine server {member.server.url} {error}") from None
         else:
-            drew = {version for versions in answered.versions for version in versions}
-            if drew <= {weights.version}:
+            if all(versions == [weights.version] for versions in answered.versions):
                 work.done(unit, answered)
                 return
             unit.wrong, member.ready = unit.wrong + 1, False
             if unit.wrong > self._retries:
+                drew = sorted({version for versions in answered.versions for version in versions})
                 raise TrainingStopped(
-                    f"the engine server {member.server.url} draws with the weights {sorted(drew)} after it was given {weights.version!r}: "
-                    "does another run use it as well?"
+                    f"the engine server {member.server.url} draws with the weights {drew or 'that it does not name'} after it was given "
+                    f"{weights.version!r}: does another run use it as well?"
                 )
             work.back(unit)
 
@@ -214,10 +214,14 @@ class _Work:
         self._error: BaseException | None = None
         self._changed = threading.Condition()
 
+    @property
+    def is_over(self) -> bool:
+        return not self._open or self._error is not None
+
     def take(self, member: _Member) -> Unit | None:
         """One that nobody is at; waits where there may be one later; None at the end."""
         with self._changed:
-            while self._open and self._error is None and time.monotonic() < self.until:
+            while not self.is_over and time.monotonic() < self.until:
                 if self._waiting and time.monotonic() >= member.again_at:
                     return self._waiting.popleft()
                 self._changed.wait(LOOK_SECONDS)
@@ -245,7 +249,7 @@ class _Work:
     def wait(self, told: Callable[[int], None], late: Callable[[], str]) -> None:
         """Until all are done; raises what a worker has raised, and TrainingStopped when time is up."""
         with self._changed:
-            while self._open and self._error is None:
+            while not self.is_over:
                 if time.monotonic() > self.until:
                     raise TrainingStopped(late())
                 self._changed.wait(LOOK_SECONDS)

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE
-from grpo_mm.pipelines.vlm.engine_server.asking import Server, check_url, token_of
+from grpo_mm.pipelines.vlm.engine_server.asking import Away, Server, check_url
 from grpo_mm.pipelines.vlm.engine_server.fleet import Fleet, Unit, Weights
 from grpo_mm.pipelines.vlm.engine_server.settings_fit import check_fit
 from grpo_mm.pipelines.vlm.engine_server.starting import Launch, Started, start
+from grpo_mm.pipelines.vlm.engine_server.token import token_of
 from grpo_mm.pipelines.vlm.engine_server.wire import Asked
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
@@ -124,7 +125,7 @@ class VllmServer:
             raise ConfigError(
                 "engine.generator.start needs vLLM, which is not installed: pip install 'grpo_mm[vllm]'; or name servers elsewhere in urls."
             )
-        token_of(self.token_env)
+        self._token()
 
     def describe(self) -> list[str]:
         """What `show` says of it."""
@@ -166,7 +167,7 @@ class VllmServer:
         return generated([rows[i] for i in order], draw, prompt_ids=[prompts[i] for i in order], weights=which)
 
     def _open(self, network: Network) -> None:
-        token, urls = token_of(self.token_env), list(self.urls)
+        token, urls = self._token(), list(self.urls)
         self._run = agreed("engine_server/run", uuid.uuid4().hex)
         if self.start is not None:
             urls.append(self._own(network, token))
@@ -177,15 +178,18 @@ class VllmServer:
             retries=self.retries, seconds=self.timeout_seconds,
         )  # fmt: skip
 
+    def _token(self) -> str | None:
+        return None if self.token_env is None else token_of(self.token_env, must=True)
+
     def _own(self, network: Network, token: str | None) -> str:
         """The address of the server that the first process that comes here starts, for all."""
         launch = self.start.launch(network)
 
         def started() -> str:
-            log_file = self.start.log or os.path.join(tempfile.gettempdir(), f"grpo_mm_engine_{os.getpid()}.log")
+            log_file = self.start.log or os.path.join(tempfile.mkdtemp(prefix="grpo_mm_engine_"), "engine.log")
             log.info("a vLLM server is started; its log: %s", log_file)
             self._started = start(launch, log=Path(log_file), token=token, seconds=self.start.seconds)
-            self._launch, self._token = replace(launch, port=int(self._started.url.rpartition(":")[2])), token
+            self._launch, self._secret = replace(launch, port=int(self._started.url.rpartition(":")[2])), token
             atexit.register(self._started.stop)
             return self._started.url
 
@@ -202,7 +206,7 @@ class VllmServer:
             return
         self._revivals += 1
         log.warning("the vLLM server has ended and is started again; the log of the new one: %s", self._started.log)
-        self._started = start(self._launch, log=self._started.log, token=self._token, seconds=self.start.seconds)
+        self._started = start(self._launch, log=self._started.log, token=self._secret, seconds=self.start.seconds)
         atexit.register(self._started.stop)
 
     def _version(self, which: tuple[int, str]) -> str:
@@ -219,7 +223,7 @@ class VllmServer:
             folder = None
             if self.weights_folder is not None:
                 folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=self.weights_folder))
-            files = _files(network, base=base)
+            files = _files(network, which, base=base)
             if folder is not None:
                 for name, content in files:
                     (Path(folder) / name).write_bytes(content)
@@ -244,7 +248,8 @@ class VllmServer:
                 )
 
 
-def _files(network: Network, *, base: bool) -> Iterator[tuple[str, bytes]]:
+def _files(network: Network, which: tuple[int, str], *, base: bool) -> Iterator[tuple[str, bytes]]:
+    """Raises Away at the end where they have become others meanwhile: a call that was given up may leave somebody who brings them."""
     source = network.in_place
     if base:
         yield from base_pieces(source, dtype=network.precision)
@@ -254,3 +259,5 @@ def _files(network: Network, *, base: bool) -> Iterator[tuple[str, bytes]]:
             for path in sorted(Path(folder).iterdir()):
                 if path.name in ("adapter_config.json", "adapter_model.safetensors"):
                     yield path.name, path.read_bytes()
+    if source.which != which:
+        raise Away("the weights have changed while they were brought")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.identity import FREE
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Generated, Request
 from grpo_mm.pipelines.vlm.sampling.vllm_inputs import EngineInputs
@@ -57,7 +57,7 @@ class VllmGenerator:
     """For keys and values on a CPU."""
     eager: bool = field(default=False, metadata=FREE)
     """Without CUDA graphs: starts sooner, draws more slowly."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, metadata=FREE)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, metadata=NOTED)
     """What the engine computes in; null: what the policy does. Another one is a difference that the comparison before the run tells."""
     tensor_parallel: int = field(default=1, metadata=FREE)
     """GPUs that the engine is cut over, for a run of one process. Runs of several ask servers ({kind: vllm_server})."""
