@@ -110,6 +110,13 @@ def _of_training(config: Settings) -> Iterator[str]:
             "old_logprobs: rollout compares log-probabilities of two kinds: in bfloat16 those of the sampler differ from those of the "
             "trainer, so ratios do not begin at 1. old_logprobs=auto avoids it."
         )
+    early = [name for name, scorer in config.rewards.items() if scorer.early]
+    if early and not getattr(config.engine, "tells_finished", False):
+        yield _void(f"rewards.{early[0]}.early", True, "the engine hands out its samples when all are there")
+    elif early and config.offload_rewards:
+        yield _void(
+            f"rewards.{early[0]}.early", True, "with offload_rewards all rewards wait for their turn on the device"
+        )
     if config.samples_every > config.steps and is_set(config, "samples_every"):
         yield _void("samples_every", config.samples_every, f"the run has {config.steps} steps, so no rollout is kept")
     for number, term in enumerate(config.objective):

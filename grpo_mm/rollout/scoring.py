@@ -24,7 +24,7 @@ from grpo_mm.rollout.isolated_pool import IsolatedPool
 from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.reward_use import as_reward, in_sets, move
-from grpo_mm.rollout.safe_call import all_nan, own_limit, score_safely
+from grpo_mm.rollout.safe_call import all_nan, bounded, own_limit, score_safely
 from grpo_mm.rollout.surroundings import interrupted, kept
 from grpo_mm.rollout.weights_at_hand import with_settings
 from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
@@ -64,6 +64,10 @@ class Scorer:
     constant_steps: int | None = field(default=None, metadata=FREE)
     """A step in which all outputs get one score is warned of; so many in a row stop the run. null: what the reward says of itself
     (networks and remote rewards: 3; rules that are right or wrong: never); 0: never."""
+    early: bool = field(default=False, metadata=FREE)
+    """Asked about the samples of a prompt as soon as they are there, while others are still drawn: for one that looks at each output,
+    or at those of one prompt, alone, and waits for somebody, as a server. Its time limit then holds for those of a prompt. It needs an engine
+    that hands out samples on its way, as those that draw texts."""
 
 
 def is_apart(scorer: Any) -> bool:
@@ -131,6 +135,16 @@ def _environment_talk(name: str, scorer: Any) -> Any:
     return load(TALK)(scorer.use, name=name, environment=requirements(scorer.environment))
 
 
+@dataclass(frozen=True, eq=False)
+class Early:
+    """What rewards said of some outputs before the others were there."""
+
+    prompt: int
+    """Whose they are, as `Rollout.prompt_N` counts."""
+    answers: Mapping[str, tuple[dict[str, Tensor], list[str]]]
+    """By reward: of the outputs that it applies to, in their order."""
+
+
 def _isolated(name: str, scorer: Scorer) -> IsolatedReward | IsolatedPool:
     limit = scorer.timeout_seconds
     talk = None if scorer.environment is None else _environment_talk(name, scorer)
@@ -151,7 +165,13 @@ class Scoring:
         self._isolated = {name: _isolated(name, scorer) for name, scorer in scorers.items() if is_apart(scorer)}
 
     def __call__(
-        self, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None = None
+        self,
+        items: Any,
+        prompts: Sequence[Prompt],
+        group_U: Tensor | None = None,
+        *,
+        prompt_U: Tensor | None = None,
+        early: Sequence[Early] = (),
     ) -> dict[str, dict[str, Tensor]]:
         """Scorer name → {"score": [U], parts…}, float32 on the CPU; NaN where it failed or does not apply, and for an item
         that is None.
@@ -159,13 +179,29 @@ class Scoring:
         `group_U`: [U] int64, the comparison sets, for rewards that compare items with each other; without it they are
         left out.
 
+        `early`: what some rewards have said already, of whole prompts; `prompt_U`: [U] whose each item is.
+
         Rewards in processes of their own are asked first, and score beside those that follow; the result is the same.
         """
         self._tell_of_none(items, prompts)
         asked = {n: s for n, s in self.scorers.items() if group_U is not None or not is_relative(s.use)}
         tasks = {name: self._task(name, scorer, items, prompts, group_U) for name, scorer in asked.items()}
-        found = self._answers(tasks)
+        said = {name: _gathered(name, task, prompt_U, early) for name, task in tasks.items()} if early else {}
+        said = {name: answer for name, answer in said.items() if answer is not None}
+        found = said | self._answers({name: task for name, task in tasks.items() if name not in said})
         return {name: self._told(name, tasks[name], found.get(name), len(prompts)) for name in asked}
+
+    @property
+    def asks_early(self) -> bool:
+        """Whether a reward may be asked before all outputs are there."""
+        return any(scorer.early for scorer in self.scorers.values())
+
+    def ask_early(self, items: Any, prompts: Sequence[Prompt], *, prompt: int) -> Early:
+        """Asks those rewards that may be asked early about all outputs of one prompt; for `__call__` to put in its place."""
+        one = torch.zeros(len(prompts), dtype=torch.int64)
+        early = {name: scorer for name, scorer in self.scorers.items() if scorer.early}
+        tasks = {name: self._task(name, scorer, items, prompts, one) for name, scorer in early.items()}
+        return Early(prompt, self._answers(tasks))
 
     def rehearse(self, name: str, items: Any, prompts: Sequence[Prompt]) -> str | None:
         """Why this reward cannot score any of these outputs, which are not counted; None where it scored or left out some."""
@@ -334,6 +370,24 @@ class Scoring:
                 self._isolated[name].leave_device()
             else:
                 move(scorer.use, torch.device("cpu"))
+
+
+def _gathered(
+    name: str, task: _Task, prompt_U: Tensor | None, early: Sequence[Early]
+) -> tuple[dict[str, Tensor], list[str]] | None:
+    """The answer to a task, of what was said prompt by prompt; None where the reward was not asked about all of it."""
+    said = {one.prompt: one.answers[name] for one in early if name in one.answers}
+    if prompt_U is None or not said:
+        return None
+    prompt_u = prompt_U[task.index_u]
+    here = {prompt: torch.nonzero(prompt_u == prompt).flatten() for prompt in prompt_u.unique().tolist()}
+    if any(prompt not in said or len(said[prompt][0]["score"]) != len(index) for prompt, index in here.items()):
+        return None
+    scores: dict[str, Tensor] = {"score": torch.full((len(prompt_u),), torch.nan)}
+    for prompt, index in here.items():
+        for part, value in said[prompt][0].items():
+            scores.setdefault(part, torch.full((len(prompt_u),), torch.nan))[index] = value
+    return scores, bounded([error for prompt in here for error in said[prompt][1]])
 
 
 def applies_to(scorer: Scorer, prompt: Prompt) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,8 +21,11 @@ from grpo_mm.rollout.collectors.more import More
 from grpo_mm.rollout.groups import group_ids
 from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by
-from grpo_mm.rollout.scoring import Scoring
+from grpo_mm.rollout.scoring import Early, Scoring
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows, Scores, is_pictures, prompts_of
+
+Finished = Callable[[int, Any], None]
+"""(whose samples, as `Rows.prompt_N` counts; the items that they come to, in the order of the rows)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,7 @@ class Drawing:
             prompts,
         )
         self._plans: dict[int, tuple[Rows, Tensor]] = {}
+        self.early = Beside("grpo_mm-early")
 
     def __call__(self, step: int, *, weights: str | None = None) -> Drawn:
         """Draws and scores a step.
@@ -155,10 +160,14 @@ class Drawing:
         )
         return seen_by(self.policy, (replace(p, id=f"{p.id}+{number}", repeat_of=p.repeat_of or p.id) for p in drawn))
 
-    def sampled(self, rows: Rows, step: int, amounts: Counter[str]) -> tuple[Rollout, Outputs]:
+    def sampled(
+        self, rows: Rows, step: int, amounts: Counter[str], *, finished: Finished | None = None
+    ) -> tuple[Rollout, Outputs]:
+        """finished: hears of the samples of each prompt as they are there, of an engine that tells."""
+        more = {} if finished is None else {"finished": finished}
         with clock.phase("rollout"):
             rollout, outputs = self.config.engine.sample(
-                self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs
+                self.policy, rows, step=step, seed=self.config.seed, needs=self.config.needs, **more
             )
         self.processes.check_members([rollout.mask_NA, rollout.behaviour_NA], what=f"the rows of step {step + 1}")
         self._announce(step + 1)
@@ -168,13 +177,24 @@ class Drawing:
             amounts.update(self.config.engine.amounts(rollout))
         return rollout, outputs
 
-    def scored(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
-        """Every item once; outputs that share an item share its scores."""
+    @property
+    def asks_early(self) -> bool:
+        """Whether rewards are asked about samples while others are drawn."""
+        tells = getattr(self.config.engine, "tells_finished", False)
+        return tells and self.rewards.asks_early and not self.config.offload_rewards
+
+    def scored(self, rollout: Rollout, outputs: Outputs, early: Sequence[Early] = ()) -> dict[str, Scores]:
+        """Every item once; outputs that share an item share its scores. early: what was said of them before."""
         first = outputs.first_output()
         keys = [rollout.prompt_N[outputs.row_M]]
         keys += [column for column in (outputs.action_M, outputs.tag_M) if column is not None]
         group_U = group_ids(*(key[first] for key in keys))
-        scores = self.rewards(outputs.items, prompts_of(rollout, outputs.row_M[first]), group_U)
+        asked = prompts_of(rollout, outputs.row_M[first])
+        if early:
+            prompt_U = rollout.prompt_N.cpu()[outputs.row_M[first]]
+            scores = self.rewards(outputs.items, asked, group_U, prompt_U=prompt_U, early=early)
+        else:
+            scores = self.rewards(outputs.items, asked, group_U)
         if self.config.offload_rewards:
             self.rewards.leave_device()
         index = outputs.item_index()
@@ -190,16 +210,32 @@ class _Asked:
         self.counts: Counter[str] = Counter()
         self.sampled = self.scored = 0
         """Rows."""
+        self._early: dict[int, list[Future]] = {}
+        """By rollout, by its id: what rewards are asked before it is whole."""
 
     def sample(self, rows: Rows) -> tuple[Rollout, Outputs]:
+        asked: list[Future] = []
+
+        def finished(prompt: int, items: Any) -> None:
+            asked.append(self.drawing.early.submit(self._ask_early, [rows.prompts[prompt]] * len(items), items, prompt))
+
         with clock.counts_kept_in(self.counts):
-            found = self.drawing.sampled(rows, self.step, self.amounts)
+            tell = {"finished": finished} if self.drawing.asks_early else {}
+            found = self.drawing.sampled(rows, self.step, self.amounts, **tell)
         self.sampled += len(rows)
+        if asked:
+            self._early[id(found[0])] = asked
         return found
+
+    def _ask_early(self, prompts: Sequence[Prompt], items: Any, prompt: int) -> Early:
+        with clock.counts_kept_in(self.counts):
+            return self.drawing.rewards.ask_early(items, prompts, prompt=prompt)
 
     def score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
         with clock.counts_kept_in(self.counts):
-            found = self.drawing.scored(rollout, outputs)
+            with clock.phase("reward"):
+                early = [one.result() for one in self._early.pop(id(rollout), ())]
+            found = self.drawing.scored(rollout, outputs, early)
         self.scored += rollout.num_rows
         return found
 

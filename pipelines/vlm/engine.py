@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -71,6 +71,18 @@ class VlmEngine:
     def examined_first(self) -> bool:
         """Whether another program draws, so that it is compared with the trainer before a run begins."""
         return not getattr(self.generator, "is_the_trainers", False)
+
+    tells_finished = True
+    """It hands out the samples of a prompt while others are drawn."""
+
+    @property
+    def draws_apart(self) -> bool:
+        """Whether it draws with weights of its own once they are handed over, so that the policy may be trained meanwhile."""
+        return getattr(self.generator, "draws_apart", False) and not self.snapshots
+
+    def hand_over(self, policy: VlmPolicy) -> None:
+        """The weights in place, for a `sample` in another thread, which names them by `Snapshots.as_of`."""
+        self.generator.hand_over(policy.network)
 
     @property
     def whole_groups(self) -> bool:
@@ -165,17 +177,29 @@ class VlmEngine:
 
     @torch.no_grad()
     def sample(
-        self, policy: VlmPolicy, rows: Rows, *, step: int, seed: int, needs: frozenset[str]
+        self,
+        policy: VlmPolicy,
+        rows: Rows,
+        *,
+        step: int,
+        seed: int,
+        needs: frozenset[str],
+        finished: Callable[[int, list[str]], None] | None = None,
     ) -> tuple[Rollout, Outputs]:
-        """Draws an answer for every row. Rows of a prompt that cannot be read stay empty: nothing trained, nothing scored."""
+        """Draws an answer for every row. Rows of a prompt that cannot be read stay empty: nothing trained, nothing scored.
+
+        finished: hears of the texts of each prompt, in the order of its rows, as soon as all of them are there. A prompt some of whose
+            rows are demonstrations is not told.
+        """
         contexts, context_N = _encode(policy, rows)
         failed_N = torch.tensor([bool(contexts[c].failure) for c in context_N.tolist()], dtype=torch.bool)
         demo_N = torch.zeros_like(failed_N) if self.demonstrate is None else self.demonstrate.rows(rows) & ~failed_N
         keys, drawn = _keys(rows), torch.nonzero(~demo_N & ~failed_N).flatten()
-        draw = Draw(self.max_new_tokens, policy.loaded.stop, policy.config.temperature, self.top_p)
         requests = [
             Request(contexts[int(context_N[i])], stream(seed, "tokens", step, *keys[i])) for i in drawn.tolist()
         ]
+        told = None if finished is None else _Finished(policy, rows, drawn, finished)
+        draw = Draw(self.max_new_tokens, policy.loaded.stop, policy.config.temperature, self.top_p, told)
         made = self._drawn(policy, requests, draw)
         shape = (len(rows), self.max_new_tokens)
         token_NA, behaviour_NA = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
@@ -282,6 +306,31 @@ class VlmEngine:
         return [texts.get(i) for i in range(len(rows))]
 
 
+class _Finished:
+    """Tells of a prompt's texts when the last of its rows has ended."""
+
+    def __init__(self, policy: VlmPolicy, rows: Rows, drawn: Tensor, tell: Callable[[int, list[str]], None]) -> None:
+        """drawn: [n] the row of each request."""
+        self.policy, self.tell, self.opened = policy, tell, opened_by_template(policy.processor)
+        self.prompt_n = rows.prompt_N[drawn].tolist()
+        whole = torch.bincount(rows.prompt_N, minlength=len(rows.prompts)).tolist()
+        asked = torch.bincount(rows.prompt_N[drawn], minlength=len(rows.prompts)).tolist()
+        self.left = {p: asked[p] for p in set(self.prompt_n) if asked[p] == whole[p]}
+        self.answers: dict[int, dict[int, Tensor]] = {p: {} for p in self.left}
+
+    def __call__(self, request: int, tokens: Tensor) -> None:
+        prompt = self.prompt_n[request]
+        if prompt not in self.left:
+            return
+        self.answers[prompt][request] = tokens
+        self.left[prompt] -= 1
+        if not self.left[prompt]:
+            answers = self.answers.pop(prompt)
+            self.tell(
+                prompt, [_text(self.policy, self.opened, answers[request].tolist()) for request in sorted(answers)]
+            )
+
+
 def text_columns(
     token_NA: Tensor, length_N: Tensor, behaviour_NA: Tensor, *, stop: frozenset[int], demo_N: Tensor | None
 ) -> dict[str, Tensor]:
@@ -319,13 +368,13 @@ def row_texts(policy: VlmPolicy, token_NA: Tensor, length_N: Tensor) -> list[str
     whole. The tokens of the row, and with them all log-probabilities, do not hold it.
     """
     opened = opened_by_template(policy.processor)
-    texts = []
-    for tokens, length in zip(token_NA.tolist(), length_N.tolist()):
-        ids = tokens[:length]
-        if ids and ids[-1] in policy.loaded.stop:
-            ids = ids[:-1]
-        texts.append(opened + policy.processor.tokenizer.decode(ids))
-    return texts
+    return [_text(policy, opened, tokens[:length]) for tokens, length in zip(token_NA.tolist(), length_N.tolist())]
+
+
+def _text(policy: VlmPolicy, opened: str, ids: list[int]) -> str:
+    if ids and ids[-1] in policy.loaded.stop:
+        ids = ids[:-1]
+    return opened + policy.processor.tokenizer.decode(ids)
 
 
 def _encode(policy: VlmPolicy, rows: Rows) -> tuple[list[Context], Tensor]:

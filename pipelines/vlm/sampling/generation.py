@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,6 +39,9 @@ class Draw:
     """Tokens that end an answer; the one that does is part of it."""
     temperature: float
     top_p: float = 1.0
+    finished: Callable[[int, Tensor], None] | None = None
+    """Hears of each answer as it ends, if anybody wants to: the number of its request, and its tokens [length], the one that ends it
+    included. A generator that cannot tell on its way leaves it."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,9 @@ class _Drawing:
             self.made.entropy_NA[here] = found[2].float()
         self.made.length_N[here[0]] = length = here[1] + 1
         ended = torch.isin(drawn, self.stop) | (length >= self.draw.max_new_tokens)
+        if self.draw.finished is not None:
+            for row in here[0][ended].tolist():
+                self.draw.finished(row, self.made.token_NA[row, : int(self.made.length_N[row])])
         if bool(ended.all()):
             return None
         return running.after(self.network, token_n).without(live[ended])

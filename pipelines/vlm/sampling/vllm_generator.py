@@ -105,6 +105,19 @@ class VllmGenerator:
             f"vLLM draws: on a GPU it takes {self.memory_share:.0%} of the memory{asleep}, which the bytes above leave out"
         ]
 
+    @property
+    def draws_apart(self) -> bool:
+        """Whether it may draw while the policy is trained: on a GPU it has to keep its memory meanwhile."""
+        return not (self.sleeps and torch.cuda.is_available())
+
+    def hand_over(self, network: Network) -> None:
+        """Takes the weights in place, for a `generate` that is called beside their training."""
+        if self._llm is None:
+            self._start(network)
+        with phase("weight_sync"):
+            self._wake()
+            self._hand_over(network)
+
     @torch.no_grad()
     def generate(self, network: Network, requests: Sequence[Request], draw: Draw) -> Generated:
         """As `Generator`. Raises ConfigError where the engine cannot serve this model."""
@@ -198,7 +211,9 @@ class VllmGenerator:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
-                        outputs[int(output.request_id.split("-")[0])] = output
+                        outputs[row := int(output.request_id.split("-")[0])] = output
+                        if draw.finished is not None:
+                            draw.finished(row, torch.tensor(list(output.outputs[0].token_ids)))
                 report("texts", len(outputs), len(requests))
         except BaseException:
             self._llm = None  # it holds on to what was left behind; the next call begins anew
