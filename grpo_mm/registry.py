@@ -80,6 +80,7 @@ ROOMS = (
     "grpo_mm.rewards.images",
     "grpo_mm.rewards.text",
     "grpo_mm.rewards.judges",
+    "grpo_mm.rewards.reward_models",
     "grpo_mm.rewards.video",
     "grpo_mm.rewards.spatial",
     "grpo_mm.rewards.faithfulness",

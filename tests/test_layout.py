@@ -182,6 +182,7 @@ MAY_IMPORT = {
     "rewards.spatial": "rewards.answers rewards.shared rewards.text",
     "rewards.video": "rewards.answers rewards.shared rewards.spatial rewards.text",
     "rewards.judges": "processes rewards.answers rewards.shared rollout weights",
+    "rewards.reward_models": "rewards.answers rewards.judges rewards.shared weights",
     "rewards.faithfulness": "rewards.answers rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",
     "rewards.service": "processes rewards.shared rollout",
     "rewards.environments": "environments rewards.service rollout",

@@ -34,17 +34,17 @@ def versions_of(scorer: Any) -> dict[str, str]:
 
 
 def digests_of(use: Any) -> dict[str, str]:
-    """File -> SHA-256 of the weights that its settings name, where they lie on this machine. Reads them whole."""
-    return {file.name: _digest(file) for file in dict.fromkeys(_files(use))}
+    """setting/file -> SHA-256 of the weights that its settings name, where they lie on this machine. Reads them whole."""
+    return {name: _digest(file) for name, file in _files(use)}
 
 
-def _files(use: Any) -> Iterator[Path]:
+def _files(use: Any) -> Iterator[tuple[str, Path]]:
     for one in fields(use):
         value = getattr(use, one.name)
         if is_dataclass(value) and not isinstance(value, type):
-            yield from _files(value)
+            yield from ((f"{one.name}/{name}", file) for name, file in _files(value))
         elif isinstance(value, str):
-            yield from _named(value)
+            yield from ((f"{one.name}/{file.name}", file) for file in _named(value))
 
 
 def _named(value: str) -> Iterator[Path]:

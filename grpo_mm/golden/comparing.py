@@ -15,9 +15,10 @@ from grpo_mm.golden.drawn import FAULTS, Subject, subjects
 from grpo_mm.golden.entries import Golden, entry_of, kind_of_subjects, settings_of
 from grpo_mm.rollout.scoring import Scoring
 
-SHARES = {"float32": 0.02}
-OTHER_SHARE = 0.1
-"""Of the largest change that a fault makes: how far a score may lie off. What computes in less than float32 rounds more."""
+SHARES = {"float32": (0.002, 0.02)}
+OTHER_SHARES = (0.03, 0.1)
+"""Of the largest change that a fault makes, how far a score may lie off at least, for rounding, and at most; between them it is a quarter of
+the smallest change. What computes in less than float32 rounds more."""
 log = logging.getLogger(__name__)
 
 
@@ -69,8 +70,10 @@ def record(scoring: Scoring, name: str, *, tolerance: float | None = None) -> Go
     moved = {fault: _largest(scores, values) for fault, values in faults.items()}
     if not max(moved.values()) > 0:
         raise UserError(f"the reward {name!r} gives {_told(scores)} whatever it is shown: is it well?")
-    share = SHARES.get(getattr(scorer.use, "dtype", "float32"), OTHER_SHARE)
-    tolerance = share * max(moved.values()) if tolerance is None else tolerance
+    if tolerance is None:
+        least, most = SHARES.get(getattr(scorer.use, "dtype", "float32"), OTHER_SHARES)
+        quarter = min(largest for largest in moved.values() if largest > 0) / 4
+        tolerance = max(least * max(moved.values()), min(quarter, most * max(moved.values())))
     return Golden(
         scorer=type(scorer.use).__name__, settings=settings_of(scorer.use), scores=scores, tolerance=tolerance, faults=faults,
         blind_to=[fault for fault, largest in moved.items() if largest <= 2 * tolerance],

@@ -34,7 +34,7 @@ class Golden:
     blind_to: Sequence[str] = ()
     """Faults that move no score by more than twice the tolerance, so that they would not be found."""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """File -> SHA-256."""
+    """Setting/file -> SHA-256."""
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
 
@@ -110,6 +110,8 @@ def read(file: Path) -> list[Golden]:
     """The entries of a file; raises ConfigError for one that cannot be read."""
     try:
         rows = parse_json(file.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise TypeError("wanted a list of entries")
         return [_entry(row) for row in rows]
     except (OSError, UnicodeDecodeError, BadJson, TypeError, ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"golden: {file} cannot be read as golden scores ({reason(error, 150)}).") from error

@@ -13,6 +13,7 @@ KINDS = (
     Entry("judge", "pointwise", "grpo_mm.rewards.judges.comparing:PointwiseJudge"),
     Entry("judge", "transformers", "grpo_mm.rewards.judges.comparing:TransformersJudge", "arXiv:2505.03318"),
     Entry("judge", "server", "grpo_mm.rewards.judges.comparing:ServerJudge", "arXiv:2505.03318"),
+    Entry("judge", "first_token", "grpo_mm.rewards.judges.first_token:FirstTokenJudge", "arXiv:2509.08826"),
     Entry("verdict", "model", "grpo_mm.rewards.judges.verdicts:ModelJudge", "arXiv:2604.08476"),
     Entry("vlm", "transformers", "grpo_mm.rewards.judges.vlm:TransformersVlm"),
     Entry("vlm", "server", "grpo_mm.rewards.judges.vlm_server:ServerVlm"),

@@ -20,10 +20,17 @@ class Served:
     """`rewards` (by name, or whole entries) at `url` until `close`; at the same port again after `open`."""
 
     def __init__(
-        self, rewards: Mapping[str, Any], *, token: str | None = None, limits: Limits | None = None, **gather: Any
+        self,
+        rewards: Mapping[str, Any],
+        *,
+        token: str | None = None,
+        limits: Limits | None = None,
+        golden: Mapping[str, str] | None = None,
+        **gather: Any,
     ) -> None:
         self.rewards = {name: use if isinstance(use, Scorer) else Scorer(use) for name, use in rewards.items()}
         self.token, self.limits, self.port, self.gather = token, limits or Limits(8 * 2**20), 0, gather
+        self.golden = dict(golden or {})
         self.paths: list[str] = []
         self.open()
 
@@ -33,6 +40,7 @@ class Served:
 
     def open(self) -> None:
         scorers = Scorers(self.rewards, torch.device("cpu"), most_seconds=self.limits.seconds)
+        scorers.golden = self.golden
         inner = application(scorers, limits=self.limits, token=self.token, versions={"grpo_mm": "test"}, **self.gather)
 
         async def app(scope, receive, send):
