@@ -76,6 +76,10 @@ class TrainerWorker:
         self._child = Child(command, environment=environment, folder=folder)
         return self._child.pid
 
+    def pid(self) -> int:
+        """Of the training process; 0 before the first."""
+        return 0 if self._child is None else self._child.pid
+
     def ended(self, seconds: float | None = None) -> int | None:
         """Waits for its end: exit code, or minus the signal; None: it still runs after so many seconds."""
         return None if self._child is None else self._child.wait(seconds)

@@ -13,7 +13,9 @@ import pytest
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "grpo_mm[ray]"')
 
 from children import launch as as_torchrun_does  # noqa: E402
+from forked import Forks  # noqa: E402
 from launches import SERVICE, gone_within, job, launched, starts  # noqa: E402
+from nodes import Nodes  # noqa: E402
 from spelling import write_speller  # noqa: E402
 from tiny_runs import PYTHONPATH, record, weights  # noqa: E402
 
@@ -28,42 +30,8 @@ from grpo_mm.launch.workers import newest_checkpoint  # noqa: E402
 from grpo_mm.tools.launch import job_of  # noqa: E402
 
 pytestmark = pytest.mark.timeout(600)
-QUICK = {
-    "health_check_initial_delay_ms": 0, "health_check_period_ms": 200, "health_check_failure_threshold": 3,
-    "health_check_timeout_ms": 500, "worker_niceness": 0,
-}  # fmt: skip
-"""A lost node is noticed within seconds."""
 TRAIN = "import sys\nfrom grpo_mm import train\ntrain(sys.argv[1], sys.argv[2:])\n"
 ONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
-
-
-class Nodes:
-    """A head that has no place for trainers, and others that have one each."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        memory = {"object_store_memory": 80 << 20}
-        head = {"num_cpus": 0, "resources": {"home": 4}, "include_dashboard": False, "_system_config": QUICK, **memory}
-        self._memory, self.cluster = memory, Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = []
-
-    @property
-    def address(self) -> str:
-        return self.cluster.address
-
-    def have(self, number: int) -> None:
-        """So many nodes for trainers."""
-        while len(self.nodes) < number:
-            self.nodes.append(self.cluster.add_node(num_cpus=1, resources={"seat": 1}, **self._memory))
-        while len(self.nodes) > number:
-            self.lose(self.nodes[-1].node_id)
-
-    def lose(self, node: str) -> None:
-        """As when a machine is gone; node: its name, or how that begins."""
-        found = next(one for one in self.nodes if one.node_id.startswith(node))
-        self.nodes.remove(found)
-        self.cluster.remove_node(found, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +39,25 @@ def nodes():
     before = dict(os.environ)
     os.environ.update({"RAY_AUTH_MODE": "disabled", **ONE})
     made = Nodes()
-    yield made
-    made.cluster.shutdown()
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        yield made
+    finally:
+        made.cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def test_a_lost_node_and_a_killed_scorer_leave_the_run_as_torchrun_would_have_made_it(nodes, tmp_path):
+@pytest.fixture(scope="module")
+def forks(nodes):
+    """Processes that need not import everything anew."""
+    made = Forks()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_lost_node_and_a_killed_scorer_leave_the_run_as_torchrun_would_have_made_it(nodes, forks, tmp_path):
     nodes.have(3)
     slow = {"right": {"use": {"kind": "spelling:SpelledRight", "seconds": 0.2}}}
     placed = {"trainers": 2, "scorers": {"eyes": {"rewards": ["right"], "cpus": 0, "resources": {"home": 1}}}}
@@ -94,7 +74,8 @@ def test_a_lost_node_and_a_killed_scorer_leave_the_run_as_torchrun_would_have_ma
             done.add("node")
             nodes.lose(launcher._home)
 
-    code, told, launcher = launched(job_of(settings, config, ["name=ray"], place=place), place, during=disturb)
+    one = forks.quick(job_of(settings, config, ["name=ray"], place=place))
+    code, told, launcher = launched(one, place, during=disturb)
     said = "\n".join(told)
     assert code == 0 and done == {"scorer", "node"}, said
     assert "eyes is away: it ended with code -9" in said and "eyes is back at" in said
@@ -115,13 +96,13 @@ def own(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in services and not k.startswith("memory/")} for row in record(run)]
 
 
-def test_one_trainer_is_one_process(nodes, tmp_path):
+def test_one_trainer_is_one_process(nodes, forks, tmp_path):
     from grpo_mm import train
 
     nodes.have(1)
     config = write_speller(tmp_path, {"steps": 3})
     place = OverRay(nodes.address)
-    code, told, _ = launched(job_of(read(config, ["name=ray"]), config, ["name=ray"], place=place), place)
+    code, told, _ = launched(forks.quick(job_of(read(config, ["name=ray"]), config, ["name=ray"], place=place)), place)
     assert code == 0, "\n".join(told)
     train(config, ["name=here"])
     here, there = tmp_path / "runs/here", tmp_path / "runs/ray"
