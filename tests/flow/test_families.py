@@ -64,7 +64,7 @@ def plain_pictures(model: FamilyModel, pipe, policy: FlowPolicy, engine: FlowEng
     found = []
     for p, latents in zip(EVAL_ROWS.prompt_N.tolist(), as_given(pipe, start, height, width)):
         drawn = pipe(
-            PROMPTS[p].text, latents=latents[None], num_inference_steps=engine.eval_steps, height=height, width=width,
+            prompt=PROMPTS[p].text, latents=latents[None], num_inference_steps=engine.eval_steps, height=height, width=width,
             output_type="pt", **call,
         )  # fmt: skip
         found.append((drawn.images * 255).round())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,9 @@ def loading_code(
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None else "")
-    return "\n".join([*lines, f'image = pipe("a prompt", {call_text}).images[0]'])
+    comes_first = list(inspect.signature(type(pipe).__call__).parameters)[1] == "prompt"
+    prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
+    return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])
 
 
 def _source(config: Any, *, adapter: bool) -> str:
