@@ -86,6 +86,7 @@ class VllmGenerator:
         """As `Generator`. Raises ConfigError where the engine cannot serve this model."""
         if not requests:
             return _none(draw)
+        network.family.refuse("engine.generator.kind = vllm", instead="Use engine.generator.kind=hf.")
         if self._llm is None:
             self._start(network, draw)
         with phase("weight_sync"):
