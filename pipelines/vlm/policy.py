@@ -21,6 +21,7 @@ from grpo_mm.pipelines.vlm.models import adapters
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.models.card import MERGED, loading_code
 from grpo_mm.pipelines.vlm.models.families import check_model, resolve
+from grpo_mm.pipelines.vlm.models.family import Family
 from grpo_mm.pipelines.vlm.models.loading import Loaded, load
 from grpo_mm.pipelines.vlm.models.positions import VideoPositions
 from grpo_mm.pipelines.vlm.prompt_sharing.replay import Replay, Sharing
@@ -164,7 +165,9 @@ class VlmPolicyConfig:
         return found
 
     def check(self) -> None:
-        check_model(self.path)
+        family = check_model(self.path)
+        if family is not None:
+            self.check_family(family)
         if self.lora is not None:
             self.lora.check()
         elif self.save_merged:
@@ -203,6 +206,19 @@ class VlmPolicyConfig:
         self.chat.check()
         if hasattr(self.media, "check"):
             self.media.check()
+
+    def check_family(self, family: Family) -> None:
+        """Raises ConfigError for settings that do not go with the family of the checkpoint."""
+        for name, default in (
+            ("attention", "sdpa"),
+            ("compile", False),
+            ("quantize", None),
+            ("image_pixels", None),
+            ("video_pixels", None),
+        ):
+            value = getattr(self, name)
+            for setting in (f"policy.{name}", f"policy.{name} = {value}") if value != default else ():
+                family.refuse(setting, instead="Leave it out.")
 
     def load(
         self, device: torch.device, *, shard: Shard | None = None, sequence: SequenceGroup | None = None
@@ -270,24 +286,28 @@ class VlmPolicy:
         self.config, self.device, self.unit = config, device, config.unit
         self.dtype, self.loaded, model = DTYPES[config.dtype], loaded, loaded.model
         full, flex = config.lora is None, config.attention == "flex_attention"
+        config.check_family(loaded.family)
+        if sequence is not None:
+            loaded.family.refuse("distributed.sequence", instead="Leave it out.")
         loaded.family.follow(model, config.video_positions)
         self.merged = {} if config.merge_adapter is None else adapters.merge(model, config.merge_adapter)
         model.requires_grad_(full).eval()
         if not config.train_tower:
-            model.model.visual.requires_grad_(False)
+            for part in loaded.family.tower(model):
+                part.requires_grad_(False)
         if config.quantize is not None:
             quantize([model.model.language_model], config.quantize, compute=self.dtype)
             mark_quantized(model, config.quantize)
         self.model, self.processor = model, loaded.processor
         self.wrapped = None if config.lora is None else adapters.add(model, config.lora)
         reduced = full and self.dtype != torch.float32
-        self.shards = None if shard is None else shard(model, _units(model), compute=self.dtype if reduced else None)
+        self.shards = None if shard is None else shard(model, _units(model, loaded.family), compute=self.dtype if reduced else None)
         (model if self.wrapped is None else self.wrapped).to(device)
         if config.gradient_checkpointing:
             _checkpoint_layers(model)
         if config.compile:
             compile_layers(model.model.language_model.layers, apart="self_attn")
-            compile_layers(model.model.visual.blocks, apart="attn")
+            compile_layers(loaded.family.tower_blocks(model), apart="attn")
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else model)
         self.network = Network(
@@ -405,9 +425,9 @@ class VlmPolicy:
                 adapters.save_pairs(self.wrapped.get_base_model(), self.merged, folder / MERGED)
 
 
-def _units(model: Any) -> list[list[Any]]:
+def _units(model: Any, family: Family) -> list[list[Any]]:
     """What of a model is gathered at once: a layer, a block of the tower; embeddings and head together, which may be one weight."""
-    layers = [*model.model.language_model.layers, *model.model.visual.blocks]
+    layers = [*model.model.language_model.layers, *family.tower_blocks(model)]
     return [*([layer] for layer in layers), [model.get_input_embeddings(), model.lm_head]]
 
 

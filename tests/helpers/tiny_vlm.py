@@ -1,4 +1,4 @@
-"""Random vision-language checkpoints in the three formats, prompts with pictures and clips, and a slow obvious forward."""
+"""Random vision-language checkpoints of all families, prompts with pictures and clips, and a slow obvious forward."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from newer_vlm import MAKERS
 from torch import Tensor
 
 from grpo_mm.pipelines.vlm.engine import VlmEngine
@@ -64,10 +65,12 @@ def build(family: str, path: Path) -> Path:
     from grpo_mm.pipelines.zoo import vision_language
 
     zoo, processor = vision_language.untrained(dim=32, layers=1, vision_dim=32, vision_layers=1)
-    make = {"qwen2_vl": _qwen2, "qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3}[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, processor = make(zoo.config, processor)
+        if family in MAKERS:
+            model, processor = MAKERS[family](_text(zoo.config), _tokens(zoo.config), processor)
+        else:
+            model, processor = _OLDER[family](zoo.config, processor)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     with torch.no_grad():  # biases and norms start at 0 and 1, where a mistake may hide
         for name, parameter in model.named_parameters():
@@ -134,6 +137,9 @@ def _qwen3(config: Any, processor: Any) -> tuple[Any, Any]:
         tokenizer=processor.tokenizer,
         chat_template=processor.chat_template,
     )
+
+
+_OLDER = {"qwen2_vl": _qwen2, "qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3}
 
 
 def policy(family: str = "qwen2_5_vl", *, shard: Any = None, sequence: Any = None, **settings: Any) -> VlmPolicy:

@@ -146,6 +146,7 @@ class VllmServer:
         """
         if not requests:
             return generated([], draw, prompt_ids=(), weights=None)
+        network.family.refuse("engine.generator.kind = vllm", instead="Use engine.generator.kind=hf.")
         if self._fleet is None:
             self._open(network)
         which = network.in_place.which

@@ -17,7 +17,7 @@ from grpo_mm.pipelines.vlm.forwards.cascade import SharedPrompts
 from grpo_mm.pipelines.vlm.forwards.cut_rows import CutText, CutTower, own_tokens
 from grpo_mm.pipelines.vlm.forwards.flex import FlexPrompts
 from grpo_mm.pipelines.vlm.forwards.prefix_attention import install
-from grpo_mm.pipelines.vlm.models.families import Family
+from grpo_mm.pipelines.vlm.models.family import Family
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.prompting.shared_media import media_look, same_media
 from grpo_mm.processes.clock import phase
@@ -76,18 +76,18 @@ class Network:
         elif text._attn_implementation == "sdpa" and self.device.type == "cpu":
             install(text, cascade.NAME, cascade.attend_answers)
         self.attention: str = text._attn_implementation
-        tower = model.model.visual.config
-        if tower._attn_implementation == "sdpa":
-            windows.install(tower)
+        tower = family.tower(model)
+        if family.tower_has_windows and tower[0].config._attn_implementation == "sdpa":
+            windows.install(tower[0].config)
         self._sequence, self._cut = sequence, None
         if sequence is not None:
             cut_rows.install(text)
-            cut_rows.install_tower(model.model.visual)
+            cut_rows.install_tower(tower[0])
         size = model.lm_head.weight.shape[0]
         forbidden_V = torch.zeros(size, dtype=torch.bool, device=self.device)
         forbidden_V[[token for token in forbidden if token < size]] = True
         self.distribution = TokenDistribution(temperature, forbidden_V)
-        self.tower_is_frozen = not any(p.requires_grad for p in model.model.visual.parameters())
+        self.tower_is_frozen = not any(p.requires_grad for part in tower for p in part.parameters())
         self.path, self.in_place = path, in_place
         self._features: WeakKeyDictionary[Context, Tensor] = WeakKeyDictionary()
         self._latest: WeakValueDictionary[object, Context] = WeakValueDictionary()
@@ -120,7 +120,7 @@ class Network:
 
     def features(self, context: Context) -> Tensor | None:
         """Visual tokens in the order of their placeholders, [1 + D, tokens, width]; None without media."""
-        if "image_grid_thw" not in context.inputs and "video_grid_thw" not in context.inputs:
+        if "pixel_values" not in context.inputs and "pixel_values_videos" not in context.inputs:
             return None
         if context in self._features:
             return self._features[context]
@@ -137,16 +137,14 @@ class Network:
         return found
 
     def _tower(self, context: Context) -> Tensor:
-        config, ids, parts, places = self.model.config, context.input_ids_L, [], []
-        for kind, pixels, token in (
-            ("image", "pixel_values", config.image_token_id),
-            ("video", "pixel_values_videos", config.video_token_id),
-        ):
-            if pixels in context.inputs:
-                given = (context.inputs[name].to(self.device) for name in (pixels, f"{kind}_grid_thw"))
-                cut = {} if self._cut is None else {"cut": CutTower(self._cut)}
-                parts.append(self.family.features(self.model, *given, kind=kind, **cut))
-                places.append(torch.nonzero(ids == token).flatten())
+        parts, places = [], []
+        held = self.family.placeholders(self.model.config, context.input_ids_L, context.inputs)
+        for kind, here_L in held.items():
+            cut = {} if self._cut is None else {"cut": CutTower(self._cut)}
+            found = self.family.features(self.model, context.inputs, kind=kind, device=self.device, **cut)
+            if found is not None:
+                parts.append(found)
+                places.append(torch.nonzero(here_L).flatten())
         order = torch.argsort(torch.cat(places)).to(self.device)
         return torch.cat(parts, dim=1)[:, order]
 
@@ -181,8 +179,9 @@ class Network:
                 position_3nL[:, i, length : length + answers] = context.response_positions(answers)
         visual_nL = torch.zeros(n, longest, dtype=torch.bool)
         for i, context in enumerate(contexts):  # of the prompts only: answers never hold placeholders
-            config, ids = self.model.config, context.input_ids_L[:first]
-            visual_nL[i, : len(ids)] = (ids == config.image_token_id) | (ids == config.video_token_id)
+            ids = context.input_ids_L[:first]
+            held = self.family.placeholders(self.model.config, ids, context.inputs)
+            visual_nL[i, : len(ids)] = torch.stack(list(held.values())).any(0)
         found = {
             context: self.features(context) for context in dict.fromkeys(contexts)
         }  # once, also where it is trained
@@ -225,7 +224,7 @@ class Network:
                     extra |= {"visual_pos_masks": visual_nL, "deepstack_visual_embeds": list(level_V[1:])}
             found = self.model.model.language_model(
                 inputs_embeds=embeds_nLD,
-                position_ids=position_3nL.to(self.device),
+                position_ids=self.family.rotary(position_3nL.to(self.device)),
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=use_cache,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.models.families import LINEAR, adapter_targets
+from grpo_mm.pipelines.vlm.models.families import FAMILIES, adapter_targets
+from grpo_mm.pipelines.vlm.models.family import LINEAR
 from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter, void_beside_start_from
 from grpo_mm.weights.adapter_places import Pair, Part, Place, check_untied, fill, lora_settings, merge_into, place
 
@@ -28,7 +29,8 @@ class Lora:
     rank: int = 32
     alpha: float = 64.0
     targets: tuple[str, ...] = LINEAR
-    """Names of linear layers within a language layer."""
+    """Names of linear layers within a language layer. All of these, the default, stand for all that a family has: those of linear
+    attention and fused ones as well. Experts in stacked tensors have none."""
     start_from: str | None = None
     """An adapter folder, file or hub name whose training is continued; its own layers, ranks and alphas are used."""
 
@@ -39,11 +41,12 @@ class Lora:
     def check(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
             raise ConfigError(f"policy.lora: rank = {self.rank}, alpha = {self.alpha}; wanted at least 1, and above 0.")
-        unknown = sorted(set(self.targets) - set(LINEAR))
-        if unknown or not self.targets:
+        more = sorted({name for family in FAMILIES.values() for name in family.more_linear})
+        if not self.targets or not set(self.targets) <= {*LINEAR, *more}:
+            also = f" (some families: {', '.join(more)})" if more else ""
             raise ConfigError(
-                f"policy.lora.targets = {list(self.targets)}; wanted some of {', '.join(LINEAR)}: the linear layers of the "
-                "language model."
+                f"policy.lora.targets = {list(self.targets)}; wanted some of {', '.join(LINEAR)}{also}: the linear layers of "
+                "the language model."
             )
         if self.start_from is not None:
             check_adapter(self.start_from)
@@ -64,7 +67,7 @@ def add(model: Any, lora: Lora) -> Any:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": adapter_targets(lora.targets),
+        "target_modules": adapter_targets(_targets(model, lora)),
     }
     if lora.start_from is not None:
         file = read_adapter(lora.start_from)
@@ -80,6 +83,12 @@ def add(model: Any, lora: Lora) -> Any:
         fill(model, stored)
     assert any(parameter.requires_grad for parameter in wrapped.parameters()), "the adapter matches no layer"
     return wrapped
+
+
+def _targets(model: Any, lora: Lora) -> tuple[str, ...]:
+    family = FAMILIES.get(model.config.model_type)
+    every = set(LINEAR) <= set(lora.targets)
+    return lora.targets + (family.more_linear if family is not None and every else ())
 
 
 def _continued(model: Any, file: AdapterFile, path: str) -> dict[str, Pair]:

@@ -4,74 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
-from grpo_mm.pipelines.vlm.models.positions import VideoPositions, follow_authors
+from grpo_mm.pipelines.vlm.models.family import LINEAR, Family
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import read_settings
-
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear layers of a language layer, under the same names in all families."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a family tells time, and how it takes visual features.
-
-    Example: Qwen2.5-VL at one frame a second and two frames a patch: a step of the temporal grid is 2 s, and with
-    tokens_per_second = 2 the temporal positions of a video run 0, 4, 8, …
-    """
-
-    model_type: str
-    time: Literal["order", "seconds_per_grid", "text"]
-    """order: temporal positions count frames, seconds are unknown to the model. seconds_per_grid: they are scaled by the
-    processor's `second_per_grid_ts`. text: a time stamp stands before each frame of a video."""
-    deepstack: bool = False
-    """Features of early vision layers are added to the first language layers."""
-
-    def video_metadata(self, time_F: Tensor, fps: float) -> Any:
-        """What the processor must be told of frames that are sampled already; without it, it assumes 24 frames a second.
-
-        Args:
-            time_F: [F] seconds of each frame. fps: of the sampled frames.
-        """
-        from transformers.video_utils import VideoMetadata
-
-        if self.time == "text":  # stamps are index / fps: indices in seconds give the exact times
-            return VideoMetadata(total_num_frames=len(time_F), fps=1.0, frames_indices=time_F.tolist())
-        return VideoMetadata(total_num_frames=len(time_F), fps=fps, frames_indices=list(range(len(time_F))))
-
-    @property
-    def leaves_positions_open(self) -> bool:
-        """Whether rules differ in where text goes on after a video. Where times are text, frames are pictures to all."""
-        return self.time != "text"
-
-    def follow(self, model: Any, rule: VideoPositions) -> None:
-        """Makes the model find its positions by the rule; "library": by the installed transformers' own."""
-        if rule == "authors" and self.leaves_positions_open:
-            follow_authors(model)
-
-    def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Rotary positions of one prompt by the rule that the model follows, [3, L] int64; `inputs` as the processor made them."""
-        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
-        names += ("second_per_grid_ts",) if self.time == "seconds_per_grid" else ()
-        position_3NL, _ = model.model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})
-        return position_3NL[:, 0]
-
-    def features(self, model: Any, pixels: Tensor, grid: Tensor, *, kind: str, **given: Any) -> Tensor:
-        """`given`: more for the attention of the tower. Of kind "image" or "video", [1 + D, tokens, width]: visual tokens in order, then (deepstack) those for the first D language layers."""
-        found = getattr(model.model, f"get_{kind}_features")(pixels, grid, return_dict=True, **given)
-        levels = [found.pooler_output, *(found.deepstack_features if self.deepstack else ())]
-        # One tensor for each picture or video, or (deepstack in older versions) one for all.
-        return torch.stack([level if torch.is_tensor(level) else torch.cat(list(level)) for level in levels])
 
 
 FAMILIES = {
@@ -80,6 +21,7 @@ FAMILIES = {
         Family("qwen2_vl", "order"),
         Family("qwen2_5_vl", "seconds_per_grid"),
         Family("qwen3_vl", "text", deepstack=True),
+        Family("qwen3_vl_moe", "text", deepstack=True),
     )
 }
 
@@ -98,21 +40,25 @@ def resolve(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
-def check_model(path: str) -> None:
-    """Raises ConfigError, before anything is loaded, when `path` is a local folder that holds no such model."""
+def check_model(path: str) -> Family | None:
+    """The family of a local folder; None where there is none and `path` may be a hub name.
+
+    Raises:
+        ConfigError: the folder, or what `path` names, holds no such model.
+    """
     folder = Path(resolve(path))
     if not folder.exists() and not path.startswith((".", "/", "~")):
         if path.count("/") != 1:
             raise ConfigError(
                 f"policy.path {path!r} is neither an existing folder nor a hub name of the form owner/name."
             )
-        return
+        return None
     if not folder.exists():
         raise ConfigError(f"policy.path: there is no folder {plain(path)}.")
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path} is no transformers checkpoint: it has no config.json.")
-    family_of(plain(str(read_settings(file).get("model_type")), 80), path=path)
+    return family_of(plain(str(read_settings(file).get("model_type")), 80), path=path)
 
 
 def positions_on_disk(path: str) -> int | None:

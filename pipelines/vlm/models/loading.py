@@ -8,13 +8,17 @@ from typing import Any
 import torch
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.pipelines.vlm.models.families import Family, family_of, resolve
+from grpo_mm.pipelines.vlm.models.families import family_of, resolve
+from grpo_mm.pipelines.vlm.models.family import Family
 from grpo_mm.pipelines.zoo.random_weights import random_vision_language
 from grpo_mm.weights.pretrained import check_chat, check_vocabulary, load_model, load_processor
 from grpo_mm.weights.weight_files import refusing
 
 RANDOM = "random:"
 SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+SPECIAL_IDS = tuple(
+    f"{kind}{end}_token_id" for kind in ("image", "video", "vision") for end in ("", "_start", "_end")
+)
 Pixels = tuple[int, int]
 
 
@@ -59,7 +63,7 @@ def load(
     known = tokenizer.get_vocab()
     config = model.config
     special = {known[name] for name in SPECIAL if name in known}
-    special |= {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    special |= {token for name in SPECIAL_IDS if (token := getattr(config, name, None)) is not None}
     beyond = range(len(tokenizer), model.lm_head.weight.shape[0])
     end_of_turn = _end_of_turn(processor, path)
     ends = model.generation_config.eos_token_id

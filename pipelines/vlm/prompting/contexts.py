@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grpo_mm.errors import UserError
 from grpo_mm.outside import is_text, reason, shown
-from grpo_mm.pipelines.vlm.models.families import Family
+from grpo_mm.pipelines.vlm.models.family import Family
 from grpo_mm.pipelines.vlm.prompting.chat import Chat, with_times
 from grpo_mm.pipelines.vlm.prompting.open_media import are_ready, check_shape, is_video, open_media, whole_patch
 from grpo_mm.pipelines.vlm.prompting.plain_text import spelled_out
@@ -97,7 +97,7 @@ class Encoder:
         return Context(prompt.id, inputs["input_ids"][0], position_3L, rest)
 
     def _process(self, prompt: Prompt, loaded: list[Any]) -> dict[str, Tensor]:
-        step = self.model.config.vision_config.temporal_patch_size
+        step = self.family.frames_a_step(self.model.config)
         videos = [item for item in loaded if hasattr(item, "frames_FCHW")]
         pictures = [item for item in loaded if not hasattr(item, "frames_FCHW")]
         kinds = ["video" if hasattr(item, "frames_FCHW") else "image" for item in loaded]
@@ -121,7 +121,7 @@ class Encoder:
             }  # fmt: skip
         inputs = dict(self.processor(text=[text], return_tensors="pt", **given))
         inputs.pop("video_metadata", None)
-        inputs.setdefault("mm_token_type_ids", torch.zeros_like(inputs["input_ids"]))
+        inputs = self.family.finished(inputs, self.model.config)
         if spelling is not None:
             inputs = spelling.spelled(inputs, meant, self.processor.tokenizer)
         self._check_counts(prompt, inputs)
@@ -138,11 +138,10 @@ class Encoder:
 
     def _check_counts(self, prompt: Prompt, inputs: Mapping[str, Tensor]) -> None:
         """Placeholders and feature rows agree in number."""
-        merge = self.model.config.vision_config.spatial_merge_size**2
-        for kind in ("image", "video"):
-            grid = inputs.get(f"{kind}_grid_thw")
-            wanted = 0 if grid is None else int(grid.prod(-1).sum()) // merge
-            found = int((inputs["input_ids"] == getattr(self.model.config, f"{kind}_token_id")).sum())
+        config = self.model.config
+        places = self.family.placeholders(config, inputs["input_ids"][0], inputs)
+        for kind, wanted in self.family.visual_tokens(config, inputs).items():
+            found = int(places[kind].sum())
             if found != wanted:
                 raise ValueError(f"{found} {kind} placeholders for {wanted} visual tokens of prompt {prompt.id!r}.")
 
@@ -152,7 +151,7 @@ class Encoder:
         Raises:
             PromptTooLong: the fewest frames are too many still, or there is no video.
         """
-        step = self.model.config.vision_config.temporal_patch_size
+        step = self.family.frames_a_step(self.model.config)
 
         def with_share(share: float) -> dict[str, Tensor]:
             """0: one step of the temporal grid of each video; 1: all frames. Tokens are nearly linear in it."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import reason, shown
-from grpo_mm.pipelines.vlm.models.families import Family
+from grpo_mm.pipelines.vlm.models.family import Family
 
 LONGEST_SHAPE = 200
 

@@ -123,6 +123,7 @@ class VllmGenerator:
         """As `Generator`. Raises ConfigError where the engine cannot serve this model."""
         if not requests:
             return generated([], draw, prompt_ids=(), weights=None)
+        network.family.refuse("engine.generator.kind = vllm", instead="Use engine.generator.kind=hf.")
         if self._llm is None:
             self._start(network)
         with phase("weight_sync"):
