@@ -97,6 +97,8 @@ def test_weights_are_brought_once_and_again_when_they_are_others(served, ours, c
 
 def test_weights_go_through_a_folder_as_well(served, ours, contexts, tmp_path):
     server = served()
+    change(ours, scale=0.05)
+    ours.snapshots.changed()
     draws(generator(server, weights_folder=str(tmp_path)), ours, contexts)
     assert server.engine.changes == 1 and not list(tmp_path.iterdir())
     assert torch.equal(server.engine.policy.model.lm_head.weight, ours.model.lm_head.weight)

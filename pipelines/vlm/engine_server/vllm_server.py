@@ -220,14 +220,10 @@ class VllmServer:
         # Under an adapter the model stays, as long as a server says that it has had it from this run.
         base = not source.rank or not str(state["version"]).startswith(f"{self._run}/")
         with ExitStack() as stack:
-            folder = None
+            folder, files = None, _files(network, which, base=base)
             if self.weights_folder is not None:
                 folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=self.weights_folder))
-            files = _files(network, which, base=base)
-            if folder is not None:
-                for name, content in files:
-                    (Path(folder) / name).write_bytes(content)
-                files = iter(())
+                files = _written(files, Path(folder))
             brought = server.bring(
                 self._version(which), files, base=base, adapter=source.rank > 0, folder=folder, until=until
             )
@@ -261,3 +257,10 @@ def _files(network: Network, which: tuple[int, str], *, base: bool) -> Iterator[
                     yield path.name, path.read_bytes()
     if source.which != which:
         raise Away("the weights have changed while they were brought")
+
+
+def _written(files: Iterator[tuple[str, bytes]], folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Into a folder; what is sent instead says that it goes on."""
+    for name, content in files:
+        (folder / name).write_bytes(content)
+        yield "written.json", b"{}"
