@@ -272,6 +272,7 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded():
         ({"urls": ("http://user:secret@host:1",)}, "holds a user name or a password"),
         ({"urls": ("http://a:1", "http://a:1")}, "stands twice"),
         ({"urls": ("http://a:1",), "rows_per_request": 0}, "rows_per_request = 0"),
+        ({"urls": ("http://a:1",), "weights_folder": "/not/there"}, "there is no folder '/not/there' here"),
         ({"urls": ("http://a:1",), "timeout_seconds": 0}, "timeout_seconds = 0"),
     ):
         with pytest.raises(ConfigError, match=words) as found:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE
+from grpo_mm.outside import shown
 from grpo_mm.pipelines.vlm.engine_server.asking import Away, Server, check_url
 from grpo_mm.pipelines.vlm.engine_server.fleet import Fleet, Unit, Weights
 from grpo_mm.pipelines.vlm.engine_server.settings_fit import check_fit
@@ -119,6 +120,8 @@ class VllmServer:
         for name, least in (("requests_at_once", 1), ("rows_per_request", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"engine.generator.{name} = {getattr(self, name)}; wanted {least} or more.")
+        if self.weights_folder is not None and not Path(self.weights_folder).is_dir():
+            raise ConfigError(f"engine.generator.weights_folder: there is no folder {shown(self.weights_folder)} here.")
         if not self.timeout_seconds > 0:
             raise ConfigError(f"engine.generator.timeout_seconds = {self.timeout_seconds}; wanted above 0.")
         if self.start is not None and find_spec("vllm") is None:
