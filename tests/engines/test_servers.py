@@ -97,6 +97,8 @@ def test_weights_are_brought_once_and_again_when_they_are_others(served, ours, c
 
 def test_weights_go_through_a_folder_as_well(served, ours, contexts, tmp_path):
     server = served()
+    change(ours, scale=0.05)
+    ours.snapshots.changed()
     draws(generator(server, weights_folder=str(tmp_path)), ours, contexts)
     assert server.engine.changes == 1 and not list(tmp_path.iterdir())
     assert torch.equal(server.engine.policy.model.lm_head.weight, ours.model.lm_head.weight)
@@ -270,6 +272,7 @@ def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded():
         ({"urls": ("http://user:secret@host:1",)}, "holds a user name or a password"),
         ({"urls": ("http://a:1", "http://a:1")}, "stands twice"),
         ({"urls": ("http://a:1",), "rows_per_request": 0}, "rows_per_request = 0"),
+        ({"urls": ("http://a:1",), "weights_folder": "/not/there"}, "there is no folder '/not/there' here"),
         ({"urls": ("http://a:1",), "timeout_seconds": 0}, "timeout_seconds = 0"),
     ):
         with pytest.raises(ConfigError, match=words) as found:

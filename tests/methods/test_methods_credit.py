@@ -553,6 +553,7 @@ class Settings:
     objective: tuple
     group_size: int = 4
     collector: object = None
+    rollout_ahead: int = 0
 
     @property
     def rewards(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import shutil
 import time
@@ -99,6 +100,7 @@ class ServedWeights:
             The version that is in place now.
         """
         claim = self._of(upload)
+        claim.heard = math.inf  # nobody takes its place any more
         async with self._turn:
             await self._turn.wait_for(lambda: not self._changes)
             self._changes = True

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE
+from grpo_mm.outside import shown
 from grpo_mm.pipelines.vlm.engine_server.asking import Away, Server, check_url
 from grpo_mm.pipelines.vlm.engine_server.fleet import Fleet, Unit, Weights
 from grpo_mm.pipelines.vlm.engine_server.settings_fit import check_fit
@@ -119,6 +120,8 @@ class VllmServer:
         for name, least in (("requests_at_once", 1), ("rows_per_request", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"engine.generator.{name} = {getattr(self, name)}; wanted {least} or more.")
+        if self.weights_folder is not None and not Path(self.weights_folder).is_dir():
+            raise ConfigError(f"engine.generator.weights_folder: there is no folder {shown(self.weights_folder)} here.")
         if not self.timeout_seconds > 0:
             raise ConfigError(f"engine.generator.timeout_seconds = {self.timeout_seconds}; wanted above 0.")
         if self.start is not None and find_spec("vllm") is None:
@@ -221,14 +224,10 @@ class VllmServer:
         # Under an adapter the model stays, as long as a server says that it has had it from this run.
         base = not source.rank or not str(state["version"]).startswith(f"{self._run}/")
         with ExitStack() as stack:
-            folder = None
+            folder, files = None, _files(network, which, base=base)
             if self.weights_folder is not None:
                 folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=self.weights_folder))
-            files = _files(network, which, base=base)
-            if folder is not None:
-                for name, content in files:
-                    (Path(folder) / name).write_bytes(content)
-                files = iter(())
+                files = _written(files, Path(folder))
             brought = server.bring(
                 self._version(which), files, base=base, adapter=source.rank > 0, folder=folder, until=until
             )
@@ -262,3 +261,10 @@ def _files(network: Network, which: tuple[int, str], *, base: bool) -> Iterator[
                     yield path.name, path.read_bytes()
     if source.which != which:
         raise Away("the weights have changed while they were brought")
+
+
+def _written(files: Iterator[tuple[str, bytes]], folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Into a folder; what is sent instead says that it goes on."""
+    for name, content in files:
+        (folder / name).write_bytes(content)
+        yield "written.json", b"{}"
