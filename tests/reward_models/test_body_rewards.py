@@ -477,3 +477,14 @@ def test_golden_subjects_are_recorded_and_a_fault_is_found(kind, request):
     with pytest.raises(UserError, match="Its weights are those recorded"):
         compare(scoring, "a", entry)
     assert len(subjects(cls.goldens)) == 3
+
+
+@pytest.mark.parametrize("name", ["preference", "clips", "edits"])
+def test_the_configs_that_ship_can_be_served(name):
+    from grpo_mm.config.run_config import read
+    from grpo_mm.rollout.scoring import check_isolated
+
+    settings = read(f"configs/scorers/{name}.yaml")
+    settings.check_settings()
+    check_isolated(settings.rewards)
+    assert all(scorer.environment for scorer in settings.rewards.values())
