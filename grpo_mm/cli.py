@@ -465,9 +465,27 @@ def serve(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="the name of a reward; may be repeated; default: all")
     ] = None,
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine", help="instead of rewards: a vLLM server that draws the answers of the config's policy"
+        ),
+    ] = False,
+    log: Annotated[Path, typer.Option(parser=at_home, help="--engine: the file that vLLM writes to")] = Path(
+        "engine.log"
+    ),
     trust: Trust = False,
 ) -> None:
-    """Serves the rewards of a config, watched ones too, over HTTP: {kind: remote, url: …, reward: NAME} asks them. No policy is loaded."""
+    """Serves the rewards of a config, watched ones too, over HTTP: {kind: remote, url: …, reward: NAME} asks them. No policy is loaded.
+
+    With --engine it starts a vLLM server of the policy instead, which {kind: vllm_server, urls: […]} asks for answers (docs/engines.md).
+    """
+    if engine:
+        from grpo_mm.tools.serve_engine import serve_engine
+
+        return serve_engine(
+            config, overrides or [], host=host, port=port, token_env=token_env, log=log, trust=trust, told=say
+        )
     from grpo_mm.tools.serve import serve as run
 
     run(

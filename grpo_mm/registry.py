@@ -57,6 +57,7 @@ ROOMS = (
     "grpo_mm.pipelines.flow.engines",
     "grpo_mm.pipelines.vlm",
     "grpo_mm.pipelines.vlm.sampling",
+    "grpo_mm.pipelines.vlm.engine_server",
     "grpo_mm.pipelines.flow.trees",
     "grpo_mm.rollout.collectors",
     "grpo_mm.rollout",

@@ -149,7 +149,7 @@ MAY_IMPORT = {
     "launch": "processes",
     "config": "advantages launch looking objectives processes rollout rollout.collectors weights",
     "training": "advantages config ledger looking processes rollout rollout.collectors weights",
-    "tools": "advantages config datasets.shared datasets.worlds launch ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.models "
+    "tools": "advantages config datasets.shared datasets.worlds launch ledger looking looking.report objectives pipelines.flow pipelines.flow.engines pipelines.flow.trees pipelines.vlm.engine_server pipelines.vlm.models "
     "pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout training weights",
     "tools.keys": "config",
     "starters": "datasets.worlds",
@@ -164,6 +164,7 @@ MAY_IMPORT = {
     "pipelines.vlm.forwards": "pipelines.vlm.models pipelines.vlm.prompting processes",
     "pipelines.vlm.prompt_sharing": "pipelines.vlm.forwards pipelines.vlm.prompting processes",
     "pipelines.vlm.sampling": "pipelines.vlm.forwards pipelines.vlm.prompt_sharing pipelines.vlm.prompting processes",
+    "pipelines.vlm.engine_server": "pipelines.vlm.forwards pipelines.vlm.prompting pipelines.vlm.sampling processes",
     "pipelines.spatial": "pipelines.vlm.prompting",
     "pipelines.video_grounding": "pipelines.vlm.models pipelines.vlm.prompting processes rollout rollout.collectors",
     "pipelines.vlm": "ledger pipelines.spatial pipelines.vlm.forwards pipelines.vlm.models pipelines.vlm.prompt_sharing "

@@ -6,41 +6,85 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import nullcontext
+import os
+import signal
+import tempfile
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_runs import accelerate_launch, record
-from tiny_vlm import FAMILIES, PROMPTS, policy, rows_of
+from tiny_vlm import FAMILIES, PROMPTS, folder, policy, rows_of
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import first_difference
 from grpo_mm.pipelines.vlm.engine import VlmEngine
+from grpo_mm.pipelines.vlm.engine_server.starting import Launch, Started, start
+from grpo_mm.pipelines.vlm.engine_server.vllm_server import Starts, VllmServer
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.prompting.record import TextRecord
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, HfGenerator, Request
 from grpo_mm.pipelines.vlm.sampling.vllm_generator import VllmGenerator
+from grpo_mm.processes.clock import Clock, use
 from grpo_mm.processes.rng import stream
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
+NEEDS_VLLM = [pytest.mark.vllm, pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")]
+
+
+def needs_vllm(test):
+    for mark in NEEDS_VLLM:
+        test = mark(test)
+    return test
+
+
 ENGINES = [
-    pytest.param(HfGenerator, id="hf"),
-    pytest.param(
-        lambda: VllmGenerator(longest=1024, at_once=32), id="vllm",
-        marks=[pytest.mark.vllm, pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")],
-    ),
-]  # fmt: skip
+    pytest.param(lambda family: HfGenerator(), id="hf"),
+    pytest.param(lambda family: VllmGenerator(longest=1024, at_once=32), id="vllm", marks=NEEDS_VLLM),
+    pytest.param(lambda family: VllmServer(urls=(SERVERS(family).url,)), id="vllm_server", marks=NEEDS_VLLM),
+]
+pytestmark = pytest.mark.timeout(1200)  # a server of three processes starts within some tests
 BOUND = 1e-4
 """Of a log-probability in float32."""
 SAMPLES, LENGTH = 3, 8
+
+
+class Servers:
+    """One vLLM server at a time, of one family, with room for adapters."""
+
+    def __init__(self) -> None:
+        self.running: tuple[str, Started] | None = None
+
+    def __call__(self, family: str) -> Started:
+        if self.running is None or self.running[0] != family:
+            self.stop()
+            launch = Launch(
+                model=folder(family), dtype="float32", longest=1024, at_once=32, adapter_rank=8, on_cpu=True
+            )
+            self.running = (family, start(launch, log=Path(tempfile.mkdtemp()) / "engine.log"))
+        return self.running[1]
+
+    def stop(self) -> None:
+        if self.running is not None:
+            self.running[1].stop()
+        self.running = None
+
+
+SERVERS = Servers()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_is_left():
+    yield
+    SERVERS.stop()
 
 
 class Bench:
     """A policy and an engine that draws from it."""
 
     def __init__(self, make, family: str, lora: bool) -> None:
-        self.generator = make()
+        self.generator = make(family)
         self.policy = policy(family, lora=Lora(rank=3, alpha=7) if lora else None)
         with torch.no_grad():
             for name, p in self.policy.trainable.items():
@@ -74,14 +118,18 @@ class Bench:
         return float((value_NA - made.logprob_NA).abs().where(inside_NA, 0).max())
 
 
-@pytest.fixture(scope="module", params=[(family, lora) for family in FAMILIES for lora in (False, True)], ids=str)
-def model(request):
-    return request.param
+# One list, so that a server serves all tests of its family before the next is started.
+BENCHES = [
+    pytest.param((engine.values[0], family, lora), id=f"{engine.id}-{family}{'-lora' * lora}", marks=engine.marks)
+    for engine in ENGINES
+    for family in FAMILIES
+    for lora in (False, True)
+]
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def bench(request, model) -> Bench:
-    return Bench(request.param, *model)
+@pytest.fixture(scope="module", params=BENCHES)
+def bench(request) -> Bench:
+    return Bench(*request.param)
 
 
 def test_it_says_the_trainers_log_probabilities_of_texts_pictures_and_videos(bench):
@@ -154,10 +202,9 @@ def test_sampler_and_trainer_pass_the_examination(bench):
     assert first_difference(found) is None, first_difference(found)
 
 
-@pytest.mark.vllm
-@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+@needs_vllm
 def test_a_failure_in_the_middle_leaves_nothing_behind():
-    bench = Bench(lambda: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", False)
+    bench = Bench(lambda family: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", False)
     bench.draws()
     step = bench.generator._llm.llm_engine.step
 
@@ -190,11 +237,11 @@ def test_what_it_cannot_do_is_refused_before_a_model_is_loaded(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+@needs_vllm
+@pytest.mark.parametrize("engine", ENGINES[1:])
 @pytest.mark.parametrize("lora", [False, True])
-def test_two_hundred_changes_of_weights_leave_no_memory_behind(lora):
-    bench, seen = Bench(lambda: VllmGenerator(longest=1024, at_once=32), "qwen2_5_vl", lora), []
+def test_two_hundred_changes_of_weights_leave_no_memory_behind(engine, lora):
+    bench, seen = Bench(engine, "qwen2_5_vl", lora), []
     for step in range(200):
         bench.change(step)
         with torch.no_grad():
@@ -204,13 +251,65 @@ def test_two_hundred_changes_of_weights_leave_no_memory_behind(lora):
         made = bench.draws(samples=1)
         if step % 50 == 49:
             assert bench.apart(made) <= BOUND
-            seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
+            seen.append(sum(map(resident_mib, family_of(os.getpid()))))
     assert seen[-1] - seen[0] < 32, seen
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-engines")
+@needs_vllm
+def test_a_server_that_is_killed_is_started_again_and_given_the_present_weights(tmp_path):
+    """What the run itself has started; by itself it would come back with the checkpoint's."""
+    SERVERS.stop()
+    starts = Starts(longest=1024, at_once=32, log=str(tmp_path / "engine.log"))
+    bench, clock = Bench(lambda family: VllmServer(start=starts), "qwen2_5_vl", False), use(Clock())
+    try:
+        bench.change(1)
+        before = bench.draws()
+        keeper = bench.generator._started.process.pid
+        for pid in [pid for pid in family_of(keeper) if pid != keeper]:
+            os.kill(pid, signal.SIGKILL)
+        after = bench.draws()
+        assert torch.equal(before.token_NA, after.token_NA) and bench.apart(after) <= BOUND
+        assert clock.take()[1]["engine_restarts"] == 1
+    finally:
+        use(Clock())
+        bench.generator._started.stop()
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_a_server_that_normalises_pixels_again_is_named(tmp_path):
+    SERVERS.stop()
+    launch = Launch(
+        model=folder("qwen2_5_vl"), dtype="float32", longest=1024, on_cpu=True, more=("--mm-device-do-normalize",)
+    )
+    with start(launch, log=tmp_path / "engine.log") as server:
+        with pytest.raises(
+            ConfigError, match="its pixels: True, wanted False. Start it with --no-mm-device-do-normalize"
+        ):
+            Bench(lambda family: VllmServer(urls=(server.url,)), "qwen2_5_vl", False).draws()
+        with pytest.raises(ConfigError, match="has another model.*model_type"):
+            Bench(lambda family: VllmServer(urls=(server.url,)), "qwen3_vl", False).draws()
+
+
+def family_of(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def resident_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+@pytest.mark.slow
+@needs_vllm
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_two_processes_have_an_engine_each(tmp_path, kind):
     accelerate_launch(

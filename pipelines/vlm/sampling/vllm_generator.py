@@ -10,23 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from grpo_mm.errors import ConfigError
-from grpo_mm.identity import FREE
+from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Generated, Request
 from grpo_mm.pipelines.vlm.sampling.vllm_inputs import EngineInputs
+from grpo_mm.pipelines.vlm.sampling.vllm_settings import (
+    ON_CPU,
+    QUIET,
+    allowed_rank,
+    count_drawn,
+    drawn_of,
+    generated,
+    params_of,
+    seed_of,
+    settings_of,
+)
+from grpo_mm.pipelines.vlm.sampling.weight_files import write_base
 from grpo_mm.processes.clock import phase
 from grpo_mm.processes.progress import report
 
-INSIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-ON_CPU = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
-"""Read as vLLM is imported."""
-NEVER = -100.0
-"""Added to the logits of forbidden tokens."""
+INSIDE = QUIET | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 @dataclass(eq=False)
@@ -49,8 +57,15 @@ class VllmGenerator:
     """For keys and values on a CPU."""
     eager: bool = field(default=False, metadata=FREE)
     """Without CUDA graphs: starts sooner, draws more slowly."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(default=None, metadata=NOTED)
+    """What the engine computes in; null: what the policy does. Another one is a difference that the comparison before the run tells."""
+    tensor_parallel: int = field(default=1, metadata=FREE)
+    """GPUs that the engine is cut over, for a run of one process. Runs of several ask servers ({kind: vllm_server})."""
     sleeps: bool = field(default=True, metadata=FREE)
     """On a GPU the engine gives its memory back between rollouts."""
+    sleep_level: Literal[1, 2] = field(default=1, metadata=FREE)
+    """1: its weights wait in the machine's memory. 2: they are dropped, and handed over again before each rollout, the base under an
+    adapter too."""
 
     is_the_trainers = False
     """Another program computes what is drawn: it is examined before a run begins."""
@@ -60,9 +75,18 @@ class VllmGenerator:
     def __post_init__(self) -> None:
         self._llm: Any = None
         self._given: tuple[int, str] | None = None
-        self._base_given, self._adapter, self._asked, self._asleep = False, None, 0, False
+        self._base_given, self._adapter, self._asked = False, None, 0
+        self._asleep: list[str] = []
 
     def check(self) -> None:
+        if self.tensor_parallel < 1:
+            raise ConfigError(f"engine.generator.tensor_parallel = {self.tensor_parallel}; wanted 1 or more.")
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.tensor_parallel > 1 and world > 1:
+            raise ConfigError(
+                f"engine.generator.tensor_parallel = {self.tensor_parallel} in a run of {world} processes: each has rows of its own and "
+                "would need GPUs of its own. Start a server that is cut over GPUs, and ask it: engine.generator.kind = vllm_server."
+            )
         if self.at_once < 1 or self.cpu_cache_gib < 1 or not 0 < self.memory_share < 1 or (self.longest or 1) < 1:
             raise ConfigError(
                 f"engine.generator: at_once = {self.at_once}, longest = {self.longest}, memory_share = {self.memory_share}, cpu_cache_gib = "
@@ -85,44 +109,57 @@ class VllmGenerator:
     def generate(self, network: Network, requests: Sequence[Request], draw: Draw) -> Generated:
         """As `Generator`. Raises ConfigError where the engine cannot serve this model."""
         if not requests:
-            return _none(draw)
+            return generated([], draw, prompt_ids=(), weights=None)
         if self._llm is None:
-            self._start(network, draw)
+            self._start(network)
         with phase("weight_sync"):
-            self._wake()
+            self._wake("weights")
             self._hand_over(network)
+            self._wake("kv_cache")
         with phase("rollout_network"):
             outputs = self._run(network, requests, draw)
+        drew = self._given
         self._sleep(network)
-        return _read(outputs, draw, self._given)
+        prompts = [torch.tensor(output.prompt_token_ids) for output in outputs]
+        rows = [drawn_of(output) for output in outputs]
+        count_drawn(rows, [len(prompt) for prompt in prompts])
+        return generated(rows, draw, prompt_ids=prompts, weights=drew)
 
-    def _start(self, network: Network, draw: Draw) -> None:
+    def _start(self, network: Network) -> None:
         on_cpu = network.device.type == "cpu"
+        if on_cpu and self.tensor_parallel > 1:
+            raise ConfigError(
+                f"engine.generator.tensor_parallel = {self.tensor_parallel} needs as many GPUs, and this run is on a CPU: use 1."
+            )
         settings = INSIDE | (ON_CPU | {"VLLM_CPU_KVCACHE_SPACE": str(self.cpu_cache_gib)} if on_cpu else {})
         for name, value in settings.items():
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        text = network.model.config.get_text_config()
-        rank = network.in_place.rank
-        more = (
-            {"block_size": 32, "disable_custom_all_reduce": True}
-            if on_cpu
-            else {"gpu_memory_utilization": self.memory_share}
-        )
         threads = torch.get_num_threads()
-        self._llm = LLM(
-            model=network.path, dtype=str(network.precision).removeprefix("torch."), seed=0,
-            max_model_len=self.longest or min(text.max_position_embeddings, 32_768), max_num_seqs=self.at_once,
-            enforce_eager=self.eager or on_cpu, logprobs_mode="processed_logprobs", mm_device_do_normalize=False,
-            limit_mm_per_prompt={"image": 64, "video": 16}, enable_prefix_caching=True, enable_sleep_mode=self.sleeps and not on_cpu,
-            **({"enable_lora": True, "max_lora_rank": _allowed(rank)} if rank else {}), **more,
-        )  # fmt: skip
+        self._llm = LLM(**self.arguments(network))
         atexit.register(
             _end, weakref.ref(self._llm.llm_engine.engine_core)
         )  # before the processes part, which it asks for
         torch.set_num_threads(threads)
         self._inputs = EngineInputs(network.model.config)
+
+    def arguments(self, network: Network) -> dict[str, Any]:
+        """What vLLM's `LLM` is made with."""
+        on_cpu, rank = network.device.type == "cpu", network.in_place.rank
+        text = network.model.config.get_text_config()
+        more = (
+            {"block_size": 32, "disable_custom_all_reduce": True}
+            if on_cpu
+            else {"gpu_memory_utilization": self.memory_share, "tensor_parallel_size": self.tensor_parallel}
+        )
+        return dict(
+            model=network.path, dtype=self.dtype or str(network.precision).removeprefix("torch."), seed=0,
+            max_model_len=self.longest or min(text.max_position_embeddings, 32_768), max_num_seqs=self.at_once,
+            enforce_eager=self.eager or on_cpu, logprobs_mode="processed_logprobs", mm_device_do_normalize=False,
+            limit_mm_per_prompt={"image": 64, "video": 16}, enable_prefix_caching=True, enable_sleep_mode=self.sleeps and not on_cpu,
+            **({"enable_lora": True, "max_lora_rank": allowed_rank(rank)} if rank else {}), **more,
+        )  # fmt: skip
 
     def _hand_over(self, network: Network) -> None:
         """The weights in place, if they are not those that the engine has; what it keeps of prompts was computed with these."""
@@ -130,7 +167,7 @@ class VllmGenerator:
         if self._given == source.which:
             return
         if not self._base_given or not source.rank:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": source.base()})
+            self._reload(source)
             self._base_given = True
         if source.rank:
             from vllm.lora.request import LoRARequest
@@ -143,22 +180,21 @@ class VllmGenerator:
         self._llm.llm_engine.reset_encoder_cache()
         self._given = source.which
 
-    def _run(self, network: Network, requests: Sequence[Request], draw: Draw) -> list[Any]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+    def _reload(self, source: Any) -> None:
+        if self.tensor_parallel == 1:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": source.base()})
+            return
+        with TemporaryDirectory(prefix="grpo_mm_weights_") as folder:  # workers are processes of their own
+            write_base(source, Path(folder))
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
 
-        forbidden = torch.nonzero(network.distribution.forbidden_V).flatten().tolist()
+    def _run(self, network: Network, requests: Sequence[Request], draw: Draw) -> list[Any]:
+        settings = settings_of(draw, network.distribution.forbidden_V)
         engine, outputs = self._llm.llm_engine, {}
         try:
             for row, request in enumerate(requests):
-                drawn = request.stream is not None
-                settings = SamplingParams(
-                    temperature=draw.temperature if drawn else 0.0, seed=_seed(request.stream) if drawn else None, top_p=1.0,
-                    max_tokens=draw.max_new_tokens, logprobs=0, stop_token_ids=sorted(draw.stop), ignore_eos=True,
-                    logit_bias=dict.fromkeys(forbidden, NEVER), detokenize=False, skip_special_tokens=False,
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                )  # fmt: skip
-                engine.add_request(str(row), self._inputs(request.context), settings, lora_request=self._adapter)
+                params = params_of(settings, seed=seed_of(request), temperature=draw.temperature)
+                engine.add_request(str(row), self._inputs(request.context).for_vllm, params, lora_request=self._adapter)
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
@@ -166,49 +202,24 @@ class VllmGenerator:
                 report("texts", len(outputs), len(requests))
         except BaseException:
             self._llm = None  # it holds on to what was left behind; the next call begins anew
-            self._given, self._base_given = None, False
+            self._given, self._base_given, self._asleep = None, False, []
             raise
         return [outputs[row] for row in range(len(requests))]
 
-    def _wake(self) -> None:
-        if self._asleep:
-            self._llm.wake_up()
-            self._asleep = False
+    def _wake(self, part: str) -> None:
+        """Weights first: keys and values have room once the old weights have gone."""
+        if part in self._asleep:
+            self._llm.wake_up(tags=[part])
+            self._asleep.remove(part)
 
     def _sleep(self, network: Network) -> None:
-        """Weights and keys go; the weights come back from the trainer, which has others by then."""
         if self.sleeps and network.device.type == "cuda":
-            self._llm.sleep(level=1)
-            self._asleep = True
+            self._llm.sleep(level=self.sleep_level)
+            self._asleep = ["weights", "kv_cache"]
+            if self.sleep_level == 2:
+                self._given, self._base_given = None, False
 
 
 def _end(engine: weakref.ref[Any]) -> None:
     if engine() is not None:
         engine().shutdown()
-
-
-def _seed(stream: torch.Generator) -> int:
-    return int(torch.randint(2**31, (), generator=stream))
-
-
-def _allowed(rank: int) -> int:
-    """The least rank of an adapter, of those that the engine has kernels for, that holds this one."""
-    return next((allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank), rank)
-
-
-def _none(draw: Draw) -> Generated:
-    empty = torch.zeros(0, draw.max_new_tokens)
-    return Generated(empty.long(), torch.zeros(0, dtype=torch.int64), empty)
-
-
-def _read(outputs: Sequence[Any], draw: Draw, weights: tuple[int, str] | None) -> Generated:
-    shape = (len(outputs), draw.max_new_tokens)
-    token_NA, logprob_NA = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.float32)
-    length_N = torch.zeros(shape[0], dtype=torch.int64)
-    for row, output in enumerate(outputs):
-        answer = output.outputs[0]
-        ids = list(answer.token_ids)
-        length_N[row], token_NA[row, : len(ids)] = len(ids), torch.tensor(ids)
-        logprob_NA[row, : len(ids)] = torch.tensor([at[token].logprob for token, at in zip(ids, answer.logprobs)])
-    prompts = tuple(torch.tensor(output.prompt_token_ids) for output in outputs)
-    return Generated(token_NA, length_N, logprob_NA, prompt_ids=prompts, weights=weights)
