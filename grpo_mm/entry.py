@@ -22,6 +22,7 @@ from grpo_mm.looking.progress_lines import Nobody, ProgressLines, Told, heard
 from grpo_mm.looking.report.page import write_report
 from grpo_mm.looking.trackers import Trackers, check_installed
 from grpo_mm.outside import place, shown
+from grpo_mm.pipelines.vlm.engine_server.elsewhere import drawn_elsewhere
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.rewards.service.elsewhere import scored_elsewhere
 from grpo_mm.rollout.reward_use import check_call
@@ -89,7 +90,12 @@ def train(
     for name, scorer in (config.rewards | config.watched_rewards).items():
         check_call(name, scorer.use)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    placed = replace(config, rewards=scored_elsewhere(config.rewards), watch=scored_elsewhere(config.watch))
+    placed = replace(
+        config,
+        rewards=scored_elsewhere(config.rewards),
+        watch=scored_elsewhere(config.watch),
+        engine=drawn_elsewhere(config.engine),
+    )
     placed.check(world=world)
     tell_what_has_no_effect(config)
     folder = folder_of(config)

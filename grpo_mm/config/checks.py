@@ -68,7 +68,7 @@ def check_settings(config: Settings, world: int) -> None:
     _check_isolated(config)
     _check_distributed(config, world)
     _check_ahead(config)
-    config.launch.check([*config.rewards, *config.watched_rewards])
+    config.launch.check([*config.rewards, *config.watched_rewards], asks_servers=_asks_servers(config))
 
 
 def check_benchmarks(config: Settings) -> None:
@@ -176,6 +176,11 @@ def _check_sizes(config: Settings, world: int) -> None:
             f"{config.prompts_per_step // parts} prompts × group_size {config.group_size} = {rows} rows per update do not "
             f"divide over {world} processes. Make prompts_per_step × group_size a multiple of {world * parts}."
         )
+
+
+def _asks_servers(config: Settings) -> bool:
+    generator = getattr(config.engine, "generator", None)
+    return generator is not None and kind_of("generator", generator) == "vllm_server"
 
 
 def _check_distributed(config: Settings, world: int) -> None:

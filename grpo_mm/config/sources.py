@@ -216,7 +216,10 @@ def _found(name: str, level: int, importer: Path) -> list[Path]:
 
 @cache
 def _installed() -> tuple[Path, ...]:
-    return tuple({Path(path).resolve() for name, path in sysconfig.get_paths().items() if "lib" in name})
+    own = {path for name, path in sysconfig.get_paths().items() if "lib" in name}
+    # Of another environment as well that this one sees (a .pth file, --system-site-packages).
+    seen = {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
+    return tuple({Path(path).resolve() for path in own | seen})
 
 
 def _paths(component: Any) -> list[Path]:

@@ -11,7 +11,8 @@ from typing import Any
 from grpo_mm.errors import UserError
 from grpo_mm.launch.again import last_words
 from grpo_mm.launch.places import Gone, Place, Wanted, Worker
-from grpo_mm.launch.settings import Launch
+from grpo_mm.launch.settings import ENGINES, Launch
+from grpo_mm.processes.services import SCHEME
 
 LOOK_SECONDS = 0.2
 AT_FIRST = 2
@@ -103,7 +104,8 @@ class Services:
         for one in self._all:
             there = {"url": one.said.get("url"), "start": one.said.get("start", "")}
             services.setdefault(one.name, []).append(there)
-        return {"services": services, "rewards": dict(self._rewards)}
+        engines = [f"{SCHEME}{ENGINES}/{i}" for i in range(len(services.get(ENGINES, ())))]
+        return {"services": services, "rewards": dict(self._rewards), "engines": engines}
 
     def end(self) -> None:
         """All that can be reached."""

@@ -10,6 +10,9 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE
 from grpo_mm.outside import shown
 
+ENGINES = "engine"
+"""The name of the services that draw."""
+
 
 @dataclass(frozen=True)
 class ServedRewards:
@@ -32,6 +35,24 @@ class ServedRewards:
 
 
 @dataclass(frozen=True)
+class EngineServers:
+    """Servers that draw the answers of the run, for engine.generator: {kind: vllm_server}; its `start` and `urls` are not used then."""
+
+    replicas: int = field(default=1, metadata=FREE)
+    """So many, with the same weights."""
+    cpus: float = field(default=1.0, metadata=FREE)
+    """Processors of each, in Ray's counting."""
+    gpus: float | None = field(default=None, metadata=FREE)
+    """GPUs of each, which the model is cut over; null: as for trainers."""
+    resources: dict[str, float] = field(default_factory=dict, metadata=FREE)
+    """What else the node must have, under Ray's own names."""
+    python: str | None = field(default=None, metadata=FREE)
+    """The Python of another environment, in which grpo_mm[vllm] is installed; null: that of the trainers."""
+    runtime_env: dict[str, Any] = field(default_factory=dict, metadata=FREE)
+    """Handed to Ray, such as {pip: [...]}."""
+
+
+@dataclass(frozen=True)
 class Launch:
     """How `grpo-mm launch` places a run; nothing else reads it."""
 
@@ -47,6 +68,8 @@ class Launch:
     """What else a trainer's node must have, under Ray's own names."""
     scorers: dict[str, ServedRewards] = field(default_factory=dict, metadata=FREE)
     """Services that score, by a name of your own."""
+    engines: EngineServers | None = field(default=None, metadata=FREE)
+    """Services that draw; null: as engine.generator says."""
     restarts: int = field(default=3, metadata=FREE)
     """The run is begun again from its last checkpoint at most so often."""
     wait_minutes: float = field(default=5.0, metadata=FREE)
@@ -59,12 +82,16 @@ class Launch:
     def __post_init__(self) -> None:
         least = {"trainers": self.trainers, "per_node": 1 if self.per_node is None else self.per_node}
         least |= {f"scorers.{name}.replicas": one.replicas for name, one in self.scorers.items()}
+        least |= {} if self.engines is None else {"engines.replicas": self.engines.replicas}
         for key, value in least.items():
             if value < 1:
                 raise ConfigError(f"launch.{key} = {value}; wanted at least 1.")
         amounts = dict(_amounts("", self.cpus, self.gpus or 0.0, self.resources))
         for name, one in self.scorers.items():
             amounts |= dict(_amounts(f"scorers.{name}.", one.cpus, one.gpus, one.resources))
+        if self.engines is not None:
+            one = self.engines
+            amounts |= dict(_amounts("engines.", one.cpus, one.gpus or 0.0, one.resources))
         for key, value in (amounts | {"restarts": self.restarts}).items():
             if not value >= 0:
                 raise ConfigError(f"launch.{key} = {value}; wanted 0 or more.")
@@ -76,8 +103,19 @@ class Launch:
                 f"launch.per_node = {self.per_node} does not divide launch.trainers = {self.trainers}. Use a divisor, or leave it out."
             )
 
-    def check(self, rewards: Collection[str]) -> None:
-        """Raises ConfigError for a reward that is not of the run (`rewards`: names of those with a `use`), or served twice."""
+    def check(self, rewards: Collection[str], *, asks_servers: bool) -> None:
+        """Raises ConfigError for a reward that is not of the run, or served twice, and for engines that nobody would ask.
+
+        Args:
+            rewards: names of those that have a `use`.
+            asks_servers: whether the run draws with servers.
+        """
+        if self.engines is not None and not asks_servers:
+            raise ConfigError(
+                "launch.engines are servers that draw: set engine.generator.kind=vllm_server, or leave them out."
+            )
+        if self.engines is not None and ENGINES in self.scorers:
+            raise ConfigError(f"launch.scorers.{ENGINES}: that is the name of the engines. Use another.")
         by: dict[str, str] = {}
         for name, one in self.scorers.items():
             if not one.rewards:

@@ -2,7 +2,7 @@
 
 `grpo-mm launch` keeps a small file beside each trainer up to date; its name stands in the environment. Anybody may write such a file:
 
-    {"services": {"eyes": [{"url": "http://10.0.0.7:40211", "start": "1764410000.1"}]}, "rewards": {"quality": "eyes"}}
+    {"services": {"eyes": [{"url": "http://10.0.0.7:40211", "start": "1764410000.1"}]}, "rewards": {"quality": "eyes"}, "engines": []}
 """
 
 from __future__ import annotations
@@ -63,10 +63,16 @@ def served_rewards() -> dict[str, str]:
     return _read().rewards if FILE in os.environ else {}
 
 
+def engine_services() -> tuple[str, ...]:
+    """Addresses of the services of this launch that draw; none where no launch says so."""
+    return tuple(_read().engines) if FILE in os.environ else ()
+
+
 @dataclass(frozen=True)
 class _Found:
     services: dict[str, list[dict[str, Any]]]
     rewards: dict[str, str]
+    engines: list[str]
 
 
 def _read() -> _Found:
@@ -75,6 +81,6 @@ def _read() -> _Found:
         raise NotUp(f"the environment variable {FILE}, which `grpo-mm launch` sets, is not set")
     try:
         found = parse_json(Path(path).read_text(encoding="utf-8"))
-        return _Found(dict(found["services"]), dict(found["rewards"]))
+        return _Found(dict(found["services"]), dict(found["rewards"]), list(found.get("engines", ())))
     except (OSError, BadJson, LookupError, TypeError, ValueError) as error:
         raise NotUp(f"{path} cannot be read ({reason(error, 100)})") from error

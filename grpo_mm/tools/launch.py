@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from grpo_mm.launch.launcher import Job, Launcher, while_stopping_on_signals
 from grpo_mm.launch.over_ray import OverRay
 from grpo_mm.launch.places import Place, Wanted
 from grpo_mm.launch.services import ToServe
+from grpo_mm.launch.settings import ENGINES
 
 TOKEN = "GRPO_MM_TOKEN"
 HANDED_ON = (
@@ -54,7 +56,7 @@ def launch(
             this run that is there already.
     """
     settings = read(config, overrides, trust=trust)
-    settings.launch.check([*settings.rewards, *settings.watched_rewards])
+    settings.check_settings(world=settings.launch.trainers)
     folder = str(settings.folder.absolute())
     place: Place = Here() if address is None else OverRay(address)
     try:
@@ -65,7 +67,8 @@ def launch(
         raise
     many = f"{settings.launch.trainers} trainer{'s' * (settings.launch.trainers > 1)} of {job.trainer.words()}"
     served = "".join(
-        f", {each.replicas} × {each.name} ({', '.join(each.rewards)}) of {each.wanted.words()}" for each in job.services
+        f", {each.replicas} × {each.name} ({', '.join(each.rewards) or 'draws'}) of {each.wanted.words()}"
+        for each in job.services
     )
     told(f"{many}{served}, on {place.name}")
     launcher = Launcher(job, place, told=told, stop_asked=bell.rung)
@@ -114,6 +117,16 @@ def job_of(
         )
         for service, one in asked.scorers.items()
     ]  # fmt: skip
+    if asked.engines is not None:
+        one = asked.engines
+        log = os.path.join(tempfile.gettempdir(), "grpo_mm_engine_{port}.log")
+        command = [
+            one.python or sys.executable, "-m", "grpo_mm.cli", "serve", name, *overrides, "--engine", "--host", "{host}", "--port", "{port}",
+            "--token-env", TOKEN, "--log", log, *(["--trust"] if "--trust" in options else []),
+        ]  # fmt: skip
+        wanted = Wanted(one.cpus, gpus if one.gpus is None else one.gpus, one.resources, one.runtime_env)
+        made = {"command": command, "environment": handed, "folder": folder, "token": handed[TOKEN]}
+        services.append(ToServe(name=ENGINES, wanted=wanted, settings=made, replicas=one.replicas))
     return Job(
         run=str(settings.folder.absolute()), folder=folder, command=[*train, *options], first=list(first), environment=handed,
         launch=asked, trainer=Wanted(asked.cpus, gpus, asked.resources), services=services,

@@ -20,6 +20,7 @@ from grpo_mm.pipelines.vlm.engine_server.wire import (
     pack_asked,
     read_answered,
 )
+from grpo_mm.processes.services import NotUp, address_of, is_named
 
 CONNECT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
@@ -126,12 +127,15 @@ class Server:
             raise Late("it gave no answer in time")
         timeout = httpx2.Timeout(min(SILENT_SECONDS, left), connect=min(CONNECT_SECONDS, left))
         try:
-            with self._client.stream(method, self.url + PREFIX + path, content=content, timeout=timeout) as response:
+            url = address_of(self.url).rstrip("/")  # a service of a launch may be back elsewhere
+            with self._client.stream(method, url + PREFIX + path, content=content, timeout=timeout) as response:
                 body = bytearray()
                 for piece in response.iter_raw():
                     body += piece
                     if len(body) > MOST_BYTES or time.monotonic() > until:
                         raise Away("its answer does not end")
+        except NotUp as error:
+            raise Away(str(error)) from None
         except httpx2.ConnectError as error:
             raise Away(f"it cannot be reached ({reason(error, 100)})") from None
         except httpx2.HTTPError as error:
@@ -149,6 +153,8 @@ def check_url(url: str) -> None:
         raise ConfigError(
             f"engine.generator.urls: {shown(told)} is no address: its host or port cannot be read."
         ) from None
+    if is_named(url) and parts.hostname:
+        return
     if parts.username or parts.password:
         raise ConfigError(
             "engine.generator.urls: an address holds a user name or a password, which a run folder would show; use token_env."
