@@ -91,6 +91,46 @@ def build_flux2_klein(folder: Path, *, is_distilled: bool = False) -> Path:
     return folder
 
 
+def build_flux2(folder: Path) -> Path:
+    """A Flux2Pipeline (the dev format); its text states are those of layers 10, 20 and 30 of a Mistral3 that also sees pictures."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Pipeline
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+    from transformers import (
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+        MistralConfig,
+        PixtralImageProcessor,
+        PixtralProcessor,
+        PixtralVisionConfig,
+    )
+
+    from grpo_mm.pipelines.zoo.byte_pieces import byte_tokenizer
+    from grpo_mm.pipelines.zoo.vision_language import CHAT_TEMPLATE
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer([*WORDS, *SYSTEM_MESSAGE.split()])
+    tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    processor = PixtralProcessor(
+        image_processor=PixtralImageProcessor(), tokenizer=tokenizer, patch_size=14, chat_template=CHAT_TEMPLATE
+    )
+    text = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=31, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=2048, initializer_range=0.2, sliding_window=None,
+    )  # fmt: skip
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, head_dim=8
+    )
+    reader = Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text, vision_config=vision, image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"))
+    )
+    Flux2Pipeline(
+        transformer=_flux2_transformer(joint=24, guidance=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), vae=_flux2_vae(),
+        text_encoder=reader, tokenizer=processor,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 def _flux2_transformer(*, joint: int, guidance: bool):
     from diffusers import Flux2Transformer2DModel
 
@@ -114,5 +154,6 @@ def _flux2_vae():
     return vae
 
 
-BUILDERS = {"qwen_image": build_qwen_image, "z_image": build_z_image, "flux2_klein": build_flux2_klein}
+BUILDERS = {"qwen_image": build_qwen_image, "z_image": build_z_image, "flux2_klein": build_flux2_klein,
+            "flux2": build_flux2}  # fmt: skip
 """Kind of flow model -> what makes a checkpoint of it."""
