@@ -68,6 +68,23 @@ class Family:
         """Whether the tower's attention is handed the borders of windows, as those of Qwen are."""
         return True
 
+    @property
+    def fits_media(self) -> bool:
+        """Whether media that make frames can make them as the processor would, so that nothing resizes them again."""
+        return True
+
+    def refused_media(self, kinds: Sequence[str], frames: Sequence[int]) -> str:
+        """Why the library has no way to show what a prompt brings; "" where it has one.
+
+        Args:
+            kinds: "image" or "video", one for each of the media, in order. frames: of each video.
+        """
+        return ""
+
+    def tile(self, config: Any) -> tuple[int, tuple[int, ...]] | None:
+        """(visual tokens, pixels) of a tile, where pictures and frames are cut into tiles of one size."""
+        return None
+
     def frames_a_step(self, config: Any) -> int:
         """Frames of a video that share their visual tokens."""
         return config.vision_config.temporal_patch_size
