@@ -148,8 +148,7 @@ def _against_plain(ours: Ours, config: VlmPolicyConfig, device: torch.device, ad
     plain = [_plain_inputs(processor, prompt, time=family.time) for prompt in prompts]
     left_out = [prompt.id for prompt in _prompts() if _refused(family, prompt)]
     yield from _input_rows(ours, plain, left_out)
-    if hasattr(model.model, "get_rope_index"):
-        yield _position_row(ours, plain, model)
+    yield _position_row(ours, plain, model)
     mask_NA = ours.rollout.mask_NA.cpu()
     found_NA = _plain_logprobs(model, plain, ours)
     words = "trainer against plain forward"
@@ -237,9 +236,13 @@ def _input_rows(ours: Ours, plain: Sequence[Mapping[str, Any]], left_out: Sequen
 
 
 def _position_row(ours: Ours, plain: Sequence[Mapping[str, Any]], model: Any) -> Finding:
-    """Rotary positions of prompts, as the plain model finds them by itself."""
+    """Rotary positions of prompts, as the plain model finds them by itself; one that has no rule counts tokens."""
     apart = 0.0
     for context, inputs in zip(ours.contexts, plain):
+        if not hasattr(model.model, "get_rope_index"):
+            counted = torch.arange(inputs["input_ids"].shape[1])
+            apart = max(apart, float((counted - context.position_3L).abs().max()))
+            continue
         rest = {
             k: v
             for k, v in inputs.items()
