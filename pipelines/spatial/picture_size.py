@@ -37,17 +37,32 @@ def with_picture_size(prompt: Prompt, media: Any, image_processor: Any) -> Promp
 
 
 def resized(width: int, height: int, image_processor: Any) -> tuple[int, int]:
-    """(width, height) of the picture that a processor of the Qwen-VL families makes of one of that size.
+    """(width, height) of the picture that a processor makes of one of that size; of one that cuts tiles, the picture's own.
 
     Raises:
         ValueError: the processor refuses such a shape.
     """
+    if not hasattr(image_processor, "merge_size"):
+        return width, height
+    if type(image_processor).__name__.startswith("Glm"):  # a picture counts as the frames of a step
+        return _of_glm(width, height, image_processor)
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     factor, size = image_processor.patch_size * image_processor.merge_size, image_processor.size
     down, across = smart_resize(
         height, width, factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
     )
+    return across, down
+
+
+def _of_glm(width: int, height: int, image_processor: Any) -> tuple[int, int]:
+    from transformers.models.glm4v.image_processing_glm4v import smart_resize
+
+    frames, size = image_processor.temporal_patch_size, image_processor.size
+    down, across = smart_resize(
+        frames, height, width, temporal_factor=frames, factor=image_processor.patch_size * image_processor.merge_size,
+        min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"],
+    )  # fmt: skip
     return across, down
 
 

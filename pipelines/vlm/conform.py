@@ -17,6 +17,7 @@ from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.models.families import family_of, resolve
+from grpo_mm.pipelines.vlm.models.family import Family
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.processes.rng import stream
 from grpo_mm.types import Prompt, Rollout, Rows
@@ -39,8 +40,9 @@ class Clip:
     fps: float
 
 
-def _prompts() -> tuple[Prompt, ...]:
-    """Text alone, pictures of several sizes, clips of several speeds, both, so that rows differ in all that a row may have."""
+def _prompts(family: Family | None = None) -> tuple[Prompt, ...]:
+    """Text alone, pictures of several sizes, clips of several speeds, both, so that rows differ in all that a row may have; of these,
+    what the family's own library can show."""
 
     def pixels(frames: int, height: int, width: int) -> Tensor:
         size = (frames, 3, height, width)
@@ -50,14 +52,21 @@ def _prompts() -> tuple[Prompt, ...]:
         return Clip(pixels(frames, 56, 84), torch.arange(frames, dtype=torch.float64) / fps, fps)
 
     still = pixels(1, 56, 84)[0]
-    return (
+    found = (
         Prompt("text", "one two three"),
         Prompt("picture", "what is red", media=(still,)),
         Prompt("two pictures", "which is red", media=(still, pixels(1, 84, 28)[0])),
         Prompt("clip", "When does it move", media=(clip(6, 1.0),)),
         Prompt("two clips", "which is longer", media=(clip(4, 2.0), clip(5, 1.0))),
+        Prompt("clips alike", "which is quicker", media=(clip(4, 2.0), clip(4, 1.0))),
         Prompt("picture and clip", "is it in there", media=(still, clip(4, 2.0))),
     )
+    return found if family is None else tuple(prompt for prompt in found if not _refused(family, prompt))
+
+
+def _refused(family: Family, prompt: Prompt) -> str:
+    kinds = ["video" if isinstance(m, Clip) else "image" for m in prompt.media]
+    return family.refused_media(kinds, [len(m.frames_FCHW) for m in prompt.media if isinstance(m, Clip)])
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def conform(path: str, *, dtype: str, device: torch.device) -> Iterator[Finding]
 
 def _said(config: VlmPolicyConfig, device: torch.device, place: Path) -> Ours:
     policy = config.load(device)
-    prompts = _prompts()
+    prompts = _prompts(policy.loaded.family)
     rollout, _ = VlmEngine(max_new_tokens=LENGTH).sample(
         policy, _rows(prompts, GROUP), step=0, seed=0, needs=frozenset({"logprobs"})
     )
@@ -134,9 +143,11 @@ def _against_plain(ours: Ours, config: VlmPolicyConfig, device: torch.device, ad
     folder, bound = resolve(config.path), APART[getattr(torch, config.dtype)]
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, config.dtype)).to(device).eval()
-    time = family_of(model.config.model_type, path=config.path).time
-    plain = [_plain_inputs(processor, prompt, time=time) for prompt in _prompts()]
-    yield from _input_rows(ours, plain)
+    family = family_of(model.config.model_type, path=config.path)
+    prompts = _prompts(family)
+    plain = [_plain_inputs(processor, prompt, time=family.time) for prompt in prompts]
+    left_out = [prompt.id for prompt in _prompts() if _refused(family, prompt)]
+    yield from _input_rows(ours, plain, left_out)
     yield _position_row(ours, plain, model)
     mask_NA = ours.rollout.mask_NA.cpu()
     found_NA = _plain_logprobs(model, plain, ours)
@@ -146,7 +157,7 @@ def _against_plain(ours: Ours, config: VlmPolicyConfig, device: torch.device, ad
     apart = _gap(ours.rollout.behaviour_NA.cpu(), ours.trainer_NA, mask_NA)
     yield row("log-probability, rollout against replay", apart, bound, f"{int(mask_NA.sum())} tokens")
     other = [
-        prompt.id for prompt, text, inputs in zip(_prompts(), ours.greedy, plain)
+        prompt.id for prompt, text, inputs in zip(prompts, ours.greedy, plain)
         if _greedy(model, processor, inputs, ours.forbidden) != text
     ]  # fmt: skip
     words = f"of {len(plain)} prompts, answers that are not those of `generate` without the forbidden tokens"
@@ -200,11 +211,14 @@ def _even(frames_FCHW: Tensor) -> Tensor:
     return torch.cat([frames_FCHW, frames_FCHW[-1:]]) if len(frames_FCHW) % 2 else frames_FCHW
 
 
-def _input_rows(ours: Ours, plain: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _input_rows(ours: Ours, plain: Sequence[Mapping[str, Any]], left_out: Sequence[str]) -> Iterator[Finding]:
     wrong = sum(c.input_ids_L.tolist() != p["input_ids"][0].tolist() for c, p in zip(ours.contexts, plain))
     cause = "another template, system turn, truncation, or another resize of the media"
-    yield row("tokens of prompts", float(wrong), 0, f"{len(plain)} prompts, token by token", cause)
-    names = dict.fromkeys(k for p in plain for k in p if k not in ("input_ids", "attention_mask"))
+    words = f"{len(plain)} prompts, token by token"
+    if left_out:
+        words += f"; left out, as the library has no way to show it: {', '.join(left_out)}"
+    yield row("tokens of prompts", float(wrong), 0, words, cause)
+    names = dict.fromkeys(k for p in plain for k in p if k not in ("input_ids", "attention_mask", "num_patches"))
     for name in names:
         apart = 0.0
         for context, inputs in zip(ours.contexts, plain):
@@ -222,9 +236,13 @@ def _input_rows(ours: Ours, plain: Sequence[Mapping[str, Any]]) -> Iterator[Find
 
 
 def _position_row(ours: Ours, plain: Sequence[Mapping[str, Any]], model: Any) -> Finding:
-    """Rotary positions of prompts, as the plain model finds them by itself."""
+    """Rotary positions of prompts, as the plain model finds them by itself; one that has no rule counts tokens."""
     apart = 0.0
     for context, inputs in zip(ours.contexts, plain):
+        if not hasattr(model.model, "get_rope_index"):
+            counted = torch.arange(inputs["input_ids"].shape[1])
+            apart = max(apart, float((counted - context.position_3L).abs().max()))
+            continue
         rest = {
             k: v
             for k, v in inputs.items()
@@ -246,7 +264,8 @@ def _position_row(ours: Ours, plain: Sequence[Mapping[str, Any]], model: Any) ->
 def _plain_logprobs(model: Any, plain: Sequence[Mapping[str, Any]], ours: Ours) -> Tensor:
     """[N, A], each row alone, with positions that the model finds by itself."""
     record, found_NA = ours.rollout.record, torch.zeros(ours.rollout.behaviour_NA.shape)
-    by_id = {prompt.id: inputs for prompt, inputs in zip(_prompts(), plain)}
+    family = family_of(model.config.model_type, path="the plain model")
+    by_id = {prompt.id: inputs for prompt, inputs in zip(_prompts(family), plain)}
     for i, length in enumerate(record.length_N.tolist()):
         inputs = by_id[record.contexts[int(record.context_N[i])].prompt_id]
         token_T = record.token_NA[i, :length].cpu()

@@ -42,7 +42,12 @@ def vlm_ledger(policy: VlmPolicyConfig, engine: Any, plan: Plan, *, seen: sizes.
     config, source = known_config(policy.path)
     net = _without_numbers(policy, config, plan.kind)
     seen = seen or sizes.assumed(policy, config, plan)
-    said = [f"sizes of {source}", f"a prompt: {seen.said}: {seen.visual} visual tokens and {seen.text} of text"]
+    family = net.loaded.family
+    said = [
+        f"sizes of {source}",
+        *family.said(adapter=net.wrapped is not None),
+        f"a prompt: {seen.said}: {seen.visual} visual tokens and {seen.text} of text",
+    ]
     contexts = sizes.contexts(seen, config, plan.prompts)
     with AsOnDevice():
         return _counted(net, engine, plan, contexts, said)
@@ -57,11 +62,13 @@ def _without_numbers(policy: VlmPolicyConfig, config: Any, kind: str) -> VlmPoli
     with torch.device("meta"):
         dtype = torch.float32 if full else DTYPES[policy.dtype]
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
-    _windows_at_once(model)
-    loaded = Loaded(model, None, family_of(config.model_type, path=policy.path), (), frozenset(), 0)
+    family = family_of(config.model_type, path=policy.path)
+    if family.tower_has_windows:
+        _windows_at_once(model)
+    loaded = Loaded(model, None, family, (), frozenset(), 0)
     made = VlmPolicy.of_model(replace(policy, merge_adapter=None, compile=False), loaded, torch.device("meta"))
     made.network.device = torch.device("cpu")
-    if kind == "cpu" and made.network.attention == "sdpa":
+    if kind == "cpu" and made.network.attention == "sdpa" and not made.network.recurrent:
         text = model.config.get_text_config()
         install(text, cascade.NAME, cascade.attend_answers)
         made.network.attention = text._attn_implementation

@@ -236,6 +236,9 @@ class VlmPolicyConfig:
                 f"distributed.sequence = {sequence.size} cuts rows under policy.attention = sdpa, without policy.compile, and with "
                 "policy.prefix_sharing auto, on or off."
             )
+        family = check_model(self.path)
+        if sequence is not None and family is not None:
+            family.refuse("distributed.sequence", instead="Leave it out.")
         if sequence is not None:
             check_heads_of(self.path, sequence.size)
         return VlmPolicy(self, device, shard=shard, sequence=sequence)
@@ -301,7 +304,11 @@ class VlmPolicy:
         self.model, self.processor = model, loaded.processor
         self.wrapped = None if config.lora is None else adapters.add(model, config.lora)
         reduced = full and self.dtype != torch.float32
-        self.shards = None if shard is None else shard(model, _units(model, loaded.family), compute=self.dtype if reduced else None)
+        self.shards = (
+            None
+            if shard is None
+            else shard(model, _units(model, loaded.family), compute=self.dtype if reduced else None)
+        )
         (model if self.wrapped is None else self.wrapped).to(device)
         if config.gradient_checkpointing:
             _checkpoint_layers(model)

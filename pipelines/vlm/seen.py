@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from grpo_mm.ledger.entries import Plan
+from grpo_mm.pipelines.vlm.models.families import family_of
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 
 TEXT_TOKENS = 256
 """Of a question with its chat template, where no data say more."""
 CLIP_SECONDS, CLIP_HEIGHT, CLIP_WIDTH = 60.0, 720, 1280
 """Of a video, where no data say more."""
+MOST_TILES = 12
+"""That a picture is cut into, by the default of processors that cut tiles."""
 PICTURE_PIXELS = 1024 * 1024
 """Of a picture, where neither data nor `policy.image_pixels` say more."""
 
@@ -39,6 +42,9 @@ class Seen:
 def assumed(policy: Any, config: Any, plan: Plan) -> Seen:
     """From the media's sampling or the picture's limits, for the model's configuration."""
     vision = config.vision_config
+    tile = family_of(config.model_type, path=policy.path).tile(config)
+    if tile is not None:
+        return _of_tiles(policy, tile, plan)
     side = vision.patch_size * vision.spatial_merge_size
     if plan.media == "video":
         seen = _of_clip(policy, vision, side)
@@ -57,6 +63,28 @@ def assumed(policy: Any, config: Any, plan: Plan) -> Seen:
     if limit is not None and seen.tokens > limit:
         seen = _shortened(seen, limit, vision.spatial_merge_size)
     return seen
+
+
+def _of_tiles(policy: Any, tile: tuple[int, tuple[int, ...]], plan: Plan) -> Seen:
+    """A picture as MOST_TILES tiles with one of the whole, a frame as one."""
+    tokens, (_, height, width) = tile
+    if plan.media == "video":
+        frames = 64
+        if hasattr(policy.media, "planned"):
+            frames, *_ = policy.media.planned(
+                seconds=CLIP_SECONDS, height=CLIP_HEIGHT, width=CLIP_WIDTH, multiple_of=height
+            )
+        kind, count, said = "video", frames, f"a clip of {CLIP_SECONDS:g} s (assumed), {frames} frames, a tile each"
+    elif plan.media:
+        kind, count = "image", MOST_TILES + 1
+        said = f"a picture of {count} tiles of {height} × {width} pixels (the most that the processor cuts by default)"
+    else:
+        return Seen(TEXT_TOKENS, 0, None, "", "texts alone")
+    limit = policy.chat.max_prompt_tokens
+    if kind == "video" and limit is not None and TEXT_TOKENS + count * tokens > limit:
+        count = max(1, (limit - TEXT_TOKENS) // tokens)
+        said += f", of which policy.chat.max_prompt_tokens leaves {count}"
+    return Seen(TEXT_TOKENS, count * tokens, (count, 1, 1), kind, said)
 
 
 def _of_clip(policy: Any, vision: Any, side: int) -> Seen:
@@ -86,6 +114,9 @@ def _shortened(seen: Seen, limit: int, merge: int) -> Seen:
 def contexts(seen: Seen, config: Any, count: int) -> list[Context]:
     """`count` contexts of that size with media of their own; their pixels take no memory."""
     vision = config.vision_config
+    tile = family_of(config.model_type, path="the model").tile(config)
+    if tile is not None:
+        return [_context_of_tiles(seen, config, tile[1], number) for number in range(count)]
     width = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
     made = []
     for number in range(count):
@@ -98,6 +129,20 @@ def contexts(seen: Seen, config: Any, count: int) -> list[Context]:
             pixels = "pixel_values_videos" if seen.kind == "video" else "pixel_values"
             inputs[pixels] = torch.full((1, 1), float(number)).expand(math.prod(seen.grid), width)
             inputs[f"{seen.kind}_grid_thw"] = torch.tensor([seen.grid])
-        inputs["mm_token_type_ids"] = ((ids == config.video_token_id) | (ids == config.image_token_id)).long()[None]
+        types = torch.zeros_like(ids)
+        if seen.grid is not None:
+            types[8 : 8 + seen.visual] = 1 if seen.kind == "image" else 2
+        inputs["mm_token_type_ids"] = types[None]
         made.append(Context(f"counted {number}", ids, torch.arange(seen.tokens).expand(3, -1), inputs))
     return made
+
+
+def _context_of_tiles(seen: Seen, config: Any, pixels: tuple[int, ...], number: int) -> Context:
+    ids = torch.full((seen.tokens,), 5)
+    ids[0] = number % 1000
+    inputs: dict[str, torch.Tensor] = {}
+    if seen.grid is not None:
+        ids[8 : 8 + seen.visual] = config.image_token_id
+        inputs["pixel_values"] = torch.full((1, 1, 1, 1), float(number)).expand(seen.grid[0], *pixels)
+    inputs["mm_token_type_ids"] = (ids == config.image_token_id).long()[None]
+    return Context(f"counted {number}", ids, torch.arange(seen.tokens).expand(3, -1), inputs)

@@ -17,7 +17,7 @@ from grpo_mm.pipelines.vlm.forwards import cascade, flex
 from grpo_mm.pipelines.vlm.forwards.cascade import SharedPrompts
 from grpo_mm.pipelines.vlm.forwards.flex import FlexPrompts
 from grpo_mm.pipelines.vlm.forwards.network import Network
-from grpo_mm.pipelines.vlm.forwards.prefix_attention import AnswerCache, KeysValues, PromptCache, sees
+from grpo_mm.pipelines.vlm.forwards.prefix_attention import AnswerCache, Layer, PromptCache, States, keys_held, sees
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Read:
-    """What was read before: keys and values of every layer, filled up to the longest context, and the contexts' lengths."""
+    """What was read before: keys and values of every layer, filled up to the longest context, or its states, and the contexts'
+    lengths."""
 
-    layers: tuple[KeysValues, ...]
+    layers: tuple[Layer, ...]
     length_c: tuple[int, ...]
 
     @property
     def longest(self) -> int:
-        return self.layers[0][0].shape[2]
+        return keys_held(self.layers)
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,13 @@ def after(
         kept: where the keys and values of the texts are put down, in the same layout.
     """
     kind = network.attention
-    lines = lay_out(texts, contexts=len(read.length_c), one_text_each=one_text_each(kind, read.length_c, texts))
+    lines = lay_out(
+        texts, contexts=len(read.length_c), one_text_each=network.recurrent or one_text_each(kind, read.length_c, texts)
+    )
     if not lines.ids_bT.shape[1]:
         return torch.zeros(*lines.ids_bT.shape, 0, device=network.device), lines
+    if network.recurrent:
+        lines = lines.filled_up(max(2, lines.ids_bT.shape[1]))  # some kernels for a single token have no backward pass
     if network.cut_over is not None:
         lines = lines.filled_up(network.cut_over.filled(lines.ids_bT.shape[1]))
     if kind in (cascade.NAME, flex.NAME):
@@ -134,5 +139,5 @@ def _mask(network: Network, lines: Lines, read: Read) -> Any:
     mask = sees(lines.row_bT.to(network.device), length_b.to(network.device), longest=read.longest)
     if network.attention != "eager":
         return mask
-    scores = read.layers[0][0].dtype
+    scores = next(layer for layer in read.layers if not isinstance(layer, States))[0].dtype
     return torch.zeros(mask.shape, dtype=scores, device=mask.device).masked_fill(~mask, torch.finfo(scores).min)

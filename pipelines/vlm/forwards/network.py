@@ -68,12 +68,12 @@ class Network:
         """path: the checkpoint. in_place: its weights as they are now (`InPlace`); both for engines that have the model once more.
         sequence: the processes that rows are cut over within `cut`."""
         self.model, self.family, self.autocast = model, family, autocast
-        self.shares_prefill = shares_prefill
+        self.shares_prefill, self.recurrent = shares_prefill, family.recurrent
         self.device = next(model.parameters()).device
         text = model.config.get_text_config()
         if flex_answers:
             install(text, flex.NAME, flex.attend_answers)
-        elif text._attn_implementation == "sdpa" and self.device.type == "cpu":
+        elif text._attn_implementation == "sdpa" and self.device.type == "cpu" and not self.recurrent:
             install(text, cascade.NAME, cascade.attend_answers)
         self.attention: str = text._attn_implementation
         tower = family.tower(model)

@@ -1,4 +1,4 @@
-"""What goes between a prompt's forward and those of its answers: keys and values of every layer, and who sees whom.
+"""What goes between a prompt's forward and those of its answers: keys and values of every layer or its state, and who sees whom.
 
 The library's attention asks a cache for the keys and values that it attends to. The two caches here are all that sharing a
 prefix needs of it, so it works with eager, SDPA and flash attention, in every family, and no model file is touched.
@@ -8,15 +8,39 @@ prefix needs of it, so it works with eager, SDPA and flash attention, in every f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
 """Of one layer, [c, key/value heads, K, width of a head] each, with positions applied to the keys."""
+
+
+class States(NamedTuple):
+    """Of one layer with linear attention, in place of keys and values: what stands for all tokens so far. Of the prompt's last token,
+    so that what goes on from there is a function of the prompt, and its gradient goes back into it."""
+
+    conv: Tensor
+    """[c, channels, length of the kernel - 1]: the last inputs of the convolution."""
+    recurrent: Tensor
+    """[c, heads, width of a key, width of a value]"""
+
+
+Layer = KeysValues | States
+
+
+def each(layer: Layer, of: Callable[[Tensor], Tensor]) -> Layer:
+    """The layer with a function applied to both of its tensors."""
+    one, other = map(of, layer)
+    return States(one, other) if isinstance(layer, States) else (one, other)
+
+
+def keys_held(layers: Iterable[Layer]) -> int:
+    """For how many tokens there are keys, those that prompts are filled up with included."""
+    return next(layer for layer in layers if not isinstance(layer, States))[0].shape[2]
 
 
 class PromptCache:
@@ -26,15 +50,33 @@ class PromptCache:
     """
 
     def __init__(self) -> None:
-        self.layers: dict[int, KeysValues] = {}
+        self.layers: dict[int, Layer] = {}
+        self._conv: dict[int, Tensor] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> KeysValues:
         # A layer that is computed again in the backward pass comes by a second time; the graph is that of the first.
         self.layers.setdefault(layer, (keys, values))
         return keys, values
 
-    def in_order(self) -> tuple[KeysValues, ...]:
+    def in_order(self) -> tuple[Layer, ...]:
         return tuple(self.layers[layer] for layer in sorted(self.layers))
+
+    def get_conv_state(self, layer: int, **_: int) -> None:
+        return None
+
+    def get_recurrent_state(self, layer: int, **_: int) -> None:
+        return None
+
+    def is_recording_past(self, layer: int) -> bool:
+        return True  # else a single token is put into the state in place
+
+    def update_conv_state(self, inputs: Tensor, layer: int, *, conv_kernel_size: int, **_: Any) -> Tensor:
+        self._conv.setdefault(layer, _last(inputs, conv_kernel_size - 1))
+        return inputs
+
+    def update_recurrent_state(self, state: Tensor, layer: int, **_: Any) -> Tensor:
+        self.layers.setdefault(layer, States(self._conv[layer], state))
+        return state
 
     def get_query_offset(self, layer: int = 0) -> int:
         return 0
@@ -50,7 +92,7 @@ class PromptCache:
 class AnswerCache:
     """Puts a prompt's keys and values before those of its answers. It may be asked any number of times."""
 
-    layers: Sequence[KeysValues]
+    layers: Sequence[Layer]
     context_b: Tensor
     """The context of each line of answers."""
     kept: PromptCache | None = None
@@ -60,18 +102,40 @@ class AnswerCache:
         prompt_keys, prompt_values = self.layers[layer]
         if self.kept is not None:
             self.kept.update(keys, values, layer)
-        if len(self.context_b) > len(prompt_keys):
-            prompt_keys, prompt_values = prompt_keys[self.context_b], prompt_values[self.context_b]
+        prompt_keys, prompt_values = self._of_lines(prompt_keys), self._of_lines(prompt_values)
         return torch.cat([prompt_keys, keys], dim=2), torch.cat([prompt_values, values], dim=2)
 
+    def get_conv_state(self, layer: int, **_: int) -> Tensor:
+        return self._of_lines(self.layers[layer].conv)
+
+    def get_recurrent_state(self, layer: int, **_: int) -> Tensor:
+        return self._of_lines(self.layers[layer].recurrent)
+
+    def is_recording_past(self, layer: int) -> bool:
+        return True
+
+    def update_conv_state(self, inputs: Tensor, layer: int, **_: Any) -> Tensor:
+        return torch.cat([self.get_conv_state(layer).to(inputs.dtype), inputs], dim=-1)
+
+    def update_recurrent_state(self, state: Tensor, layer: int, **_: Any) -> Tensor:
+        return state
+
+    def _of_lines(self, tensor: Tensor) -> Tensor:
+        return tensor[self.context_b] if len(self.context_b) > len(tensor) else tensor
+
     def get_query_offset(self, layer: int = 0) -> int:
-        return self.layers[layer][0].shape[2]
+        return keys_held(self.layers)
 
     def get_seq_length(self, layer: int = 0) -> int:
-        return self.layers[layer][0].shape[2]
+        return keys_held(self.layers)
 
     def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
         return self.get_seq_length(layer) + query_length, 0
+
+
+def _last(inputs: Tensor, count: int) -> Tensor:
+    """The last so many of [c, channels, T], with zeros before them where there are fewer."""
+    return torch.nn.functional.pad(inputs, (max(0, count - inputs.shape[-1]), 0))[..., -count:]
 
 
 def sees(row_cT: Tensor, length_c: Tensor, *, longest: int) -> Tensor:

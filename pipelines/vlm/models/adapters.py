@@ -86,9 +86,16 @@ def add(model: Any, lora: Lora) -> Any:
 
 
 def _targets(model: Any, lora: Lora) -> tuple[str, ...]:
-    family = FAMILIES.get(model.config.model_type)
-    every = set(LINEAR) <= set(lora.targets)
-    return lora.targets + (family.more_linear if family is not None and every else ())
+    family = FAMILIES[model.config.model_type]
+    if set(LINEAR) <= set(lora.targets):
+        return tuple(name for name in lora.targets if name not in family.not_adapted) + family.more_linear
+    wrong = [name for name in lora.targets if name in family.not_adapted]
+    if wrong:
+        raise ConfigError(
+            f"policy.lora.targets = {list(lora.targets)}: peft takes {', '.join(wrong)} of a {family.model_type} model for its "
+            "experts in stacked tensors, which are not adapted here. Leave them out."
+        )
+    return lora.targets
 
 
 def _continued(model: Any, file: AdapterFile, path: str) -> dict[str, Pair]:

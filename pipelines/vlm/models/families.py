@@ -11,17 +11,62 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
 from grpo_mm.pipelines.vlm.models.family import LINEAR, Family
+from grpo_mm.pipelines.vlm.models.glm4v import Glm4v
+from grpo_mm.pipelines.vlm.models.internvl import InternVl
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import read_settings
 
-
+MIXTURE = {
+    "policy.compile": "its experts take as many tokens as the router sends them, which a compiled layer cannot",
+    "policy.quantize": "its experts, most of the weights, stand in stacked tensors that are not quantised",
+    "engine.generator.kind = vllm": "how vLLM takes its weights was not tried",
+}
+STATE = {
+    "policy.compile": "its layers with linear attention were not tried compiled",
+    "policy.quantize": "its layers with linear attention were not tried quantised",
+    "policy.attention = flex_attention": "its answers carry a state, so that each has a line of its own",
+    "distributed.sequence": "its layers with linear attention read tokens in their order, so that a row cannot be cut",
+    "engine.generator.kind = vllm": "how vLLM takes its weights was not tried",
+}
+TILES = {
+    "policy.image_pixels": "its tiles have one size, and its processor's settings say how many a picture is cut into",
+    "policy.video_pixels": "its frames are tiles of one size",
+    "policy.quantize": "it was not tried quantised",
+    "policy.compile": "it was not tried compiled",
+    "distributed.sequence": "its tower was not tried cut over processes",
+    "engine.generator.kind = vllm": "how vLLM takes its tiles was not tried",
+}
+GLM = {
+    "policy.quantize": "it was not tried quantised",
+    "policy.compile": "it was not tried compiled",
+    "distributed.sequence": "its tower was not tried cut over processes",
+    "engine.generator.kind = vllm": "how vLLM takes its videos was not tried",
+}
 FAMILIES = {
     family.model_type: family
     for family in (
         Family("qwen2_vl", "order"),
         Family("qwen2_5_vl", "seconds_per_grid"),
         Family("qwen3_vl", "text", deepstack=True),
-        Family("qwen3_vl_moe", "text", deepstack=True),
+        Family("qwen3_vl_moe", "text", deepstack=True, experts=True, without=MIXTURE),
+        Family(
+            "qwen3_5",
+            "text",
+            recurrent=True,
+            without=STATE,
+            more_linear=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+        ),
+        Family(
+            "qwen3_5_moe",
+            "text",
+            recurrent=True,
+            experts=True,
+            without=STATE | MIXTURE,
+            more_linear=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+        ),
+        InternVl("internvl", "order", without=TILES),
+        Glm4v("glm4v", "text", more_linear=("gate_up_proj",), without=GLM),
+        Glm4v("glm4v_moe", "text", experts=True, not_adapted=("gate_proj", "up_proj", "down_proj"), without=GLM | MIXTURE),
     )
 }
 

@@ -36,6 +36,8 @@ class Family:
     """Language layers have experts that a router chooses from; their weights stand in stacked tensors."""
     more_linear: tuple[str, ...] = ()
     """Linear layers of a language layer beside LINEAR."""
+    not_adapted: tuple[str, ...] = ()
+    """Of LINEAR, what no adapter is put on."""
     without: Mapping[str, str] = field(default_factory=dict)
     """Settings that do not go with the family, and why."""
 
@@ -48,11 +50,10 @@ class Family:
         """What a user should know of the family before a run."""
         if not self.experts:
             return []
-        trained = (
-            "the adapter leaves experts and router as they are"
-            if adapter
-            else "experts and router are trained with the rest"
-        )
+        trained = "experts and router are trained with the rest"
+        if adapter:
+            left = f", and {', '.join(self.not_adapted)}" if self.not_adapted else ""
+            trained = f"the adapter leaves experts and router as they are{left}"
         return [f"mixture of experts: {trained}; the router's loss for balance is no part of the objective"]
 
     def tower(self, model: Any) -> list[nn.Module]:
@@ -67,6 +68,23 @@ class Family:
     def tower_has_windows(self) -> bool:
         """Whether the tower's attention is handed the borders of windows, as those of Qwen are."""
         return True
+
+    @property
+    def fits_media(self) -> bool:
+        """Whether media that make frames can make them as the processor would, so that nothing resizes them again."""
+        return True
+
+    def refused_media(self, kinds: Sequence[str], frames: Sequence[int]) -> str:
+        """Why the library has no way to show what a prompt brings; "" where it has one.
+
+        Args:
+            kinds: "image" or "video", one for each of the media, in order. frames: of each video.
+        """
+        return ""
+
+    def tile(self, config: Any) -> tuple[int, tuple[int, ...]] | None:
+        """(visual tokens, pixels) of a tile, where pictures and frames are cut into tiles of one size."""
+        return None
 
     def frames_a_step(self, config: Any) -> int:
         """Frames of a video that share their visual tokens."""

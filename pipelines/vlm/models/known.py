@@ -10,6 +10,7 @@ from typing import Any
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 from grpo_mm.pipelines.vlm.models.families import family_of, resolve
+from grpo_mm.pipelines.vlm.models.known_newer import NEWER
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import VISION_LANGUAGE, vision_language_config
 
@@ -50,9 +51,11 @@ def known_config(path: str) -> tuple[Any, str]:
         family_of(config.model_type, path=path)
         return config, f"{shown(path)}: config.json on this disk"
     bare = path.removesuffix("-Instruct").removesuffix("-Thinking")
+    if bare in NEWER:
+        return NEWER[bare](), f"{shown(path)}: the published configuration, from the table of known sizes"
     if bare not in HUB:
         raise ConfigError(
-            f"{shown(path)} is neither on this disk nor a size that is known here ({', '.join(HUB)}): download its config.json "
+            f"{shown(path)} is neither on this disk nor a size that is known here ({', '.join([*HUB, *NEWER])}): download its config.json "
             f"(hf download {shown(path)} config.json), or set policy.path to a folder."
         )
     return _config(HUB[bare]), f"{shown(path)}: the published configuration, from the table of known sizes"

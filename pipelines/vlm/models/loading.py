@@ -16,9 +16,7 @@ from grpo_mm.weights.weight_files import refusing
 
 RANDOM = "random:"
 SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-SPECIAL_IDS = tuple(
-    f"{kind}{end}_token_id" for kind in ("image", "video", "vision") for end in ("", "_start", "_end")
-)
+SPECIAL_IDS = tuple(f"{kind}{end}_token_id" for kind in ("image", "video", "vision") for end in ("", "_start", "_end"))
 Pixels = tuple[int, int]
 
 

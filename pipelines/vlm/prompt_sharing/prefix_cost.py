@@ -63,8 +63,16 @@ def gain(record: TextRecord, *, token: float, pair: float) -> float:
 
 
 def layer_costs(language_model: torch.nn.Module) -> tuple[float, float]:
-    """(token, pair) of a layer of a language model."""
-    layer = language_model.layers[0]
-    token = sum(module.weight.numel() for module in layer.modules() if isinstance(module, torch.nn.Linear))
+    """(token, pair) of a layer of a language model, the mean over its layers."""
+    layers = list(language_model.layers)
     # A pair costs a product with the key and one with the value in every head; causal attention has half the pairs.
-    return float(token), float(layer.self_attn.o_proj.in_features)
+    pairs = sum(layer.self_attn.o_proj.in_features for layer in layers if hasattr(layer, "self_attn"))
+    return sum(map(_token_cost, layers)) / len(layers), pairs / len(layers)
+
+
+def _token_cost(layer: torch.nn.Module) -> int:
+    """Weights that a token meets: of the experts, those that it is sent to."""
+    linear = sum(module.weight.numel() for module in layer.modules() if isinstance(module, torch.nn.Linear))
+    experts = [(m.gate, m.experts) for m in layer.modules() if hasattr(m, "experts") and hasattr(m, "gate")]
+    met = (sum(p.numel() for p in e.parameters()) // e.num_experts * gate.top_k for gate, e in experts)
+    return linear + sum(met)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from grpo_mm.pipelines.vlm.forwards.lines import Lines, Read, Text, after
 from grpo_mm.pipelines.vlm.forwards.network import Network
-from grpo_mm.pipelines.vlm.forwards.prefix_attention import KeysValues, PromptCache
+from grpo_mm.pipelines.vlm.forwards.prefix_attention import Layer, PromptCache, States, each
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.prompting.record import TextRecord
 from grpo_mm.pipelines.vlm.prompting.shared_media import Root, roots
@@ -29,7 +29,7 @@ class Prompts:
     """Contexts that the language model has read: all that their answers need of them."""
 
     contexts: tuple[Context, ...]
-    layers: tuple[KeysValues, ...]
+    layers: tuple[Layer, ...]
     last_cD: Tensor
     """Hidden state of each prompt's last token, which the first token of every answer is drawn from."""
 
@@ -38,7 +38,7 @@ class Prompts:
 
     def cut_off(self) -> Prompts:
         """The same values as leaves of a graph: gradients stop here, see `Accumulated`."""
-        layers = tuple(tuple(tensor.detach().requires_grad_() for tensor in layer) for layer in self.layers)
+        layers = tuple(each(layer, lambda tensor: tensor.detach().requires_grad_()) for layer in self.layers)
         return replace(self, layers=layers, last_cD=self.last_cD.detach().requires_grad_())
 
     def only(self, contexts: Sequence[Context]) -> Prompts:
@@ -47,12 +47,21 @@ class Prompts:
             return self
         here = [self.contexts.index(context) for context in contexts]
         longest = max(len(context) for context in contexts)
-        layers = tuple(tuple(tensor[here, :, :longest] for tensor in layer) for layer in self.layers)
+
+        def chosen(layer: Layer) -> Layer:
+            if isinstance(layer, States):
+                return each(layer, lambda tensor: tensor[here])
+            return each(layer, lambda tensor: tensor[here, :, :longest])
+
+        layers = tuple(map(chosen, self.layers))
         return Prompts(tuple(contexts), layers, self.last_cD[here])
 
 
 def read_prompts(network: Network, contexts: Sequence[Context]) -> Prompts:
-    """Contexts through the language model, filled up on the right; what several have in common goes through once."""
+    """Contexts through the language model, filled up on the right; what several have in common goes through once. Where layers carry
+    a state, which must not meet fill, each context by itself."""
+    if network.recurrent:
+        return read_each(network, contexts)
     begun = roots(contexts)
     found = [read_each(network, [root.contexts[0] for root in begun if not root.length])]
     found += [_read_after_root(network, root) for root in begun if root.length]
@@ -63,6 +72,8 @@ def read_each(network: Network, contexts: Sequence[Context]) -> Prompts:
     """Every context through the language model from its first token."""
     if not contexts:
         return Prompts((), (), torch.zeros(0))
+    if network.recurrent and len(contexts) > 1:
+        return _joined([read_each(network, [context]) for context in contexts])
     cache = PromptCache()
     hidden_cLD, _ = network.hidden(contexts, cache=cache)
     last_c = torch.tensor([len(context) - 1 for context in contexts], device=hidden_cLD.device)
@@ -98,11 +109,16 @@ def _stacked(parts_hLd: Sequence[Tensor]) -> Tensor:
 def _joined(prompts: Sequence[Prompts]) -> Prompts:
     if len(prompts) == 1:
         return prompts[0]
-    layers = tuple(
-        tuple(_stacked([row for part in parts for row in part]) for parts in zip(*layer))
-        for layer in zip(*(one.layers for one in prompts))
-    )
+    layers = tuple(map(_layers_joined, zip(*(one.layers for one in prompts))))
     return Prompts(tuple(c for one in prompts for c in one.contexts), layers, torch.cat([p.last_cD for p in prompts]))
+
+
+def _layers_joined(layers: Sequence[Layer]) -> Layer:
+    """Of several prompts."""
+    if isinstance(layers[0], States):
+        return States(*map(torch.cat, zip(*layers)))
+    keys, values = (_stacked([row for part in parts for row in part]) for parts in zip(*layers))
+    return keys, values
 
 
 def answer_hidden(network: Network, prompts: Prompts, record: TextRecord) -> Tensor:

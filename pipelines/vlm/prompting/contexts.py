@@ -101,6 +101,9 @@ class Encoder:
         videos = [item for item in loaded if hasattr(item, "frames_FCHW")]
         pictures = [item for item in loaded if not hasattr(item, "frames_FCHW")]
         kinds = ["video" if hasattr(item, "frames_FCHW") else "image" for item in loaded]
+        why = self.family.refused_media(kinds, [len(video.frames_FCHW) for video in videos])
+        if why:
+            raise ValueError(f"prompt {prompt.id!r}: {why}.")
         turns, spelling = spelled_out(self.chat.messages(prompt, kinds), self.processor)
         if self.chat.frame_times is not None:
             cut = [_steps(video, step) for video in videos]
@@ -117,7 +120,7 @@ class Encoder:
             metadata = [self.family.video_metadata(v.time_F, float(v.fps)) for v in videos]
             given["videos_kwargs"] = {
                 "video_metadata": metadata, "do_sample_frames": False, "input_data_format": "channels_first",
-                "return_metadata": True, **({"do_resize": False} if are_ready(self.media, prompt.media) else {}),
+                "return_metadata": True, **({"do_resize": False} if are_ready(self.media, prompt.media, self.family) else {}),
             }  # fmt: skip
         inputs = dict(self.processor(text=[text], return_tensors="pt", **given))
         inputs.pop("video_metadata", None)

@@ -48,7 +48,7 @@ def fit_media(media: Any, processor: Any, family: Family) -> None:
     Raises:
         ConfigError: the media's settings exclude that.
     """
-    if not hasattr(media, "fit"):
+    if not hasattr(media, "fit") or not family.fits_media:
         return
     size = processor.size
     limits = (int(size["shortest_edge"]), int(size["longest_edge"]))
@@ -56,10 +56,15 @@ def fit_media(media: Any, processor: Any, family: Family) -> None:
     media.fit(processor.patch_size * processor.merge_size, frame_pixels=of_frames, clip_pixels=of_clips)
 
 
-def are_ready(media: Any, items: Any) -> bool:
+def are_ready(media: Any, items: Any, family: Family) -> bool:
     """Whether all videos among a prompt's items were made by media that `fit` the model: then nothing resizes them again."""
     videos = [item for item in map(_bare, items) if is_video(item)]
-    return hasattr(media, "fit") and bool(videos) and not any(hasattr(item, "frames_FCHW") for item in videos)
+    return (
+        hasattr(media, "fit")
+        and family.fits_media
+        and bool(videos)
+        and not any(hasattr(item, "frames_FCHW") for item in videos)
+    )
 
 
 def check_shape(frames_FCHW: Tensor) -> None:

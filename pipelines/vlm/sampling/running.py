@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from grpo_mm.pipelines.vlm.forwards.network import Network
-from grpo_mm.pipelines.vlm.forwards.prefix_attention import KeysValues
+from grpo_mm.pipelines.vlm.forwards.prefix_attention import KeysValues, Layer, States, each, keys_held
 from grpo_mm.pipelines.vlm.prompt_sharing.shared_forward import read_each, read_prompts
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.processes.clock import phase
@@ -44,8 +45,8 @@ class Running:
     """[n] rotary position of its first token."""
     hidden_nD: Tensor
     """What its next token is drawn from."""
-    layers: list[KeysValues]
-    """A row's keys stand side by side from the first on."""
+    layers: list[Layer]
+    """A row's keys stand side by side from the first on; a state is that after its last token."""
 
     @property
     def live(self) -> Tensor:
@@ -66,7 +67,10 @@ class Running:
         there = here.to(self.hidden_nD.device)
         kept = Running(*(count_n[here] for count_n in self._counts()), self.hidden_nD[there], self.layers)
         for layer, parts in enumerate(self.layers):
-            self.layers[layer] = tuple(part[there, :, : kept.wanted_room()] for part in parts)
+            if isinstance(parts, States):
+                self.layers[layer] = each(parts, lambda part: part[there])
+            else:
+                self.layers[layer] = each(parts, lambda part: part[there, :, : kept.wanted_room()])
         return kept
 
     def joined(self, other: Running) -> Running:
@@ -84,6 +88,12 @@ class Running:
         both = Running(*counts, hidden_nD, self.layers)
         wide, longest = both.wanted_room(), int(other.keys_n.max())
         for layer, parts in enumerate(self.layers):
+            if isinstance(parts, States):
+                whole = (part.new_zeros(len(part) + more, *part.shape[1:]) for part in parts)
+                self.layers[layer] = States(
+                    *(_replaced(w, p, there, n) for w, p, n in zip(whole, parts, other.layers[layer]))
+                )
+                continue
             if more or wide > self.room(layer):
                 parts = tuple(_sized(part, more, wide) for part in parts)
             for part_nhKd, new_mhKd in zip(parts, other.layers[layer]):
@@ -95,7 +105,7 @@ class Running:
         return self.row_n, self.drawn_n, self.prompt_n, self.most_n, self.start_n
 
     def room(self, layer: int) -> int:
-        return self.layers[layer][0].shape[2]
+        return keys_held([self.layers[layer]])
 
     def wanted_room(self) -> int:
         """Keys to make room for where they are copied anyway."""
@@ -132,6 +142,25 @@ class _Behind:
         known_keys, known_values = layers[layer]
         return known_keys[:, :, : self.wide], known_values[:, :, : self.wide]
 
+    def get_conv_state(self, layer: int, **_: int) -> Tensor:
+        return self.running.layers[layer].conv
+
+    def get_recurrent_state(self, layer: int, **_: int) -> Tensor:
+        return self.running.layers[layer].recurrent
+
+    def is_recording_past(self, layer: int) -> bool:
+        return True
+
+    def update_conv_state(self, inputs: Tensor, layer: int, **_: Any) -> Tensor:
+        known = self.running.layers[layer]
+        whole = torch.cat([known.conv.to(inputs.dtype), inputs], dim=-1)
+        self.running.layers[layer] = known._replace(conv=whole[..., -known.conv.shape[-1] :])
+        return whole
+
+    def update_recurrent_state(self, state: Tensor, layer: int, **_: Any) -> Tensor:
+        self.running.layers[layer] = self.running.layers[layer]._replace(recurrent=state)
+        return state
+
     def get_query_offset(self, layer: int = 0) -> int:
         return self.wide - 1
 
@@ -158,8 +187,15 @@ def begun(network: Network, row_n: Tensor, contexts: Sequence[Context], *, max_n
         prompt_n + max_new_tokens,
         torch.stack([context.response_positions(1)[0, 0] for context in contexts]),
         prompts.last_cD[there],
-        [tuple(part[there] for part in layer) for layer in prompts.layers],
+        [each(layer, lambda part: part[there]) for layer in prompts.layers],
     )
+
+
+def _replaced(whole: Tensor, part: Tensor, there: Tensor, new: Tensor) -> Tensor:
+    """`part`, then at the places `there` what is new, written into `whole`."""
+    whole[: len(part)] = part
+    whole[there] = new.to(whole.dtype)
+    return whole
 
 
 def _sized(part_nhKd: Tensor, more: int, wide: int) -> Tensor:

@@ -1,0 +1,163 @@
+"""Families beside Qwen2-VL, Qwen2.5-VL and Qwen3-VL: each against its plain library, trained, saved and loaded there again."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from newer_vlm import MAKERS
+from tiny_vlm import PROMPTS, clip, folder, library_logprobs, policy, sample
+
+from grpo_mm.config.run_config import RunConfig
+from grpo_mm.config.typed_yaml import build
+from grpo_mm.errors import ConfigError
+from grpo_mm.ledger.entries import Plan
+from grpo_mm.pipelines.vlm.conform import conform
+from grpo_mm.pipelines.vlm.ledger import vlm_ledger
+from grpo_mm.pipelines.vlm.models.families import FAMILIES
+from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
+from grpo_mm.processes.distributed import Processes
+from grpo_mm.training.learner import Learner
+from grpo_mm.types import Prompt
+
+NEWER = tuple(MAKERS)
+each_newer = pytest.mark.parametrize("family", NEWER)
+KINDS = (*PROMPTS, Prompt("clips", "which is longer", media=(clip(4, seed=6), clip(4, fps=2.0, seed=7))))
+"""One and several pictures, one and several videos, both, neither."""
+
+
+@dataclass(frozen=True)
+class AllKinds:
+    family: str
+
+    def load(self) -> list[Prompt]:
+        return list(shown(self.family))
+
+
+def shown(family: str) -> tuple[Prompt, ...]:
+    """Of these, what the family's library can show."""
+    return tuple(p for p in KINDS if not refused(family, p))
+
+
+def refused(family: str, prompt: Prompt) -> str:
+    frames = [len(item.frames_FCHW) for item in prompt.media if hasattr(item, "frames_FCHW")]
+    kinds = ["video" if hasattr(item, "frames_FCHW") else "image" for item in prompt.media]
+    return FAMILIES[family].refused_media(kinds, frames)
+
+
+def letters(texts, prompts, metadata):
+    """The share of characters that are e."""
+    return [text.count("e") / max(1, len(text)) for text in texts]
+
+
+def settings(family: str, **change: Any) -> RunConfig:
+    base = {
+        "name": "tiny", "policy": {"kind": "vlm", "path": folder(family), "micro_batch": 8},
+        "engine": {"kind": "vlm", "max_new_tokens": 5}, "prompts": {"kinds": {"use": AllKinds(family)}},
+        "rewards": {"letters": {"use": letters}}, "steps": 3, "prompts_per_step": len(shown(family)), "group_size": 3,
+        "objective": [{"kind": "clipped_ratio"}, {"kind": "kl", "weight": 0.01}],
+        "device": "cpu", "samples_every": 0, "optim": {"lr": 3e-3, "weight_decay": 0.0},
+    }  # fmt: skip
+    return build(RunConfig, base | change)
+
+
+@each_newer
+def test_it_is_what_it_is_in_its_own_library(family):
+    findings = list(conform(folder(family), dtype="float32", device=torch.device("cpu")))
+    assert not [f for f in findings if f.differs], findings
+    assert {"tokens of prompts", "positions", "greedy answers", "adapter: merged"} <= {f.name for f in findings}
+
+
+@each_newer
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "adapter"])
+def test_it_trains_and_its_product_loads_in_the_plain_library(family, lora, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    chosen = {"kind": "vlm", "path": folder(family), "micro_batch": 8, "lora": lora}
+    config = settings(family, policy=chosen)
+    config.check()
+    learner = Learner(config, Processes(device="cpu"), samples=tmp_path)
+    steps = [learner.step(step) for step in range(3)]
+    assert steps[0]["policy/logprob_gap"] < 1e-4 and steps[-1]["objective/ref_kl"] > 0
+    trained = learner.policy
+    rollout, _ = sample(trained, shown(family), group_size=1, max_new_tokens=5)
+    assert int(rollout.record.length_N.min()) > 0, [c.failure for c in rollout.record.contexts]
+    trained.save(tmp_path / "product")
+    model = AutoModelForImageTextToText.from_pretrained(folder(family) if lora else tmp_path / "product")
+    model = model.eval() if lora is None else PeftModel.from_pretrained(model, tmp_path / "product").eval()
+    trained.loaded.family.follow(model, trained.config.video_positions)
+    for row, length in enumerate(rollout.record.length_N.tolist()):
+        context = rollout.record.contexts[int(rollout.record.context_N[row])]
+        found = library_logprobs(model, trained, context, rollout.record.token_NA[row, :length])
+        assert torch.allclose(found, rollout.behaviour_NA[row, :length], atol=2e-4), context.prompt_id
+
+
+@each_newer
+@pytest.mark.parametrize("cut", [8, 2], ids=["whole groups", "in parts"])
+def test_a_shared_prompt_gives_the_gradient_of_a_repeated_one(family, cut):
+    rollout, _ = sample(policy(family), shown(family), group_size=3, max_new_tokens=7)
+    length_N = (torch.arange(rollout.num_rows) % 7 + 1).minimum(
+        rollout.record.length_N
+    )  # ragged, single tokens among them
+    inside_NA = torch.arange(rollout.num_actions) < length_N[:, None]
+    rollout = replace(rollout, record=replace(rollout.record, length_N=length_N), mask_NA=rollout.mask_NA & inside_NA)
+    shared, wanted = (gradients(family, rollout, sharing, cut) for sharing in ("on", "off"))
+    assert torch.allclose(shared[0], wanted[0], atol=2e-5)
+    assert shared[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        assert float((shared[1][name] - gradient).norm()) < 1e-4 * float(gradient.norm()) + 1e-6, name
+
+
+def gradients(family: str, rollout: Any, sharing: str, cut: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Log-probabilities, and the gradient of a sum that weighs all of them differently; checkpoints where rows go in parts."""
+    p = policy(family, prefix_sharing=sharing, micro_batch=cut, train_tower=True, gradient_checkpointing=cut == 2)
+    weight_NA = torch.linspace(0.5, 1.5, rollout.mask_NA.numel()).view(rollout.mask_NA.shape)
+    found_NA = torch.zeros(rollout.mask_NA.shape)
+    for index, values in p.logprobs(
+        rollout, p.plan(rollout, rollout.mask_NA), needs=frozenset({"logprobs"}), grad=True
+    ):
+        found_NA.view(-1)[index] = values["logprobs"].detach()
+        (values["logprobs"] * weight_NA.view(-1)[index] * rollout.mask_NA.view(-1)[index]).sum().backward()
+    return found_NA.where(rollout.mask_NA, 0), {n: v.grad for n, v in p.trainable.items() if v.grad is not None}
+
+
+@each_newer
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "adapter"])
+def test_its_memory_is_counted_without_numbers(family, lora):
+    config = settings(family, policy={"kind": "vlm", "path": folder(family), "micro_batch": 8, "lora": lora})
+    plan = Plan(prompts=2, group_size=3, updates=1, calls={"rollout": 6, "train": 6, "ref": 6}, media="picture")
+    ledger = vlm_ledger(config.policy, config.engine, plan)
+    real = policy(family, lora=config.policy.lora)
+    assert ledger.trained == sum(p.numel() for p in real.trainable.values())
+    assert ledger.weights == sum(p.numel() for p in policy(family).model.parameters())
+    assert {"update", "drawing answers", "vision tower"} <= {phase.name for phase in ledger.phases}
+
+
+ODD = Prompt("odd clips", "which is longer", media=(clip(4, seed=6), clip(6, fps=2.0, seed=7)))
+
+
+@pytest.mark.parametrize(("family", "prompt", "why"), [
+    ("internvl", ODD, "odd clips.*4, 6 frames; InternVL's processor takes several of one length only"),
+    ("glm4v", KINDS[4], "both.*has both pictures and videos"),
+])  # fmt: skip
+def test_a_prompt_that_the_library_cannot_show_fails_by_name(family, prompt, why):
+    context = policy(family).encode(prompt)
+    assert len(context) == 0 and re.search(why, context.failure)
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"), [(f, s) for f in NEWER for s in FAMILIES[f].without if s.startswith("policy.")]
+)
+def test_what_does_not_go_with_it_is_refused_by_name(family, setting):
+    name, _, value = setting.removeprefix("policy.").partition(" = ")
+    given = (
+        value or {"compile": True, "image_pixels": (784, 7840), "video_pixels": (784, 7840), "quantize": "nf4"}[name]
+    )
+    more = {"lora": {"rank": 2}} if name == "quantize" else {}
+    config = build(VlmPolicyConfig, {"path": folder(family), name: given, **more})
+    with pytest.raises(ConfigError, match=rf"policy\.{name}.*\({family}\)"):
+        config.check()

@@ -1,0 +1,49 @@
+"""The newer families with their weights cut over two processes: the gradient of one process, with other rows in each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_vlm
+from children import launch
+from newer_vlm import MAKERS
+from safetensors.torch import load_file, save_file
+from test_vlm_sharding import PART, ROWS, gradient, made, moved, norm
+
+from grpo_mm.processes.distributed import Distributed, Processes
+
+QUICK = ("qwen3_5_moe", "internvl")
+"""The others are slow."""
+SCRIPT = """
+import sys
+from test_newer_sharded import work
+
+work(*sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("gather", ["phase", pytest.param("forward", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in MAKERS])
+def test_the_gradient_is_that_of_one_process(family, gather, tmp_path):
+    script = tmp_path / "work.py"
+    script.write_text(SCRIPT)
+    launch(script, tmp_path, family, tiny_vlm.folder(family), gather)
+    loss, wanted = gradient(tiny(family), made("uneven", family), PART, Processes(device="cpu"))
+    found = load_file(tmp_path / "found.safetensors")
+    assert found.keys() == wanted.keys() and len(found) > 5 and loss != 0
+    assert norm({k: found[k] - wanted[k] for k in wanted}) < 1e-5 * norm(wanted) > 0
+
+
+def tiny(family: str, **given):
+    return moved(tiny_vlm.policy(family, micro_batch=2, prefix_sharing="on", train_tower=True, **given))
+
+
+def work(folder: str, family: str, checkpoint: str, gather: str) -> None:
+    """What a process does."""
+    tiny_vlm._FOLDERS[family] = checkpoint
+    processes = Processes(device="cpu", distributed=Distributed(kind="sharded", gather=gather, timeout_minutes=2))
+    p = tiny(family, shard=processes.shard)
+    _, found = gradient(p, made("uneven", family), PART, processes, own=ROWS["uneven"][processes.rank])
+    if processes.is_main:
+        save_file({k: v.contiguous() for k, v in found.items()}, Path(folder) / "found.safetensors")
