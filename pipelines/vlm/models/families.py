@@ -66,7 +66,9 @@ FAMILIES = {
         ),
         InternVl("internvl", "order", without=TILES),
         Glm4v("glm4v", "text", more_linear=("gate_up_proj",), without=GLM),
-        Glm4v("glm4v_moe", "text", experts=True, not_adapted=("gate_proj", "up_proj", "down_proj"), without=GLM | MIXTURE),
+        Glm4v(
+            "glm4v_moe", "text", experts=True, not_adapted=("gate_proj", "up_proj", "down_proj"), without=GLM | MIXTURE
+        ),
     )
 }
 
