@@ -512,12 +512,12 @@ def serve(
     With --engine it starts a vLLM server of the policy instead, which {kind: vllm_server, urls: […]} asks for answers (docs/engines.md).
     """
     if engine:
-        from grpo_mm.tools.serve_engine import serve_engine
+        from grpo_mm.tools.serving.serve_engine import serve_engine
 
         return serve_engine(
             config, overrides or [], host=host, port=port, token_env=token_env, log=log, trust=trust, told=say
         )
-    from grpo_mm.tools.serve import serve as run
+    from grpo_mm.tools.serving.serve import serve as run
 
     run(
         config, overrides or [], host=host, port=port, max_mib=max_mib, token_env=token_env, seconds=seconds, trust=trust,
@@ -591,8 +591,8 @@ def launch(
 
     Without --ray the processes are of this machine. Ctrl-C and SIGTERM finish the step and write a checkpoint, as for train.
     """
-    from grpo_mm.tools.launch import ask_to_stop
-    from grpo_mm.tools.launch import launch as run
+    from grpo_mm.tools.serving.launch import ask_to_stop
+    from grpo_mm.tools.serving.launch import launch as run
 
     address = words.pop(0) if ray and _is_address(words[0]) else "auto"
     if not words:

@@ -37,6 +37,7 @@ _UNDER_THE_SAME_NAME = (  # old package, new room, modules
     ("grpo_mm", "grpo_mm.run", "run_folder"),
     ("grpo_mm.training", "grpo_mm.run", "changes clearing data data_digests handshake mark product run_folder state which_checkpoint"),
     ("grpo_mm", "grpo_mm.tools", "bench console inference method_table prediction_files zoo_build"),
+    ("grpo_mm.tools", "grpo_mm.tools.serving", "serve"),
     ("grpo_mm.pipelines.flow", "grpo_mm.pipelines.flow.models", "adapters card family flux sd3"),
     ("grpo_mm.pipelines.flow", "grpo_mm.pipelines.flow.trees", "branching drawing forest grow tree"),
     ("grpo_mm.pipelines.flow", "grpo_mm.pipelines.flow.engines", "engine forward forward_record"),

@@ -156,6 +156,7 @@ MAY_IMPORT = {
     "pipelines.vlm.models pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout run training weights",
     "launch": "processes",
     "tools.keys": "config",
+    "tools.serving": "config golden launch pipelines.vlm.engine_server pipelines.vlm.models processes rewards.service rollout run",
     "starters": "datasets.worlds",
     "pipelines": "",
     "pipelines.zoo": "processes",

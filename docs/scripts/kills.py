@@ -37,7 +37,7 @@ from grpo_mm.config.run_config import read  # noqa: E402
 from grpo_mm.launch.launcher import Launcher  # noqa: E402
 from grpo_mm.launch.over_ray import OverRay  # noqa: E402
 from grpo_mm.launch.places import Gone, asked  # noqa: E402
-from grpo_mm.tools.launch import job_of  # noqa: E402
+from grpo_mm.tools.serving.launch import job_of  # noqa: E402
 
 STEPS = 12
 SETTINGS = {

@@ -22,7 +22,7 @@ from grpo_mm.pipelines.vlm.engine_server.wire import Answered, Asked
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, HfGenerator, Request
 from grpo_mm.pipelines.vlm.sampling.vllm_settings import Drawn
-from grpo_mm.tools.serve import server_of
+from grpo_mm.tools.serving.serve import server_of
 
 SETTINGS = {
     "dtype": "float32", "logprobs_mode": "processed_logprobs", "max_model_len": 1024, "max_lora_rank": 0,

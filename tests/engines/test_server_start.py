@@ -15,7 +15,7 @@ import pytest
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.pipelines.vlm.engine_server import keeper, starting
 from grpo_mm.pipelines.vlm.engine_server.starting import Launch, start
-from grpo_mm.tools.serve_engine import launch_of, serve_engine
+from grpo_mm.tools.serving.serve_engine import launch_of, serve_engine
 
 FAMILY = """
 import os, subprocess, sys, time

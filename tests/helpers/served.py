@@ -13,7 +13,7 @@ import torch
 from grpo_mm.rewards.service.scorers import Scorers
 from grpo_mm.rewards.service.server import Limits, application
 from grpo_mm.rollout.scoring import Scorer
-from grpo_mm.tools.serve import server_of
+from grpo_mm.tools.serving.serve import server_of
 
 
 class Served:

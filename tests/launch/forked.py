@@ -26,7 +26,7 @@ PRELOADED = (
     "accelerate",
     "grpo_mm.cli",
     "grpo_mm.entry",
-    "grpo_mm.tools.serve",
+    "grpo_mm.tools.serving.serve",
     "uvicorn",
     "fastapi",
     "httpx2",

@@ -27,7 +27,7 @@ from grpo_mm.launch.launcher import Launcher  # noqa: E402
 from grpo_mm.launch.over_ray import OverRay  # noqa: E402
 from grpo_mm.launch.places import Wanted  # noqa: E402
 from grpo_mm.launch.workers import newest_checkpoint  # noqa: E402
-from grpo_mm.tools.launch import job_of  # noqa: E402
+from grpo_mm.tools.serving.launch import job_of  # noqa: E402
 
 pytestmark = pytest.mark.timeout(600)
 TRAIN = "import sys\nfrom grpo_mm import train\ntrain(sys.argv[1], sys.argv[2:])\n"

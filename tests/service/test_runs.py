@@ -20,7 +20,7 @@ from grpo_mm.rewards.service.server import Limits
 from grpo_mm.rollout.function_reward import FunctionReward
 from grpo_mm.rollout.scoring import Scorer, Scoring
 from grpo_mm.rollout.spread import ConstantScores
-from grpo_mm.tools.serve import serve, served_scorers
+from grpo_mm.tools.serving.serve import serve, served_scorers
 from grpo_mm.types import Prompt
 
 
