@@ -151,9 +151,9 @@ MAY_IMPORT = {
     "config": "advantages launch looking objectives processes rollout rollout.collectors weights",
     "run": "config looking processes rollout weights",
     "training": "advantages config golden ledger looking objectives processes rollout rollout.collectors run weights",
-    "tools": "advantages config datasets.shared datasets.worlds environments golden launch ledger looking looking.report objectives pipelines pipelines.flow "
+    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines pipelines.flow "
     "pipelines.flow.conforming pipelines.flow.engines pipelines.flow.models pipelines.flow.trees pipelines.vlm pipelines.vlm.engine_server "
-    "pipelines.vlm.models pipelines.zoo processes rewards.images rewards.service rewards.text rewards.video rollout run training weights",
+    "pipelines.vlm.models pipelines.zoo processes rewards.images rewards.text rewards.video rollout run training weights",
     "launch": "processes",
     "tools.keys": "config",
     "tools.serving": "config golden launch pipelines.vlm.engine_server pipelines.vlm.models processes rewards.service rollout run",
