@@ -347,6 +347,58 @@ def test_weights_that_are_not_whole_are_refused_by_name(change, message, hpsv3, 
         Hpsv3(**hpsv3[0] | {"path": str(tmp_path / "w.safetensors")}).to("cpu")
 
 
+def _spoilt(how, tensors):
+    """One tensor of the body's second layer is damaged."""
+    name = next(name for name in sorted(tensors) if name.endswith("layers.1.self_attn.k_proj.weight"))
+    value = tensors[name].clone()
+    match how:
+        case "NaN" | "infinite":
+            value.view(-1)[3] = float("nan" if how == "NaN" else "inf")
+        case "missing":
+            return {k: v for k, v in tensors.items() if k != name}
+        case "unexpected":
+            return tensors | {"zz.extra": torch.ones(2)}
+        case "shape":
+            value = value[:-1].clone()
+        case "whole numbers":
+            value = value.to(torch.int8)
+    return tensors | {name: value}
+
+
+HOWS = ("NaN", "infinite", "missing", "unexpected", "shape", "whole numbers", "cut")
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        pytest.param(kind, how, marks=[] if kind == "hpsv3" or how in ("missing", "cut") else [pytest.mark.slow])
+        for kind in ("hpsv3", "edit", "video")
+        for how in HOWS
+    ],
+)
+def test_damaged_weights_are_refused_when_they_are_loaded(kind, how, request, tmp_path):
+    from safetensors.torch import load_file
+
+    settings, _ = request.getfixturevalue(kind)
+    path = settings["path"]
+    if kind == "hpsv3":
+        file = tmp_path / "w.safetensors"
+        save_file(_spoilt(how, load_file(path)), file)
+        settings = settings | {"path": str(file)}
+    else:
+        folder = shutil.copytree(path, tmp_path / "m")
+        file = folder / ("model.pth" if kind == "edit" else "checkpoint-10/model.pth")
+        torch.save(_spoilt(how, torch.load(file)), file)
+        settings = settings | {"path": str(folder)}
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    cls = {"hpsv3": Hpsv3, "edit": EditReward, "video": VideoAlign}[kind]
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+        reward = cls(**settings)
+        reward.check()
+        reward.to("cpu")
+
+
 def _folder(video, tmp_path, change):
     folder = tmp_path / "v"
     shutil.copytree(video[0]["path"], folder)
