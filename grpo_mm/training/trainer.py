@@ -34,6 +34,7 @@ from grpo_mm.processes import clock, progress
 from grpo_mm.processes.compiled import compiled_counts, told
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import GIB, peak_gib
+from grpo_mm.processes.services import begun_again
 from grpo_mm.rollout.phrasing import template_of, way_of
 from grpo_mm.training.data import RunData, overlap
 from grpo_mm.training.evaluate import EvalResult, evaluate
@@ -223,7 +224,7 @@ class Trainer:
         row |= {f"time/{name}_gib": max(peak[name] for peak in peaks) for name in peaks[0]}
         row |= beside_measured(self.learner.forecast, row)
         row |= self._compiled()
-        return row | {"time/step_seconds": total}
+        return row | begun_again() | {"time/step_seconds": total}
 
     def _compiled(self) -> dict[str, float]:
         """Graphs and graph breaks of the main process, where the policy is compiled; the log tells whenever there are more."""

@@ -87,12 +87,14 @@ def test_a_lost_node_and_a_killed_scorer_leave_the_run_as_torchrun_would_have_ma
     as_torchrun_does(script, config, "name=torchrun")
     other = tmp_path / "runs/torchrun"
     assert own(folder) == own(other) and weights(folder, 8) == weights(other, 8)
-    assert sum(row.get("calls/service_restarts", 0) for row in record(folder)) >= 1
+    rows = record(folder)
+    assert sum(row.get("calls/service_restarts", 0) for row in rows) >= 1
+    assert rows[-1]["launch/starts"] == 2.0 and "launch/starts" not in rows[0]
 
 
 def own(run: Path) -> list[dict[str, float]]:
     """Without what counts calls of services and memory."""
-    services = ("calls/remote_requests", "calls/remote_repeats", "calls/service_restarts")
+    services = ("calls/remote_requests", "calls/remote_repeats", "calls/service_restarts", "launch/starts")
     return [{k: v for k, v in row.items() if k not in services and not k.startswith("memory/")} for row in record(run)]
 
 
