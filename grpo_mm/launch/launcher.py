@@ -79,6 +79,8 @@ class Launcher:
                 self.starts.append(start)
                 if start.code == 0 or start.code > 128:
                     return start.code
+                if self._signals and start.ended_by(self._signals):
+                    return 128 + self._signals[0]
                 if self._signals:
                     self._told(f"{start.words()}, after the run was asked to stop; its checkpoints are intact")
                     return 3

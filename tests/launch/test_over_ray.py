@@ -153,9 +153,11 @@ def test_a_resource_that_nobody_has_is_named_within_a_bound(nodes, tmp_path):
 
 
 def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch):
-    for address in ("127.0.0.1:9", "no.such.host.invalid:6379", "ray://127.0.0.1:9", "127.0.0.1:999999"):
+    for address in ("127.0.0.1:9", "no.such.host.invalid:6379", "127.0.0.1:999999"):
         with pytest.raises(UserError, match="the Ray cluster .* cannot be reached"):
             over_ray.connect(address)
+    with pytest.raises(UserError, match="launch from one of its nodes"):
+        over_ray.connect("ray://127.0.0.1:10001")
     monkeypatch.setattr(over_ray, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "grpo_mm\[ray\]"'):
         over_ray.connect("auto")
