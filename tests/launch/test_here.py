@@ -26,6 +26,13 @@ def test_a_child_says_what_it_says_and_how_it_ended():
     assert asked.code is None
     asked.send(signal.SIGTERM)
     assert asked.wait(20) == -signal.SIGTERM
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in an actor of Ray
+    try:
+        asked = Child(["sleep", "60"], environment=os.environ)
+        asked.send(signal.SIGINT)
+        assert asked.wait(20) == -signal.SIGINT
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     absent = Child(["/no/such/program"], environment=os.environ)
     assert absent.wait(20) == 127 and "/no/such/program cannot be started" in absent.said()[1][0]
 
