@@ -122,7 +122,7 @@ def run(
 
 def own(folder: Path) -> list[dict[str, float]]:
     """The record without what counts calls of services, and memory."""
-    leave = ("calls/remote_requests", "calls/remote_repeats", "calls/service_restarts")
+    leave = ("calls/remote_requests", "calls/remote_repeats", "calls/service_restarts", "launch/starts")
     return [{k: v for k, v in row.items() if k not in leave and not k.startswith("memory/")} for row in record(folder)]
 
 

@@ -54,6 +54,10 @@ class Start:
             return int(stopped[0])
         return OURS if self.cause.code == OURS else 3
 
+    def ended_by(self, signals: Sequence[int]) -> bool:
+        """Whether these ended it, before it could take notice of them or after."""
+        return all(end.code in {0, *(128 + n for n in signals), *(-n for n in signals)} for end in self.ends)
+
     def words(self) -> str:
         """Of the cause."""
         end = self.cause

@@ -17,6 +17,7 @@ from grpo_mm.launch.places import Gone, Place, Wanted, Worker, asked, of_all
 from grpo_mm.launch.ranks import environments, in_order
 from grpo_mm.launch.services import Services, ToServe
 from grpo_mm.launch.settings import Launch
+from grpo_mm.processes.services import STARTS
 
 LOOK_SECONDS = 0.5
 HEARD_SECONDS = 45.0
@@ -25,8 +26,6 @@ PLACED_SECONDS = 300.0
 """How long a worker that has a place may take until it answers: Ray may install something first."""
 FREE_SECONDS = 60.0
 """How long a process that was given up may still hold the run folder."""
-STARTS = "GRPO_MM_STARTS"
-"""In the environment of trainers: which start of the run this is, from 1."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ class Launcher:
                 self.starts.append(start)
                 if start.code == 0 or start.code > 128:
                     return start.code
+                if self._signals and start.ended_by(self._signals):
+                    return 128 + self._signals[0]
                 if self._signals:
                     self._told(f"{start.words()}, after the run was asked to stop; its checkpoints are intact")
                     return 3

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +20,8 @@ NAMESPACE = "grpo_mm"
 AS_OURS = {"worker_niceness": 0}
 """Of a cluster that is started for this launch: else processes of Ray, and what they start, give way to all others (15)."""
 REACH_SECONDS = 10.0
+END_SECONDS = 10.0
+"""For trainers to end what they hold, where they still answer."""
 CALLS = 8
 """Of one actor at once; waiting for the end of its process is one of them."""
 
@@ -37,6 +39,10 @@ def connect(address: str, *, may_begin: bool = True) -> str:
     if find_spec("ray") is None:
         raise UserError('--ray needs Ray: pip install "grpo_mm[ray]".')
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody by a cluster that we start
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{shown(address)} is for Ray's client, from outside the cluster: launch from one of its nodes, with HOST:PORT."
+        )
     import ray
 
     own = {"ignore_reinit_error": False, "log_to_driver": False, "namespace": NAMESPACE, "logging_level": logging.ERROR}
@@ -69,7 +75,7 @@ def _name(context: Any) -> str:
 
 def _check_reachable(address: str) -> None:
     """Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
@@ -148,6 +154,7 @@ class OverRay:
         import ray
         from ray.util.placement_group import remove_placement_group
 
+        wait([worker.call("end") for worker in self._trainers], timeout=END_SECONDS)
         for worker in self._trainers:
             ray.kill(worker.actor)
         self._trainers = []

@@ -15,6 +15,8 @@ from grpo_mm.launch.settings import ENGINES, Launch
 from grpo_mm.processes.services import SCHEME
 
 LOOK_SECONDS = 0.2
+LAST_LINES = 8
+"""Of a service that does not come up, for who waits."""
 AT_FIRST = 2
 """A service that ends so often before it has ever answered is not started again."""
 
@@ -76,7 +78,8 @@ class Services:
                     )
                 failures = one.said.get("failures", [])
                 if len(failures) >= AT_FIRST:
-                    said = last_words(failures[-1]["said"])
+                    lines = [line for line in failures[-1]["said"][-LAST_LINES:] if line.strip()]
+                    said = "\n".join(lines) or "without a word"
                     raise UserError(
                         f"the service {one.name} ended with code {failures[-1]['code']} at its start: {said}"
                     )

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +45,7 @@ class TrainerWorker:
         the environment says."""
         self._host, self._node = host, node
         self._devices = os.environ.get(DEVICES, "") if devices is None else devices
-        self._folder = Path(tempfile.mkdtemp(prefix="grpo_mm_launch_"))
+        self._folder = Path(tempfile.gettempdir()) / f"grpo_mm_launch_{uuid.uuid4().hex}"
         self._child: Child | None = None
 
     def about(self, folder: str, run: str) -> dict[str, Any]:
@@ -68,12 +71,13 @@ class TrainerWorker:
 
     def told(self, services: Mapping[str, Any]) -> None:
         """Where services are (`processes.services`)."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         write_whole(self._folder / "services.json", json.dumps(services))
 
     def begin(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> int:
-        """Starts the training process; its number."""
+        """Starts the training process; its number. A word {python} is the Python of this worker."""
         environment = {**_surroundings(), **environment, FILE: str(self._folder / "services.json")}
-        self._child = Child(command, environment=environment, folder=folder)
+        self._child = Child(_in_place(command), environment=environment, folder=folder)
         return self._child.pid
 
     def pid(self) -> int:
@@ -97,6 +101,7 @@ class TrainerWorker:
         """Kills it if it still runs."""
         if self._child is not None:
             self._child.end()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def wait_until_free(self, run: str, seconds: float) -> None:
         """Until no process is in the run folder, such as one on a node that was given up.
@@ -127,7 +132,7 @@ class ServiceWorker:
         host: str = "127.0.0.1",
         node: str = "here",
     ) -> None:
-        """command: with {host} and {port} where these go. health: a path that answers 200 when it is up. token: for the
+        """command: with {python}, {host} and {port} where these go. health: a path that answers 200 when it is up. token: for the
         header Authorization."""
         self._command, self._environment, self._folder = list(command), dict(environment), folder
         self._health, self._token, self._host, self._node = health, token, host, node
@@ -166,8 +171,7 @@ class ServiceWorker:
 
     def _once(self) -> None:
         port = free_port(self._host)
-        # Not str.format: a command may hold braces of its own.
-        command = [word.replace("{host}", self._host).replace("{port}", str(port)) for word in self._command]
+        command = _in_place(self._command, host=self._host, port=port)
         child = Child(command, environment={**_surroundings(), **self._environment}, folder=self._folder)
         self._child, self._pid, self._starts = child, child.pid, self._starts + 1
         self._start, url = f"{time.time():.6f}", f"http://{self._host}:{port}"
@@ -211,6 +215,14 @@ def write_whole(path: Path, text: str) -> None:
     aside = path.with_name(f".writing_{path.name}")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
+
+
+def _in_place(command: Sequence[str], **words: Any) -> list[str]:
+    """Not by `str.format`: a command may hold braces of its own."""
+    found = list(command)
+    for name, value in {"python": sys.executable, **words}.items():
+        found = [word.replace(f"{{{name}}}", str(value)) for word in found]
+    return found
 
 
 def _surroundings() -> dict[str, str]:

@@ -17,6 +17,8 @@ from grpo_mm.outside import BadJson, parse_json, reason, shown
 
 FILE = "GRPO_MM_SERVICES"
 SCHEME = "service://"
+STARTS = "GRPO_MM_STARTS"
+"""In the environment of trainers: which start of the run by its launch this is, from 1."""
 _lock = threading.Lock()
 _starts: dict[str, str] = {}
 """URL of a service -> which start of it was asked last."""
@@ -56,6 +58,12 @@ def address_of(url: str) -> str:
 
         count("service_restarts", 1)
     return str(one["url"])
+
+
+def begun_again() -> dict[str, float]:
+    """What the record says of a run that its launch has begun again: `launch/starts`, from 2; else nothing."""
+    said = os.environ.get(STARTS, "1")
+    return {"launch/starts": float(said)} if said.isdecimal() and int(said) > 1 else {}
 
 
 def served_rewards() -> dict[str, str]:

@@ -13,6 +13,7 @@ from grpo_mm.processes.compiled import compiled_counts, told
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.peak_memory import peak_gib
 from grpo_mm.processes.roles import ROLES, idle_shares
+from grpo_mm.processes.services import begun_again
 from grpo_mm.training.forecast import beside_measured
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class StepTimes:
         row |= {f"time/{name}_gib": max(peak[name] for peak in peaks) for name in peaks[0]}
         row |= beside_measured(self.forecast, row)
         row |= self._compiled()
-        return row | {"time/step_seconds": taken.wall}
+        return row | begun_again() | {"time/step_seconds": taken.wall}
 
     def _compiled(self) -> dict[str, float]:
         """Graphs and graph breaks of the main process, where the policy is compiled; the log tells whenever there are more."""

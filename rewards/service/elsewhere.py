@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from grpo_mm.errors import ConfigError
@@ -16,6 +16,8 @@ from grpo_mm.types import is_relative
 TOKEN = "GRPO_MM_TOKEN"
 MORE_SECONDS = 600.0
 """Than its own limit, which holds where it scores, a reward elsewhere may take: a service may be starting again."""
+OF_THE_SERVER = {"timeout_seconds": None, "isolate": False, "device": None, "workers": 1, "environment": None}
+"""What an entry says of how it is scored holds there, and nothing of it here."""
 log = logging.getLogger(__name__)
 Entry = TypeVar("Entry")
 """Of `rewards` or `watch`."""
@@ -46,4 +48,5 @@ def _asking(name: str, service: str, entry: Any) -> Any:
         scope="set" if is_relative(as_reward(entry.use)) else "output",
         constant_steps=None,
     )
-    return replace(entry, use=use, timeout_seconds=None, isolate=False, device=None, workers=1)
+    there = {field.name for field in fields(entry)}
+    return replace(entry, use=use, **{name: value for name, value in OF_THE_SERVER.items() if name in there})

@@ -4,9 +4,11 @@ import re
 
 import pytest
 from spelling import write_speller
+from typer.testing import CliRunner
 
+from grpo_mm.cli import app
 from grpo_mm.config.run_config import read
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.launch.again import Ended, Start, why_not_again
 from grpo_mm.launch.ranks import environments, in_order
 from grpo_mm.launch.settings import Launch
@@ -96,6 +98,18 @@ def test_the_environment_is_torchruns():
 def test_a_launch_that_cannot_be_is_refused_before_anything_is_started(launch, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         read(write_speller(tmp_path, {"launch": launch})).check_settings()
+
+
+def test_the_command_takes_an_address_before_the_config_and_only_with_ray(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for words, message in (
+        (["--ray", "h:6379"], "launch needs a CONFIG"),
+        (["--ray", "h:6379", "absent.yaml"], "absent.yaml"),
+        (["h:6379"], "h:6379"),
+        (["--drain", "runs/x"], "--drain is for --ray"),
+    ):
+        found = CliRunner().invoke(app, ["launch", *words])
+        assert isinstance(found.exception, UserError) and message in str(found.exception), words
 
 
 def test_a_launch_says_nothing_by_default():

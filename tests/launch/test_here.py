@@ -26,6 +26,13 @@ def test_a_child_says_what_it_says_and_how_it_ended():
     assert asked.code is None
     asked.send(signal.SIGTERM)
     assert asked.wait(20) == -signal.SIGTERM
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in an actor of Ray
+    try:
+        asked = Child(["sleep", "60"], environment=os.environ)
+        asked.send(signal.SIGINT)
+        assert asked.wait(20) == -signal.SIGINT
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     absent = Child(["/no/such/program"], environment=os.environ)
     assert absent.wait(20) == 127 and "/no/such/program cannot be started" in absent.said()[1][0]
 
@@ -107,7 +114,8 @@ def test_a_service_that_dies_is_started_again_elsewhere_and_trainers_are_told(tm
     run, seen = tmp_path / "run", []
 
     def kill(launcher, told):
-        seen.append(Path(starts(run)[0]["GRPO_MM_SERVICES"]) if (run / "starts_0.jsonl").exists() else None)
+        if (run / "starts_0.jsonl").exists():
+            seen.append(json.loads(Path(starts(run)[0]["GRPO_MM_SERVICES"]).read_text()))
         if told[-1] == "step 2/60":
             os.kill(launcher._services._all[0].said["pid"], signal.SIGKILL)
         if "is back at" in told[-1]:
@@ -120,8 +128,9 @@ def test_a_service_that_dies_is_started_again_elsewhere_and_trainers_are_told(tm
     assert away.startswith("eyes is away: it ended with code -9")
     before, after = (text.rpartition(" ")[2] for text in (told[0], next(t for t in told if "is back" in t)))
     assert before != after
-    last = json.loads(seen[-1].read_text())
-    assert last["rewards"] == {"right": "eyes"} and last["services"]["eyes"][0]["url"] in (after, None)
+    assert seen[0]["rewards"] == {"right": "eyes"} and seen[0]["services"]["eyes"][0]["url"] == before
+    assert seen[-1]["services"]["eyes"][0]["url"] in (after, None)
+    assert not Path(starts(run)[0]["GRPO_MM_SERVICES"]).exists()  # nothing is left behind
 
 
 @pytest.mark.parametrize(

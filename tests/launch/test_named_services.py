@@ -1,8 +1,11 @@
 """Rewards that services of a launch score: the run is the same, and a service that is back elsewhere is found."""
 
 import json
+import os
 import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from served import Served
@@ -12,9 +15,17 @@ from tiny_runs import record, weights
 from grpo_mm import train
 from grpo_mm.config.run_config import plain, read
 from grpo_mm.errors import ConfigError
+from grpo_mm.launch.here import Here
+from grpo_mm.launch.settings import EngineServers, Launch
+from grpo_mm.pipelines.vlm.engine import VlmEngine
+from grpo_mm.pipelines.vlm.engine_server.asking import Away
+from grpo_mm.pipelines.vlm.engine_server.asking import Server as EngineServer
+from grpo_mm.pipelines.vlm.engine_server.elsewhere import drawn_elsewhere
+from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
 from grpo_mm.processes.services import FILE, NotUp, address_of, served_rewards
 from grpo_mm.rewards.service import elsewhere, remote
 from grpo_mm.rewards.service.asking import check_url
+from grpo_mm.tools.launch import job_of
 
 TOKEN = "open-sesame"
 
@@ -76,6 +87,44 @@ def test_a_service_that_dies_in_a_call_and_comes_back_elsewhere_is_asked_again_a
         second.close()
     assert [row.get("calls/service_restarts", 0) for row in moved] == [0, 1, 0]
     assert [row["reward/failed_frac"] for row in moved] == [0.0] * 3
+
+
+def test_a_generator_that_asks_servers_asks_those_of_the_launch(at, tmp_path, monkeypatch):
+    generator = VllmServer(urls=("http://elsewhere:1",), retries=5)
+    engine = VlmEngine(generator=generator)
+    at("http://a:1")
+    assert drawn_elsewhere(engine) is engine
+    there = {"services": {"engine": [{"url": "http://a:1", "start": "1"}, {"url": None, "start": ""}]}, "rewards": {}}
+    Path(os.environ[FILE]).write_text(json.dumps(there | {"engines": ["service://engine/0", "service://engine/1"]}))
+    placed = drawn_elsewhere(engine).generator
+    assert placed.urls == ("service://engine/0", "service://engine/1") and placed.start is None and placed.retries == 5
+    assert placed.token_env == elsewhere.TOKEN and generator.urls == ("http://elsewhere:1",)
+    placed.check()
+    with pytest.raises(Away, match="engine is not up"):
+        EngineServer(placed.urls[1], TOKEN, connections=1).state(until=time.monotonic() + 5)
+
+
+def test_engines_of_a_launch_need_a_generator_that_asks_servers():
+    launch = Launch(engines=EngineServers(replicas=2))
+    with pytest.raises(ConfigError, match="set engine.generator.kind=vllm_server, or leave them out"):
+        launch.check(["right"], asks_servers=False)
+    launch.check(["right"], asks_servers=True)
+    with pytest.raises(ConfigError, match="launch.engines.replicas = 0"):
+        Launch(engines=EngineServers(replicas=0))
+
+
+def test_commands_of_services_say_which_rewards_and_what_draws(tmp_path):
+    placed = {"scorers": {"eyes": {"rewards": ["right"], "python": "/envs/x/bin/python", "replicas": 2}}}
+    config = write_speller(tmp_path, {"launch": placed})
+    settings = replace(read(config), launch=replace(read(config).launch, engines=EngineServers()))
+    job = job_of(settings, config, ["steps=3"], place=Here(), environment={"HF_HUB_OFFLINE": "1", "HOME": "/root"})
+    eyes, engine = job.services
+    command = " ".join(eyes.settings["command"])
+    assert command.startswith("/envs/x/bin/python -m grpo_mm.cli serve ") and command.endswith("--only right")
+    assert (eyes.replicas, eyes.rewards, engine.name, engine.rewards) == (2, ("right",), "engine", ())
+    assert "--engine" in engine.settings["command"] and "steps=3" in engine.settings["command"]
+    assert set(job.environment) == {"HF_HUB_OFFLINE", elsewhere.TOKEN} and len(job.environment[elsewhere.TOKEN]) == 32
+    assert engine.settings["token"] == job.environment[elsewhere.TOKEN] == eyes.settings["token"]
 
 
 def test_a_replica_is_found_by_rank_and_by_number(at, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "grpo_mm[ray]"')
 
-from children import launch as as_torchrun_does  # noqa: E402
+from children import free_port  # noqa: E402
 from forked import Forks  # noqa: E402
 from launches import SERVICE, gone_within, job, launched, starts  # noqa: E402
 from nodes import Nodes  # noqa: E402
@@ -30,7 +31,6 @@ from grpo_mm.launch.workers import newest_checkpoint  # noqa: E402
 from grpo_mm.tools.serving.launch import job_of  # noqa: E402
 
 pytestmark = pytest.mark.timeout(600)
-TRAIN = "import sys\nfrom grpo_mm import train\ntrain(sys.argv[1], sys.argv[2:])\n"
 ONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
 
 
@@ -82,17 +82,35 @@ def test_a_lost_node_and_a_killed_scorer_leave_the_run_as_torchrun_would_have_ma
     assert "is gone, or its node" in said and "the run is begun again from step" in said
     assert len(launcher.starts) == 2 and launcher.starts[0].cause.code is None
 
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN)
-    as_torchrun_does(script, config, "name=torchrun")
+    under_torchrun(forks, config, "name=torchrun")
     other = tmp_path / "runs/torchrun"
     assert own(folder) == own(other) and weights(folder, 8) == weights(other, 8)
-    assert sum(row.get("calls/service_restarts", 0) for row in record(folder)) >= 1
+    rows = record(folder)
+    assert sum(row.get("calls/service_restarts", 0) for row in rows) >= 1
+    assert rows[-1]["launch/starts"] == 2.0 and "launch/starts" not in rows[0]
+
+
+def under_torchrun(forks: Forks, *words: object) -> None:
+    """Two processes with the environment that it gives."""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    command = forks.command(["-m", "grpo_mm.cli", "train", *map(str, words)])
+    ranks = [
+        subprocess.Popen(
+            command, env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        said = [rank.communicate(timeout=250)[0] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], said
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 def own(run: Path) -> list[dict[str, float]]:
     """Without what counts calls of services and memory."""
-    services = ("calls/remote_requests", "calls/remote_repeats", "calls/service_restarts")
+    services = ("calls/remote_requests", "calls/remote_repeats", "calls/service_restarts", "launch/starts")
     return [{k: v for k, v in row.items() if k not in services and not k.startswith("memory/")} for row in record(run)]
 
 
@@ -151,9 +169,11 @@ def test_a_resource_that_nobody_has_is_named_within_a_bound(nodes, tmp_path):
 
 
 def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch):
-    for address in ("127.0.0.1:9", "no.such.host.invalid:6379", "ray://127.0.0.1:9", "127.0.0.1:999999"):
+    for address in ("127.0.0.1:9", "no.such.host.invalid:6379", "127.0.0.1:999999"):
         with pytest.raises(UserError, match="the Ray cluster .* cannot be reached"):
             over_ray.connect(address)
+    with pytest.raises(UserError, match="launch from one of its nodes"):
+        over_ray.connect("ray://127.0.0.1:10001")
     monkeypatch.setattr(over_ray, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "grpo_mm\[ray\]"'):
         over_ray.connect("auto")
@@ -161,8 +181,6 @@ def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch):
 
 def test_all_of_it_ends_with_the_launcher_however_it_goes(nodes, tmp_path):
     """The program that launches is killed: what it has started on the nodes does not stay."""
-    import subprocess
-
     nodes.have(1)
     run = tmp_path / "run"
     code = (

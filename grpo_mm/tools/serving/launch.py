@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from grpo_mm.launch.services import ToServe
 from grpo_mm.launch.settings import ENGINES
 
 TOKEN = "GRPO_MM_TOKEN"
+PYTHON = "{python}"
+"""That of the worker: what Ray has installed for it is there."""
 HANDED_ON = (
     "GRPO_MM_",
     "HF_",
@@ -99,14 +100,14 @@ def job_of(
     if gpus is None:
         gpus = 1.0 if settings.device != "cpu" and place.gpus() else 0.0
     name = str(config.absolute()) if config.exists() else str(config)
-    train = [sys.executable, "-m", "grpo_mm.cli", "train", name, *overrides]
+    train = [PYTHON, "-m", "grpo_mm.cli", "train", name, *overrides]
     services = [
         ToServe(
             name=service,
             wanted=Wanted(one.cpus, one.gpus, one.resources, one.runtime_env),
             settings={
                 "command": [
-                    one.python or sys.executable, "-m", "grpo_mm.cli", "serve", name, *overrides, "--host", "{host}", "--port", "{port}",
+                    one.python or PYTHON, "-m", "grpo_mm.cli", "serve", name, *overrides, "--host", "{host}", "--port", "{port}",
                     "--token-env", TOKEN, *(word for reward in one.rewards for word in ("--only", reward)),
                     *(["--trust"] if "--trust" in options else []),
                 ],
@@ -121,7 +122,7 @@ def job_of(
         one = asked.engines
         log = os.path.join(tempfile.gettempdir(), "grpo_mm_engine_{port}.log")
         command = [
-            one.python or sys.executable, "-m", "grpo_mm.cli", "serve", name, *overrides, "--engine", "--host", "{host}", "--port", "{port}",
+            one.python or PYTHON, "-m", "grpo_mm.cli", "serve", name, *overrides, "--engine", "--host", "{host}", "--port", "{port}",
             "--token-env", TOKEN, "--log", log, *(["--trust"] if "--trust" in options else []),
         ]  # fmt: skip
         wanted = Wanted(one.cpus, gpus if one.gpus is None else one.gpus, one.resources, one.runtime_env)

@@ -53,10 +53,15 @@ def launch_of(config: str | Path, overrides: Sequence[str], *, host: str, port: 
         raise ConfigError(
             f"{config}: its policy is {shown(type(policy).__name__, 40)}, and only policies that write texts have an engine server."
         )
-    room = getattr(run.engine.generator, "longest", None)
+    model, generator = resolve(policy.path), run.engine.generator
+    room = getattr(generator, "longest", None) or getattr(getattr(generator, "start", None), "longest", None)
+    if room is None:
+        from transformers import AutoConfig
+
+        room = min(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings, Launch.longest)
     gpus = torch.cuda.device_count()
     on_cpu = run.device == "cpu" or gpus == 0
     return Launch(
-        model=resolve(policy.path), dtype=policy.dtype, host=host, port=port, adapter_rank=0 if policy.lora is None else policy.lora.rank,
-        tensor_parallel=1 if on_cpu else gpus, on_cpu=on_cpu, **({} if room is None else {"longest": room}),
+        model=model, dtype=policy.dtype, host=host, port=port, adapter_rank=0 if policy.lora is None else policy.lora.rank,
+        tensor_parallel=1 if on_cpu else gpus, on_cpu=on_cpu, longest=room,
     )  # fmt: skip
