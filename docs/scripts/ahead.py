@@ -23,10 +23,12 @@ import grpo_mm
 from grpo_mm.config.typed_yaml import merge
 from grpo_mm.looking import metrics
 from grpo_mm.pipelines.vlm.prompting.ahead import EncodedAhead
+from grpo_mm.processes.clock import phase
+from grpo_mm.weights.update import accumulate
 
-STEPS, WARM_UP, PROMPTS, ANSWERS = 9, 2, 4, 4
-MEDIUM, ANSWER = 1.0, 0.25
-"""Seconds that a video waits for its disk, and a reward for its judge."""
+STEPS, WARM_UP, PROMPTS, ANSWERS = 6, 1, 4, 4
+MEDIUM, ANSWER, UPDATE = 1.0, 0.25, 3.0
+"""Seconds that a video waits for its disk, a reward for its judge, and the trainer for its device."""
 PAGE = DOCS / "ahead.md"
 IN_TURN = {"policy": {"encode_workers": 0}}
 EARLY = {"rewards": {"iou": {"early": True}}}
@@ -60,6 +62,13 @@ def main() -> None:
         found = {what: measured(Path(name), f"run_{k}", own) for k, (what, own) in enumerate(VARIANTS.items())}
     PAGE.write_text("\n".join(page(found)) + "\n")
     print(PAGE.read_text())
+
+
+def heavy(*arguments: Any) -> Any:
+    """An update that takes a device a while."""
+    with phase("train_network"):
+        time.sleep(UPDATE)
+    return accumulate(*arguments)
 
 
 def slow(made: Callable[..., None]) -> Callable[..., None]:
@@ -104,8 +113,8 @@ def page(found: Mapping[str, Mapping[str, float]]) -> list[str]:
         "# A step ahead",
         "",
         f"Medians of a step's seconds over {STEPS - WARM_UP - 1} steps of the video quickstart's model, {PROMPTS} prompts × {ANSWERS} answers. Each video waits "
-        f"{MEDIUM:g} s for its disk, the reward {ANSWER:g} s for each answer, as for a judge that takes one at a time: {MEDIUM * PROMPTS:g} s of media and "
-        f"{ANSWER * PROMPTS * ANSWERS:g} s of rewards a step. `threads: 1`, {os.cpu_count()} processors that other work shared (load {os.getloadavg()[0]:.0f}; "
+        f"{MEDIUM:g} s for its disk, the reward {ANSWER:g} s for each answer, as for a judge that takes one at a time, and the update {UPDATE:g} s for a "
+        f"device: {MEDIUM * PROMPTS:g} s of media, {ANSWER * PROMPTS * ANSWERS:g} s of rewards and {UPDATE:g} s of training a step, and what a CPU does beside. `threads: 1`, {os.cpu_count()} processors that other work shared (load {os.getloadavg()[0]:.0f}; "
         f"processor seconds are firmer than walls), Python {sys.version.split()[0]}, {date.today()}. Made by `python docs/scripts/ahead.py`.",
         "",
         "| | a step | of the first | processor seconds | waiting for media | reading beside | waiting for rewards | scoring beside | sampling | training | "
