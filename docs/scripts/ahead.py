@@ -24,6 +24,7 @@ from grpo_mm.config.typed_yaml import merge
 from grpo_mm.looking import metrics
 from grpo_mm.pipelines.vlm.prompting.ahead import EncodedAhead
 from grpo_mm.processes.clock import phase
+from grpo_mm.training import learner
 from grpo_mm.weights.update import accumulate
 
 STEPS, WARM_UP, PROMPTS, ANSWERS = 6, 1, 4, 4
@@ -55,10 +56,8 @@ def judged(texts: list[str]) -> list[float]:
 
 
 def main() -> None:
-    with (
-        tempfile.TemporaryDirectory() as name,
-        mock.patch.object(EncodedAhead, "__init__", slow(EncodedAhead.__init__)),
-    ):
+    media = mock.patch.object(EncodedAhead, "__init__", slow(EncodedAhead.__init__))
+    with tempfile.TemporaryDirectory() as name, media, mock.patch.object(learner, "accumulate", heavy):
         found = {what: measured(Path(name), f"run_{k}", own) for k, (what, own) in enumerate(VARIANTS.items())}
     PAGE.write_text("\n".join(page(found)) + "\n")
     print(PAGE.read_text())
@@ -114,7 +113,8 @@ def page(found: Mapping[str, Mapping[str, float]]) -> list[str]:
         "",
         f"Medians of a step's seconds over {STEPS - WARM_UP - 1} steps of the video quickstart's model, {PROMPTS} prompts × {ANSWERS} answers. Each video waits "
         f"{MEDIUM:g} s for its disk, the reward {ANSWER:g} s for each answer, as for a judge that takes one at a time, and the update {UPDATE:g} s for a "
-        f"device: {MEDIUM * PROMPTS:g} s of media, {ANSWER * PROMPTS * ANSWERS:g} s of rewards and {UPDATE:g} s of training a step, and what a CPU does beside. `threads: 1`, {os.cpu_count()} processors that other work shared (load {os.getloadavg()[0]:.0f}; "
+        f"device: {MEDIUM * PROMPTS:g} s of media, {ANSWER * PROMPTS * ANSWERS:g} s of rewards and {UPDATE:g} s of training a step, and what a CPU does beside. "
+        f"`threads: 1`, {os.cpu_count()} processors that other work shared (load {os.getloadavg()[0]:.0f}; "
         f"processor seconds are firmer than walls), Python {sys.version.split()[0]}, {date.today()}. Made by `python docs/scripts/ahead.py`.",
         "",
         "| | a step | of the first | processor seconds | waiting for media | reading beside | waiting for rewards | scoring beside | sampling | training | "
