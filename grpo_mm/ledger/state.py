@@ -47,9 +47,8 @@ def of_training(owner: str, module: nn.Module, plan: Plan) -> tuple[Entry, ...]:
         *(_drawn_ahead(names["ahead"], size) if "ahead" in plan.snapshots else ()),
     ]
     if plan.copies_checkpoints:
-        kept = (
-            size + sum(entry.bytes for entry in entries if entry.owner in names.values()) + count * plan.optimiser_bytes
-        )
+        copies = (e for e in entries if e.owner in names.values() and e.when in ("", "replicated"))
+        kept = size + sum(entry.bytes for entry in copies) + count * plan.optimiser_bytes
         entries.append(Entry("copy of a checkpoint", kept, "float32", place="host", split="weights"))
     return tuple(entry for entry in entries if entry.bytes)
 

@@ -13,7 +13,7 @@ from tiny_runs import record
 
 from grpo_mm.config.run_config import read
 from grpo_mm.launch.here import Here
-from grpo_mm.tools.launch import job_of
+from grpo_mm.tools.serving.launch import job_of
 
 pytestmark = [
     pytest.mark.slow,

@@ -25,7 +25,7 @@ from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
 from grpo_mm.processes.services import FILE, NotUp, address_of, served_rewards
 from grpo_mm.rewards.service import elsewhere, remote
 from grpo_mm.rewards.service.asking import check_url
-from grpo_mm.tools.launch import job_of
+from grpo_mm.tools.serving.launch import job_of
 
 TOKEN = "open-sesame"
 

@@ -198,10 +198,10 @@ def test_what_a_reward_raises_beside_is_raised_where_its_rows_are_waited_for(tmp
     run = learner(config(), tmp_path)
     score = run.drawing.scored
 
-    def fails(rollout: Rollout, outputs: Outputs) -> Any:
+    def fails(rollout: Rollout, outputs: Outputs, *early: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("the weights of the judge are gone")
-        return score(rollout, outputs)
+        return score(rollout, outputs, *early)
 
     run.drawing.scored = fails
     with pytest.raises(ConfigError, match="the judge are gone"):

@@ -50,7 +50,6 @@ SETTINGS = {
     },
     "groups that teach": {"collector": {"kind": "dynamic_sampling", "max_batches": 2}, "updates": {"passes": 2}},
     "drawn ahead": {"rollout_ahead": 1},
-    "drawn ahead, groups that teach": {"rollout_ahead": 1, "collector": {"kind": "dynamic_sampling", "max_batches": 2}},
     "one reward for each source": {
         "rewards": {
             "bright": {"use": "tiny_rewards:bright", "sources": ["lines"]},
