@@ -23,6 +23,7 @@ from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.engine_server.starting import Launch, Started, start
 from grpo_mm.pipelines.vlm.engine_server.vllm_server import Starts, VllmServer
 from grpo_mm.pipelines.vlm.models.adapters import Lora
+from grpo_mm.pipelines.vlm.models.families import resolve
 from grpo_mm.pipelines.vlm.prompting.record import TextRecord
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, HfGenerator, Request
 from grpo_mm.pipelines.vlm.sampling.vllm_generator import VllmGenerator
@@ -318,3 +319,19 @@ def test_two_processes_have_an_engine_each(tmp_path, kind):
     )  # fmt: skip
     rows = record(tmp_path / "x")
     assert len(rows) == 2 and max(row["policy/logprob_gap"] for row in rows) <= BOUND
+
+
+@pytest.mark.slow
+@needs_vllm
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_processes_share_a_server(tmp_path, kind):
+    SERVERS.stop()
+    launch = Launch(model=resolve("zoo:vision_language"), dtype="float32", longest=2048, at_once=32, on_cpu=True)
+    with start(launch, log=tmp_path / "engine.log") as server:
+        accelerate_launch(
+            "-m", "grpo_mm.cli", "train", "configs/quickstart/video.yaml", f"runs_dir={tmp_path}", "name=x", "steps=2", "threads=1",
+            "eval_prompts={}", f"engine.generator={{kind: vllm_server, urls: ['{server.url}']}}", f"distributed.kind={kind}", "device=cpu",
+        )  # fmt: skip
+    rows = record(tmp_path / "x")
+    assert len(rows) == 2 and max(row["policy/logprob_gap"] for row in rows) <= BOUND
+    assert rows[1]["calls/engine_weights_brought"] == 1 and "calls/engine_rows_again" not in rows[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -126,6 +127,27 @@ def test_one_that_dies_in_the_middle_is_waited_for_and_its_rows_are_asked_again(
     found = counts()
     assert found["engine_restarts"] == 1 and found["engine_rows_again"] >= 1 and server.engine.changes == 1
     assert torch.equal(made.token_NA, wanted.token_NA) and torch.allclose(made.logprob_NA, wanted.logprob_NA, atol=1e-5)
+
+
+def test_a_server_that_dies_while_the_policy_is_trained_gets_what_was_handed_over(served, ours, contexts, counts):
+    """Others are in place by then; the thread that draws goes on with the name of those before."""
+    server = served()
+    engine, which = generator(server), ours.snapshots.which
+    engine.hand_over(ours.network)
+    handed = {name: value.clone() for name, value in ours.model.state_dict().items()}
+    held = SimpleNamespace(
+        **{**vars(ours.network), "in_place": SimpleNamespace(which=which, rank=0), "precision": torch.float32}
+    )
+    change(ours, scale=0.05)
+    ours.snapshots.changed()
+    server.restart()
+    requests = [Request(c, stream(0, c.prompt_id)) for c in contexts]
+    made = engine.generate(held, requests, Draw(LENGTH, ours.loaded.stop, 1.0))
+    assert made.weights == which != ours.snapshots.which
+    there = server.engine.policy.model.state_dict()
+    assert all(torch.equal(value, there[name]) for name, value in handed.items()) and counts()["engine_restarts"] == 1
+    assert draws(engine, ours, contexts).weights == ours.snapshots.which
+    assert torch.equal(server.engine.policy.model.lm_head.weight, ours.model.lm_head.weight)
 
 
 def test_where_one_of_two_is_away_the_other_draws_all(served, ours, contexts, counts):

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, plain, reason, shown
 from grpo_mm.pipelines.vlm.engine_server.wire import (
+    DOOR,
     MOST_BYTES,
     PREFIX,
     Answered,
@@ -186,14 +187,10 @@ def _read(status: int, body: bytes) -> Any:
     said = f"status {status}: {plain(str(said or text), 600)}"
     if status == 409:
         raise Stale(said)
-    if status == 404 and said.startswith("status 404") and "nothing that is answered here" not in said:
+    if status == 404 and "nothing that is answered here" not in said:
         raise Refused(
-            f"{said}; a vLLM server is asked through a door of this package: start it with --middleware {_door()}"
+            f"{said}; a vLLM server is asked through a door of this package: start it with --middleware {DOOR}"
         )
     if status >= 500 or status in (408, 410, 429):
         raise Away(said, while_asked=status == 500)
     raise Refused(f"it refuses the token (token_env): {said}" if status == 401 else said)
-
-
-def _door() -> str:
-    return "grpo_mm.pipelines.vlm.engine_server.door.Door"

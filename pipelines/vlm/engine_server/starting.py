@@ -28,11 +28,11 @@ from typing import Any, Literal
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines.vlm.engine_server import keeper
+from grpo_mm.pipelines.vlm.engine_server.wire import DOOR
 from grpo_mm.pipelines.vlm.sampling.vllm_settings import ON_CPU, QUIET, allowed_rank
 
 TOKEN = "GRPO_MM_TOKEN"
 """The environment variable that holds the secret of a server and of those who ask it."""
-DOOR = "grpo_mm.pipelines.vlm.engine_server.door.Door"
 LAST_LINES = 12
 LOOK_SECONDS = 0.25
 STOP_SECONDS = keeper.GRACE_SECONDS + 10.0

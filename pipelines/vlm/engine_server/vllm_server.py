@@ -21,18 +21,18 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.identity import FREE
 from grpo_mm.outside import shown
-from grpo_mm.pipelines.vlm.engine_server.asking import Away, Server, check_url
+from grpo_mm.pipelines.vlm.engine_server.asking import Server, check_url
 from grpo_mm.pipelines.vlm.engine_server.fleet import Fleet, Unit, Weights
 from grpo_mm.pipelines.vlm.engine_server.settings_fit import check_fit
 from grpo_mm.pipelines.vlm.engine_server.starting import Launch, Started, start
 from grpo_mm.pipelines.vlm.engine_server.token import token_of
+from grpo_mm.pipelines.vlm.engine_server.weights_to_bring import KeptWeights, files_of, written
 from grpo_mm.pipelines.vlm.engine_server.wire import Asked
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Generated, Request
 from grpo_mm.pipelines.vlm.sampling.vllm_inputs import EngineInputs
 from grpo_mm.pipelines.vlm.sampling.vllm_settings import count_drawn, generated, seed_of, settings_of
-from grpo_mm.pipelines.vlm.sampling.weight_files import base_pieces
 from grpo_mm.processes.agreed import agreed, of_the_first
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.progress import report
@@ -100,6 +100,8 @@ class VllmServer:
     retries: int = field(default=3, metadata=FREE)
     """Further tries of answers after a failure; waiting for a server that is away counts none."""
 
+    draws_apart = True
+    """It may draw while the policy is trained, with weights that were handed over before."""
     is_the_trainers = False
     """Another program computes what is drawn: it is examined before a run begins."""
     tells_top_p = False
@@ -108,6 +110,7 @@ class VllmServer:
     def __post_init__(self) -> None:
         self._fleet: Fleet | None = None
         self._started: Started | None = None
+        self._kept: KeptWeights | None = None
         self._revivals = 0
 
     def check(self) -> None:
@@ -140,6 +143,16 @@ class VllmServer:
         ]
 
     @torch.no_grad()
+    def hand_over(self, network: Network) -> None:
+        """Gives the weights in place to the servers, for a `generate` that is called beside their training. A copy is kept on this machine's
+        disk until the next, for a server that dies meanwhile. Raises as `generate`."""
+        if self._fleet is None:
+            self._open(network)
+        with phase("weight_sync"):
+            self._kept = KeptWeights(network)
+            self._fleet.prepare(self._weights(network))
+
+    @torch.no_grad()
     def generate(self, network: Network, requests: Sequence[Request], draw: Draw) -> Generated:
         """As `Generator`.
 
@@ -152,8 +165,7 @@ class VllmServer:
         network.family.refuse("engine.generator.kind = vllm", instead="Use engine.generator.kind=hf.")
         if self._fleet is None:
             self._open(network)
-        which = network.in_place.which
-        weights = Weights(self._version(which), lambda *args: self._bring(network, which, *args))
+        which, weights = network.in_place.which, self._weights(network)
         with phase("weight_sync"):
             self._fleet.prepare(weights)
         units = list(self._units(network, requests, draw, weights.version))
@@ -217,6 +229,10 @@ class VllmServer:
         """Names weights for servers: of this run alone, or another's would be taken for ours."""
         return f"{self._run}/{which[0]}/{which[1]}"
 
+    def _weights(self, network: Network) -> Weights:
+        which = network.in_place.which
+        return Weights(self._version(which), lambda *args: self._bring(network, which, *args))
+
     def _bring(
         self, network: Network, which: tuple[int, str], server: Server, state: Mapping[str, Any], until: float
     ) -> None:
@@ -224,10 +240,11 @@ class VllmServer:
         # Under an adapter the model stays, as long as a server says that it has had it from this run.
         base = not source.rank or not str(state["version"]).startswith(f"{self._run}/")
         with ExitStack() as stack:
-            folder, files = None, _files(network, which, base=base)
+            kept = self._kept is not None and self._kept.which == which
+            folder, files = None, self._kept.files(base=base) if kept else files_of(network, which, base=base)
             if self.weights_folder is not None:
                 folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=self.weights_folder))
-                files = _written(files, Path(folder))
+                files = written(files, Path(folder))
             brought = server.bring(
                 self._version(which), files, base=base, adapter=source.rank > 0, folder=folder, until=until
             )
@@ -246,25 +263,3 @@ class VllmServer:
                 yield Unit(
                     Asked(version, settings, draw.temperature, [seeds[i] for i in some], self._inputs(context)), some
                 )
-
-
-def _files(network: Network, which: tuple[int, str], *, base: bool) -> Iterator[tuple[str, bytes]]:
-    """Raises Away at the end where they have become others meanwhile: a call that was given up may leave somebody who brings them."""
-    source = network.in_place
-    if base:
-        yield from base_pieces(source, dtype=network.precision)
-    if source.rank:
-        with TemporaryDirectory(prefix="grpo_mm_adapter_") as folder:
-            source.write_adapter(Path(folder))
-            for path in sorted(Path(folder).iterdir()):
-                if path.name in ("adapter_config.json", "adapter_model.safetensors"):
-                    yield path.name, path.read_bytes()
-    if source.which != which:
-        raise Away("the weights have changed while they were brought")
-
-
-def _written(files: Iterator[tuple[str, bytes]], folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Into a folder; what is sent instead says that it goes on."""
-    for name, content in files:
-        (folder / name).write_bytes(content)
-        yield "written.json", b"{}"

@@ -13,6 +13,8 @@ from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.pipelines.vlm.sampling.vllm_inputs import CLOCK, PIXELS, EngineInput, Item, Place
 from grpo_mm.pipelines.vlm.sampling.vllm_settings import Drawn
 
+DOOR = "grpo_mm.pipelines.vlm.engine_server.door.Door"
+"""What vLLM is told to answer through."""
 PREFIX = "/grpo_mm/"
 ASKED = "asked"
 MOST_ROWS = 4096
