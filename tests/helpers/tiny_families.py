@@ -118,10 +118,18 @@ def build_flux2(folder: Path) -> Path:
         num_key_value_heads=1, head_dim=8, max_position_embeddings=2048, initializer_range=0.2, sliding_window=None,
     )  # fmt: skip
     vision = PixtralVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, head_dim=8
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        head_dim=8,
     )
     reader = Mistral3ForConditionalGeneration(
-        Mistral3Config(text_config=text, vision_config=vision, image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"))
+        Mistral3Config(
+            text_config=text, vision_config=vision, image_token_index=tokenizer.convert_tokens_to_ids("[IMG]")
+        )
     )
     Flux2Pipeline(
         transformer=_flux2_transformer(joint=24, guidance=True),

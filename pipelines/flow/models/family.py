@@ -246,7 +246,9 @@ def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
         if (parts.get(name) is None) != (parts.get(tokenizer) is None):
             missing.append(name if parts.get(name) is None else tokenizer)
         elif parts.get(name) is not None:
-            reads = getattr(parts[tokenizer], "tokenizer", parts[tokenizer])  # it may come within a processor of pictures
+            reads = getattr(
+                parts[tokenizer], "tokenizer", parts[tokenizer]
+            )  # it may come within a processor of pictures
             check_vocabulary(reads, parts[name], where=f"{family.path}, {tokenizer}")
             if type(parts[name]).__name__.startswith("CLIP"):  # others are never filled up to their tokenizer's longest
                 check_positions(reads, parts[name], where=f"{family.path}, {tokenizer}")

@@ -66,7 +66,12 @@ def _z_image() -> Any:
 
 
 def _klein(transformer: Mapping[str, Any], reader: Mapping[str, Any], *, is_distilled: bool) -> Any:
-    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
 
     with torch.device("meta"):
         parts = {
@@ -96,7 +101,9 @@ def _flux2() -> Any:
     )  # fmt: skip
     tokenizer = _tokenizer()
     tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
-    processor = PixtralProcessor(image_processor=PixtralImageProcessor(), tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
+    processor = PixtralProcessor(
+        image_processor=PixtralImageProcessor(), tokenizer=tokenizer, chat_template=CHAT_TEMPLATE
+    )
     with torch.device("meta"):
         parts = {
             "transformer": Flux2Transformer2DModel(),
