@@ -72,15 +72,23 @@ def test_a_family_agrees_with_its_plain_pipeline(kind, checkpoints):
     assert sum(name.endswith("replay") for name in names) == 4
 
 
-def test_a_distilled_klein_is_not_guided(tmp_path):
+def test_klein_is_guided_unless_it_is_distilled(tmp_path, checkpoints):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Flux2KleinPipeline", "is_distilled": true}')
+    rows = {path: Flux2Klein(path).network_rows(4.0) for path in (str(tmp_path), checkpoints["flux2_klein"])}
+    assert list(rows.values()) == [1, 2]
+    assert Flux2Klein("black-forest-labs/FLUX.2-klein-4B").distilled
+    assert not Flux2Klein("black-forest-labs/FLUX.2-klein-base-4B").distilled
+
+
+@pytest.mark.slow
+def test_a_distilled_klein_agrees_with_its_plain_pipeline(tmp_path):
     build_flux2_klein(tmp_path, is_distilled=True)
     family = Flux2Klein(str(tmp_path))
-    assert family.network_rows(4.0) == 1 and Flux2Klein("black-forest-labs/FLUX.2-klein-4B").distilled
-    assert not Flux2Klein("black-forest-labs/FLUX.2-klein-base-4B").distilled
     findings = list(conform(family, dtype="float32", device=torch.device("cpu")))
     assert first_difference(findings) is None, as_table(findings)
 
 
+@pytest.mark.slow
 def test_sd35_large_agrees_with_its_plain_pipeline(tmp_path):
     """It has no layers with two attentions, and its checkpoint comes without T5 at times."""
     build_sd3(tmp_path, dual=0)
