@@ -164,7 +164,7 @@ MAY_IMPORT = {
     "pipelines.flow": "ledger advantages.actions advantages.combination pipelines.flow.models processes rollout weights",
     "pipelines.flow.trees": "pipelines.flow processes",
     "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.models pipelines.flow.trees processes",
-    "pipelines.flow.conforming": "pipelines.flow pipelines.flow.engines pipelines.flow.models processes rollout",
+    "pipelines.flow.conforming": "pipelines pipelines.flow pipelines.flow.engines pipelines.flow.models processes rollout weights",
     "pipelines.vlm.models": "pipelines pipelines.zoo weights",
     "pipelines.vlm.prompting": "pipelines.vlm.models processes",
     "pipelines.vlm.forwards": "pipelines.vlm.models pipelines.vlm.prompting processes",

@@ -19,6 +19,7 @@ from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.engines.forward import EveryTimestep, ForwardProcess
 from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim, flow_sde
 from grpo_mm.pipelines.flow.models.adapters import Lora
+from grpo_mm.pipelines.flow.models.known import known_pipeline
 from grpo_mm.pipelines.flow.noise import AllSteps, Window
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.schedule import Shifted
@@ -190,3 +191,20 @@ def test_a_checkpoint_is_of_its_family_and_makes_pictures_of_whole_tokens(model)
     with pytest.raises(ConfigError, match="wanted a multiple of"):
         model.config(height=33).check()
     assert model.config().load(CPU).family.pipeline == type(model.pipeline()).__name__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, name, billions",
+    [
+        ("qwen_image", "Qwen/Qwen-Image", 20.4),
+        ("z_image", "Tongyi-MAI/Z-Image", 6.15),
+        ("flux2_klein", "black-forest-labs/FLUX.2-klein-base-4B", 3.9),
+        ("flux2_klein", "black-forest-labs/FLUX.2-klein-9B", 9.1),
+        ("flux2", "black-forest-labs/FLUX.2-dev", 32.2),
+    ],
+)
+def test_a_known_name_has_about_as_many_weights_as_its_authors_say(kind, name, billions):
+    pipe, _ = known_pipeline(lookup("flow_model", kind)(name))
+    assert type(pipe).__name__ == lookup("flow_model", kind).pipeline
+    assert sum(p.numel() for p in pipe.transformer.parameters()) / 1e9 == pytest.approx(billions, rel=0.02)

@@ -18,7 +18,7 @@ from grpo_mm.pipelines.flow.conforming.plain import Drawing, Plain, drawn, plain
 from grpo_mm.pipelines.flow.conforming.replay_rows import replay_rows
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.family import resolve
-from grpo_mm.pipelines.flow.models.picture_sizes import sizes_on_disk
+from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_on_disk
 from grpo_mm.pipelines.flow.policy import DTYPES, FlowPolicy, FlowPolicyConfig
 from grpo_mm.processes.rng import stream
 
@@ -36,8 +36,7 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     Raises:
         ConfigError: the checkpoint cannot be loaded here.
     """
-    side = sizes_on_disk(resolve(family.path), revision=family.revision).token_px
-    how = Drawing((TOKENS[0] * side, TOKENS[1] * side), GUIDANCE, TEXT_LENGTH)
+    how = Drawing(_size(sizes_on_disk(resolve(family.path), revision=family.revision)), GUIDANCE, TEXT_LENGTH)
     config = FlowPolicyConfig(
         model=family, lora=LORA, dtype=dtype, guidance=how.guidance, height=how.size[0], width=how.size[1],
         text_length=how.text_length,
@@ -54,6 +53,12 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     yield from replay_rows(policy)
     with tempfile.TemporaryDirectory() as place:
         yield from _adapter_rows(policy, config, plain, how, Path(place), device)
+
+
+def _size(sizes: PictureSizes) -> tuple[int, int]:
+    """Height and width in pixels: sides that differ, of no more tokens than the network has positions for."""
+    most = TOKENS[1] if sizes.most_px is None else min(TOKENS[1], sizes.most_px // sizes.token_px)
+    return min(TOKENS[0], max(1, most - 1)) * sizes.token_px, most * sizes.token_px
 
 
 def _drawn(

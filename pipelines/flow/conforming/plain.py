@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from grpo_mm.pipelines.flow.conforming.heard import Heard, listening
+from grpo_mm.pipelines.flow.models.family import read_index
+from grpo_mm.pipelines.weight_files import on_this_disk
+from grpo_mm.weights.weight_files import refusing
 
 TEXTS = ("a red circle", "a photo of two small blue squares and a green circle")
 """Of two lengths, drawn in one batch: what is padding in one must not be seen."""
@@ -114,12 +117,15 @@ class _Seen(Exception):
 
 
 def plain_pipeline(family: Any, folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """As a user loads it."""
+    """As a user loads it; parts that the checkpoint was saved without are left out, as its card says."""
     import diffusers
     from transformers.utils import logging
 
     diffusers.utils.logging.disable_progress_bar()
     logging.disable_progress_bar()
-    pipe = getattr(diffusers, family.pipeline).from_pretrained(folder, dtype=dtype)
+    place = on_this_disk(str(folder), revision=family.revision, file="model_index.json") or Path(folder)
+    absent = {name: None for name, value in read_index(place).items() if value == [None, None]}
+    with refusing(str(folder)):
+        pipe = getattr(diffusers, family.pipeline).from_pretrained(place, dtype=dtype, variant=family.variant, **absent)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_mm.outside import as_python, from_root
+from grpo_mm.pipelines.flow.models.checkpoint import Checkpoint
 from grpo_mm.pipelines.flow.models.family import resolve
 
 FOLDER = '"path/of/this/folder"'
@@ -48,9 +49,10 @@ def loading_code(
         lines.append(f"pipe.scheduler = {euler}({_arguments(scheduler)})  # the run's grid, not the checkpoint's")
     if config.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
+    called = getattr(config.model, "plain_call", Checkpoint(config.model.path).plain_call)
     call = {
         "height": config.eval_height or config.height, "width": config.eval_width or config.width,
-        **config.model.plain_call(guidance=config.guidance, text_length=config.text_length),
+        **called(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
