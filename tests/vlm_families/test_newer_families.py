@@ -14,8 +14,10 @@ from tiny_vlm import PROMPTS, clip, folder, library_logprobs, policy, sample
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.config.typed_yaml import build
 from grpo_mm.errors import ConfigError
+from grpo_mm.ledger.counting import AsOnDevice, Counter
 from grpo_mm.ledger.entries import Plan
 from grpo_mm.pipelines.vlm.conform import conform
+from grpo_mm.pipelines.vlm.forwards.counted_scan import scan
 from grpo_mm.pipelines.vlm.ledger import vlm_ledger
 from grpo_mm.pipelines.vlm.models.families import FAMILIES
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
@@ -24,7 +26,11 @@ from grpo_mm.training.learner import Learner
 from grpo_mm.types import Prompt
 
 NEWER = tuple(MAKERS)
-each_newer = pytest.mark.parametrize("family", NEWER)
+QUICK = ("qwen3_5_moe", "internvl")
+"""The others are slow: these two have linear attention, experts, and media that are not of Qwen's kind."""
+each_newer = pytest.mark.parametrize(
+    "family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in NEWER]
+)
 KINDS = (*PROMPTS, Prompt("clips", "which is longer", media=(clip(4, seed=6), clip(4, fps=2.0, seed=7))))
 """One and several pictures, one and several videos, both, neither."""
 
@@ -161,3 +167,23 @@ def test_what_does_not_go_with_it_is_refused_by_name(family, setting):
     config = build(VlmPolicyConfig, {"path": folder(family), name: given, **more})
     with pytest.raises(ConfigError, match=rf"policy\.{name}.*\({family}\)"):
         config.check()
+
+
+@pytest.mark.parametrize("tokens", [64, 300])
+def test_linear_attention_is_counted_as_the_library_computes_it(tokens):
+    from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
+
+    peaks, flops = [], []
+    for function in (scan, torch_chunk_gated_delta_rule):
+        query, key, value = (torch.empty(2, tokens, h, 16, device="meta", requires_grad=True) for h in (2, 2, 4))
+        g, beta = (torch.empty(2, tokens, 4, device="meta", requires_grad=True) for _ in range(2))
+        before = torch.empty(2, 4, 16, 16, device="meta", requires_grad=True)
+        with AsOnDevice(), Counter() as counter:
+            out, last = function(
+                query, key, value, g=g, beta=beta, initial_state=before, output_final_state=True, use_qk_l2norm_in_kernel=True
+            )  # fmt: skip
+            (out.sum() + last.sum()).backward()
+        assert out.shape == value.shape and last.shape == (2, 4, 16, 16)
+        peaks.append(counter.peak)
+        flops.append(counter.flops)
+    assert flops[0] == flops[1] > 0 and peaks[0] == pytest.approx(peaks[1], rel=1 / 6)
