@@ -75,6 +75,15 @@ def tiny_flux(tmp_path_factory) -> str:
     return str(build_flux(tmp_path_factory.mktemp("models") / "flux"))
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tiny_sd3, tiny_flux, tmp_path_factory) -> dict[str, str]:
+    """Kind of flow model -> a random checkpoint in its format."""
+    from tiny_families import BUILDERS
+
+    folder = tmp_path_factory.mktemp("families")
+    return {"sd3": tiny_sd3, "flux": tiny_flux} | {kind: str(build(folder / kind)) for kind, build in BUILDERS.items()}
+
+
 @pytest.fixture
 def by_number(monkeypatch):
     """Tokens follow from the random numbers alone: at the edge of two probabilities rounding, which is another in another

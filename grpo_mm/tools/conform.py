@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, as_table, first_difference
@@ -40,14 +39,16 @@ def conform(path: str, *, model: str | None = None, dtype: str = "float32", devi
 
 def kind_of_checkpoint(path: str) -> str:
     """The kind of flow model, by the pipeline that model_index.json names, or "vlm" where there is only a config.json."""
-    folder = on_this_disk(resolve(path), file="model_index.json")
+    folders = {file: on_this_disk(resolve(path), file=file) for file in ("model_index.json", "config.json")}
+    there = {file: folder for file, folder in folders.items() if folder is not None and (folder / file).is_file()}
+    if not there:
+        raise ConfigError(
+            f"{shown(path)} has neither a model_index.json nor a config.json on this disk: give a folder, or download it first."
+        )
+    folder = there.get("model_index.json")
     if folder is None:
-        if on_this_disk(resolve(path), file="config.json") is None:
-            raise ConfigError(
-                f"{shown(path)} has neither a model_index.json nor a config.json on this disk: give a folder, or download it first."
-            )
         return VISION_LANGUAGE
-    said = read_index(Path(folder)).get("_class_name")
+    said = read_index(folder).get("_class_name")
     known = {getattr(load(entry.target), "pipeline", None): entry.kind for entry in entries("flow_model")}
     if said not in known:
         raise ConfigError(

@@ -193,7 +193,7 @@ def _written(
 
 def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:
     """(the condition of one prompt, what making it takes)."""
-    longest = "a photo " * (net.config.text_length if net.family.ragged else 1)
+    longest = "a photo " * (net.config.text_length if getattr(net.family, "ragged", False) else 1)
     with Counter() as counter:
         condition = net.family.encode(
             net.pipe, longest.strip(), text_length=net.config.text_length, guidance=net.config.guidance

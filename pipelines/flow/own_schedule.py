@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from grpo_mm.pipelines.flow.models.family import resolve
 from grpo_mm.pipelines.flow.schedule import Schedule
 
 log = logging.getLogger(__name__)
+
+Exponent = Callable[[Mapping[str, Any], int, int], float]
 
 FOLLOWED = "FlowMatchEulerDiscreteScheduler"
 TRAIN_TIMESTEPS = 1000
@@ -37,6 +39,8 @@ class OfCheckpoint:
     """A diffusers scheduler; it is never changed."""
     evenly: bool
     """Whether the pipeline hands its scheduler linspace(1, 1/S, S), as FLUX does, instead of leaving the spacing to it."""
+    exponent: Exponent | None = None
+    """µ of the resolution-dependent shift from (scheduler's settings, image tokens, steps); None: as FLUX.1 computes it."""
 
     def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
         """As of `Shifted`: no settings, for the pipeline's own scheduler makes this grid."""
@@ -46,7 +50,9 @@ class OfCheckpoint:
         config = self.scheduler.config
         if config.use_dynamic_shifting:
             kind = config.get("time_shift_type", "exponential")
-            shift = f"{kind} shift by µ = {_mu(config, image_tokens):.4g}, which depends on the size of the picture"
+            shift = f"{kind} shift by µ, which depends on the size of the picture"
+            if self.exponent is None:
+                shift = f"{kind} shift by µ = {_mu(config, image_tokens):.4g}, which depends on the size of the picture"
         else:
             shift = f"shift {float(config.shift):g}"
         return f"{shift}, by the checkpoint's own scheduler"
@@ -59,7 +65,7 @@ class OfCheckpoint:
             asked = {"sigmas": torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy()}
         try:
             if config.use_dynamic_shifting:
-                asked["mu"] = _mu(config, image_tokens)
+                asked["mu"] = (self.exponent or _mu)(config, image_tokens, steps)
             scheduler.set_timesteps(**asked)
         except Exception as error:
             raise ConfigError(f"the checkpoint's scheduler gives no grid ({reason(error)}). {NAME_ONE}") from error
@@ -75,7 +81,12 @@ class OfCheckpoint:
         return sigma_S1
 
 
-def own_schedule(pipe: Any, *, evenly: bool) -> OfCheckpoint:
+def grid_of(family: Any) -> dict[str, Any]:
+    """What a family says of its grid: arguments of the functions here."""
+    return {"evenly": getattr(family, "even_sigmas", False), "exponent": getattr(family, "shift_exponent", None)}
+
+
+def own_schedule(pipe: Any, *, evenly: bool, exponent: Exponent | None = None) -> OfCheckpoint:
     """The grid of a loaded pipeline.
 
     Raises:
@@ -85,7 +96,7 @@ def own_schedule(pipe: Any, *, evenly: bool) -> OfCheckpoint:
     if scheduler is None:
         raise ConfigError(f"the checkpoint has no scheduler, so it has no grid of its own. {NAME_ONE}")
     check_scheduler(type(scheduler).__name__, scheduler.config)
-    return OfCheckpoint(scheduler, evenly)
+    return OfCheckpoint(scheduler, evenly, exponent)
 
 
 def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
@@ -117,11 +128,13 @@ def check_scheduler_files(model: Any) -> None:
     check_scheduler(str(config.get("_class_name", FOLLOWED)), config)
 
 
-def tell_of_another_grid(schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int) -> None:
+def tell_of_another_grid(
+    schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int, exponent: Exponent | None = None
+) -> None:
     """One line in the log where a config's grid is not the checkpoint's; the run does as the config says."""
     here = schedule(steps, image_tokens=image_tokens)
     try:
-        own = own_schedule(pipe, evenly=evenly)(steps, image_tokens=image_tokens)
+        own = own_schedule(pipe, evenly=evenly, exponent=exponent)(steps, image_tokens=image_tokens)
     except ConfigError as error:
         log.info("engine.schedule is followed; %s", str(error).removesuffix(NAME_ONE).rstrip(" ."))
         return
@@ -136,7 +149,7 @@ def tell_of_another_grid(schedule: Schedule, pipe: Any, *, evenly: bool, steps: 
 
 
 def in_plain_diffusers(
-    schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int
+    schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int, exponent: Exponent | None = None
 ) -> tuple[dict[str, Any] | None, str]:
     """(settings of the Euler scheduler to put in, or None where the pipeline's own will do; Python text of `sigmas`).
 
@@ -147,31 +160,31 @@ def in_plain_diffusers(
     wanted = schedule(steps, image_tokens=image_tokens)
     tried: list[Any] = []
     with suppress(ConfigError):  # it has none, or one of another kind
-        tried.append(own_schedule(pipe, evenly=evenly))
+        tried.append(own_schedule(pipe, evenly=evenly, exponent=exponent))
     tried += [schedule] if hasattr(schedule, "in_diffusers") else []
     for one in tried:
         settings, last = one.in_diffusers(steps)
         scheduler = pipe.scheduler if isinstance(one, OfCheckpoint) else FlowMatchEulerDiscreteScheduler(**settings)
-        made = _from_even(scheduler, steps, last, image_tokens=image_tokens)
+        made = _from_even(scheduler, steps, last, mu=(exponent or _mu)(scheduler.config, image_tokens, steps))
         if made is not None and float((made - wanted).abs().max()) < SAME:
             return settings or None, f"numpy.linspace(1, {last:.7g}, {steps})"
     return {"shift": 1.0}, f"[{', '.join(f'{float(s):.7g}' for s in wanted[:-1])}]"
 
 
-def _from_even(scheduler: Any, steps: int, last: float, *, image_tokens: int) -> Tensor | None:
+def _from_even(scheduler: Any, steps: int, last: float, *, mu: float) -> Tensor | None:
     """What a scheduler makes of linspace(1, last, S); None where it cannot."""
     scheduler = copy.deepcopy(scheduler)
-    mu = {"mu": _mu(scheduler.config, image_tokens)} if scheduler.config.use_dynamic_shifting else {}
+    asked = {"mu": mu} if scheduler.config.use_dynamic_shifting else {}
     try:
-        scheduler.set_timesteps(sigmas=torch.linspace(1, last, steps, dtype=torch.float64).numpy(), **mu)
+        scheduler.set_timesteps(sigmas=torch.linspace(1, last, steps, dtype=torch.float64).numpy(), **asked)
     except Exception:  # whatever a scheduler makes of settings that it was not meant for
         return None
     sigma_S1 = scheduler.sigmas.float().cpu()
     return sigma_S1 if len(sigma_S1) == steps + 1 else None
 
 
-def _mu(config: Mapping[str, Any], image_tokens: int) -> float:
-    """The exponent of the resolution-dependent shift, as both pipelines compute it."""
+def _mu(config: Mapping[str, Any], image_tokens: int, steps: int = 0) -> float:
+    """The exponent of the resolution-dependent shift, as most pipelines compute it: whatever the number of steps."""
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")

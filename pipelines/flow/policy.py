@@ -54,7 +54,8 @@ class FlowPolicyConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """What the network computes in. Latents, log-probabilities and trained weights are float32 whatever this is."""
     guidance: float = field(default=1.0, metadata=NOTED)
-    """> 1: the guided velocity is the policy, in rollout, training and evaluation alike."""
+    """> 1: the guided velocity is the policy, in rollout, training and evaluation alike. The number that the plain pipeline is given: Z-Image
+    guides above 0 and counts from there."""
     detach_unconditional: bool = field(default=False, metadata=NOTED)
     """What the network says without the text is a constant of the gradient, as in the released code of Flow-GRPO: the same values, a
     gradient that leaves this half out, and half of the activations; what the sampler's network said serves until the first update.

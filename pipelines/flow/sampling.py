@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.own_schedule import in_plain_diffusers, own_schedule, tell_of_another_grid
+from grpo_mm.pipelines.flow.own_schedule import grid_of, in_plain_diffusers, own_schedule, tell_of_another_grid
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Schedule
 from grpo_mm.processes.clock import count, phase
@@ -62,13 +62,14 @@ class OdeSampler:
         Raises:
             ConfigError: the config names none, and the checkpoint's scheduler cannot be followed.
         """
-        evenly = getattr(policy.family, "even_sigmas", False)
         if self.schedule is None:
-            return replace(self, schedule=own_schedule(policy.pipe, evenly=evenly))  # type: ignore[type-var]
+            return replace(self, schedule=own_schedule(policy.pipe, **grid_of(policy.family)))  # type: ignore[type-var]
         if not policy.grid_is_told:
             policy.grid_is_told = True
             tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=True))
-            tell_of_another_grid(self.schedule, policy.pipe, evenly=evenly, steps=self.eval_steps, image_tokens=tokens)
+            tell_of_another_grid(
+                self.schedule, policy.pipe, steps=self.eval_steps, image_tokens=tokens, **grid_of(policy.family)
+            )
         return self
 
     @torch.no_grad()
@@ -98,7 +99,7 @@ class OdeSampler:
         """For the model card: what loads the product into plain diffusers and draws as evaluation does."""
         schedule, size = self.on_grid_of(policy).schedule, policy.size(evaluation=True)
         settings, sigmas = in_plain_diffusers(
-            schedule, policy.pipe, evenly=getattr(policy.family, "even_sigmas", False), steps=self.eval_steps,
+            schedule, policy.pipe, **grid_of(policy.family), steps=self.eval_steps,
             image_tokens=policy.family.image_tokens(policy.pipe, *size),
         )  # fmt: skip
         return policy.usage(sigmas=sigmas, scheduler=settings) | {"drawn": self._in_words(policy, schedule)}

@@ -17,56 +17,25 @@ from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.models.families import family_of, resolve
-from grpo_mm.pipelines.vlm.models.family import Family
+from grpo_mm.pipelines.vlm.plain_model import (
+    LENGTH,
+    left_out,
+    plain_answer,
+    plain_inputs,
+    plain_logprobs,
+    prompts_of_all_kinds,
+)
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.processes.rng import stream
 from grpo_mm.types import Prompt, Rollout, Rows
 
-LENGTH, GROUP = 8, 2
-"""Tokens of an answer, and answers of each prompt."""
+GROUP = 2
+"""Answers of each prompt."""
 MOVED = 0.05
 """Standard deviation of what is added to the factors of an adapter."""
 APART = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 """Largest difference of a log-probability."""
 LORA = Lora(rank=3, alpha=5.0)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Frames as a media component gives them."""
-
-    frames_FCHW: Tensor
-    time_F: Tensor
-    fps: float
-
-
-def _prompts(family: Family | None = None) -> tuple[Prompt, ...]:
-    """Text alone, pictures of several sizes, clips of several speeds, both, so that rows differ in all that a row may have; of these,
-    what the family's own library can show."""
-
-    def pixels(frames: int, height: int, width: int) -> Tensor:
-        size = (frames, 3, height, width)
-        return torch.randint(0, 256, size, generator=stream(frames, "conform", height, width)).to(torch.uint8)
-
-    def clip(frames: int, fps: float) -> Clip:
-        return Clip(pixels(frames, 56, 84), torch.arange(frames, dtype=torch.float64) / fps, fps)
-
-    still = pixels(1, 56, 84)[0]
-    found = (
-        Prompt("text", "one two three"),
-        Prompt("picture", "what is red", media=(still,)),
-        Prompt("two pictures", "which is red", media=(still, pixels(1, 84, 28)[0])),
-        Prompt("clip", "When does it move", media=(clip(6, 1.0),)),
-        Prompt("two clips", "which is longer", media=(clip(4, 2.0), clip(5, 1.0))),
-        Prompt("clips alike", "which is quicker", media=(clip(4, 2.0), clip(4, 1.0))),
-        Prompt("picture and clip", "is it in there", media=(still, clip(4, 2.0))),
-    )
-    return found if family is None else tuple(prompt for prompt in found if not _refused(family, prompt))
-
-
-def _refused(family: Family, prompt: Prompt) -> str:
-    kinds = ["video" if isinstance(m, Clip) else "image" for m in prompt.media]
-    return family.refused_media(kinds, [len(m.frames_FCHW) for m in prompt.media if isinstance(m, Clip)])
 
 
 @dataclass(frozen=True)
@@ -105,7 +74,7 @@ def conform(path: str, *, dtype: str, device: torch.device) -> Iterator[Finding]
 
 def _said(config: VlmPolicyConfig, device: torch.device, place: Path) -> Ours:
     policy = config.load(device)
-    prompts = _prompts(policy.loaded.family)
+    prompts = prompts_of_all_kinds(policy.loaded.family)
     rollout, _ = VlmEngine(max_new_tokens=LENGTH).sample(
         policy, _rows(prompts, GROUP), step=0, seed=0, needs=frozenset({"logprobs"})
     )
@@ -144,28 +113,26 @@ def _against_plain(ours: Ours, config: VlmPolicyConfig, device: torch.device, ad
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, config.dtype)).to(device).eval()
     family = family_of(model.config.model_type, path=config.path)
-    prompts = _prompts(family)
-    plain = [_plain_inputs(processor, prompt, time=family.time) for prompt in prompts]
-    left_out = [prompt.id for prompt in _prompts() if _refused(family, prompt)]
-    yield from _input_rows(ours, plain, left_out)
-    yield _position_row(ours, plain, model)
+    plain = {p.id: plain_inputs(processor, p, time=family.time) for p in prompts_of_all_kinds(family)}
+    yield from _input_rows(ours, list(plain.values()), left_out(family))
+    yield _position_row(ours, list(plain.values()), model)
     mask_NA = ours.rollout.mask_NA.cpu()
-    found_NA = _plain_logprobs(model, plain, ours)
+    found_NA = plain_logprobs(model, plain, ours.rollout.record, ours.forbidden)
     words = "trainer against plain forward"
     cause = "another template, other pixels, positions, visual features, forbidden tokens or precision"
     yield row("log-probability of answers", _gap(found_NA, ours.trainer_NA, mask_NA), bound, words, cause)
     apart = _gap(ours.rollout.behaviour_NA.cpu(), ours.trainer_NA, mask_NA)
     yield row("log-probability, rollout against replay", apart, bound, f"{int(mask_NA.sum())} tokens")
     other = [
-        prompt.id for prompt, text, inputs in zip(prompts, ours.greedy, plain)
-        if _greedy(model, processor, inputs, ours.forbidden) != text
+        name for (name, inputs), text in zip(plain.items(), ours.greedy)
+        if plain_answer(model, processor, inputs, ours.forbidden) != text
     ]  # fmt: skip
     words = f"of {len(plain)} prompts, answers that are not those of `generate` without the forbidden tokens"
     yield row("greedy answers", float(len(other)), 0, words, ", ".join(other))
     yield from _adapter_rows(PeftModel.from_pretrained(model, adapter), plain, ours, bound)
 
 
-def _adapter_rows(wrapped: Any, plain: Sequence[Any], ours: Ours, bound: float) -> Iterator[Finding]:
+def _adapter_rows(wrapped: Any, plain: Mapping[str, Any], ours: Ours, bound: float) -> Iterator[Finding]:
     inside = {
         n.split(".lora_")[0].removeprefix("base_model.model.") for n, _ in wrapped.named_modules() if ".lora_A." in n
     }
@@ -176,47 +143,18 @@ def _adapter_rows(wrapped: Any, plain: Sequence[Any], ours: Ours, bound: float) 
     mask_NA = ours.rollout.mask_NA.cpu()
     changed = _gap(ours.moved_NA, ours.trainer_NA, mask_NA)
     yield Finding("adapter: what it changes", changed, 1e-4, "log-probabilities", at_least=True)
-    apart = _gap(_plain_logprobs(wrapped, plain, ours), ours.moved_NA, mask_NA)
+    apart = _gap(plain_logprobs(wrapped, plain, ours.rollout.record, ours.forbidden), ours.moved_NA, mask_NA)
     yield row(
         "adapter: saved, in the plain library", apart, bound, "log-probabilities", "other layers, or another scale"
     )
 
 
-def _plain_inputs(processor: Any, prompt: Prompt, *, time: str) -> dict[str, Any]:
-    """As the model's page does it: the template's text, then pictures and clips."""
-    from transformers.video_utils import VideoMetadata
-
-    clips = [m for m in prompt.media if isinstance(m, Clip)]
-    pictures = [m for m in prompt.media if not isinstance(m, Clip)]
-    parts = [{"type": "video" if isinstance(m, Clip) else "image"} for m in prompt.media]
-    turn = {"role": "user", "content": [*parts, {"type": "text", "text": prompt.text}]}
-    given: dict[str, Any] = {"images": pictures} if pictures else {}
-    if clips:
-        even = [_even(clip.frames_FCHW) for clip in clips]
-        stamped = time == "text"  # the processor writes times, which are index / fps
-        metadata = [
-            VideoMetadata(
-                total_num_frames=len(c.time_F), fps=1.0 if stamped else c.fps,
-                frames_indices=c.time_F.tolist() if stamped else list(range(len(c.time_F))),
-            )
-            for c in clips
-        ]  # fmt: skip
-        given |= {"videos": even, "videos_kwargs": {"video_metadata": metadata, "do_sample_frames": False}}
-    text = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-    return {k: v for k, v in processor(text=[text], return_tensors="pt", **given).items() if isinstance(v, Tensor)}
-
-
-def _even(frames_FCHW: Tensor) -> Tensor:
-    """A patch spans two frames: an odd clip's last frame comes twice, as the processors do it themselves."""
-    return torch.cat([frames_FCHW, frames_FCHW[-1:]]) if len(frames_FCHW) % 2 else frames_FCHW
-
-
-def _input_rows(ours: Ours, plain: Sequence[Mapping[str, Any]], left_out: Sequence[str]) -> Iterator[Finding]:
+def _input_rows(ours: Ours, plain: Sequence[Mapping[str, Any]], without: Sequence[str]) -> Iterator[Finding]:
     wrong = sum(c.input_ids_L.tolist() != p["input_ids"][0].tolist() for c, p in zip(ours.contexts, plain))
     cause = "another template, system turn, truncation, or another resize of the media"
     words = f"{len(plain)} prompts, token by token"
-    if left_out:
-        words += f"; left out, as the library has no way to show it: {', '.join(left_out)}"
+    if without:
+        words += f"; left out, as the library has no way to show it: {', '.join(without)}"
     yield row("tokens of prompts", float(wrong), 0, words, cause)
     names = dict.fromkeys(k for p in plain for k in p if k not in ("input_ids", "attention_mask", "num_patches"))
     for name in names:
@@ -258,49 +196,6 @@ def _position_row(ours: Ours, plain: Sequence[Mapping[str, Any]], model: Any) ->
     return row(
         "positions", apart, 0, "of prompts, by time, height and width", "another rule of positions, or another clock"
     )
-
-
-@torch.no_grad()
-def _plain_logprobs(model: Any, plain: Sequence[Mapping[str, Any]], ours: Ours) -> Tensor:
-    """[N, A], each row alone, with positions that the model finds by itself."""
-    record, found_NA = ours.rollout.record, torch.zeros(ours.rollout.behaviour_NA.shape)
-    family = family_of(model.config.model_type, path="the plain model")
-    by_id = {prompt.id: inputs for prompt, inputs in zip(_prompts(family), plain)}
-    for i, length in enumerate(record.length_N.tolist()):
-        inputs = by_id[record.contexts[int(record.context_N[i])].prompt_id]
-        token_T = record.token_NA[i, :length].cpu()
-        ids = torch.cat([inputs["input_ids"][0], token_T])[None]
-        rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
-        if "mm_token_type_ids" in rest:
-            rest["mm_token_type_ids"] = torch.cat(
-                [rest["mm_token_type_ids"], torch.zeros(1, length, dtype=torch.int64)], 1
-            )
-        _forget_positions(model)
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest}
-        logits = model(**{k: v.to(model.device) for k, v in given.items()}).logits[0].float().cpu()
-        logits[:, list(ours.forbidden)] = -torch.inf
-        found = logits.log_softmax(-1)[inputs["input_ids"].shape[1] - 1 : -1]
-        found_NA[i, :length] = found.gather(-1, token_T[:, None])[:, 0]
-    return found_NA
-
-
-def _forget_positions(model: Any) -> None:
-    """A model keeps where the last prompt's text went on."""
-    for module in model.modules():
-        if hasattr(module, "rope_deltas"):
-            module.rope_deltas = None
-
-
-@torch.no_grad()
-def _greedy(model: Any, processor: Any, inputs: Mapping[str, Any], forbidden: Sequence[int]) -> str:
-    _forget_positions(model)
-    given = {k: v.to(model.device) for k, v in inputs.items()}
-    answer = model.generate(**given, do_sample=False, max_new_tokens=LENGTH, suppress_tokens=list(forbidden))
-    tokens = answer[0, inputs["input_ids"].shape[1] :].tolist()
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, (list, tuple)) else [ends]), processor.tokenizer.eos_token_id}
-    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return processor.tokenizer.decode(tokens[:end])
 
 
 def _gap(one_NA: Tensor, other_NA: Tensor, mask_NA: Tensor) -> float:

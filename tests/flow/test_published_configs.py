@@ -155,8 +155,8 @@ def quick_or_slow(path):
 
 
 @pytest.mark.parametrize("path", map(quick_or_slow, FLOW))
-def test_published_setting_takes_a_full_step(path, tmp_path, tiny_sd3, tiny_flux, tiny_rewards, judge_url):
-    overrides = paths_and_sizes(path, tmp_path, {"sd3": tiny_sd3, "flux": tiny_flux}, tiny_rewards, judge_url)
+def test_published_setting_takes_a_full_step(path, tmp_path, checkpoints, tiny_rewards, judge_url):
+    overrides = paths_and_sizes(path, tmp_path, checkpoints, tiny_rewards, judge_url)
     rows = []
     summary = train(path, overrides, on_step=lambda step, row: rows.append(row))
     (row,) = rows

@@ -15,7 +15,7 @@ from grpo_mm.pipelines.flow.conforming.heard import kept
 from grpo_mm.pipelines.flow.conforming.network_rows import PROMPTS, SHARES, apart_of
 from grpo_mm.pipelines.flow.conforming.plain import STEPS, Drawing, Plain, read, spelled
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
-from grpo_mm.pipelines.flow.own_schedule import own_schedule
+from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.rollout.rows import plan_rows
 from grpo_mm.types import Rows
@@ -33,7 +33,7 @@ def rows_of(group_size: int) -> Rows:
 def grid_row(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
     tokens = policy.family.image_tokens(policy.pipe, *how.size)
     try:
-        ours = own_schedule(policy.pipe, evenly=policy.family.even_sigmas)(STEPS, image_tokens=tokens)
+        ours = own_schedule(policy.pipe, **grid_of(policy.family))(STEPS, image_tokens=tokens)
     except ConfigError as error:
         return Finding("σ", float("nan"), 0, f"it has no grid that can be followed: {error}", asked=False)
     words = f"here {_listed(ours)}, plain {_listed(plain.sigma_S1)}"

@@ -46,7 +46,7 @@ def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True) -> Plai
     """Draws `TEXTS` with the plain pipeline."""
     settings = _settings(family, how)
     with listening(pipe) as heard, torch.no_grad():
-        picture = pipe(list(TEXTS), num_inference_steps=STEPS, output_type="pt", **settings).images
+        picture = pipe(prompt=list(TEXTS), num_inference_steps=STEPS, output_type="pt", **settings).images
     sigma_S1 = pipe.scheduler.sigmas.detach().float().cpu().clone()
     found = _sources(pipe, heard, settings) if sources else None
     return Plain(heard, sigma_S1, picture.float().cpu(), found)
@@ -96,7 +96,7 @@ def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: 
     try:
         with torch.no_grad():
             pipe(
-                list(TEXTS),
+                prompt=list(TEXTS),
                 num_inference_steps=STEPS,
                 output_type="pt",
                 callback_on_step_end=lambda *_: {"latents": probe.to(probe_device)},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding
-from grpo_mm.pipelines.flow.own_schedule import own_schedule
+from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.sampling import encode_rows, initial_noise
 from grpo_mm.processes.rng import stream
@@ -63,9 +63,7 @@ def _grid(engine: Any, policy: FlowPolicy) -> Finding:
     tokens = policy.family.image_tokens(policy.pipe, *policy.size(evaluation=False))
     here = engine.schedule(engine.steps, image_tokens=tokens)
     try:
-        own = own_schedule(policy.pipe, evenly=getattr(policy.family, "even_sigmas", False))(
-            engine.steps, image_tokens=tokens
-        )
+        own = own_schedule(policy.pipe, **grid_of(policy.family))(engine.steps, image_tokens=tokens)
     except ConfigError as error:
         return Finding("σ", float("nan"), 0, f"the checkpoint's scheduler cannot be followed: {error}", asked=False)
     apart = float((here - own).abs().max())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_mm.outside import as_python, from_root
+from grpo_mm.pipelines.flow.models.checkpoint import Checkpoint
 from grpo_mm.pipelines.flow.models.family import resolve
 
 FOLDER = '"path/of/this/folder"'
@@ -47,14 +49,17 @@ def loading_code(
         lines.append(f"pipe.scheduler = {euler}({_arguments(scheduler)})  # the run's grid, not the checkpoint's")
     if config.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
+    called = getattr(config.model, "plain_call", Checkpoint(config.model.path).plain_call)
     call = {
         "height": config.eval_height or config.height, "width": config.eval_width or config.width,
-        **config.model.plain_call(guidance=config.guidance, text_length=config.text_length),
+        **called(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None else "")
-    return "\n".join([*lines, f'image = pipe("a prompt", {call_text}).images[0]'])
+    comes_first = list(inspect.signature(type(pipe).__call__).parameters)[1] == "prompt"
+    prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
+    return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])
 
 
 def _source(config: Any, *, adapter: bool) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
+from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import random_pipeline
 from grpo_mm.weights.pretrained import check_positions, check_vocabulary, load_model, load_other
 from grpo_mm.weights.weight_files import read_settings, refusing
@@ -61,6 +62,8 @@ class Family(Protocol):
     def network_rows(self, guidance: float) -> int:
         """How many rows go through the network for one row of latents: 2 with classifier-free guidance."""
         ...
+
+    # A family whose shift follows another rule than that of FLUX.1 has `shift_exponent`, see `OfCheckpoint`.
 
     def plain_call(self, *, guidance: float, text_length: int) -> dict[str, Any]:
         """What the plain pipeline is called with to be guided as here, and to read as much of a text."""
@@ -146,6 +149,12 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
         raise ConfigError(
             f"{path} holds a {plain(str(found), 80)}, wanted a {pipeline_class}. Choose the policy's model kind to match."
         )
+
+
+def said_of_pipeline(path: str, name: str, *, revision: str | None = None) -> Any:
+    """A setting in the model_index.json of a checkpoint that is on this disk; None where it is not, or says nothing."""
+    folder = on_this_disk(resolve(path), revision=revision, file="model_index.json")
+    return None if folder is None else read_index(folder).get(name)
 
 
 def takes_guidance(path: str) -> bool:
@@ -237,8 +246,12 @@ def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
         if (parts.get(name) is None) != (parts.get(tokenizer) is None):
             missing.append(name if parts.get(name) is None else tokenizer)
         elif parts.get(name) is not None:
-            check_vocabulary(parts[tokenizer], parts[name], where=f"{family.path}, {tokenizer}")
-            check_positions(parts[tokenizer], parts[name], where=f"{family.path}, {tokenizer}")
+            reads = getattr(
+                parts[tokenizer], "tokenizer", parts[tokenizer]
+            )  # it may come within a processor of pictures
+            check_vocabulary(reads, parts[name], where=f"{family.path}, {tokenizer}")
+            if type(parts[name]).__name__.startswith("CLIP"):  # others are never filled up to their tokenizer's longest
+                check_positions(reads, parts[name], where=f"{family.path}, {tokenizer}")
     if missing:
         raise ConfigError(
             f"{family.path} was saved without {' and '.join(dict.fromkeys(missing))}, which is needed here."

@@ -14,6 +14,7 @@ import torch
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 from grpo_mm.pipelines.flow.models.family import read_index, resolve
+from grpo_mm.pipelines.flow.models.known_families import NAMED
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import FLUX_TRANSFORMERS, SD3_TRANSFORMERS
 from grpo_mm.pipelines.zoo.word_tokenizer import word_tokenizer
@@ -58,8 +59,10 @@ def known_pipeline(family: Any) -> tuple[Any, str]:
         return _sd3(SD3[name]), f"{shown(path)}: the published configuration, from the table of known sizes"
     if name in FLUX:
         return _flux(FLUX[name]), f"{shown(path)}: the published configuration, from the table of known sizes"
+    if name in NAMED:
+        return NAMED[name](), f"{shown(path)}: the published configuration, from the table of known sizes"
     raise ConfigError(
-        f"{shown(path)} is neither on this disk nor a size that is known here ({', '.join([*SD3, *FLUX])}): download it, or set "
+        f"{shown(path)} is neither on this disk nor a size that is known here ({', '.join([*SD3, *FLUX, *NAMED])}): download it, or set "
         "policy.model.path to a folder."
     )
 
