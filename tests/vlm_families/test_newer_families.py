@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.ledger.counting import AsOnDevice, Counter
 from grpo_mm.ledger.entries import Plan
 from grpo_mm.pipelines.vlm.conform import conform
+from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.forwards.counted_scan import scan
 from grpo_mm.pipelines.vlm.ledger import vlm_ledger
 from grpo_mm.pipelines.vlm.models.adapters import save_merged
@@ -211,3 +213,22 @@ def test_linear_attention_is_counted_as_the_library_computes_it(tokens):
         peaks.append(counter.peak)
         flops.append(counter.flops)
     assert flops[0] == flops[1] > 0 and peaks[0] == pytest.approx(peaks[1], rel=1 / 6)
+
+
+@pytest.mark.parametrize("family", [f for f in NEWER if "distributed.sequence" in FAMILIES[f].without])
+def test_rows_cut_over_processes_and_other_engines_are_refused_by_name(family):
+    config = VlmPolicyConfig(path=folder(family))
+    with pytest.raises(ConfigError, match=rf"distributed\.sequence: .*\({family}\)"):
+        config.load(torch.device("cpu"), sequence=SimpleNamespace(size=2))
+    engine = VlmEngine(generator=Elsewhere())
+    with pytest.raises(ConfigError, match=rf"engine\.generator\.kind = vllm: .*\({family}\).*kind=hf"):
+        engine.check(config, group_size=2)
+
+
+class Elsewhere:
+    """A generator that is another program."""
+
+    is_the_trainers = False
+
+    def check(self) -> None:
+        pass
