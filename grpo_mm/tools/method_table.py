@@ -35,7 +35,12 @@ advantage:
 """
 
 
-CONFIGS = {"flow": "flow models", "video": "video temporal grounding", "spatial": "spatial and grounded reasoning"}
+CONFIGS = {
+    "flow": "flow models",
+    "video": "video temporal grounding",
+    "spatial": "spatial and grounded reasoning",
+    "vlm": "families of vision-language models",
+}
 """Folder of configs -> its heading."""
 
 

@@ -17,7 +17,7 @@ from grpo_mm.ledger.entries import Ledger, Plan
 from grpo_mm.pipelines.vlm.answers import AnswerLikelihood
 from grpo_mm.pipelines.vlm.examine import examine
 from grpo_mm.pipelines.vlm.ledger import vlm_ledger
-from grpo_mm.pipelines.vlm.models.families import positions_on_disk
+from grpo_mm.pipelines.vlm.models.families import check_model, positions_on_disk
 from grpo_mm.pipelines.vlm.policy import VlmPolicy, VlmPolicyConfig
 from grpo_mm.pipelines.vlm.prompting.chat import opened_by_template
 from grpo_mm.pipelines.vlm.prompting.contexts import Context
@@ -113,6 +113,9 @@ class VlmEngine:
                 "engine.top_p below 1: this generator tells log-probabilities within it, and the trainer's are of the whole distribution. "
                 "Leave it at 1, or use engine.generator.kind = hf."
             )
+        family = check_model(policy.path)
+        if self.examined_first and family is not None:
+            family.refuse("engine.generator.kind = vllm", instead="Use engine.generator.kind=hf.")
         if self.examined_first and (policy.video_positions != "authors" or policy.quantize):
             raise ConfigError(
                 "engine.generator: an engine of its own computes positions by the authors' rule and has no quantised base: wanted "

@@ -17,6 +17,7 @@ from grpo_mm.ledger.quantized import bytes_read, count_of, said_of
 from grpo_mm.ledger.state import bytes_of, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.vlm import seen as sizes
 from grpo_mm.pipelines.vlm.forwards import cascade
+from grpo_mm.pipelines.vlm.forwards.counted_scan import counted
 from grpo_mm.pipelines.vlm.forwards.packing import pack
 from grpo_mm.pipelines.vlm.forwards.prefix_attention import install
 from grpo_mm.pipelines.vlm.models.families import family_of
@@ -49,7 +50,7 @@ def vlm_ledger(policy: VlmPolicyConfig, engine: Any, plan: Plan, *, seen: sizes.
         f"a prompt: {seen.said}: {seen.visual} visual tokens and {seen.text} of text",
     ]
     contexts = sizes.contexts(seen, config, plan.prompts)
-    with AsOnDevice():
+    with AsOnDevice(), counted(net.model):
         return _counted(net, engine, plan, contexts, said)
 
 

@@ -55,7 +55,8 @@ class VlmPolicyConfig:
     """Settings of a vision-language policy; `load` makes it."""
 
     path: str
-    """A folder or hub name of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, or zoo:NAME."""
+    """A folder or hub name of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, InternVL 3 or GLM-4V checkpoint (docs/vlm_families.md), or
+    zoo:NAME."""
     lora: Lora | None = None
     """None: full fine-tuning of the language model, with float32 master weights."""
     quantize: Quantized | None = None
@@ -82,7 +83,7 @@ class VlmPolicyConfig:
     image_pixels: tuple[int, int] | None = None
     """Least and most pixels of a picture as the model sees it; None: as the checkpoint says."""
     video_pixels: tuple[int, int] | None = None
-    """The same of a frame (Qwen3-VL: of all frames of a video together)."""
+    """The same of a frame (Qwen3-VL, Qwen3.5, GLM-4V: of all frames of a video together)."""
     video_positions: VideoPositions = "authors"
     """Where text goes on after a video of Qwen2-VL and Qwen2.5-VL. authors: above the highest position so far, the video's clock
     included, as the released checkpoints were trained and as vLLM has it. library: as the installed transformers has it, from

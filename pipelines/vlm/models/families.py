@@ -19,6 +19,8 @@ from grpo_mm.weights.weight_files import read_settings
 MIXTURE = {
     "policy.compile": "its experts take as many tokens as the router sends them, which a compiled layer cannot",
     "policy.quantize": "its experts, most of the weights, stand in stacked tensors that are not quantised",
+    "policy.attention = flex_attention": "it was not tried with flex_attention",
+    "distributed.sequence": "its experts were not tried with rows that are cut over processes",
     "engine.generator.kind = vllm": "how vLLM takes its weights was not tried",
 }
 STATE = {
@@ -33,12 +35,14 @@ TILES = {
     "policy.video_pixels": "its frames are tiles of one size",
     "policy.quantize": "it was not tried quantised",
     "policy.compile": "it was not tried compiled",
+    "policy.attention = flex_attention": "it was not tried with flex_attention",
     "distributed.sequence": "its tower was not tried cut over processes",
     "engine.generator.kind = vllm": "how vLLM takes its tiles was not tried",
 }
 GLM = {
     "policy.quantize": "it was not tried quantised",
     "policy.compile": "it was not tried compiled",
+    "policy.attention = flex_attention": "it was not tried with flex_attention",
     "distributed.sequence": "its tower was not tried cut over processes",
     "engine.generator.kind = vllm": "how vLLM takes its videos was not tried",
 }
@@ -61,7 +65,7 @@ FAMILIES = {
             "text",
             recurrent=True,
             experts=True,
-            without=STATE | MIXTURE,
+            without=MIXTURE | STATE,
             more_linear=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
         ),
         InternVl("internvl", "order", without=TILES),

@@ -48,13 +48,18 @@ class Family:
 
     def said(self, *, adapter: bool) -> list[str]:
         """What a user should know of the family before a run."""
+        linear = (
+            ["linear attention as torch code has it; the package flash-linear-attention keeps less"]
+            if self.recurrent
+            else []
+        )
         if not self.experts:
-            return []
+            return linear
         trained = "experts and router are trained with the rest"
         if adapter:
             left = f", and {', '.join(self.not_adapted)}" if self.not_adapted else ""
             trained = f"the adapter leaves experts and router as they are{left}"
-        return [f"mixture of experts: {trained}; the router's loss for balance is no part of the objective"]
+        return [*linear, f"mixture of experts: {trained}; the router's loss for balance is no part of the objective"]
 
     def tower(self, model: Any) -> list[nn.Module]:
         """What makes visual features, the vision tower first."""
