@@ -115,8 +115,9 @@ class VllmGenerator:
         if self._llm is None:
             self._start(network)
         with phase("weight_sync"):
-            self._wake()
+            self._wake("weights")
             self._hand_over(network)
+            self._wake("kv_cache")
 
     @torch.no_grad()
     def generate(self, network: Network, requests: Sequence[Request], draw: Draw) -> Generated:
