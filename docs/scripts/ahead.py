@@ -136,7 +136,7 @@ def page(found: Mapping[str, Mapping[str, float]]) -> list[str]:
         *lines,
         "",
         f"Losses and gradient norms of the runs that do not draw ahead are {same[0]}, those of the runs that do are {same[1]}; the two are not alike, since rows "
-        "are a step old in the latter. Processor seconds are those of the process.",
+        "are a step old in the latter. Processor seconds are those of the process. In the last row the thread that waits for the early answers counts as scoring too: 8 s for 4.",
         "",
         "`rollout_ahead: 1`: the rows of step k + 1 are drawn with the weights that step k begins with. Where, `grpo-mm show` and the log say:",
         "",
