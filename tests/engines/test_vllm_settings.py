@@ -54,7 +54,7 @@ def drawn(monkeypatch):
 
     def calls(generator: VllmGenerator, times: int, here) -> tuple[Engine, list[list[tuple]]]:
         generator._llm, told = Engine(), []
-        network = SimpleNamespace(device=GPU, in_place=here.network.in_place)
+        network = SimpleNamespace(device=GPU, in_place=here.network.in_place, family=here.network.family)
         output = SimpleNamespace(
             prompt_token_ids=[1, 2], num_cached_tokens=1,
             outputs=[SimpleNamespace(token_ids=[3], logprobs=[{3: SimpleNamespace(logprob=-0.5)}])],

@@ -19,7 +19,8 @@ SETTINGS = {"information_consistency": {"max_gap": 0.5}}
 NEEDS_MORE = {
     "function": "a function of the user", "geneval": "a detector", "clip_score": "weights", "pick_score": "weights", "hps": "weights",
     "image_reward": "weights", "aesthetic": "weights", "nearest_neighbour": "weights", "win_rate": "a judge", "vlm_yes_no": "weights",
-    "unified_reward": "a judge", "ocr": "a reader of letters", "remote": "a server",
+    "unified_reward": "a judge", "ocr": "a reader of letters", "remote": "a server", "hpsv3": "weights", "video_align": "weights",
+    "edit_reward": "weights", "edit_score": "a judge",
 }  # fmt: skip
 """Rewards that need more than their settings: what they take of a prompt their own tests say."""
 PICTURES = ("shape_world", "quality_guard", "jpeg", "image_quality")

@@ -37,10 +37,10 @@ def odd_ones(texts):
     return [float(len(text)) for text in texts]
 
 
-def half_a_second_each(texts):
+def a_second_each(texts):
     CALLS.append(len(texts))
     BUSY.set()
-    time.sleep(0.4 * len(texts))
+    time.sleep(len(texts))
     return [1.0] * len(texts)
 
 
@@ -141,7 +141,7 @@ def test_what_fails_for_one_fails_for_nobody_else(serve):
 
 
 def test_a_joined_call_has_the_time_of_all_of_them(serve):
-    served = serve({"slow": Scorer(as_reward(half_a_second_each), timeout_seconds=1.0)}, gather_seconds=0.3)
+    served = serve({"slow": Scorer(as_reward(a_second_each), timeout_seconds=2.5)}, gather_seconds=0.3)
     found = at_once(served, "slow", ["a"], [["b"], ["c"], ["d"]])
     assert CALLS == [1, 3] and all(errors == [] and scores["score"].tolist() == [1] for scores, errors in found)
 

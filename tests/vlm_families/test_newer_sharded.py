@@ -25,7 +25,7 @@ work(*sys.argv[1:])
 
 @pytest.mark.parametrize("gather", ["phase", pytest.param("forward", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in MAKERS])
-def test_the_gradient_is_that_of_one_process(family, gather, tmp_path):
+def test_a_newer_family_has_the_gradient_of_one_process(family, gather, tmp_path):
     script = tmp_path / "work.py"
     script.write_text(SCRIPT)
     launch(script, tmp_path, family, tiny_vlm.folder(family), gather)

@@ -14,7 +14,6 @@ TEXTS: dict[tuple[str, str], str] = {
     ("Lora", "rank"): "Rank of the two factors of each layer's change.",
     ("Lora", "alpha"): "The change is scaled by alpha / rank.",
     ("Lora", "init"): "Of the first factor; the second starts at 0, so that training starts from the model itself.",
-    ("Checkpoint", "path"): "A folder or hub name of a diffusers checkpoint, or zoo:NAME.",
     ("VlmEngine", "max_new_tokens"): "Longest answer of training, in tokens; a longer one is cut, and counted as truncated.",
     ("VlmEngine", "generator"): "What draws the tokens.",
     ("ClippedRatio", "clip_low"): "The ratio counts from 1 - clip_low on.",

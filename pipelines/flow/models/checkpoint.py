@@ -16,7 +16,7 @@ class Checkpoint:
     """A diffusers pipeline by hub name or folder; a family says which, and how its names are to be read."""
 
     path: str
-    """A hub name, or a folder in the form of diffusers."""
+    """A folder or hub name of a diffusers checkpoint, or zoo:NAME."""
     revision: str | None = None
     """A commit, branch or tag of the hub; null: its main branch."""
     variant: str | None = None
