@@ -19,6 +19,7 @@ from grpo_mm.processes import clock
 from grpo_mm.processes.beside import Beside
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.roles import WAITING
+from grpo_mm.rollout.reward_use import needs_device
 from grpo_mm.rollout.scoring import is_apart
 from grpo_mm.training.drawing import Drawing, Drawn, Pending
 from grpo_mm.weights.snapshots import WeightsMoved
@@ -162,13 +163,18 @@ def way_of(config: RunConfig, *, members: int = 1) -> tuple[Way, str]:
     """
     if members > 1:
         return "before", "the processes of a row draw and score it together"
+    here = [name for name, scorer in config.rewards.items() if not is_apart(scorer) and needs_device(scorer.use)]
     if getattr(config.engine, "draws_apart", False):
+        if config.offload_rewards and here:
+            return (
+                "before",
+                f"{here[0]} comes to the device by turns (offload_rewards), and not while weights are updated",
+            )
         return "beside", "the engine draws with weights of its own"
     if not hasattr(config.collector, "begin"):
         return "before", "the sampler draws with the trainer's own weights, and the collector may ask it again"
     if config.offload_rewards:
         return "before", "rewards come to the device by turns (offload_rewards)"
-    here = [name for name, scorer in config.rewards.items() if not is_apart(scorer) and hasattr(scorer.use, "to")]
     if here:
         return "before", f"the sampler draws with the trainer's own weights, and {here[0]} is a network on its device"
     return "scored beside", "the sampler draws with the trainer's own weights; rewards do not need its device"
