@@ -335,6 +335,15 @@ def test_a_reward_that_takes_turns_on_the_device_does_not_come_while_weights_are
 # ── going on ──
 
 
+def test_the_disk_is_asked_for_what_a_checkpoint_will_hold(tmp_path):
+    run = learner(config(), tmp_path)
+    foretold, _ = run.checkpoint_bytes()
+    run.step(0)
+    assert 0 <= run.checkpoint_bytes()[0] - foretold < 64  # the optimiser's count of its updates
+    run.policy.logits.data = run.policy.logits.data.bfloat16()
+    assert run.ahead.copied_bytes() == 4 * run.policy.logits.numel()  # a copy is float32
+
+
 PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "adamw": dict,
     "pieces": lambda: {"collector": SampleAndScore(pieces=3)},
