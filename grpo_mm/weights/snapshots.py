@@ -119,8 +119,8 @@ class Snapshots:
     def __init__(
         self, params: Mapping[str, nn.Parameter], shards: Shards | None = None, *, adapted: nn.Module | None = None
     ) -> None:
-        """adapted: the model that has adapters, where the parameters are theirs: a copy of them that does nothing is used by leaving
-        them out."""
+        """adapted: the model that has adapters, where the parameters are theirs: of a copy of them that does nothing they are
+        left out as well, which is quicker."""
         self._params, self._shards, self._adapted = dict(params), shards, adapted
         self._idle: dict[str, bool] = {}
         self._copies: dict[str, dict[str, Tensor]] = {}
