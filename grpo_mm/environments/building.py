@@ -84,9 +84,8 @@ def _make(wanted: Requirements, home: Path) -> None:
         venv = [sys.executable, "-m", "venv", *(["--without-pip"] if pip else []), str(home)]
         _run(wanted, venv, "a virtual environment cannot be made")
         pip = pip or [str(python_of(wanted)), "-m", "pip"]
-        lines = [f"{name}=={version}" for name, version in wanted.pins]
         listed = home / "requirements.txt"
-        listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        listed.write_text("\n".join(wanted.lines) + "\n", encoding="utf-8")
         if not wanted.stands_alone:
             _see_ours(home)
         flags = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]

@@ -15,7 +15,7 @@ from grpo_mm.outside import place, plain, reason, shown
 
 SHIPPED = Path(__file__).parents[1] / "rewards" / "environments"
 """Where the files lie that a config names without a path: NAME.txt."""
-PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(\[[\w., -]+\])?\s*==\s*(?P<version>[\w.!+-]+)\s*(;[^#]*)?")
+PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?P<extras>\[[\w., -]+\])?\s*==\s*(?P<version>[\w.!+-]+)\s*(;[^#]*)?")
 LONGEST_FILE = 2**16
 TORCH = "torch"
 
@@ -31,6 +31,14 @@ class Requirements:
     file: Path
     pins: tuple[tuple[str, str], ...]
     """Normalised names and their versions, in the order of the file."""
+    extras: tuple[str, ...] = ()
+    """What the file has behind each name, such as "[sentencepiece]", or ""."""
+
+    @property
+    def lines(self) -> list[str]:
+        """For pip."""
+        extras = self.extras or ("",) * len(self.pins)
+        return [f"{name}{more}=={version}" for (name, version), more in zip(self.pins, extras, strict=True)]
 
     @property
     def stands_alone(self) -> bool:
@@ -46,7 +54,8 @@ class Requirements:
     def key(self) -> str:
         """Name and digest of the pins, the Python and, where the run's packages are seen, their place: another one, another environment."""
         behind = "" if self.stands_alone else sys.prefix
-        parts = [repr(self.pins), sys.version.split()[0], sysconfig.get_platform(), sys.base_prefix, behind]
+        extras = [repr(self.extras)] if any(self.extras) else []
+        parts = [repr(self.pins), *extras, sys.version.split()[0], sysconfig.get_platform(), sys.base_prefix, behind]
         return f"{self.name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]}"
 
 
@@ -63,13 +72,14 @@ def requirements(name: str) -> Requirements:
         raise ConfigError(f"environment: {file} cannot be read: {reason(error)}.") from error
     if text is None:
         raise ConfigError(f"environment: {file} has more than {LONGEST_FILE} bytes; is it a requirements file?")
-    pins = tuple(_pin(file, number, line) for number, line in enumerate(text.splitlines(), 1) if _said(line))
+    read = [_pin(file, number, line) for number, line in enumerate(text.splitlines(), 1) if _said(line)]
+    pins, extras = tuple((name, version) for name, _, version in read), tuple(more for _, more, _ in read)
     if not pins:
         raise ConfigError(f"environment: {file} names no package; wanted lines such as hpsv3==1.0.0.")
     doubled = [name for name, _ in pins if [one for one, _ in pins].count(name) > 1]
     if doubled:
         raise ConfigError(f"environment: {file} names {doubled[0]} twice; leave one out.")
-    return Requirements(re.sub(r"[^\w-]+", "_", file.stem) or "own", file, pins)
+    return Requirements(re.sub(r"[^\w-]+", "_", file.stem) or "own", file, pins, extras)
 
 
 def shipped() -> list[str]:
@@ -95,11 +105,11 @@ def _said(line: str) -> str:
     return line.partition("#")[0].strip()
 
 
-def _pin(file: Path, number: int, line: str) -> tuple[str, str]:
+def _pin(file: Path, number: int, line: str) -> tuple[str, str, str]:
     found = PIN.fullmatch(_said(line))
     if found is None:
         raise ConfigError(
             f"environment: {file}, line {number}: {shown(plain(line, 100))}; wanted name==version and nothing else (where pip looks for "
             "packages is a matter of its own settings)."
         )
-    return re.sub(r"[-_.]+", "-", found["name"]).lower(), _said(line).split("==", 1)[1].strip()
+    return re.sub(r"[-_.]+", "-", found["name"]).lower(), found["extras"] or "", _said(line).split("==", 1)[1].strip()

@@ -89,12 +89,17 @@ def check_goldens(scoring: Scoring, *, place: str = "rewards", told: bool = True
         told: whether a line says which are unverified; the first process of several says it.
 
     Raises:
+        ConfigError: scores are named for one that has no golden pictures.
         UserError: they are apart, with the numbers and what is known of the cause.
     """
     found: dict[str, State] = {}
     for name, scorer in scoring.scorers.items():
         kind = kind_of_subjects(scorer.use)
         if kind is None:
+            if getattr(scorer, "golden", None) is not None:
+                raise ConfigError(
+                    f"{place}.{name}.golden: {type(scorer.use).__name__} has no golden pictures, so nothing is compared; leave it out."
+                )
             continue
         entry = entry_of(scorer.use, getattr(scorer, "golden", None))
         if not entry.unverified:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class IsolatedPool:
             try:
                 asked = [
                     threads.submit(
+                        copy_context().run,
                         member.score,
                         pick_items(items, run),
                         [prompts[i] for i in run.tolist()],

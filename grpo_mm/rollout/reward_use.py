@@ -77,6 +77,13 @@ def _with_groups(reward: Any, group_U: Tensor, items: Any, prompts: Sequence[Pro
     return reward(items, prompts, group_U.clone())
 
 
+def needs_device(reward: Any) -> bool:
+    """Whether a network of it is on the device that it is moved to. One that asks somebody elsewhere, or hands `to` on to a part that may,
+    has `to` as well and says so itself (`needs_device`)."""
+    said = getattr(reward, "needs_device", None)
+    return hasattr(reward, "to") if said is None else bool(said)
+
+
 def move(reward: Any, device: torch.device) -> None:
     """A network goes to the device; other rewards have nothing to move."""
     if hasattr(reward, "to"):

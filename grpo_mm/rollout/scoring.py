@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -241,7 +242,9 @@ class Scoring:
 
         with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="grpo_mm-scores") as threads:
             try:
-                waiting = {name: threads.submit(answer, name) for name in apart} if len(asked) > 1 else {}
+                waiting = (
+                    {name: threads.submit(copy_context().run, answer, name) for name in apart} if len(asked) > 1 else {}
+                )
                 found = {}
                 for name, task in asked.items():
                     report(f"scoring by {plain(name, 60)}", 0, len(task.prompts))

@@ -317,8 +317,9 @@ def evaluated(loaded: Loaded) -> EvalResult:
     if not prompts:
         raise ConfigError("the config has no `eval_prompts`.")
     rewards, watched = (Scoring(scorers, device) for scorers in (config.rewards, config.watched_rewards))
-    for scoring in (rewards, watched):
+    for where, scoring in (("rewards", rewards), ("watch", watched)):
         scoring.load(leave=config.offload_rewards)
-        check_goldens(scoring, told=loaded.processes.rank == 0)
+        check_goldens(scoring, place=where, told=loaded.processes.rank == 0)
+        scoring.leave_device() if config.offload_rewards else None
     with loaded.weights():
         return score_held_out(config, loaded.policy, prompts, rewards, watched, loaded.processes)

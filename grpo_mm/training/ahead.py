@@ -19,15 +19,14 @@ from grpo_mm.processes import clock
 from grpo_mm.processes.beside import Beside
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.roles import WAITING
+from grpo_mm.rollout.reward_use import needs_device
 from grpo_mm.rollout.scoring import is_apart
 from grpo_mm.training.drawing import Drawing, Drawn, Pending
-from grpo_mm.weights.snapshots import WeightsMoved
+from grpo_mm.weights.snapshots import AHEAD, WeightsMoved
 from grpo_mm.weights.stateful import Stateful, stateful_parts
 
 log = logging.getLogger(__name__)
 
-COPY = "ahead"
-"""The copy of the weights that the next step's rows are drawn with; `COPY NAME`: of another copy that the engine reads."""
 NOT_READ = ("advantage", "objective")
 """Settings whose parts that learn are not asked while rows are drawn."""
 Way = Literal["before", "scored beside", "beside"]
@@ -97,7 +96,7 @@ class Ahead:
     def forget(self) -> None:
         """Other weights were put in place: the next step is drawn with them."""
         self._pending = self._ready = self._begun = None
-        for name in (COPY, *self._moving().values()):
+        for name in (AHEAD, *self._moving().values()):
             self.drawing.policy.snapshots.drop(name)
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -110,7 +109,7 @@ class Ahead:
             self.forget()
             return
         snapshots = self.drawing.policy.snapshots
-        absent = [copy for copy in (COPY, *self._moving().values()) if copy not in snapshots]
+        absent = [copy for copy in (AHEAD, *self._moving().values()) if copy not in snapshots]
         counts = [state.get(key) for key in ("step", "version")]
         if (
             absent
@@ -132,7 +131,7 @@ class Ahead:
             for path, state in states.items():
                 parts[path].load_state_dict(deepcopy(state))
             with self.drawing.policy.snapshots.standing_in(self._moving()):
-                return self.drawing(step, weights=COPY)
+                return self.drawing(step, weights=AHEAD)
         finally:
             for path in states:
                 parts[path].load_state_dict(present[path])
@@ -140,15 +139,22 @@ class Ahead:
     def _keep(self) -> None:
         """What is in place is going to be changed by the update."""
         snapshots = self.drawing.policy.snapshots
-        snapshots.take(COPY, of="sampling" if self.config.sampling else None, in_main_memory=True)
+        snapshots.take(AHEAD, of="sampling" if self.config.sampling else None, in_main_memory=True)
         for name, copy in self._moving().items():
             snapshots.take(copy, of=name, in_main_memory=True)
+
+    def copied_bytes(self) -> int:
+        """Of the copies that a checkpoint keeps; they are float32 or wider, whatever is trained."""
+        if not self.config.rollout_ahead:
+            return 0
+        of_one = sum(p.numel() * max(4, p.element_size()) for p in self.drawing.policy.trainable.values())
+        return of_one * (1 + len(self._moving()))
 
     def _moving(self) -> dict[str, str]:
         """Copies of the weights that sampling reads and that a step changes → what they are kept as."""
         reads = set(getattr(self.config.engine, "snapshots", ()))
         still = {"ref"} if self.config.reference_reset is None else set()
-        return {name: f"{COPY} {name}" for name in sorted(reads - still)}
+        return {name: f"{AHEAD} {name}" for name in sorted(reads - still)}
 
     def _parts(self) -> Iterator[tuple[str, Stateful]]:
         return ((path, part) for path, part in stateful_parts(self.config) if path.split(".")[0] not in NOT_READ)
@@ -162,13 +168,18 @@ def way_of(config: RunConfig, *, members: int = 1) -> tuple[Way, str]:
     """
     if members > 1:
         return "before", "the processes of a row draw and score it together"
+    here = [name for name, scorer in config.rewards.items() if not is_apart(scorer) and needs_device(scorer.use)]
     if getattr(config.engine, "draws_apart", False):
+        if config.offload_rewards and here:
+            return (
+                "before",
+                f"{here[0]} comes to the device by turns (offload_rewards), and not while weights are updated",
+            )
         return "beside", "the engine draws with weights of its own"
     if not hasattr(config.collector, "begin"):
         return "before", "the sampler draws with the trainer's own weights, and the collector may ask it again"
     if config.offload_rewards:
         return "before", "rewards come to the device by turns (offload_rewards)"
-    here = [name for name, scorer in config.rewards.items() if not is_apart(scorer) and hasattr(scorer.use, "to")]
     if here:
         return "before", f"the sampler draws with the trainer's own weights, and {here[0]} is a network on its device"
     return "scored beside", "the sampler draws with the trainer's own weights; rewards do not need its device"

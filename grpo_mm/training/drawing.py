@@ -22,6 +22,7 @@ from grpo_mm.rollout.groups import group_ids
 from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by
 from grpo_mm.rollout.scoring import Early, Scoring
+from grpo_mm.training.meeting import Gather, met
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows, Scores, is_pictures, prompts_of
 
 Finished = Callable[[int, Any], None]
@@ -79,7 +80,7 @@ class Drawing:
         asked = self._asked(step)
         with self._in_place(weights):
             return asked.drawn(
-                self.config.collector(asked.sample, asked.score, asked.rows, self._more(step, self.processes))
+                self.config.collector(asked.sample, asked.score, asked.rows, self._more(step, self.processes.gather))
             )
 
     def scored_beside(self, step: int, thread: Beside) -> Pending:
@@ -96,11 +97,13 @@ class Drawing:
             with clock.phase("rollout"):
                 self.config.engine.hand_over(self.policy)
             which = self.policy.snapshots.which
-        more = self._more(step, processes)
 
         def draw() -> list[Batch]:
             with self.policy.snapshots.as_of(which):
-                return self.config.collector(asked.sample, asked.score, asked.rows, more)
+                return met(processes, collected)
+
+        def collected(gather: Gather) -> list[Batch]:
+            return self.config.collector(asked.sample, asked.score, asked.rows, self._more(step, gather))
 
         return Pending(asked, thread.submit(draw).result)
 
@@ -142,13 +145,13 @@ class Drawing:
             rows, _ = self._planned(step)
             self.policy.announce([rows.prompts[p] for p in rows.prompt_N.unique().tolist()])
 
-    def _more(self, step: int, processes: Processes) -> More:
+    def _more(self, step: int, gather: Gather) -> More:
         seed, share = self.config.seed, {"rank": self.processes.rank, "world": self.processes.world}
         return More(
             prompts=lambda number: self._further_prompts(step, number),
             groups=lambda prompts: plan_rows(prompts, group_size=self.config.group_size, parts=1, **share)[0],
             samples=partial(further_rows, **share),
-            gather=processes.gather,
+            gather=gather,
             generator=lambda name: stream(seed, name, step),
             parts=self._parts,
         )

@@ -166,6 +166,7 @@ class Learner:
         config, counters = self.config, self.counters
         if config.sampling is not None:
             self.policy.snapshots.average("sampling", config.sampling.decay_at(step))
+            self.policy.snapshots.changed()  # an engine has another copy, also where every update was skipped
         if config.reference_reset is None:
             return {}
         counters["since_reset"] += 1
@@ -353,8 +354,11 @@ class Learner:
         """(of a checkpoint, of the weights alone): what they will take on disk."""
         weights = sum(p.numel() * p.element_size() for p in self.params)
         tensors, _ = self.checkpoint()
-        moments = (0 if tensors["optimizer"] else 2 * weights) + weights * self.config.rollout_ahead
-        return moments + sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values()), weights
+        moments = 0 if tensors["optimizer"] else 2 * weights
+        kept = 0 if self.ahead.state_dict() else self.ahead.copied_bytes()  # else among the snapshots already
+        return moments + kept + sum(
+            t.numel() * t.element_size() for part in tensors.values() for t in part.values()
+        ), weights
 
     def load(self, loaded: Checkpoint, *, name: str, changed: Sequence[str] = ()) -> None:
         """The inverse of `checkpoint`; `name` is for messages, `changed` the keys of settings that are others since."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,9 @@ from grpo_mm.processes.shards import Shards
 from grpo_mm.weights.adapters_off import adapters_off, does_nothing
 from grpo_mm.weights.checkpoint import check_fit
 from grpo_mm.weights.pieces import as_cut, full, shapes_of
+
+AHEAD = "ahead"
+"""The copy of the weights that the next step's rows are drawn with; `AHEAD NAME`: of another copy that the engine reads."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ class Snapshots:
     def __init__(
         self, params: Mapping[str, nn.Parameter], shards: Shards | None = None, *, adapted: nn.Module | None = None
     ) -> None:
-        """adapted: the model that has adapters, where the parameters are theirs: a copy of them that does nothing is used by leaving
-        them out."""
+        """adapted: the model that has adapters, where the parameters are theirs: of a copy of them that does nothing they are
+        left out as well, which is quicker."""
         self._params, self._shards, self._adapted = dict(params), shards, adapted
         self._idle: dict[str, bool] = {}
         self._copies: dict[str, dict[str, Tensor]] = {}
@@ -204,10 +207,12 @@ class Snapshots:
 
     @contextmanager
     def _in_place(self, name: str) -> Iterator[None]:
-        if self._does_nothing(name):
-            with adapters_off(self._adapted):
-                yield
-            return
+        off = adapters_off(self._adapted) if self._does_nothing(name) else nullcontext()
+        with off, self._written(name):  # written all the same: what saves or hands over the weights reads them
+            yield
+
+    @contextmanager
+    def _written(self, name: str) -> Iterator[None]:
         params: Mapping[str, Tensor] = self._params
         copy = self._copies[name]
         if self._shards is not None and self._shards.are_gathered:
@@ -247,8 +252,8 @@ class Snapshots:
         return {f"{name}/{k}": t for name, copy in kept.items() for k, t in copy.items()}
 
     def load(self, state: Mapping[str, Tensor], *, keep: Iterable[str] = ()) -> None:
-        """Replaces all copies but those in `keep`; the devices are those of the parameters. A missing or surplus tensor is an
-        error."""
+        """Replaces all copies but those in `keep`; the devices are those of the parameters, but for what a run draws ahead with, which
+        stays in main memory as it was taken. A missing or surplus tensor is an error."""
         shapes, names = shapes_of(state), {}
         for key in state:
             name, _, k = key.partition("/")
@@ -258,7 +263,8 @@ class Snapshots:
             check_fit(
                 self._params, {k: shapes[key] for k, key in keys.items()}, what=f"the copy {name!r} of the weights"
             )
-            copies[name] = {k: as_cut(self._params[k], state[key]) for k, key in keys.items()}
+            stays = name.partition(" ")[0] == AHEAD and self._shards is None
+            copies[name] = {k: state[key] if stays else as_cut(self._params[k], state[key]) for k, key in keys.items()}
         self._copies, self._idle = copies, {}
 
 

@@ -72,6 +72,10 @@ class AnswerJudge:
         if hasattr(self.judge, "check"):
             self.judge.check()
 
+    @property
+    def needs_device(self) -> bool:
+        return bool(getattr(self.judge, "needs_device", hasattr(self.judge, "to")))
+
     def to(self, device: torch.device | str) -> AnswerJudge:
         if hasattr(self.judge, "to"):
             self.judge.to(device)

@@ -113,6 +113,10 @@ class SemanticGrounding:
         if hasattr(self.judge, "check"):
             self.judge.check()
 
+    @property
+    def needs_device(self) -> bool:
+        return bool(getattr(self.judge, "needs_device", hasattr(self.judge, "to")))
+
     def to(self, device: torch.device | str) -> SemanticGrounding:
         if hasattr(self.judge, "to"):
             self.judge.to(device)

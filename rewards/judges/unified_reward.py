@@ -49,6 +49,10 @@ class UnifiedReward:
         if hasattr(self.vlm, "check"):
             self.vlm.check()
 
+    @property
+    def needs_device(self) -> bool:
+        return bool(getattr(self.vlm, "needs_device", hasattr(self.vlm, "to")))
+
     def to(self, device: torch.device | str) -> UnifiedReward:
         if hasattr(self.vlm, "to"):
             self.vlm.to(device)

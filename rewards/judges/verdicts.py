@@ -143,6 +143,10 @@ class ModelJudge:
         if not self.replay and hasattr(self.vlm, "check"):
             self.vlm.check()
 
+    @property
+    def needs_device(self) -> bool:
+        return not self.replay and hasattr(self.vlm, "to")
+
     def to(self, device: torch.device | str) -> ModelJudge:
         if not self.replay and hasattr(self.vlm, "to"):
             self.vlm.to(device)

@@ -129,6 +129,10 @@ class WinRate:
         if hasattr(judge, "check"):
             judge.check()
 
+    @property
+    def needs_device(self) -> bool:
+        return bool(getattr(self.judge, "needs_device", hasattr(self.judge, "to")))
+
     def to(self, device: torch.device | str) -> WinRate:
         judge: Any = self.judge
         if hasattr(judge, "to"):

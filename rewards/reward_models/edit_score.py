@@ -48,6 +48,10 @@ class EditScore:
         if hasattr(self.vlm, "check"):
             self.vlm.check()
 
+    @property
+    def needs_device(self) -> bool:
+        return bool(getattr(self.vlm, "needs_device", hasattr(self.vlm, "to")))
+
     def to(self, device: torch.device | str) -> EditScore:
         if hasattr(self.vlm, "to"):
             self.vlm.to(device)

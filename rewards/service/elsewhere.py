@@ -16,7 +16,9 @@ from grpo_mm.types import is_relative
 TOKEN = "GRPO_MM_TOKEN"
 MORE_SECONDS = 600.0
 """Than its own limit, which holds where it scores, a reward elsewhere may take: a service may be starting again."""
-OF_THE_SERVER = {"timeout_seconds": None, "isolate": False, "device": None, "workers": 1, "environment": None}
+OF_THE_SERVER = {
+    "timeout_seconds": None, "isolate": False, "device": None, "workers": 1, "environment": None, "golden": None,
+}  # fmt: skip
 """What an entry says of how it is scored holds there, and nothing of it here."""
 log = logging.getLogger(__name__)
 Entry = TypeVar("Entry")
@@ -49,4 +51,9 @@ def _asking(name: str, service: str, entry: Any) -> Any:
         constant_steps=None,
     )
     there = {field.name for field in fields(entry)}
-    return replace(entry, use=use, **{name: value for name, value in OF_THE_SERVER.items() if name in there})
+    said = {name: value for name, value in OF_THE_SERVER.items() if name in there}
+    if (
+        "constant_steps" in there and entry.constant_steps is None
+    ):  # what the reward says of itself holds wherever it scores
+        said["constant_steps"] = getattr(entry.use, "constant_steps", None)
+    return replace(entry, use=use, **said)

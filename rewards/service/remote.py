@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -88,6 +88,8 @@ class Remote:
             if value is not None and value < 1:
                 raise ConfigError(f"remote: {name} = {value}; wanted at least 1, or null.")
         self._known = _Known()
+
+    needs_device: ClassVar[bool] = False
 
     def check(self) -> None:
         """Raises ConfigError for a malformed address or a token that is not set; does not call the server."""

@@ -25,6 +25,7 @@ from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
 from grpo_mm.processes.services import FILE, NotUp, address_of, served_rewards
 from grpo_mm.rewards.service import elsewhere, remote
 from grpo_mm.rewards.service.asking import check_url
+from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.tools.serving.launch import job_of
 
 TOKEN = "open-sesame"
@@ -169,6 +170,19 @@ def test_limits_and_processes_of_an_entry_are_the_servers_matter(at):
     assert isinstance(entry.use, remote.Remote) and entry.use.url == "service://eyes"
     assert entry.use.timeout_seconds == 5.0 + elsewhere.MORE_SECONDS and entry.use.batch is None
     assert plain(replace(config, rewards=placed)) != plain(config)
+
+
+class Broken(SpelledRight):
+    constant_steps = 3
+
+
+@pytest.mark.parametrize(("set_here", "limit"), [(None, 3), (0, 0), (5, 5)])
+def test_how_often_a_reward_may_say_one_and_the_same_is_as_if_it_were_here(set_here, limit, at):
+    at("http://a:1")
+    entry = Scorer(Broken(), golden="scores.json", constant_steps=set_here)
+    placed = elsewhere.scored_elsewhere({"right": entry})["right"]
+    assert placed.golden is None  # the server compares them
+    assert (placed.constant_steps, placed.use.constant_steps) == (limit, None)
 
 
 def test_a_named_service_is_an_address():

@@ -1,11 +1,13 @@
 """A reward in several processes: every output once, in its place; a process that dies loses its own rows alone."""
 
 import threading
+from collections import Counter
 
 import pytest
 import torch
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.processes import clock
 from grpo_mm.rollout import scoring as scoring_module
 from grpo_mm.rollout.function_reward import FunctionReward
 from grpo_mm.rollout.scoring import Scorer, Scoring, check_isolated
@@ -55,6 +57,22 @@ def test_whoever_scores_elsewhere_is_ended_where_a_reward_stops_the_run(monkeypa
     with pytest.raises(ConfigError, match="damaged"):
         scoring(IMAGES[:1], named("1"))
     assert ended == ["far"]
+
+
+def test_what_is_counted_in_other_processes_belongs_to_the_rows_that_are_asked_about():
+    scorers = {"one": Scorer(SLEPT, isolate=True), "two": Scorer(SLEPT, isolate=True, workers=2)}
+    scoring = Scoring(scorers, torch.device("cpu"))
+
+    def said(items, prompts, **_):
+        clock.count("judge_calls", len(prompts))
+        return {"score": torch.zeros(len(prompts))}, []
+
+    for member in [scoring._isolated["one"], *scoring._isolated["two"].members]:
+        member.score = said
+    kept = Counter()
+    with clock.counts_kept_in(kept):
+        scoring(IMAGES, named(*map(str, range(7))))
+    assert kept == {"judge_calls": 14, "rewards": 14}
 
 
 def test_workers_are_for_isolated_rewards_that_look_at_one_output():

@@ -271,6 +271,16 @@ def test_what_only_this_process_has_cannot_go_there(place):
         check_isolated({"a": scorer(place, WinRate(judge=lambda pairs: pairs))})
 
 
+def test_extras_of_a_package_are_installed_too(tmp_path):
+    plain, more = tmp_path / "a.txt", tmp_path / "b/a.txt"
+    more.parent.mkdir()
+    plain.write_text("some_package==1.0\nother==2\n")
+    more.write_text("some_package[fast, small]==1.0  # why\nother==2\n")
+    found = requirements(str(more))
+    assert found.lines == ["some-package[fast, small]==1.0", "other==2"]
+    assert found.pins == requirements(str(plain)).pins and found.key != requirements(str(plain)).key
+
+
 def test_settings_come_back_as_they_went():
     for use in (WinRate(judge=PointwiseJudge(ImageQuality())), FunctionReward("a:b", timeout_seconds=2.0)):
         assert from_json(as_json("a", use)) == use

@@ -81,6 +81,11 @@ def test_what_is_recorded_is_given_again_and_sees_the_faults(kind, folders, reco
     assert state.verified and state.said.startswith("as recorded: ")
 
 
+def test_recorded_scores_for_a_reward_that_has_no_golden_pictures_are_refused(recorded):
+    with pytest.raises(ConfigError, match="rewards.a.golden: Remote has no golden pictures"):
+        checked(Remote("http://127.0.0.1:1", "a"), recorded["hps"])
+
+
 def _other_weights(use, folders, tmp_path, monkeypatch):
     tensors = torch.load(use.path)
     tensors["state_dict"]["visual.proj"] = tensors["state_dict"]["visual.proj"].flip(0)

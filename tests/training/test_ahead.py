@@ -18,10 +18,14 @@ from toy_learning import config_of
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rewards.faithfulness.answer_judge import AnswerJudge
+from grpo_mm.rewards.judges.vlm_server import ServerVlm
+from grpo_mm.rewards.service.remote import Remote
 from grpo_mm.rollout.collectors.dynamic_sampling import DynamicSampling
 from grpo_mm.rollout.collectors.prioritised import Prioritised
 from grpo_mm.rollout.collectors.sample_and_score import SampleAndScore
 from grpo_mm.rollout.collectors.unsolved import Unsolved
+from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.ahead import ahead_lines, way_of
 from grpo_mm.training.learner import Learner
 from grpo_mm.types import Batch, Outputs, Rollout, Rows
@@ -304,7 +308,40 @@ def test_a_sampler_that_may_be_asked_again_is_not_left_behind():
     assert way_of(config(engine=Apart()), members=2)[0] == "before"
 
 
+class Network:
+    def __call__(self, items: Any, prompts: Any) -> Tensor:
+        return torch.zeros(len(prompts))
+
+    def to(self, device: Any) -> Network:
+        return self
+
+
+def ways(reward: Any, **settings: Any) -> str:
+    return way_of(replace(config(**settings), rewards={"it": Scorer(reward)}))[0]
+
+
+def test_who_asks_elsewhere_does_not_need_the_device_of_the_trainer():
+    assert ways(Network()) == "before" and ways(Network(), engine=Apart()) == "beside"
+    asking = Remote("http://127.0.0.1:1", "it"), AnswerJudge(ServerVlm("http://127.0.0.1:1", "m"))
+    assert [ways(reward) for reward in asking] == ["scored beside"] * 2
+    assert ways(AnswerJudge(Network())) == "before"
+
+
+def test_a_reward_that_takes_turns_on_the_device_does_not_come_while_weights_are_updated():
+    assert ways(Network(), engine=Apart(), offload_rewards=True) == "before"
+    assert ways(Remote("http://127.0.0.1:1", "it"), engine=Apart(), offload_rewards=True) == "beside"
+
+
 # ── going on ──
+
+
+def test_the_disk_is_asked_for_what_a_checkpoint_will_hold(tmp_path):
+    run = learner(config(), tmp_path)
+    foretold, _ = run.checkpoint_bytes()
+    run.step(0)
+    assert 0 <= run.checkpoint_bytes()[0] - foretold < 64  # the optimiser's count of its updates
+    run.policy.logits.data = run.policy.logits.data.bfloat16()
+    assert run.ahead.copied_bytes() == 4 * run.policy.logits.numel()  # a copy is float32
 
 
 PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {

@@ -155,6 +155,13 @@ def test_copies_are_stored_and_loaded_whole():
     assert all(torch.equal(again.state()[k], t) for k, t in snapshots.state().items())
 
 
+def test_what_a_run_draws_ahead_with_is_loaded_into_main_memory():
+    snapshots = Snapshots({"w": nn.Parameter(torch.empty(2, device="meta"))})
+    snapshots.load({f"{name}/w": torch.zeros(2) for name in ("ref", "ahead", "ahead ref")})
+    devices = {name: snapshots.copy_of(name)["w"].device.type for name in ("ref", "ahead", "ahead ref")}
+    assert devices == {"ref": "meta", "ahead": "cpu", "ahead ref": "cpu"}
+
+
 @pytest.mark.parametrize("key", ["ref/net.a", "ref/net.c"])
 def test_copies_that_do_not_fit_are_refused(key):
     snapshots = Snapshots(weights())
@@ -163,6 +170,19 @@ def test_copies_that_do_not_fit_are_refused(key):
     state.pop(key, None) if key in state else state.update({key: torch.zeros(3, 2)})
     with pytest.raises(CheckpointError, match="copy 'ref' of the weights does not fit the model"):
         snapshots.load(state)
+
+
+def test_a_copy_that_does_nothing_is_what_is_saved_while_it_is_used():
+    network = nn.Module()
+    network.lora_B = nn.ParameterDict({"default": nn.Parameter(torch.zeros(2))})
+    factor = network.lora_B["default"]
+    snapshots = Snapshots({"x.lora_B.default": factor}, adapted=network)
+    snapshots.take("ema")
+    with torch.no_grad():
+        factor.add_(1)
+    with snapshots.use("ema"):  # a product, or an engine in another process, reads the tensors
+        assert factor.tolist() == [0, 0]
+    assert factor.tolist() == [1, 1]
 
 
 # ── learning rate ──
