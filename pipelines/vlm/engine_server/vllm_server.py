@@ -169,8 +169,16 @@ class VllmServer:
         with phase("weight_sync"):
             self._fleet.prepare(weights)
         units = list(self._units(network, requests, draw, weights.version))
+
+        def told(done: int, fresh: Sequence[Unit]) -> None:
+            if draw.finished is not None:
+                for unit in fresh:
+                    for row, answer in zip(unit.rows, unit.answered.rows, strict=True):
+                        draw.finished(row, torch.tensor(answer.ids))
+            report("texts", done, len(requests))
+
         with phase("rollout_network"):
-            self._fleet.draw(units, weights, lambda done: report("texts", done, len(requests)))
+            self._fleet.draw(units, weights, told)
         rows: dict[int, Any] = {}
         prompts: dict[int, Tensor] = {}
         for unit in units:
@@ -243,7 +251,8 @@ class VllmServer:
             kept = self._kept is not None and self._kept.which == which
             folder, files = None, self._kept.files(base=base) if kept else files_of(network, which, base=base)
             if self.weights_folder is not None:
-                folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=self.weights_folder))
+                where = os.path.abspath(self.weights_folder)  # a server may have another working folder
+                folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=where))
                 files = written(files, Path(folder))
             brought = server.bring(
                 self._version(which), files, base=base, adapter=source.rank > 0, folder=folder, until=until
