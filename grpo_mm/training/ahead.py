@@ -168,10 +168,14 @@ def way_of(config: RunConfig, *, members: int = 1) -> tuple[Way, str]:
         return "before", "the sampler draws with the trainer's own weights, and the collector may ask it again"
     if config.offload_rewards:
         return "before", "rewards come to the device by turns (offload_rewards)"
-    here = [name for name, scorer in config.rewards.items() if not is_apart(scorer) and hasattr(scorer.use, "to")]
+    here = [name for name, scorer in config.rewards.items() if not is_apart(scorer) and _is_on_device(scorer.use)]
     if here:
         return "before", f"the sampler draws with the trainer's own weights, and {here[0]} is a network on its device"
     return "scored beside", "the sampler draws with the trainer's own weights; rewards do not need its device"
+
+
+def _is_on_device(reward: Any) -> bool:
+    return hasattr(reward, "to") and not getattr(reward, "is_elsewhere", False)
 
 
 def sentence(way: Way, why: str) -> str:

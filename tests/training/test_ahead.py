@@ -18,10 +18,12 @@ from toy_learning import config_of
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError, ConfigError
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rewards.service.remote import Remote
 from grpo_mm.rollout.collectors.dynamic_sampling import DynamicSampling
 from grpo_mm.rollout.collectors.prioritised import Prioritised
 from grpo_mm.rollout.collectors.sample_and_score import SampleAndScore
 from grpo_mm.rollout.collectors.unsolved import Unsolved
+from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.training.ahead import ahead_lines, way_of
 from grpo_mm.training.learner import Learner
 from grpo_mm.types import Batch, Outputs, Rollout, Rows
@@ -82,6 +84,11 @@ class Apart(Noting):
         self.hand_over(policy)
         assert self.handed["which"] == policy.snapshots.which
         return super().sample(_Handed(policy, self.handed["logits"]), rows, step=step, **how)
+
+
+class OnDevice(ToyReward):
+    def to(self, device: torch.device) -> None:
+        pass
 
 
 class _Handed:
@@ -296,6 +303,13 @@ def test_show_says_where_rows_are_drawn_and_what_corrects_their_age():
     assert "at most 1.5 (truncated)" in ahead_lines(config(objective=TRUNCATED, old_logprobs="auto"))[1]
     assert "is not weighed" in ahead_lines(config(old_logprobs="recompute"))[1]
     assert "beside the update: the engine draws with weights of its own" in ahead_lines(config(engine=Apart()))[0]
+
+
+def test_a_reward_that_a_server_scores_is_waited_for_beside_the_update():
+    asked = {"far": Scorer(use=Remote("http://scorers:8420", "far"))}
+    assert way_of(config(rewards=asked))[0] == "scored beside"
+    way, why = way_of(config(rewards=asked | {"near": Scorer(use=OnDevice())}))
+    assert way == "before" and "near is a network" in why
 
 
 def test_a_sampler_that_may_be_asked_again_is_not_left_behind():
