@@ -100,9 +100,9 @@ def test_what_is_killed_late_takes_nothing_from_the_next_start(tmp_path, monkeyp
             there.append(Path(starts(run)[-1]["GRPO_MM_SERVICES"]).exists())
             launcher.stop() if len(there) == 10 else None
 
-    code, told, _ = launched(job(run, "killed@3", steps=10_000, trainers=2), Here(), during=look)
+    code, told, launcher = launched(job(run, "killed@3", steps=10_000, trainers=2), Here(), during=look)
     assert code == 143 and any(text.startswith("trainers 0 did not end by themselves") for text in told), told[-20:]
-    assert len(there) >= 10 and all(there)
+    assert len(launcher.starts) == 2 and len(there) >= 10 and all(there)
 
 
 def test_what_would_end_the_same_way_is_not_begun_again(tmp_path):
