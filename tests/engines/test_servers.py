@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
@@ -19,6 +20,7 @@ from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.engine_server import asking, door, served_weights
 from grpo_mm.pipelines.vlm.engine_server.asking import Server
 from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
+from grpo_mm.pipelines.vlm.engine_server.weights_to_bring import ADAPTER, KeptWeights, files_of
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Request
 from grpo_mm.processes.clock import Clock, use
@@ -313,6 +315,47 @@ def test_processes_of_one_run_bring_weights_once(served, ours, contexts, monkeyp
     for thread in threads:
         thread.join(30)
     assert server.engine.changes == 1 and torch.equal(made[0].token_NA, made[1].token_NA)
+
+
+def test_an_adapter_is_not_put_on_the_model_of_another_run(served, contexts, monkeypatch):
+    """Which comes between the question what is in place and the answer to it."""
+    server, adapted = served(settings={"max_lora_rank": 8}), policy("qwen2_5_vl", lora=Lora(rank=3, alpha=7))
+    engine, brought = generator(server), []
+    change_, state = server.engine.change, Server.state
+
+    async def noting(folder, version, **what):
+        brought.append(what)
+        await change_(folder, version, **what)
+
+    monkeypatch.setattr(server.engine, "change", noting)
+    draws(engine, adapted, contexts[:1])
+    adapted.snapshots.changed()
+    draws(engine, adapted, contexts[:1])
+    others = iter(["another/1"])
+
+    def overtaken(self, **how):
+        found = state(self, **how)
+        server.engine.weights.version = next(others, server.engine.weights.version)
+        return found
+
+    monkeypatch.setattr(Server, "state", overtaken)
+    adapted.snapshots.changed()
+    draws(engine, adapted, contexts[:1])
+    assert [what["base"] for what in brought] == [True, False, True] and all(what["adapter"] for what in brought)
+
+
+def test_the_model_under_an_adapter_is_kept_once():
+    adapted = policy("qwen2_5_vl", lora=Lora(rank=3, alpha=7))
+    first = KeptWeights(adapted.network)
+    whole = dict(first.files(base=True))
+    change(adapted, scale=0.05)
+    adapted.snapshots.changed()
+    second = KeptWeights(adapted.network, before=first)
+    del first
+    assert {path.name for path in Path(second._folder.name).iterdir()} == {*ADAPTER}
+    assert dict(second.files(base=True)) == dict(files_of(adapted.network, adapted.snapshots.which, base=True))
+    assert set(dict(second.files(base=False))) == {*ADAPTER} and second.which == adapted.snapshots.which
+    assert dict(second.files(base=True))[ADAPTER[1]] != whole[ADAPTER[1]]
 
 
 def test_who_brings_weights_and_falls_silent_is_replaced(served, ours, contexts, monkeypatch):

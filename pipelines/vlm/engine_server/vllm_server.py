@@ -149,7 +149,7 @@ class VllmServer:
         if self._fleet is None:
             self._open(network)
         with phase("weight_sync"):
-            self._kept = KeptWeights(network)
+            self._kept = KeptWeights(network, before=self._kept)
             self._fleet.prepare(self._weights(network))
 
     @torch.no_grad()
@@ -255,8 +255,9 @@ class VllmServer:
                 folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=where))
                 files = written(files, Path(folder))
             brought = server.bring(
-                self._version(which), files, base=base, adapter=source.rank > 0, folder=folder, until=until
-            )
+                self._version(which), files, base=base, adapter=source.rank > 0, folder=folder, until=until,
+                under=None if base else f"{self._run}/",
+            )  # fmt: skip
         count("engine_weights_brought", int(brought))
 
     def _units(self, network: Network, requests: Sequence[Request], draw: Draw, version: str) -> Iterator[Unit]:
