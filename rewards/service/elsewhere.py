@@ -49,4 +49,7 @@ def _asking(name: str, service: str, entry: Any) -> Any:
         constant_steps=None,
     )
     there = {field.name for field in fields(entry)}
-    return replace(entry, use=use, **{name: value for name, value in OF_THE_SERVER.items() if name in there})
+    others = dict(OF_THE_SERVER)
+    if getattr(entry, "constant_steps", None) is None:  # what it says of itself, as if it were here
+        others["constant_steps"] = getattr(entry.use, "constant_steps", None)
+    return replace(entry, use=use, **{name: value for name, value in others.items() if name in there})

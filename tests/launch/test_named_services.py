@@ -25,6 +25,8 @@ from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
 from grpo_mm.processes.services import FILE, NotUp, address_of, served_rewards
 from grpo_mm.rewards.service import elsewhere, remote
 from grpo_mm.rewards.service.asking import check_url
+from grpo_mm.rollout.scoring import Scorer
+from grpo_mm.rollout.spread import _limit as limit_of
 from grpo_mm.tools.serving.launch import job_of
 
 TOKEN = "open-sesame"
@@ -169,6 +171,21 @@ def test_limits_and_processes_of_an_entry_are_the_servers_matter(at):
     assert isinstance(entry.use, remote.Remote) and entry.use.url == "service://eyes"
     assert entry.use.timeout_seconds == 5.0 + elsewhere.MORE_SECONDS and entry.use.batch is None
     assert plain(replace(config, rewards=placed)) != plain(config)
+
+
+def test_a_score_that_stands_still_stops_the_run_as_if_it_were_scored_here(at):
+    at("http://a:1", rewards=("right", "other", "set"))
+
+    class Network(SpelledRight):
+        constant_steps = 3
+
+    entries = {
+        "right": Scorer(use=Network()),
+        "other": Scorer(use=SpelledRight()),
+        "set": Scorer(Network(), constant_steps=0),
+    }
+    for name, placed in elsewhere.scored_elsewhere(entries).items():
+        assert limit_of(placed)[0] == limit_of(entries[name])[0], name
 
 
 def test_a_named_service_is_an_address():
