@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from served import Served
 from spelling import SpelledRight, write_speller
 from tiny_runs import record, weights
@@ -22,12 +23,13 @@ from grpo_mm.pipelines.vlm.engine_server.asking import Away
 from grpo_mm.pipelines.vlm.engine_server.asking import Server as EngineServer
 from grpo_mm.pipelines.vlm.engine_server.elsewhere import drawn_elsewhere
 from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
+from grpo_mm.pipelines.vlm.sampling.generation import HfGenerator
 from grpo_mm.processes.services import FILE, NotUp, address_of, served_rewards
 from grpo_mm.rewards.service import elsewhere, remote
 from grpo_mm.rewards.service.asking import check_url
 from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.rollout.spread import _limit as limit_of
-from grpo_mm.tools.serving.launch import job_of
+from grpo_mm.tools.serving.launch import as_launched, job_of
 
 TOKEN = "open-sesame"
 
@@ -113,6 +115,19 @@ def test_engines_of_a_launch_need_a_generator_that_asks_servers():
     launch.check(["right"], asks_servers=True)
     with pytest.raises(ConfigError, match="launch.engines.replicas = 0"):
         Launch(engines=EngineServers(replicas=0))
+
+
+def test_engines_of_a_launch_are_neither_named_nor_started_by_the_generator():
+    asked = ["engine.generator={kind: vllm_server}", "device=cpu"]
+    without = read(ROOT / "configs/quickstart/video.yaml", asked)
+    with pytest.raises(ConfigError, match="name the servers in urls, or start one.*launch.engines"):
+        as_launched(without).check_settings(world=1)
+    settings = replace(without, launch=Launch(engines=EngineServers(replicas=2)))
+    as_launched(settings).check_settings(world=1)
+    assert as_launched(settings).engine.generator.urls == ("service://engine/0", "service://engine/1")
+    asks_none = replace(settings, engine=replace(settings.engine, generator=HfGenerator()))
+    with pytest.raises(ConfigError, match="set engine.generator.kind=vllm_server, or leave them out"):
+        as_launched(asks_none).check_settings(world=1)
 
 
 def test_commands_of_services_say_which_rewards_and_what_draws(tmp_path):

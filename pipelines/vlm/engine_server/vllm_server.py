@@ -115,7 +115,10 @@ class VllmServer:
 
     def check(self) -> None:
         if not self.urls and self.start is None:
-            raise ConfigError("engine.generator.kind = vllm_server: name the servers in urls, or start one: start: {}.")
+            raise ConfigError(
+                "engine.generator.kind = vllm_server: name the servers in urls, or start one: start: {}; `grpo-mm launch` starts those of "
+                "launch.engines."
+            )
         for url in self.urls:
             check_url(url)
         if len(set(self.urls)) < len(self.urls):
