@@ -22,6 +22,8 @@ from grpo_mm.processes.services import STARTS
 LOOK_SECONDS = 0.5
 HEARD_SECONDS = 45.0
 """After one trainer has failed the others have so long to say why and to end, before they are killed."""
+END_SECONDS = 20.0
+"""How long those that are killed are waited for: a node may be gone."""
 PLACED_SECONDS = 300.0
 """How long a worker that has a place may take until it answers: Ray may install something first."""
 FREE_SECONDS = 60.0
@@ -176,8 +178,8 @@ class Launcher:
             if give_up is None and any(end.code != 0 for end in found):
                 give_up = time.monotonic() + HEARD_SECONDS
             if give_up is not None and time.monotonic() > give_up and ends:
-                for worker in workers:
-                    worker.call("end")
+                # What ends late would take the place of the next start from it.
+                wait([worker.call("end") for worker in workers], timeout=END_SECONDS)
                 names = ", ".join(str(rank) for rank in sorted(ends.values()))
                 self._told(f"trainers {names} did not end by themselves and were killed")
                 found += [Ended(rank, None, node=seats[rank]["node"]) for rank in ends.values()] if not found else []

@@ -33,6 +33,8 @@ OF_A_PLACE = ("OMP_NUM_THREADS",)
 CHECKPOINT = re.compile(r"step_(\d+)")
 HEALTH_SECONDS = 1.0
 """Between looks at a service."""
+END_SECONDS = 5.0
+"""For a service to end by itself, before it is killed."""
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before a service that died is started again: the first time, the second, …"""
 
@@ -76,6 +78,8 @@ class TrainerWorker:
 
     def begin(self, command: Sequence[str], environment: Mapping[str, str], folder: str) -> int:
         """Starts the training process; its number. A word {python} is the Python of this worker."""
+        if self._child is not None:  # of a start that was given up: two of one rank would share the run
+            self._child.end()
         environment = {**_surroundings(), **environment, FILE: str(self._folder / "services.json")}
         self._child = Child(_in_place(command), environment=environment, folder=folder)
         return self._child.pid
@@ -155,7 +159,7 @@ class ServiceWorker:
         """As `Child.said`, of the present start."""
         return (after, []) if self._child is None else self._child.said(after)
 
-    def end(self, seconds: float = 5.0) -> None:
+    def end(self, seconds: float = END_SECONDS) -> None:
         """Ends it for good."""
         self._over.set()
         if self._child is not None:
@@ -179,7 +183,9 @@ class ServiceWorker:
             if self._url is None and self._answers(url):
                 self._url = url
         self._url = None
-        if not self._over.is_set():
+        if self._over.is_set():  # it may have been started while the one before was ended
+            child.end(seconds=END_SECONDS)
+        else:
             self._note(child.code, child.said()[1][-20:])
 
     def _note(self, code: int | None, said: Sequence[str]) -> None:

@@ -52,8 +52,6 @@ def _asking(name: str, service: str, entry: Any) -> Any:
     )
     there = {field.name for field in fields(entry)}
     said = {name: value for name, value in OF_THE_SERVER.items() if name in there}
-    if (
-        "constant_steps" in there and entry.constant_steps is None
-    ):  # what the reward says of itself holds wherever it scores
+    if "constant_steps" in there and entry.constant_steps is None:  # what it says of itself holds wherever it scores
         said["constant_steps"] = getattr(entry.use, "constant_steps", None)
     return replace(entry, use=use, **said)

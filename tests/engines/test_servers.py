@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
@@ -17,7 +18,9 @@ from grpo_mm.errors import ConfigError, TrainingStopped
 from grpo_mm.findings import first_difference
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.engine_server import asking, door, served_weights
+from grpo_mm.pipelines.vlm.engine_server.asking import Server
 from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
+from grpo_mm.pipelines.vlm.engine_server.weights_to_bring import ADAPTER, KeptWeights, files_of
 from grpo_mm.pipelines.vlm.models.adapters import Lora
 from grpo_mm.pipelines.vlm.sampling.generation import Draw, Request
 from grpo_mm.processes.clock import Clock, use
@@ -63,9 +66,9 @@ def generator(*servers, **settings):
     )
 
 
-def draws(engine, ours, contexts, seed=0):
+def draws(engine, ours, contexts, seed=0, **draw):
     requests = [Request(c, stream(seed, c.prompt_id, s)) for c in contexts for s in range(SAMPLES)]
-    return engine.generate(ours.network, requests, Draw(LENGTH, ours.loaded.stop, 1.0))
+    return engine.generate(ours.network, requests, Draw(LENGTH, ours.loaded.stop, 1.0, **draw))
 
 
 def test_rows_come_back_in_order_with_what_the_trainer_would_say(served, ours, contexts, counts):
@@ -78,6 +81,21 @@ def test_rows_come_back_in_order_with_what_the_trainer_would_say(served, ours, c
     again = draws(generator(server, rows_per_request=8, requests_at_once=1), ours, contexts)
     assert torch.equal(made.token_NA, again.token_NA) and torch.allclose(made.logprob_NA, again.logprob_NA, atol=1e-5)
     assert counts()["engine_prompt_tokens"] == 2 * SAMPLES * sum(map(len, contexts))
+
+
+def test_each_answer_is_told_of_once_and_in_the_thread_that_asked(served, ours, contexts):
+    """For rewards that are asked early."""
+    heard, threads = {}, set()
+
+    def finished(row, tokens):
+        assert row not in heard
+        heard[row] = tokens.tolist()
+        threads.add(threading.current_thread())
+
+    made = draws(generator(served()), ours, contexts, finished=finished)
+    rows = zip(made.token_NA.tolist(), made.length_N.tolist(), strict=True)
+    assert heard == {row: ids[:length] for row, (ids, length) in enumerate(rows)}
+    assert threads == {threading.current_thread()}
 
 
 def test_weights_are_brought_once_and_again_when_they_are_others(served, ours, contexts, counts):
@@ -96,12 +114,18 @@ def test_weights_are_brought_once_and_again_when_they_are_others(served, ours, c
         assert torch.equal(mine, theirs)
 
 
-def test_weights_go_through_a_folder_as_well(served, ours, contexts, tmp_path):
+def test_weights_go_through_a_folder_as_well(served, ours, contexts, tmp_path, monkeypatch):
     server = served()
+    monkeypatch.chdir(tmp_path.parent)
+    asked = []
+    monkeypatch.setattr(
+        Server, "bring", lambda self, *a, bring=Server.bring, **k: asked.append(k) or bring(self, *a, **k)
+    )
     change(ours, scale=0.05)
     ours.snapshots.changed()
-    draws(generator(server, weights_folder=str(tmp_path)), ours, contexts)
+    draws(generator(server, weights_folder=tmp_path.name), ours, contexts)
     assert server.engine.changes == 1 and not list(tmp_path.iterdir())
+    assert asked[0]["folder"].startswith(f"{tmp_path}/")  # a server links to what lies in it
     assert torch.equal(server.engine.policy.model.lm_head.weight, ours.model.lm_head.weight)
 
 
@@ -127,6 +151,20 @@ def test_one_that_dies_in_the_middle_is_waited_for_and_its_rows_are_asked_again(
     found = counts()
     assert found["engine_restarts"] == 1 and found["engine_rows_again"] >= 1 and server.engine.changes == 1
     assert torch.equal(made.token_NA, wanted.token_NA) and torch.allclose(made.logprob_NA, wanted.logprob_NA, atol=1e-5)
+
+
+def test_one_that_is_gone_before_it_is_asked_is_not_asked_without_a_pause(served, ours, contexts, counts):
+    """It was there when weights were brought, and no request is under way that could be lost."""
+    server = served()
+    engine = generator(server, requests_at_once=1)
+    wanted = draws(engine, ours, contexts)
+    engine._fleet.prepare = lambda weights: server.close()
+    counts()
+    coming = threading.Timer(0.4, server.open)
+    coming.start()
+    made = draws(engine, ours, contexts)
+    coming.join(20)
+    assert 1 <= counts()["engine_rows_again"] <= 20 and torch.equal(made.token_NA, wanted.token_NA)
 
 
 def test_a_server_that_dies_while_the_policy_is_trained_gets_what_was_handed_over(served, ours, contexts, counts):
@@ -277,6 +315,47 @@ def test_processes_of_one_run_bring_weights_once(served, ours, contexts, monkeyp
     for thread in threads:
         thread.join(30)
     assert server.engine.changes == 1 and torch.equal(made[0].token_NA, made[1].token_NA)
+
+
+def test_an_adapter_is_not_put_on_the_model_of_another_run(served, contexts, monkeypatch):
+    """Which comes between the question what is in place and the answer to it."""
+    server, adapted = served(settings={"max_lora_rank": 8}), policy("qwen2_5_vl", lora=Lora(rank=3, alpha=7))
+    engine, brought = generator(server), []
+    change_, state = server.engine.change, Server.state
+
+    async def noting(folder, version, **what):
+        brought.append(what)
+        await change_(folder, version, **what)
+
+    monkeypatch.setattr(server.engine, "change", noting)
+    draws(engine, adapted, contexts[:1])
+    adapted.snapshots.changed()
+    draws(engine, adapted, contexts[:1])
+    others = iter(["another/1"])
+
+    def overtaken(self, **how):
+        found = state(self, **how)
+        server.engine.weights.version = next(others, server.engine.weights.version)
+        return found
+
+    monkeypatch.setattr(Server, "state", overtaken)
+    adapted.snapshots.changed()
+    draws(engine, adapted, contexts[:1])
+    assert [what["base"] for what in brought] == [True, False, True] and all(what["adapter"] for what in brought)
+
+
+def test_the_model_under_an_adapter_is_kept_once():
+    adapted = policy("qwen2_5_vl", lora=Lora(rank=3, alpha=7))
+    first = KeptWeights(adapted.network)
+    whole = dict(first.files(base=True))
+    change(adapted, scale=0.05)
+    adapted.snapshots.changed()
+    second = KeptWeights(adapted.network, before=first)
+    del first
+    assert {path.name for path in Path(second._folder.name).iterdir()} == {*ADAPTER}
+    assert dict(second.files(base=True)) == dict(files_of(adapted.network, adapted.snapshots.which, base=True))
+    assert set(dict(second.files(base=False))) == {*ADAPTER} and second.which == adapted.snapshots.which
+    assert dict(second.files(base=True))[ADAPTER[1]] != whole[ADAPTER[1]]
 
 
 def test_who_brings_weights_and_falls_silent_is_replaced(served, ours, contexts, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from launches import SERVICE, gone_within, is_running, job, launched, starts
 
 from grpo_mm.errors import UserError
+from grpo_mm.launch import launcher as launching
+from grpo_mm.launch import workers
 from grpo_mm.launch.child import Child
 from grpo_mm.launch.here import Here
 from grpo_mm.launch.places import Wanted
@@ -83,6 +86,23 @@ def test_a_killed_trainer_ends_the_others_and_the_run_goes_on_from_its_checkpoin
     assert again.startswith("trainer 1 was killed (SIGKILL, as for want of memory); the run is begun again from step ")
     assert [each["words"] for each in starts(run, 1)] == [["--fresh"], []]  # it does not start over twice
     assert [each["GRPO_MM_STARTS"] for each in starts(run)] == ["1", "2"]
+
+
+def test_what_is_killed_late_takes_nothing_from_the_next_start(tmp_path, monkeypatch):
+    """A trainer that heard of nothing is killed, and that takes its time."""
+    run, there = tmp_path / "run", []
+    monkeypatch.setattr(launching, "HEARD_SECONDS", 0.2)
+    end = TrainerWorker.end
+    monkeypatch.setattr(TrainerWorker, "end", lambda self: (time.sleep(0.6), end(self))[1])
+
+    def look(launcher, told):
+        if any("begun again" in text for text in told) and told[-1].startswith("step"):
+            there.append(Path(starts(run)[-1]["GRPO_MM_SERVICES"]).exists())
+            launcher.stop() if len(there) == 10 else None
+
+    code, told, launcher = launched(job(run, "killed@3", steps=10_000, trainers=2), Here(), during=look)
+    assert code == 143 and any(text.startswith("trainers 0 did not end by themselves") for text in told), told[-20:]
+    assert len(launcher.starts) == 2 and len(there) >= 10 and all(there)
 
 
 def test_what_would_end_the_same_way_is_not_begun_again(tmp_path):
@@ -189,3 +209,37 @@ def test_workers_answer_plainly(tmp_path):
     finally:
         service.end()
     assert gone_within(service.where()["pid"], 10)
+
+
+def test_a_trainer_that_is_begun_again_is_there_once(tmp_path):
+    worker = TrainerWorker()
+    asked = [sys.executable, "-c", "import time; time.sleep(60)"], {}, str(tmp_path)
+    try:
+        before, now = worker.begin(*asked), worker.begin(*asked)
+        assert gone_within(before, 5) and is_running(now)
+    finally:
+        worker.end()
+    assert gone_within(now, 5)
+
+
+def test_a_service_that_is_ended_while_it_starts_does_not_stay(tmp_path, monkeypatch):
+    made, known = [], threading.Event()
+
+    class EndedMeanwhile(Child):
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
+            made.append(self)
+            assert known.wait(10)
+            service.end(0.0)  # which knows nothing of this one yet
+
+    monkeypatch.setattr(workers, "Child", EndedMeanwhile)
+    service = ServiceWorker([sys.executable, "-c", SERVICE, "{host}", "{port}"], {}, str(tmp_path), token="open")
+    known.set()
+    assert wait_for(lambda: made) and gone_within(made[0].pid, 10)
+
+
+def wait_for(is_so, seconds: float = 10.0) -> bool:
+    until = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < until:
+        time.sleep(0.02)
+    return bool(is_so())

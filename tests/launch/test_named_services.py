@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from served import Served
 from spelling import SpelledRight, write_speller
 from tiny_runs import record, weights
@@ -22,11 +23,13 @@ from grpo_mm.pipelines.vlm.engine_server.asking import Away
 from grpo_mm.pipelines.vlm.engine_server.asking import Server as EngineServer
 from grpo_mm.pipelines.vlm.engine_server.elsewhere import drawn_elsewhere
 from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
+from grpo_mm.pipelines.vlm.sampling.generation import HfGenerator
 from grpo_mm.processes.services import FILE, NotUp, address_of, served_rewards
 from grpo_mm.rewards.service import elsewhere, remote
 from grpo_mm.rewards.service.asking import check_url
 from grpo_mm.rollout.scoring import Scorer
-from grpo_mm.tools.serving.launch import job_of
+from grpo_mm.rollout.spread import _limit as limit_of
+from grpo_mm.tools.serving.launch import as_launched, job_of
 
 TOKEN = "open-sesame"
 
@@ -114,6 +117,19 @@ def test_engines_of_a_launch_need_a_generator_that_asks_servers():
         Launch(engines=EngineServers(replicas=0))
 
 
+def test_engines_of_a_launch_are_neither_named_nor_started_by_the_generator():
+    asked = ["engine.generator={kind: vllm_server}", "device=cpu"]
+    without = read(ROOT / "configs/quickstart/video.yaml", asked)
+    with pytest.raises(ConfigError, match="name the servers in urls, or start one.*launch.engines"):
+        as_launched(without).check_settings(world=1)
+    settings = replace(without, launch=Launch(engines=EngineServers(replicas=2)))
+    as_launched(settings).check_settings(world=1)
+    assert as_launched(settings).engine.generator.urls == ("service://engine/0", "service://engine/1")
+    asks_none = replace(settings, engine=replace(settings.engine, generator=HfGenerator()))
+    with pytest.raises(ConfigError, match="set engine.generator.kind=vllm_server, or leave them out"):
+        as_launched(asks_none).check_settings(world=1)
+
+
 def test_commands_of_services_say_which_rewards_and_what_draws(tmp_path):
     placed = {"scorers": {"eyes": {"rewards": ["right"], "python": "/envs/x/bin/python", "replicas": 2}}}
     config = write_speller(tmp_path, {"launch": placed})
@@ -183,6 +199,21 @@ def test_how_often_a_reward_may_say_one_and_the_same_is_as_if_it_were_here(set_h
     placed = elsewhere.scored_elsewhere({"right": entry})["right"]
     assert placed.golden is None  # the server compares them
     assert (placed.constant_steps, placed.use.constant_steps) == (limit, None)
+
+
+def test_a_score_that_stands_still_stops_the_run_as_if_it_were_scored_here(at):
+    at("http://a:1", rewards=("right", "other", "set"))
+
+    class Network(SpelledRight):
+        constant_steps = 3
+
+    entries = {
+        "right": Scorer(use=Network()),
+        "other": Scorer(use=SpelledRight()),
+        "set": Scorer(Network(), constant_steps=0),
+    }
+    for name, placed in elsewhere.scored_elsewhere(entries).items():
+        assert limit_of(placed)[0] == limit_of(entries[name])[0], name
 
 
 def test_a_named_service_is_an_address():

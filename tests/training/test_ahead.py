@@ -88,6 +88,11 @@ class Apart(Noting):
         return super().sample(_Handed(policy, self.handed["logits"]), rows, step=step, **how)
 
 
+class OnDevice(ToyReward):
+    def to(self, device: torch.device) -> None:
+        pass
+
+
 class _Handed:
     def __init__(self, policy: Any, logits: Tensor) -> None:
         self.config, self.logits, self.snapshots = policy.config, logits, policy.snapshots
@@ -300,6 +305,13 @@ def test_show_says_where_rows_are_drawn_and_what_corrects_their_age():
     assert "at most 1.5 (truncated)" in ahead_lines(config(objective=TRUNCATED, old_logprobs="auto"))[1]
     assert "is not weighed" in ahead_lines(config(old_logprobs="recompute"))[1]
     assert "beside the update: the engine draws with weights of its own" in ahead_lines(config(engine=Apart()))[0]
+
+
+def test_a_reward_that_a_server_scores_is_waited_for_beside_the_update():
+    asked = {"far": Scorer(use=Remote("http://scorers:8420", "far"))}
+    assert way_of(config(rewards=asked))[0] == "scored beside"
+    way, why = way_of(config(rewards=asked | {"near": Scorer(use=OnDevice())}))
+    assert way == "before" and "near is a network" in why
 
 
 def test_a_sampler_that_may_be_asked_again_is_not_left_behind():

@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from grpo_mm.config.run_config import RunConfig, read
@@ -17,6 +18,8 @@ from grpo_mm.launch.over_ray import OverRay
 from grpo_mm.launch.places import Place, Wanted
 from grpo_mm.launch.services import ToServe
 from grpo_mm.launch.settings import ENGINES
+from grpo_mm.pipelines.vlm.engine_server.elsewhere import drawn_by
+from grpo_mm.processes.services import SCHEME
 
 TOKEN = "GRPO_MM_TOKEN"
 PYTHON = "{python}"
@@ -57,7 +60,7 @@ def launch(
             this run that is there already.
     """
     settings = read(config, overrides, trust=trust)
-    settings.check_settings(world=settings.launch.trainers)
+    as_launched(settings).check_settings(world=settings.launch.trainers)
     folder = str(settings.folder.absolute())
     place: Place = Here() if address is None else OverRay(address)
     try:
@@ -78,6 +81,14 @@ def launch(
         return launcher.launch()
     finally:
         put_back()
+
+
+def as_launched(settings: RunConfig) -> RunConfig:
+    """The config as its trainers have it: servers of the launch draw, instead of those that the engine names or would start."""
+    if settings.launch.engines is None or not hasattr(settings.engine, "generator"):
+        return settings
+    names = [f"{SCHEME}{ENGINES}/{i}" for i in range(settings.launch.engines.replicas)]
+    return replace(settings, engine=drawn_by(settings.engine, names, token_env=None))
 
 
 def job_of(

@@ -90,20 +90,24 @@ class Server:
         adapter: bool,
         folder: str | None,
         until: float,
+        under: str | None = None,
     ) -> bool:
         """Puts weights in place, or waits until another process of the run has.
 
         Args:
             files: (name, content) of what is sent; they are not asked for where another process brings the weights.
             folder: where the files lie instead, in a folder that the server sees under the same name.
+            under: what the version in place has to begin with, where these go on top of it; raises Stale if it does not.
 
         Returns:
             Whether these were brought from here.
         """
         while True:
-            found = self._json("POST", "weights/begin", {"version": version}, until=until)
+            found = self._json("POST", "weights/begin", {"version": version, "under": under}, until=until)
             if found.get("state") == "there":
                 return False
+            if found.get("state") == "other":
+                raise Stale("somebody else's weights were put in place meanwhile")
             if found.get("state") == "bring":
                 break
             if time.monotonic() > until:

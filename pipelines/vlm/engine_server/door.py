@@ -98,7 +98,9 @@ class Door:
                 del body
                 return pack_answered(await _unless_gone(engine.draw(asked), receive))
             case ("POST", ["weights", "begin"]):
-                return engine.weights.begin(_text(await _json(receive), "version"))
+                said = await _json(receive)
+                under = None if said.get("under") is None else _text(said, "under")
+                return engine.weights.begin(_text(said, "version"), under=under)
             case ("PUT", ["weights", upload, name]):
                 await self._written(engine.weights.file(upload, name), upload, receive)
                 return {}

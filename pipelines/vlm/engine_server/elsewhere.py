@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.processes.services import FILE, NotUp, engine_services
+from grpo_mm.registry import kind_of
 
 TOKEN = "GRPO_MM_TOKEN"
 
@@ -21,6 +23,12 @@ def drawn_elsewhere(engine: Any) -> Any:
         urls = engine_services()
     except NotUp as error:
         raise ConfigError(f"{FILE}: {error}.") from error
-    return (
-        replace(engine, generator=replace(engine.generator, urls=urls, start=None, token_env=TOKEN)) if urls else engine
-    )
+    return drawn_by(engine, urls, token_env=TOKEN) if urls else engine
+
+
+def drawn_by(engine: Any, urls: Sequence[str], *, token_env: str | None) -> Any:
+    """The same engine with a generator that asks these; one that asks no servers as it is."""
+    generator = engine.generator
+    if kind_of("generator", generator) != "vllm_server":
+        return engine
+    return replace(engine, generator=replace(generator, urls=tuple(urls), start=None, token_env=token_env))

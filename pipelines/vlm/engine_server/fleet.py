@@ -88,8 +88,9 @@ class Fleet:
                     raise TrainingStopped(self._given_up(failures[0]))
                 time.sleep(max(0.0, min(m.again_at for m in self._members) - time.monotonic()))
 
-    def draw(self, units: Sequence[Unit], weights: Weights, told: Callable[[int], None]) -> None:
-        """Fills `answered` of every unit, with answers of these weights alone. told: called with the number of rows that are done.
+    def draw(self, units: Sequence[Unit], weights: Weights, told: Callable[[int, Sequence[Unit]], None]) -> None:
+        """Fills `answered` of every unit, with answers of these weights alone. told: called in this thread with the number of rows that are
+        done, and the units that are done since the last call; of each unit once.
 
         Raises:
             TrainingStopped: a server does not do it, or none is there in time.
@@ -171,13 +172,19 @@ class Fleet:
                 if work.is_over:
                     return
                 self._make_ready(member, weights, work.until)
+        except Away:  # noted
+            work.back(unit)
+            return
+        except Refused as error:
+            raise TrainingStopped(f"the engine server {member.server.url} {error}") from None
+        try:
             answered = member.server.draw(unit.asked, until=work.until)
         except Stale:
             member.ready = False
             work.back(unit)
         except Away as error:
-            if error.while_asked:
-                unit.tries += 1
+            unit.tries += error.while_asked
+            if not isinstance(error, Late):
                 with member.turn:
                     self._note(member, error)
             if unit.tries > self._retries:
@@ -211,6 +218,8 @@ class _Work:
     def __init__(self, units: Sequence[Unit], until: float) -> None:
         self.until = until
         self._waiting, self._open, self._finished = deque(units), len(units), 0
+        self._fresh: list[Unit] = []
+        """Done, and not told of."""
         self._error: BaseException | None = None
         self._changed = threading.Condition()
 
@@ -239,6 +248,7 @@ class _Work:
             unit.answered = answered
             self._open -= 1
             self._finished += len(unit.rows)
+            self._fresh.append(unit)
             self._changed.notify_all()
 
     def give_up(self, error: BaseException) -> None:
@@ -246,13 +256,17 @@ class _Work:
             self._error = self._error or error
             self._changed.notify_all()
 
-    def wait(self, told: Callable[[int], None], late: Callable[[], str]) -> None:
+    def wait(self, told: Callable[[int, Sequence[Unit]], None], late: Callable[[], str]) -> None:
         """Until all are done; raises what a worker has raised, and TrainingStopped when time is up."""
-        with self._changed:
-            while not self.is_over:
-                if time.monotonic() > self.until:
+        is_over = False
+        while not is_over:
+            with self._changed:
+                if not self.is_over and not self._fresh:
+                    self._changed.wait(LOOK_SECONDS)
+                is_over = self.is_over
+                if self._error is not None:
+                    raise self._error
+                if not is_over and time.monotonic() > self.until:
                     raise TrainingStopped(late())
-                self._changed.wait(LOOK_SECONDS)
-                told(self._finished)
-            if self._error is not None:
-                raise self._error
+                finished, fresh, self._fresh = self._finished, self._fresh, []
+            told(finished, fresh)

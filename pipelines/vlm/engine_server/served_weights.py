@@ -69,12 +69,17 @@ class ServedWeights:
                 self._readers -= 1
                 self._turn.notify_all()
 
-    def begin(self, version: str) -> dict[str, Any]:
-        """{"state": "there"}, nothing is missing; {"state": "coming"}, another brings weights; {"state": "bring", "upload": …}."""
+    def begin(self, version: str, *, under: str | None = None) -> dict[str, Any]:
+        """{"state": "there"}, nothing is missing; {"state": "coming"}, another brings weights; {"state": "bring", "upload": …}.
+
+        under: what the version in place has to begin with; else {"state": "other"}. From "bring" on it stays in place.
+        """
         if version == self.version:
             return {"state": "there"}
         if self._claim is not None and not self._claim.is_silent:
             return {"state": "coming"}
+        if under is not None and not self.version.startswith(under):
+            return {"state": "other"}
         self._forget()
         self._claim = _Claim(version)
         return {"state": "bring", "upload": self._claim.id}

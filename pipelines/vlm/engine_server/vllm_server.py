@@ -115,7 +115,10 @@ class VllmServer:
 
     def check(self) -> None:
         if not self.urls and self.start is None:
-            raise ConfigError("engine.generator.kind = vllm_server: name the servers in urls, or start one: start: {}.")
+            raise ConfigError(
+                "engine.generator.kind = vllm_server: name the servers in urls, or start one: start: {}; `grpo-mm launch` starts those of "
+                "launch.engines."
+            )
         for url in self.urls:
             check_url(url)
         if len(set(self.urls)) < len(self.urls):
@@ -149,7 +152,7 @@ class VllmServer:
         if self._fleet is None:
             self._open(network)
         with phase("weight_sync"):
-            self._kept = KeptWeights(network)
+            self._kept = KeptWeights(network, before=self._kept)
             self._fleet.prepare(self._weights(network))
 
     @torch.no_grad()
@@ -169,8 +172,16 @@ class VllmServer:
         with phase("weight_sync"):
             self._fleet.prepare(weights)
         units = list(self._units(network, requests, draw, weights.version))
+
+        def told(done: int, fresh: Sequence[Unit]) -> None:
+            if draw.finished is not None:
+                for unit in fresh:
+                    for row, answer in zip(unit.rows, unit.answered.rows, strict=True):
+                        draw.finished(row, torch.tensor(answer.ids))
+            report("texts", done, len(requests))
+
         with phase("rollout_network"):
-            self._fleet.draw(units, weights, lambda done: report("texts", done, len(requests)))
+            self._fleet.draw(units, weights, told)
         rows: dict[int, Any] = {}
         prompts: dict[int, Tensor] = {}
         for unit in units:
@@ -243,11 +254,13 @@ class VllmServer:
             kept = self._kept is not None and self._kept.which == which
             folder, files = None, self._kept.files(base=base) if kept else files_of(network, which, base=base)
             if self.weights_folder is not None:
-                folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=self.weights_folder))
+                where = os.path.abspath(self.weights_folder)  # a server may have another working folder
+                folder = stack.enter_context(TemporaryDirectory(prefix="grpo_mm_", dir=where))
                 files = written(files, Path(folder))
             brought = server.bring(
-                self._version(which), files, base=base, adapter=source.rank > 0, folder=folder, until=until
-            )
+                self._version(which), files, base=base, adapter=source.rank > 0, folder=folder, until=until,
+                under=None if base else f"{self._run}/",
+            )  # fmt: skip
         count("engine_weights_brought", int(brought))
 
     def _units(self, network: Network, requests: Sequence[Request], draw: Draw, version: str) -> Iterator[Unit]:

@@ -16,17 +16,21 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 class KeptWeights:
     """A copy on this machine's disk, for servers that lose them while others are in place here."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, before: KeptWeights | None = None) -> None:
+        """before: the copy of weights of the same network; the model under an adapter stays, and is not written again."""
         self.which = network.in_place.which
         self._folder = TemporaryDirectory(prefix="grpo_mm_kept_")
-        for _ in written(files_of(network, self.which, base=True), Path(self._folder.name)):
+        stays = before is not None and network.in_place.rank > 0
+        for _ in written(files_of(network, self.which, base=not stays), Path(self._folder.name)):
             pass
+        self._base = before._base if stays else self._folder
 
     def files(self, *, base: bool) -> Iterator[tuple[str, bytes]]:
         """(name, content); the adapter, and with base the model without it."""
-        for path in sorted(Path(self._folder.name).iterdir()):
-            if base or path.name in ADAPTER:
-                yield path.name, path.read_bytes()
+        found = [path for path in sorted(Path(self._base.name).iterdir()) if base and path.name not in ADAPTER]
+        found += [path for path in sorted(Path(self._folder.name).iterdir()) if path.name in ADAPTER]
+        for path in found:
+            yield path.name, path.read_bytes()
 
 
 def files_of(network: Network, which: tuple[int, str], *, base: bool) -> Iterator[tuple[str, bytes]]:
