@@ -78,7 +78,6 @@ class Remote:
     """A step in which all outputs get one and the same score is warned of, so many in a row stop the run: a scorer that is broken may
     answer all the same. null: only warned of, for rewards that are honestly constant for long, such as right or wrong."""
 
-
     def __post_init__(self) -> None:
         if not self.timeout_seconds > 0 or self.retries < 0 or self.concurrency < 1:
             raise ConfigError(
