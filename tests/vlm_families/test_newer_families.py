@@ -98,11 +98,11 @@ def test_it_trains_and_its_product_loads_in_the_plain_library(family, lora, tmp_
     trained.save(tmp_path / "product")
     model = AutoModelForImageTextToText.from_pretrained(folder(family) if lora else tmp_path / "product")
     model = model.eval() if lora is None else PeftModel.from_pretrained(model, tmp_path / "product").eval()
-    assert apart(model, trained, rollout) < 2e-4
+    assert apart(model, trained, rollout) < 1e-3
     if lora is not None:
         save_merged(trained.wrapped, trained.processor, tmp_path / "merged")
         model = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
-        assert apart(model, trained, rollout) < 2e-4
+        assert apart(model, trained, rollout) < 1e-3
 
 
 def apart(model: Any, trained: Any, rollout: Any) -> float:
