@@ -18,9 +18,9 @@ from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE
 from grpo_mm.outside import plain, shown
 from grpo_mm.processes.clock import count
+from grpo_mm.processes.token import token_of
 from grpo_mm.rewards.service.asking import Server, Unanswered, check_url, client_of
 from grpo_mm.rewards.service.png import Refused
-from grpo_mm.rewards.service.token import token_of
 from grpo_mm.rewards.service.wire import pack_items, pack_prompt, read_answer
 from grpo_mm.rewards.shared.run_apart import run_apart
 from grpo_mm.rollout.returned_scores import Reported

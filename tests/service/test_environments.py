@@ -222,7 +222,7 @@ print(made(requirements({str(place / "shared.txt")!r})))
         ("tinyscore==9.9\n", r"environment \w+ \(.*pip cannot install it \(exit code 1\): ERROR: .*tinyscore==9.9.*`grpo-mm environment"),
         ("tinyscore\n", "line 1: 'tinyscore'; wanted name==version"),
         ("tinyscore>=1\n", "wanted name==version"),
-        ("--index-url https://x.y/simple\n", "wanted name==version"),
+        ("--pre\n", "wanted name==version"),
         ("a @ https://x.y/a.whl\n", "wanted name==version"),
         ("# nothing\n", "names no package"),
         ("a==1\nA==2\n", "names a twice"),

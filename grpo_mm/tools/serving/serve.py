@@ -16,10 +16,10 @@ from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.golden.comparing import check_goldens
 from grpo_mm.outside import reason, shown
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.processes.token import token_of
 from grpo_mm.rewards.service.merging import ROWS, SECONDS
 from grpo_mm.rewards.service.scorers import Scorers
 from grpo_mm.rewards.service.server import Limits, application, check_host
-from grpo_mm.rewards.service.token import token_of
 from grpo_mm.rollout.scoring import Scorer, check_isolated
 from grpo_mm.run.run_folder import versions
 

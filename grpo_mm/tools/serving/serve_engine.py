@@ -12,8 +12,8 @@ from grpo_mm.config.run_config import read
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.outside import shown
 from grpo_mm.pipelines.vlm.engine_server.starting import TOKEN, Launch, start
-from grpo_mm.pipelines.vlm.engine_server.token import token_of
 from grpo_mm.pipelines.vlm.models.families import resolve
+from grpo_mm.processes.token import token_of
 
 LOOK_SECONDS = 0.5
 

@@ -25,7 +25,6 @@ from grpo_mm.pipelines.vlm.engine_server.asking import Server, check_url
 from grpo_mm.pipelines.vlm.engine_server.fleet import Fleet, Unit, Weights
 from grpo_mm.pipelines.vlm.engine_server.settings_fit import check_fit
 from grpo_mm.pipelines.vlm.engine_server.starting import Launch, Started, start
-from grpo_mm.pipelines.vlm.engine_server.token import token_of
 from grpo_mm.pipelines.vlm.engine_server.weights_to_bring import KeptWeights, files_of, written
 from grpo_mm.pipelines.vlm.engine_server.wire import Asked
 from grpo_mm.pipelines.vlm.forwards.network import Network
@@ -36,6 +35,7 @@ from grpo_mm.pipelines.vlm.sampling.vllm_settings import count_drawn, generated,
 from grpo_mm.processes.agreed import agreed, of_the_first
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.progress import report
+from grpo_mm.processes.token import token_of
 
 log = logging.getLogger(__name__)
 
