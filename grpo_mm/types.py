@@ -154,6 +154,20 @@ def is_pictures(items: Any) -> bool:
     return isinstance(items, Tensor | Pictures)
 
 
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A moving picture, with what its time axis means."""
+
+    frames_FCHW: Tensor
+    """uint8 [F, 3, H, W], one size."""
+    fps: float
+    """Frames a second."""
+
+
+class Clips(list):  # [U] Clip, or None
+    """Moving pictures; None for those that came to nothing, as they hold NaN."""
+
+
 def pick_items(items: Any, index: Tensor) -> Any:
     """The items named by an index tensor, in its order and of the same kind."""
     if isinstance(items, Tensor):
@@ -167,7 +181,7 @@ def join_items(parts: Sequence[Any]) -> Any:
         return parts[0]
     if all(isinstance(part, Tensor) for part in parts):
         return torch.cat(list(parts))
-    kind = Pictures if any(is_pictures(part) for part in parts) else list
+    kind = Pictures if any(is_pictures(part) for part in parts) else Clips if isinstance(parts[0], Clips) else list
     return kind(item for part in parts for item in part)
 
 
@@ -206,7 +220,7 @@ class Outputs:
     """
 
     items: Any
-    """[U] what rewards see: uint8 images [U, 3, H, W] (`Pictures` where some are none), or a list of U texts. A row that
+    """[U] what rewards see: uint8 images [U, 3, H, W] (`Pictures` where some are none), `Clips`, or a list of U texts. A row that
     came to nothing has no output."""
     row_M: Tensor
     """[M] int64, the row an output came from."""
@@ -270,7 +284,7 @@ Scores = Mapping[str, Tensor]
 class Reward(Protocol):
     """Scores outputs. Pure: looks at outputs and prompts only, so it can live in another process.
 
-    `items` are uint8 images [U, 3, H, W] or U texts; `prompts` is aligned, one per item. A reward with the attribute
+    `items` are uint8 images [U, 3, H, W], U clips (`Clips`) or U texts; `prompts` is aligned, one per item. A reward with the attribute
     `scope = "set"` compares items with each other (win rates, similarity): it is called once with whole groups and takes
     a third argument, group_U [U] int64, the comparison set of each item. A method `applies_to(prompt)` says which prompts it
     is asked about: a row it does not apply to is no failed row.
