@@ -165,7 +165,21 @@ class Clip:
 
 
 class Clips(list):  # [U] Clip, or None
-    """Moving pictures; None for those that came to nothing, as they hold NaN."""
+    """Moving pictures; None for those that came to nothing, as they hold NaN. A slice is of the same kind."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return Clips(found) if isinstance(at, slice) else found
+
+
+def is_seen(items: Any) -> bool:
+    """Whether items are something to look at, pictures or clips; else they are texts."""
+    return is_pictures(items) or isinstance(items, Clips)
+
+
+def stills(clips: Clips) -> Pictures:
+    """One picture of each clip, the frame in its middle; None where there is no clip. Example: of 5 frames that with the index 2."""
+    return Pictures(None if clip is None else clip.frames_FCHW[len(clip.frames_FCHW) // 2] for clip in clips)
 
 
 def pick_items(items: Any, index: Tensor) -> Any:
@@ -186,16 +200,17 @@ def join_items(parts: Sequence[Any]) -> Any:
 
 
 def sound_items(pictures: Any) -> tuple[Tensor, Tensor]:
-    """(uint8 [V, 3, H, W], [V] int64): the pictures that are any, and which of the items they are."""
+    """(uint8 [V, 3, H, W], [V] int64): the pictures that are any, of clips their `stills`, and which of the items they are."""
     if isinstance(pictures, Tensor):
         return pictures, torch.arange(len(pictures))
+    pictures = stills(pictures) if isinstance(pictures, Clips) else pictures
     sound = [i for i, picture in enumerate(pictures) if picture is not None]
     images = torch.stack([pictures[i] for i in sound]) if sound else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
     return images, torch.tensor(sound, dtype=torch.int64)
 
 
 def shown_items(pictures: Any, *, shade: int = 128) -> Tensor:
-    """uint8 [U, 3, H, W] for a person to look at: a grey plate stands for what is no picture."""
+    """uint8 [U, 3, H, W] for a person to look at, of clips their `stills`: a grey plate stands for what is no picture."""
     if isinstance(pictures, Tensor):
         return pictures
     images, sound = sound_items(pictures)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from grpo_mm.outside import reason
-from grpo_mm.types import Prompt
+from grpo_mm.types import Clips, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,9 @@ def is_own(reward: Any) -> bool:
 
 
 def own_items(items: Any) -> Any:
-    """A copy of uint8 pictures [M, 3, H, W], or of a list of M outputs."""
+    """A copy of uint8 pictures [M, 3, H, W], of clips, or of a list of M outputs."""
+    if isinstance(items, Clips):
+        return Clips(item and replace(item, frames_FCHW=item.frames_FCHW.clone()) for item in items)
     return items.clone() if isinstance(items, Tensor) else [own_copy(item) for item in items]
 
 

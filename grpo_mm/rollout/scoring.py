@@ -28,7 +28,7 @@ from grpo_mm.rollout.reward_use import as_reward, in_sets, move
 from grpo_mm.rollout.safe_call import all_nan, bounded, own_limit, score_safely
 from grpo_mm.rollout.surroundings import interrupted, kept
 from grpo_mm.rollout.weights_at_hand import with_settings
-from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
+from grpo_mm.types import Clips, Pictures, Prompt, is_relative, pick_items, sound_items
 
 REWARDS = "rewards"
 """What calls are counted under, if they are not only watched."""
@@ -317,15 +317,16 @@ class Scoring:
                 log.warning("reward %r failed (its rows are left out): %s", name, errors[0])
 
     def _tell_of_none(self, items: Any, prompts: Sequence[Prompt]) -> None:
-        """Pictures that are none are failed rows: counted, and named."""
-        if not isinstance(items, Pictures) or self.counter != REWARDS:
+        """Pictures and clips that are none are failed rows: counted, and named."""
+        if not isinstance(items, Pictures | Clips) or self.counter != REWARDS:
             return  # what is only watched sees the same pictures
         lost = [prompt.id for item, prompt in zip(items, prompts) if item is None]
         if lost:
             count("failed_pictures", len(lost))
             different = list(dict.fromkeys(lost))
             named = ", ".join(map(shown, different[:SHOWN])) + (", …" if len(different) > SHOWN else "")
-            text = f"{len(lost)} of {len(items)} pictures hold NaN or infinities and are not scored; prompts {named}"
+            kind = "clips" if isinstance(items, Clips) else "pictures"
+            text = f"{len(lost)} of {len(items)} {kind} hold NaN or infinities and are not scored; prompts {named}"
             log.warning("%s", text)
             for name in self.scorers:
                 self.first_error.setdefault(name, text)
