@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -166,7 +167,9 @@ def check_scheduler_files(model: Any) -> None:
     if not file.is_file():
         raise ConfigError(f"{shown(path)} has no scheduler/{file.name}, so it has no grid of its own. {NAME_ONE}")
     try:
-        config = parse_json(file.read_text(encoding="utf-8"))
+        # A limit that is none is written so by diffusers, in its own files.
+        text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", file.read_text(encoding="utf-8"))
+        config = parse_json(text)
     except (BadJson, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown(str(file))} cannot be read: {reason(error)}.") from error
     if not isinstance(config, dict):
