@@ -53,9 +53,9 @@ def drawn_once():
     said: dict = {}
     own = conforming._drawn
 
-    def drawn(family, folder, how, dtype, device, *, adapter=None):
+    def drawn(family, folder, how, dtype, device, *, adapter=None, along=None):
         if adapter is not None:
-            return own(family, folder, how, dtype, device, adapter=adapter)
+            return own(family, folder, how, dtype, device, adapter=adapter, along=along)
         if folder not in said:
             said[folder] = own(family, folder, how, dtype, device)
         return said[folder]

@@ -12,7 +12,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.heard import kept
-from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, prompts_of
+from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, drawn_of, prompts_of
 from grpo_mm.pipelines.flow.conforming.plain import STEPS, Drawing, Plain, read, spelled
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
@@ -57,8 +57,8 @@ class _From(FlowEngine):
 def drawing_row(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
     start = plain.heard.steps[0].before.to(policy.device, policy.math_dtype)
     latents = _From(eval_steps=STEPS, start=start).latents(policy, rows_of(how, 1), seed=0)
-    apart = apart_of(latents, plain.heard.steps[-1].after)
-    same = torch.equal(latents.cpu(), plain.heard.steps[-1].after.to(latents.dtype))
+    latents, there = (drawn_of(policy, v) for v in (latents.cpu(), plain.heard.steps[-1].after))
+    apart, same = apart_of(latents, there), torch.equal(latents, there.to(latents.dtype))
     words = f"{STEPS} steps without noise from the same latents; {'bit for bit' if same else 'not bit for bit'}"
     return row("whole drawing", apart, WHOLE[policy.dtype], words, "σ, the sign of the velocity, or precision")
 
