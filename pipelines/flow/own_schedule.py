@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,15 +19,25 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.pipelines.flow.models.family import resolve
 from grpo_mm.pipelines.flow.schedule import Schedule
+from grpo_mm.pipelines.flow.solver import DpmSolverPP, Euler
 
 log = logging.getLogger(__name__)
 
 Exponent = Callable[[Mapping[str, Any], int, int], float]
 
 FOLLOWED = "FlowMatchEulerDiscreteScheduler"
+MULTISTEP = "DPMSolverMultistepScheduler"
+OF_A_FLOW = {
+    "use_flow_sigmas": True, "prediction_type": "flow_prediction", "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
+    "solver_order": 2, "final_sigmas_type": "zero", "thresholding": False, "use_karras_sigmas": False,
+    "use_exponential_sigmas": False, "use_beta_sigmas": False, "use_lu_lambdas": False, "use_dynamic_shifting": False,
+}  # fmt: skip
+"""Settings with which that scheduler draws a flow as `dpmpp_2m` does (Sana)."""
 TRAIN_TIMESTEPS = 1000
 """What σ is multiplied by for the network, here and in the pipelines."""
 NAME_ONE = "Name a grid of your own, e.g. engine.schedule={kind: shifted, shift: 3}."
+FIRST_STEP = 2e-3
+"""How far below 1 a multistep scheduler begins: its noise levels are those of whole timesteps. Rollouts begin at 1, at pure noise."""
 SAME = 1e-5
 """σ that differ by less are one grid: both are float32, computed in another order."""
 
@@ -41,6 +52,17 @@ class OfCheckpoint:
     """Whether the pipeline hands its scheduler linspace(1, 1/S, S), as FLUX does, instead of leaving the spacing to it."""
     exponent: Exponent | None = None
     """µ of the resolution-dependent shift from (scheduler's settings, image tokens, steps); None: as FLUX.1 computes it."""
+    listed: tuple[float, ...] | None = None
+    """What the pipeline hands its scheduler instead of even steps (`sample_sigmas` in model_index.json)."""
+
+    @property
+    def solver(self) -> Any:
+        """How evaluation goes from σ to σ."""
+        return DpmSolverPP() if type(self.scheduler).__name__ == MULTISTEP else Euler()
+
+    def timed(self, sigma: Tensor) -> Tensor:
+        """The noise level that the plain pipeline tells its network at `sigma`: that scheduler counts in whole timesteps."""
+        return sigma if isinstance(self.solver, Euler) else (sigma * TRAIN_TIMESTEPS).floor() / TRAIN_TIMESTEPS
 
     def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
         """As of `Shifted`: no settings, for the pipeline's own scheduler makes this grid."""
@@ -48,6 +70,10 @@ class OfCheckpoint:
 
     def in_words(self, *, image_tokens: int) -> str:
         config = self.scheduler.config
+        if isinstance(self.solver, DpmSolverPP):
+            return (
+                f"DPM-Solver++ in place of Euler, shift {float(config.flow_shift):g}, by the checkpoint's own scheduler"
+            )
         if config.use_dynamic_shifting:
             kind = config.get("time_shift_type", "exponential")
             shift = f"{kind} shift by µ, which depends on the size of the picture"
@@ -59,18 +85,9 @@ class OfCheckpoint:
 
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
         """Raises ConfigError for a grid that does not fall from 1 to 0."""
-        scheduler, config = copy.deepcopy(self.scheduler), self.scheduler.config
-        asked: dict[str, Any] = {"num_inference_steps": steps}
-        if self.evenly:
-            asked = {"sigmas": torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy()}
-        try:
-            if config.use_dynamic_shifting:
-                asked["mu"] = (self.exponent or _mu)(config, image_tokens, steps)
-            scheduler.set_timesteps(**asked)
-        except Exception as error:
-            raise ConfigError(f"the checkpoint's scheduler gives no grid ({reason(error)}). {NAME_ONE}") from error
-        sigma_S1 = scheduler.sigmas.float().cpu()
-        if abs(float(sigma_S1[0]) - 1) < SAME:
+        sigma_S1 = self._said(steps, image_tokens)
+        near = SAME if isinstance(self.solver, Euler) else FIRST_STEP
+        if abs(float(sigma_S1[0]) - 1) < near:
             sigma_S1[0] = 1.0
         falls = bool((sigma_S1.diff() < 0).all()) and float(sigma_S1[0]) == 1 and float(sigma_S1[-1]) == 0
         if len(sigma_S1) != steps + 1 or not falls:
@@ -79,6 +96,31 @@ class OfCheckpoint:
                 f"{float(sigma_S1[-1]):g}; wanted {steps}, falling from 1 to 0. {NAME_ONE}"
             )
         return sigma_S1
+
+    def exact(self, steps: int, *, image_tokens: int) -> Tensor:
+        """For evaluation: that of a multistep scheduler as it is, which begins just below 1. Raises as a call."""
+        rounded = self(steps, image_tokens=image_tokens)
+        return rounded if isinstance(self.solver, Euler) else self._said(steps, image_tokens)
+
+    def _said(self, steps: int, image_tokens: int) -> Tensor:
+        scheduler, config = copy.deepcopy(self.scheduler), self.scheduler.config
+        asked: dict[str, Any] = {"num_inference_steps": steps}
+        if self.listed is not None:
+            if len(self.listed) != steps:
+                raise ConfigError(
+                    f"the checkpoint lists the noise levels of {len(self.listed)} steps (sample_sigmas), and {steps} are asked for: set "
+                    f"engine.steps and engine.eval_steps to {len(self.listed)}. {NAME_ONE}"
+                )
+            asked = {"sigmas": list(self.listed)}
+        elif self.evenly:
+            asked = {"sigmas": torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy()}
+        try:
+            if config.use_dynamic_shifting:
+                asked["mu"] = (self.exponent or _mu)(config, image_tokens, steps)
+            scheduler.set_timesteps(**asked)
+        except Exception as error:
+            raise ConfigError(f"the checkpoint's scheduler gives no grid ({reason(error)}). {NAME_ONE}") from error
+        return scheduler.sigmas.float().cpu()
 
 
 def grid_of(family: Any) -> dict[str, Any]:
@@ -96,18 +138,23 @@ def own_schedule(pipe: Any, *, evenly: bool, exponent: Exponent | None = None) -
     if scheduler is None:
         raise ConfigError(f"the checkpoint has no scheduler, so it has no grid of its own. {NAME_ONE}")
     check_scheduler(type(scheduler).__name__, scheduler.config)
-    return OfCheckpoint(scheduler, evenly, exponent)
+    listed = getattr(pipe, "config", {}).get("sample_sigmas")
+    return OfCheckpoint(scheduler, evenly, exponent, None if listed is None else tuple(map(float, listed)))
 
 
 def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
     """Raises ConfigError for a scheduler whose steps are no plain Euler steps in σ · 1000."""
     odd = [f"{key}: {shown(config[key])}" for key in ("stochastic_sampling", "invert_sigmas") if config.get(key)]
+    if name == MULTISTEP:
+        given = {"use_flow_sigmas": False, "prediction_type": "epsilon"} | dict(config)  # as the class has them
+        odd += [f"{key}: {shown(given[key])}" for key, value in OF_A_FLOW.items() if given.get(key, value) != value]
     if config.get("num_train_timesteps", TRAIN_TIMESTEPS) != TRAIN_TIMESTEPS:
         odd.append(f"num_train_timesteps: {shown(config['num_train_timesteps'])}")
-    if name != FOLLOWED or odd:
+    if name not in (FOLLOWED, MULTISTEP) or odd:
         raise ConfigError(
             f"the checkpoint is sampled by a {shown(name).strip(chr(39))}{' with ' + ', '.join(odd) if odd else ''}, which cannot be "
-            f"followed here: wanted a {FOLLOWED} of {TRAIN_TIMESTEPS} timesteps that is neither stochastic nor inverted. {NAME_ONE}"
+            f"followed here: wanted a {FOLLOWED} of {TRAIN_TIMESTEPS} timesteps that is neither stochastic nor inverted, or a "
+            f"{MULTISTEP} of flow sigmas. {NAME_ONE}"
         )
 
 
@@ -120,7 +167,9 @@ def check_scheduler_files(model: Any) -> None:
     if not file.is_file():
         raise ConfigError(f"{shown(path)} has no scheduler/{file.name}, so it has no grid of its own. {NAME_ONE}")
     try:
-        config = parse_json(file.read_text(encoding="utf-8"))
+        # A limit that is none is written so by diffusers, in its own files.
+        text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", file.read_text(encoding="utf-8"))
+        config = parse_json(text)
     except (BadJson, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown(str(file))} cannot be read: {reason(error)}.") from error
     if not isinstance(config, dict):
@@ -150,12 +199,15 @@ def tell_of_another_grid(
 
 def in_plain_diffusers(
     schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int, exponent: Exponent | None = None
-) -> tuple[dict[str, Any] | None, str]:
+) -> tuple[dict[str, Any] | None, str | None]:
     """(settings of the Euler scheduler to put in, or None where the pipeline's own will do; Python text of `sigmas`).
 
-    The pipeline called with these `sigmas` samples on the grid of `schedule`.
+    The pipeline called with these `sigmas` samples on the grid of `schedule`; without any, None, where its scheduler takes none.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if isinstance(schedule, OfCheckpoint) and isinstance(schedule.solver, DpmSolverPP):
+        return None, None
 
     wanted = schedule(steps, image_tokens=image_tokens)
     tried: list[Any] = []

@@ -474,15 +474,19 @@ class FlowPolicy:
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
-    def usage(self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None) -> dict[str, str]:
+    def usage(
+        self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None, steps: int | None = None
+    ) -> dict[str, str]:
         """For the model card: the base model and the lines that load the product into plain diffusers.
 
-        sigmas, scheduler: what an engine's grid is in plain diffusers, as `in_plain_diffusers` gives it.
+        sigmas, scheduler: what an engine's grid is in plain diffusers, as `in_plain_diffusers` gives it; steps: of an evaluation.
         """
         return {
             "base_model": resolve(self.family.path),
             "library": "diffusers",
-            "code": loading_code(self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler),
+            "code": loading_code(
+                self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler, steps=steps
+            ),
         }
 
     def save(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, network_rows, velocity_at
 from grpo_mm.pipelines.flow.conforming.picture_rows import decoding_rows, drawing_row, grid_row
-from grpo_mm.pipelines.flow.conforming.plain import Drawing, Plain, drawn, plain_pipeline
+from grpo_mm.pipelines.flow.conforming.plain import TEXTS, Drawing, Plain, drawn, plain_pipeline
 from grpo_mm.pipelines.flow.conforming.replay_rows import replay_rows
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.family import resolve
@@ -36,7 +36,10 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     Raises:
         ConfigError: the checkpoint cannot be loaded here.
     """
-    how = Drawing(_size(sizes_on_disk(resolve(family.path), revision=family.revision)), GUIDANCE, TEXT_LENGTH)
+    size = _size(sizes_on_disk(resolve(family.path), revision=family.revision))
+    # Where the plain pipeline says another thing of a text beside a longer one, both are the same.
+    texts = TEXTS if getattr(family, "alike_in_a_batch", True) else TEXTS[-1:] * 2
+    how = Drawing(size, GUIDANCE, TEXT_LENGTH, texts=texts)
     config = FlowPolicyConfig(
         model=family, lora=LORA, dtype=dtype, guidance=how.guidance, height=how.size[0], width=how.size[1],
         text_length=how.text_length,
@@ -48,9 +51,9 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     policy = config.load(device)
     yield from network_rows(policy, plain, how)
     yield grid_row(policy, plain, how)
-    yield drawing_row(policy, plain)
+    yield drawing_row(policy, plain, how)
     yield from decoding_rows(policy, plain, how)
-    yield from replay_rows(policy)
+    yield from replay_rows(policy, how)
     with tempfile.TemporaryDirectory() as place:
         yield from _adapter_rows(policy, config, plain, how, Path(place), device)
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.heard import Call, Heard, listening
-from grpo_mm.pipelines.flow.conforming.plain import TEXTS, Drawing, Plain
+from grpo_mm.pipelines.flow.conforming.plain import Drawing, Plain
+from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.types import Prompt
 
-PROMPTS = tuple(Prompt(f"conform/{i}", text) for i, text in enumerate(TEXTS))
 SHARES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float64: 1e-6}
 """Largest difference, as a share of the largest value."""
 TIME = ("timestep", "t")
@@ -30,14 +31,26 @@ KINDS = {
 """Of arguments of a network: what they are called in the table, and what is usually wrong."""
 
 
+def prompts_of(how: Drawing) -> tuple[Prompt, ...]:
+    return tuple(Prompt(f"conform/{i}", text) for i, text in enumerate(how.texts))
+
+
 def velocity_at(policy: FlowPolicy, plain: Plain, how: Drawing, step: int = AT) -> tuple[Tensor, Heard]:
     """Our guided velocity at the latents that the plain pipeline had, and what the network was asked on the way."""
     x = plain.heard.steps[step].before.to(policy.device, policy.math_dtype)
-    sigma = plain.sigma_S1[step].to(x).expand(len(x))
+    sigma = _timed(policy, plain.sigma_S1[step]).to(x).expand(len(x))
     with listening(policy.pipe) as heard, torch.no_grad():
-        condition = policy.encode(PROMPTS, size=how.size)
+        condition = policy.encode(prompts_of(how), size=how.size)
         velocity = policy.velocity(x, sigma, condition, size=how.size, guidance=how.guidance)
     return velocity.cpu(), heard
+
+
+def _timed(policy: FlowPolicy, sigma: Tensor) -> Tensor:
+    """The noise level that the checkpoint's own pipeline tells its network there."""
+    try:
+        return own_schedule(policy.pipe, **grid_of(policy.family)).timed(sigma)
+    except ConfigError:  # it has no grid that can be followed, which a row of its own says
+        return sigma
 
 
 def network_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Finding]:
@@ -51,7 +64,7 @@ def network_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fin
     each = len(plain.heard.calls) // len(plain.heard.steps)
     there = plain.heard.calls[AT * each : (AT + 1) * each]
     here_rows, there_rows = (sum(len(call.output) for call in calls) for calls in (heard.calls, there))
-    words = f"{here_rows} here, {there_rows} in the plain pipeline, for {len(PROMPTS)} latents"
+    words = f"{here_rows} here, {there_rows} in the plain pipeline, for {len(how.texts)} latents"
     yield row("rows through the network", float(abs(here_rows - there_rows)), 0, words, "guidance dropped, or doubled")
     bound = SHARES[policy.dtype]
     if len(heard.calls) == each and here_rows == there_rows:

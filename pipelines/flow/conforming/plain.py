@@ -30,6 +30,7 @@ class Drawing:
     guidance: float
     text_length: int
     seed: int = 0
+    texts: tuple[str, ...] = TEXTS
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,25 @@ class Plain:
 
 
 def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True) -> Plain:
-    """Draws `TEXTS` with the plain pipeline."""
+    """Draws the texts with the plain pipeline."""
     settings = _settings(family, how)
     with listening(pipe) as heard, torch.no_grad():
-        picture = pipe(prompt=list(TEXTS), num_inference_steps=STEPS, output_type="pt", **settings).images
+        picture = pipe(prompt=list(how.texts), num_inference_steps=STEPS, output_type="pt", **settings).images
     sigma_S1 = pipe.scheduler.sigmas.detach().float().cpu().clone()
-    found = _sources(pipe, heard, settings) if sources else None
-    return Plain(heard, sigma_S1, picture.float().cpu(), found)
+    found = _sources(pipe, heard, settings | {"prompt": list(how.texts)}) if sources else None
+    return Plain(heard, sigma_S1, in_three(family, picture.float().cpu()), found)
+
+
+def in_three(family: Any, picture: Tensor) -> Tensor:
+    """Pictures in 0..1 with three channels: those that have an opaque one are laid on what the family lays them on."""
+    return picture if picture.shape[1] == 3 else family.in_three(picture * 2 - 1) / 2 + 0.5
 
 
 def _settings(family: Any, how: Drawing) -> dict[str, Any]:
-    call = family.plain_call(guidance=how.guidance, text_length=how.text_length)
-    each = {name: [value] * len(TEXTS) if isinstance(value, str) else value for name, value in call.items()}
+    call = family.plain_call(guidance=how.guidance, text_length=how.text_length) | dict(
+        getattr(family, "for_comparison", {})
+    )
+    each = {name: [value] * len(how.texts) if isinstance(value, str) else value for name, value in call.items()}
     generator = torch.Generator().manual_seed(how.seed)
     return {"height": how.size[0], "width": how.size[1], "generator": generator, **each}
 
@@ -99,7 +107,6 @@ def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: 
     try:
         with torch.no_grad():
             pipe(
-                prompt=list(TEXTS),
                 num_inference_steps=STEPS,
                 output_type="pt",
                 callback_on_step_end=lambda *_: {"latents": probe.to(probe_device)},

@@ -1,7 +1,5 @@
 """Qwen-Image-Edit and Edit-Plus (2509, 2511): names only. The language model sees the pictures in its template, and so does its empty text;
 their latents stand behind those that are drawn.
-
-An instruction is read whole, as the pipelines do: `policy.text_length` does not cut it.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ class QwenImageEdit(QwenImage):
 
     pipeline = "QwenImageEditPipeline"
     pictures = (1, 1)
+    cuts_texts = False
     sources: Sources = "as_pipeline"
     """as_pipeline: the picture keeps its shape, and has about 1024 × 1024 pixels. as_output: as many as are drawn, rounded alike; the plain
     pipeline does so where 1024 × 1024 are drawn."""

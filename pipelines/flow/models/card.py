@@ -22,6 +22,7 @@ def loading_code(
     merged: Sequence[str] = (),
     sigmas: str | None = None,
     scheduler: Mapping[str, Any] | None = None,
+    steps: int | None = None,
 ) -> str:
     """Python text for a `FlowPolicyConfig` and its pipeline, with the settings that the policy was trained at.
 
@@ -29,6 +30,7 @@ def loading_code(
         merged: the parts of the pipeline that an adapter was merged into before training.
         sigmas: Python text of the noise levels that the pipeline is called with; None: the pipeline's own.
         scheduler: settings of the Euler scheduler that shifts them; None: the pipeline's own does.
+        steps: how many, where there are no `sigmas` that tell it.
     """
     name = type(pipe).__name__
     adapter, euler = config.lora is not None and not config.save_merged, "FlowMatchEulerDiscreteScheduler"
@@ -54,6 +56,8 @@ def loading_code(
         "height": config.eval_height or config.height, "width": config.eval_width or config.width,
         **called(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
+    if sigmas is None and steps is not None:
+        call["num_inference_steps"] = steps
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +30,9 @@ class Checkpoint:
     tables: ClassVar[tuple[str, ...]] = ()
     ragged: ClassVar[bool] = False
     pictures: ClassVar[tuple[int, int]] = (0, 0)
+    cuts_texts: ClassVar[bool] = True
+    alike_in_a_batch: ClassVar[bool] = True
+    for_comparison: ClassVar[Mapping[str, Any]] = {}
 
     def check(self) -> None:
         check_pipeline(self.path, self.pipeline)

@@ -51,6 +51,15 @@ class Family(Protocol):
     """How many pictures of a prompt (`Prompt.media`) it reads, at least and at most: (0, 0) texts alone, (1, 1) one picture to be
     edited, (1, 2) a first frame and perhaps a last one, (0, 10) references, or none."""
 
+    cuts_texts: bool
+    """Whether the pipeline cuts a text at `text_length`; else it reads all of it."""
+
+    alike_in_a_batch: bool
+    """Whether the plain pipeline says the same of a text beside a longer one."""
+
+    for_comparison: Mapping[str, Any]
+    """What the plain pipeline is called with besides, where `conform` compares it: what would hide inputs of its network."""
+
     def check(self) -> None: ...
 
     def load(self, dtype: torch.dtype, *, full: bool) -> Any:
@@ -280,6 +289,7 @@ def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
     missing = sorted(name for name in wanted if parts.get(name) is None and name not in may_lack)
     for name in family.encoders:
         tokenizer = name.replace("text_encoder", "tokenizer")
+        tokenizer = tokenizer if tokenizer in wanted or tokenizer in parts else "processor"  # which has one
         if (parts.get(name) is None) != (parts.get(tokenizer) is None):
             missing.append(name if parts.get(name) is None else tokenizer)
         elif parts.get(name) is not None:

@@ -15,7 +15,7 @@ USUAL_TOKEN_PX = 16
 PACKED = 2
 """Latents along a side of one image token, for networks without a table of positions."""
 
-HALVINGS = {"block_out_channels": 1, "temperal_downsample": 0}
+HALVINGS = {"block_out_channels": 1, "encoder_block_out_channels": 1, "temperal_downsample": 0}
 """Lists in the settings of autoencoders -> how many of their entries do not halve the sides of a picture."""
 
 
@@ -62,6 +62,8 @@ def sizes_of(vae: Mapping[str, Any], transformer: Mapping[str, Any], *, where: s
         raise ConfigError(f"{where}, vae/config.json: {name} is {shown(vae[name])}; wanted a list.")
     latent_px = 2 ** (len(vae[name]) - HALVINGS[name])
     positions = transformer.get("pos_embed_max_size")
+    if name == "encoder_block_out_channels":  # so deep that its latents are not packed
+        return PictureSizes(latent_px * _count(transformer.get("patch_size", 1), "patch_size", where))
     if positions is None:
         return PictureSizes(PACKED * latent_px)
     token_px = latent_px * _count(transformer.get("patch_size", PACKED), "patch_size", where)
