@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,6 @@ def build_qwen_image_edit(folder: Path, *, plus: bool = False) -> Path:
         QwenImageEditPlusPipeline,
         QwenImageTransformer2DModel,
     )
-
     from transformers import Qwen2VLProcessor
 
     from grpo_mm.pipelines.zoo import vision_language
@@ -91,3 +91,27 @@ def smaller_sources() -> Iterator[None]:
         patch.setattr(plus, "VAE_IMAGE_SIZE", 64 * 64)
         patch.setattr(plus, "CONDITION_IMAGE_SIZE", 96 * 96)
         yield
+
+
+SLOW = ("qwen_image_edit", "flux2", "flux2_klein")
+"""Whose twins are tried in every run of the tests: another template, or an optional picture, is what is their own."""
+KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in BUILDERS]
+SIZES = ((96, 64), (64, 128))
+"""(width, height) of the pictures before."""
+
+
+def written_edits(folder: Path) -> Path:
+    """JSON lines of two edits of pictures of unlike sizes, with the pictures beside them."""
+    from PIL import Image
+
+    rows = []
+    for i, (size, colour, text) in enumerate(
+        zip(SIZES, ("red", "blue"), ("a green circle", "the red square and a blue circle"))
+    ):
+        picture = Image.new("RGB", size, colour)
+        picture.paste("white", (8, 8 + 8 * i, 40, 48))
+        picture.save(folder / f"{i}.png")
+        rows.append({"source_image": f"{i}.png", "instruction": text})
+    path = folder / "edits.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -509,11 +509,11 @@ def run_config(model: Model, runs_dir: Path, *, name: str = "run", policy: dict 
     return RunConfig(**(defaults | settings))
 
 
-def train(config: RunConfig) -> SimpleNamespace:
+def train(config: RunConfig, rows: Rows = EVAL_ROWS) -> SimpleNamespace:
     """A finished run: its trainer, the logged steps, and the evaluation latents of the untrained policy."""
     config.check()
     trainer = Trainer(config, open_folder(config, fresh=True), Processes(device="cpu"))
-    start = config.engine.latents(trainer.learner.policy, EVAL_ROWS, seed=0)
+    start = config.engine.latents(trainer.learner.policy, rows, seed=0)
     steps: list[dict[str, float]] = []
     trainer.run(on_step=lambda _, row: steps.append(row))
     return SimpleNamespace(trainer=trainer, policy=trainer.learner.policy, steps=steps, start=start, config=config)
