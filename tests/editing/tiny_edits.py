@@ -16,11 +16,18 @@ SMALLER = 16
 """By which sides of sources are divided in quick tests: the pipelines' own are of about 1024 pixels."""
 
 
-def build_flux_kontext(folder: Path) -> Path:
-    """A FluxKontextPipeline: the parts of a FluxPipeline."""
-    from diffusers import FluxKontextPipeline, FluxPipeline
+def build_flux_kontext(folder: Path, *, halvings: int = 1) -> Path:
+    """A FluxKontextPipeline: the parts of a FluxPipeline, with an autoencoder that halves the sides so often."""
+    from diffusers import AutoencoderKL, FluxKontextPipeline, FluxPipeline
 
     parts = FluxPipeline.from_pretrained(build_flux(folder / "parts")).components
+    if halvings > 1:
+        blocks = halvings + 1
+        parts["vae"] = AutoencoderKL(
+            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8,) * blocks, layers_per_block=1,
+            norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+            scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False, sample_size=16,
+        )  # fmt: skip
     FluxKontextPipeline(
         **{name: part for name, part in parts.items() if name not in ("image_encoder", "feature_extractor")}
     ).save_pretrained(folder)

@@ -29,7 +29,7 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.rows import plan_rows
 from grpo_mm.run.run_folder import open_folder
 from grpo_mm.training.trainer import Trainer
-from grpo_mm.types import Counts, Prompt, Rollout, View
+from grpo_mm.types import Counts, Prompt, Rollout, Rows, View
 from grpo_mm.weights.optim import Optim
 from grpo_mm.weights.snapshots import Ema
 
