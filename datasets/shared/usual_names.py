@@ -41,8 +41,9 @@ EDITS: dict[str, tuple[str, ...]] = {
         "edited_image", "edited_img", "target_image", "target_img", "output_image", "output_img", "image_after", "edited_file",
         "target", "output", "edited", "after", "result",
     ),
+    "mask": ("mask", "mask_img", "mask_image", "edit_mask"),
 }  # fmt: skip
-"""Of an edit: the picture before, further ones that the model is shown, the picture after."""
+"""Of an edit: the picture before, further ones that the model is shown, the picture after, where it was edited."""
 SPAN_PAIRS = (
     ("start", "end"), ("start_time", "end_time"), ("start_sec", "end_sec"), ("start_seconds", "end_seconds"),
     ("start_s", "end_s"), ("t_start", "t_end"), ("begin", "end"), ("start", "stop"), ("start_timestamp", "end_timestamp"), ("from", "to"),

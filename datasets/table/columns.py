@@ -16,7 +16,7 @@ from grpo_mm.media_words import names_media
 from grpo_mm.outside import plain, shown
 
 ROLES = (
-    "messages", "question", "image", "video", "source_image", "reference_image", "edited_image", "answer", "span", "boxes", "options", "id", "answer_type", "duration",
+    "messages", "question", "image", "video", "source_image", "reference_image", "edited_image", "mask", "answer", "span", "boxes", "options", "id", "answer_type", "duration",
     "width", "height", "system", "history",
 )  # fmt: skip
 LETTER_COLUMNS = (tuple("ABCDEFGH"), tuple("abcdefgh"))

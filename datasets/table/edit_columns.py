@@ -21,6 +21,7 @@ MAY_BE_WORDS = frozenset(
         "result",
         "reference",
         "references",
+        "mask",
     ]
 )
 """Names under which others have texts: taken where the values are pictures."""
@@ -37,8 +38,8 @@ def take_edit(
 
     The picture after is looked for beside a column `image` too, as many sets call the one before.
     """
-    for role in ("source_image", "reference_image", "edited_image"):
-        if role in named or (role == "reference_image" and not {"source_image"} & {*named, *found}):
+    for role in ("source_image", "reference_image", "edited_image", "mask"):
+        if role in named or (role in ("reference_image", "mask") and not {"source_image"} & {*named, *found}):
             continue
         if role == "edited_image" and not (
             {"source_image", "image"} & {*named, *found} or {"image", "image_file"} & set(free)

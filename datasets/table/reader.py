@@ -47,7 +47,7 @@ class Table:
     columns go into the target under their own names, and the log names those.
 
     target = the columns that are no media and not the question, with "answer", "answer_type" and "choices"; "spans" and "duration";
-    "boxes", "box_names", "width" and "height"; "edited_image", where a row has them.
+    "boxes", "box_names", "width" and "height"; "edited_image" and "mask", where a row has them.
     """
 
     path: str
@@ -68,6 +68,8 @@ class Table:
     """Further pictures that the model is shown for an edit."""
     edited_image: str | None = None
     """The picture as it is after the edit, for rewards."""
+    mask: str | None = None
+    """A picture that is light where it is to be edited, for rewards."""
     answer: str | None = None
     """What is right: a text, a number, or a list of right ones."""
     span: Column = None
@@ -159,6 +161,7 @@ class Table:
             "source_image",
             "reference_image",
             "edited_image",
+            "mask",
             "answer",
             "span",
             "boxes",

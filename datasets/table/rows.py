@@ -40,7 +40,7 @@ OVERRUN_SECONDS = 2.0
 RESERVED = ("answer", "answer_type", "choices", "accepted", "spans", "boxes", "box_names", "edited_image")
 """What rewards read in a target: another column of that name is not passed for it."""
 _ASKED = (
-    "messages", "question", "image", "video", "source_image", "reference_image", "edited_image", "id", "system", "history",
+    "messages", "question", "image", "video", "source_image", "reference_image", "edited_image", "mask", "id", "system", "history",
 )  # fmt: skip
 """Roles whose columns are no part of the target."""
 
@@ -79,8 +79,7 @@ class RowPrompts:
         pictures = found["image"] or (list(talk.media) if talk else [])
         said = talk.answer if talk else None
         made = self._answer(row, options, said, where) | self._spans(row, where) | self._boxes(row, pictures, where)
-        if self.taken["edited_image"]:
-            made |= self._edited_image(row, where)
+        made |= self._for_rewards(row, "edited_image", where) | self._for_rewards(row, "mask", where)
         self.has_media = self.has_media or bool(pictures or found["video"])
         words = self._words(row, made, options)
         query = talk.question if talk else self._query(row, where)
@@ -252,12 +251,13 @@ class RowPrompts:
                 )
         return made | {"width": width, "height": height}
 
-    def _edited_image(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
-        column = self.taken["edited_image"][0]
-        items = self.media.read(row.get(column), "image", f"{where}: {column}")
+    def _for_rewards(self, row: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
+        """The picture of an edit that the model is not shown, by its role."""
+        column = next(iter(self.taken[role]), None)
+        items = [] if column is None else self.media.read(row.get(column), "image", f"{where}: {column}")
         if len(items) > 1:
-            raise ConfigError(f"{where}: {column!r} holds {len(items)} pictures after the edit; wanted one.")
-        return {"edited_image": items[0]} if items else {}
+            raise ConfigError(f"{where}: {column!r} holds {len(items)} pictures; wanted one.")
+        return {role: items[0]} if items else {}
 
     def _words(self, row: Mapping[str, Any], made: Mapping[str, Any], options: tuple[str, ...]) -> dict[str, Any]:
         """What templates may name."""

@@ -84,12 +84,15 @@ def test_rows_whose_picture_is_gone_are_counted_and_named(tmp_path, caplog):
     assert "1 rows left out: no such file (rows/1)" in caplog.text
 
 
-def test_masks_and_pictures_of_unknown_meaning_are_refused_unless_they_are_for_rewards(tmp_path):
-    path = write(tmp_path, {"source_img": A, "mask_img": B, "instruction": "x", "target_img": C})
-    with pytest.raises(ConfigError, match="mask_img"):
+def test_a_mask_is_for_rewards_and_pictures_of_unknown_meaning_are_refused(tmp_path):
+    row = {"source_img": A, "mask_img": B, "instruction": "x", "target_img": C}
+    (prompt,) = Table(write(tmp_path, row)).load()
+    assert names([prompt.target["mask"]]) == (B,) and names(prompt.media) == (A,)
+    path = write(tmp_path, {**row, "depth_image": B})
+    with pytest.raises(ConfigError, match="depth_image"):
         Table(path).load()
-    (prompt,) = Table(path, for_rewards=["mask_img"]).load()
-    assert prompt.target["mask_img"] == str(tmp_path / B) and names(prompt.media) == (A,)
+    (prompt,) = Table(path, for_rewards=["depth_image"]).load()
+    assert prompt.target["depth_image"] == str(tmp_path / B)
 
 
 def test_gedit_as_hugging_face_writes_it(tmp_path):
