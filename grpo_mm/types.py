@@ -168,6 +168,11 @@ class Clips(list):  # [U] Clip, or None
     """Moving pictures; None for those that came to nothing, as they hold NaN."""
 
 
+def some_items(items: Any, rows: slice) -> Any:
+    """A run of the items, of the same kind."""
+    return items[rows] if isinstance(items, Tensor) or type(items) is list else type(items)(items[rows])
+
+
 def pick_items(items: Any, index: Tensor) -> Any:
     """The items named by an index tensor, in its order and of the same kind."""
     if isinstance(items, Tensor):
