@@ -20,7 +20,7 @@ from grpo_mm.processes.rng import stream_seed
 from grpo_mm.rollout.own_copies import is_own, own_items, own_prompts
 from grpo_mm.rollout.returned_scores import Reported, WrongLength, as_scores
 from grpo_mm.rollout.surroundings import interrupted, kept, seed_all
-from grpo_mm.types import Clips, Prompt, Reward, some_items
+from grpo_mm.types import Clips, Prompt, Reward
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class _Died(RuntimeError):
 def _ask(reward: Reward, items: Any, prompts: Sequence[Prompt], rows: slice, result: dict[int, Any]) -> None:
     """Puts scores, or the exception, at result[first row]."""
     try:
-        own = some_items(items, rows), prompts[rows]
+        own = items[rows], prompts[rows]
         if not is_own(reward):
             own = own_items(own[0]), own_prompts(own[1])
         seed_all(_seed(*own))
