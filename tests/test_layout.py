@@ -153,7 +153,7 @@ MAY_IMPORT = {
     "config": "advantages launch looking objectives processes rollout rollout.collectors rollout.outputs weights",
     "run": "config looking processes rollout weights",
     "training": "advantages config golden ledger looking looking.clips objectives processes rollout rollout.collectors run weights",
-    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines pipelines.flow "
+    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.clips looking.report objectives pipelines pipelines.flow "
     "pipelines.flow.conforming pipelines.flow.engines pipelines.flow.models pipelines.flow.trees pipelines.vlm "
     "pipelines.vlm.models pipelines.zoo processes rewards.images rewards.text rewards.video rollout run training weights",
     "launch": "processes",
@@ -184,6 +184,8 @@ MAY_IMPORT = {
     "rewards.text": "processes rewards.answers rewards.shared rollout",
     "rewards.spatial": "rewards.answers rewards.shared rewards.text",
     "rewards.video": "rewards.answers rewards.shared rewards.spatial rewards.text",
+    "rewards.clips": "looking.clips rewards.images rewards.judges rewards.shared",
+    "rewards.edits": "rewards.images rewards.judges rewards.shared",
     "rewards.judges": "processes rewards.answers rewards.shared rollout weights",
     "rewards.reward_models": "rewards.answers rewards.judges rewards.shared weights",
     "rewards.faithfulness": "rewards.answers rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",

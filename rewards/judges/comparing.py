@@ -15,6 +15,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
 from grpo_mm.rewards.judges.unified_reward import (
     FLEX_CATEGORIES,
+    edit_pair_question,
     flex_question,
     parse_flex,
     parse_think,
@@ -24,6 +25,7 @@ from grpo_mm.rewards.judges.vlm import Question, TransformersVlm, Vlm, answers_o
 from grpo_mm.rewards.judges.vlm_server import ServerVlm
 from grpo_mm.rollout.reward_use import as_reward
 from grpo_mm.rollout.safe_call import score_safely
+from grpo_mm.source_picture import source_of
 from grpo_mm.types import Prompt, is_relative
 
 logger = logging.getLogger(__name__)
@@ -114,8 +116,9 @@ def _warn_once(error: str) -> None:
     logger.warning("pointwise judge: the reward failed (such comparisons fail): %s", error)
 
 
-Form = Literal["think", "flex"]
-"""think: reasoning, then which is better (UnifiedReward-Think). flex: one winner per category and overall."""
+Form = Literal["think", "flex", "edit"]
+"""think: reasoning, then which is better (UnifiedReward-Think). flex: one winner per category and overall. edit: two edits beside the
+picture that the prompt brings, in our own words with the answer of think."""
 
 
 class ReadsPairs:
@@ -136,7 +139,7 @@ class TransformersJudge(ReadsPairs, TransformersVlm):
     """A local vision-language model with UnifiedReward's questions and answers."""
 
     form: Form = "think"
-    """think: one verdict after reasoning; flex: verdicts in categories as well."""
+    """think: one verdict after reasoning; flex: verdicts in categories as well; edit: of two edits, beside their source."""
 
 
 @dataclass
@@ -144,18 +147,26 @@ class ServerJudge(ReadsPairs, ServerVlm):
     """A vision-language model behind a server, with UnifiedReward's questions and answers; how Pref-GRPO was run."""
 
     form: Form = "think"
-    """think: one verdict after reasoning; flex: verdicts in categories as well."""
+    """think: one verdict after reasoning; flex: verdicts in categories as well; edit: of two edits, beside their source."""
 
 
 def judge_with(vlm: Vlm, pairs: Sequence[Pair], *, form: Form) -> list[Verdict | None]:
     """Verdicts by a model's answers; None where it gave none, or one that decides nothing."""
-    question, parse = (flex_question, parse_flex) if form == "flex" else (think_question, parse_think)
-    answers = answers_of(vlm, [Question(question(pair.prompt.text), (pair.first, pair.second)) for pair in pairs])
+    question = {"flex": flex_question, "edit": edit_pair_question, "think": think_question}[form]
+    parse = parse_flex if form == "flex" else parse_think
+    answers = answers_of(
+        vlm, [Question(question(p.prompt.text), (*_beside(p, form), p.first, p.second)) for p in pairs]
+    )
     verdicts = [parse(answer) for answer in answers]
     unread = [answer for answer, verdict in zip(answers, verdicts) if answer is not None and verdict is None]
     if unread:
         _warn_unread(unread[0][-200:])
     return verdicts
+
+
+def _beside(pair: Pair, form: Form) -> tuple[Tensor, ...]:
+    """What is shown before the two; raises UserError where an edit has no source."""
+    return (source_of(pair.prompt),) if form == "edit" else ()
 
 
 _told: list[str] = []
