@@ -186,7 +186,7 @@ MAY_IMPORT = {
     "rewards.video": "rewards.answers rewards.shared rewards.spatial rewards.text",
     "rewards.clips": "looking.clips rewards.images rewards.judges rewards.shared",
     "rewards.edits": "rewards.images rewards.judges rewards.shared",
-    "rewards.judges": "processes rewards.answers rewards.shared rollout weights",
+    "rewards.judges": "processes rewards.answers rewards.shared rollout rollout.outputs weights",
     "rewards.reward_models": "rewards.answers rewards.judges rewards.shared weights",
     "rewards.faithfulness": "rewards.answers rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",
     "rewards.service": "processes rewards.shared rollout",

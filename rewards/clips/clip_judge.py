@@ -15,7 +15,7 @@ from grpo_mm.rewards.judges.asks_vlm import AsksVlm
 from grpo_mm.rewards.judges.unified_reward import parse_point
 from grpo_mm.rewards.judges.vlm import Question, answers_of
 from grpo_mm.rewards.shared.clips import takes_clips
-from grpo_mm.types import Clip, Prompt
+from grpo_mm.types import Clip, Prompt, evenly
 
 
 @dataclass
@@ -47,9 +47,7 @@ class ClipJudge(AsksVlm):
 def asked_about(clip: Clip, caption: str, frames: int) -> Question:
     """The question on one clip, with its frames, for `parse_point`."""
     total = len(clip.frames_FCHW)
-    chosen = (
-        [round(i * (total - 1) / max(1, frames - 1)) for i in range(frames)] if total > frames else list(range(total))
-    )
+    chosen = evenly(total, frames)
     times = ", ".join(f"{number / clip.fps:.2f}" for number in chosen)
     text = f"""The pictures are frames of one generated video of {total / clip.fps:.2f} seconds, in their order, at {times} s. Rate the video by them. Three things count:
 1. Alignment: does it show what the caption says, the movement it names among it?

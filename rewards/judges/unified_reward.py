@@ -128,8 +128,31 @@ Image 2: n+n+n=sum
 <answer>Image 1 is better</answer> or <answer>Image 2 is better</answer>"""
 
 
+def clip_pair_question(caption: str, frames: tuple[int, int], seconds: tuple[float, float]) -> str:
+    """Asks which of two clips is better, for `parse_think`; the pictures are frames of the first, then of the second."""
+    return f"""Two videos were generated from one caption. The first {frames[0]} pictures are frames of Video 1 ({seconds[0]:.2f} seconds long), the other {frames[1]} are frames of Video 2 ({seconds[1]:.2f} seconds long), evenly spread and in their order. Find out which video is better.
+
+Caption: [{caption}]
+
+Score both from 1 to 10 in each of these dimensions:
+1. Alignment: does it show what the caption says, the movement it names among it?
+2. Motion: does what moves go on from frame to frame as it would in the world, without jumps, and without standing still where the caption moves?
+3. Quality: is each frame clear and free of faults, and do things keep their shape and colour?
+Give two short sentences of reasons for each score, then add up. Reasons and scores belong into the think block, the decision alone into the answer block, and nothing outside of them. No Markdown. This is the format:
+
+<think>
+1. Alignment: Video 1 (n/10) - reasons; Video 2 (n/10) - reasons
+2. Motion: Video 1 (n/10) - reasons; Video 2 (n/10) - reasons
+3. Quality: Video 1 (n/10) - reasons; Video 2 (n/10) - reasons
+Total score:
+Video 1: n+n+n=sum
+Video 2: n+n+n=sum
+</think>
+<answer>Video 1 is better</answer> or <answer>Video 2 is better</answer>"""
+
+
 _STATEMENT = re.compile(
-    r"\bimage\s*([12])\W{0,4}\s*is\s+(?:the\s+|clearly\s+|slightly\s+|much\s+)?better\b"
+    r"\b(?:image|video)\s*([12])\W{0,4}\s*is\s+(?:the\s+|clearly\s+|slightly\s+|much\s+)?better\b"
     r"|\bequally\s+(?:good|bad)\b|\bneither\s+(?:image\s+|one\s+)?is\s+better\b|^[^\w\n]*+(?:tie|draw)[^\w\n]*+$",
     re.IGNORECASE | re.MULTILINE,
 )
