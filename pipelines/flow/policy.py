@@ -6,25 +6,32 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from grpo_mm.errors import ConfigError
+from grpo_mm import registry
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE, NOTED
+from grpo_mm.outside import reason, shown
+from grpo_mm.pipelines.flow.conditions import by_kind, forget_oldest, key_of
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
-from grpo_mm.pipelines.flow.models.family import Size, joined, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.family import GEOMETRY, Size, joined, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.networks import batches, each_of, network_of, networks_of, units_of
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
+from grpo_mm.pipelines.opened import open_media
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.compiled import check_compiler, compile_layers
 from grpo_mm.processes.distributed import Shard
 from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
+from grpo_mm.rollout.prompt_check import media_refused
 from grpo_mm.types import Clip, Clips, Couples, Pictures, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
 from grpo_mm.weights.eight_bit import Quantized, bitsandbytes, mark_quantized, quantize
@@ -39,12 +46,12 @@ MAX_TEXT_LENGTH = 512
 class FlowPolicyConfig:
     """Settings of a flow policy; `load` makes it."""
 
-    blocks_in_order: ClassVar[bool] = True
-    """Each forward goes through all blocks of the network, one after the other, so that their weights may come and go."""
     model: Annotated[Any, Role("flow_model")]
     """The checkpoint and its family."""
     lora: Lora | None = None
     """None: full fine-tuning of the transformer, with float32 master weights."""
+    media: Annotated[Any, Role("media")] | None = None
+    """Opens the pictures of prompts, for models that read some; null: the frame store with its defaults."""
     quantize: Quantized | None = None
     """Under an adapter: the linear layers of the frozen transformer's blocks have 4 bits (nf4) or 8 (int8), by bitsandbytes; null:
     `dtype`. The adapter is trained on top of these, and fits the same base quantized alike."""
@@ -94,6 +101,11 @@ class FlowPolicyConfig:
     """Parts that stay in main memory except while they are used."""
 
     @property
+    def blocks_in_order(self) -> bool:
+        """Whether each forward goes through all blocks of the network, one after the other, so that their weights may come and go."""
+        return not getattr(self.model, "experts", False)
+
+    @property
     def provides(self) -> frozenset[str]:
         return PROVIDES | FORWARD_PROVIDES
 
@@ -101,6 +113,32 @@ class FlowPolicyConfig:
     def unit(self) -> Couples:
         """One forward never splits an action."""
         return "action"
+
+    @property
+    def pictures(self) -> tuple[int, int]:
+        """How many pictures of a prompt the model reads, at least and at most; (0, 0): texts alone."""
+        return getattr(self.model, "pictures", (0, 0))
+
+    def open_pictures(self, prompt: Prompt) -> list[Any]:
+        """The prompt's media as PIL pictures in RGB, in their own sizes, in order; the first is the one to be edited.
+
+        Raises:
+            ConfigError: the model reads no pictures, or not so many; the media are no pictures.
+            ValueError, OSError: one of them cannot be read.
+        """
+        why = media_refused(prompt, self.pictures)
+        if why:
+            raise ConfigError(f"prompt {shown(prompt.id)} cannot be put to {type(self.model).__name__}: {why}.")
+        return [open_media(self._opens, item) for item in prompt.media]
+
+    @property
+    def _opens(self) -> Any:
+        return registry.lookup("media", "frame_store")() if self.media is None else self.media
+
+    def probe_media(self, prompt: Prompt) -> None:
+        """Opens what the prompt shows, where the media can do so cheaply; raises what they raise."""
+        for item in prompt.media if hasattr(self._opens, "probe") else ():
+            self._opens.probe(item)
 
     def defaults(self, engine: Any) -> dict[str, Any]:
         """What a config that says nothing gets (`grpo_mm.config.by_policy`); the rest has the defaults of the classes.
@@ -130,6 +168,8 @@ class FlowPolicyConfig:
             found.append(
                 f"policy.guidance = {self.guidance:g} has no effect: the checkpoint's network does not take it (guidance_embeds is false)."
             )
+        if self.media is not None and self.pictures[1] == 0:
+            found.append("policy.media has no effect: the model reads texts alone.")
         if self.detach_unconditional and rows == 1:
             found.append("policy.detach_unconditional has no effect: policy.guidance is not above 1.")
         if self.vae_slicing and self.decode_batch == 1:
@@ -158,7 +198,12 @@ class FlowPolicyConfig:
                 "so what a run leaves could not be used as it was trained."
             )
         if self.merge_adapter is not None:
-            check_adapter(self.merge_adapter)
+            for file in adapters.files_of(self.merge_adapter).values():
+                check_adapter(file)
+        if hasattr(self.model, "check_policy"):
+            self.model.check_policy(self)
+        if hasattr(self.media, "check"):
+            self.media.check()
         if self.detach_unconditional and not hasattr(self.model, "halves"):
             raise ConfigError(
                 f"policy.detach_unconditional: {type(self.model).__name__} has no unconditional half that could be detached; leave it out."
@@ -238,22 +283,32 @@ class FlowPolicy:
                 "0 is for checkpoints without it."
             )
         self.merged = {} if config.merge_adapter is None else adapters.merge(self.pipe, config.merge_adapter)
-        self.network: nn.Module = self.pipe.transformer
-        if config.quantize is not None:
-            blocks = [part for part in self.network.children() if isinstance(part, nn.ModuleList)]
+        self.network: nn.Module = network_of(self.pipe)
+        self.trained = tuple(getattr(self.family, "trained", None) or networks_of(self.pipe))
+        """Of the pipeline's networks, the names of those that are trained."""
+        for network in each_of(self.network) if config.quantize is not None else ():
+            blocks = [part for part in network.children() if isinstance(part, nn.ModuleList)]
             quantize(blocks, config.quantize, compute=self.dtype)
-            mark_quantized(self.network, config.quantize)
+            mark_quantized(network, config.quantize)
         if config.lora is None:
-            self.network.requires_grad_(True)
+            for name in self.trained:
+                getattr(self.pipe, name).requires_grad_(True)
         else:
-            adapters.add(self.pipe, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
+            adapters.add(
+                self.pipe,
+                config.lora,
+                targets=self.family.lora_targets,
+                dtype=self.math_dtype,
+                trained=self.trained,
+            )
         self._reduced = config.lora is None and self.dtype == torch.bfloat16
         compute = self.dtype if self._reduced else None
         self.shards = None if shard is None else shard(self.network, units_of(self.network), compute=compute)
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self._place()
         if config.gradient_checkpointing:
-            self.network.enable_gradient_checkpointing()
+            for network in each_of(self.network):
+                network.enable_gradient_checkpointing()
         if config.vae_slicing:
             self.pipe.vae.enable_slicing()
         if config.vae_tiling:
@@ -261,7 +316,8 @@ class FlowPolicy:
         if config.compile:
             compile_layers(block for unit in units_of(self.network) for block in unit)
         self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else self.network)
-        self._embeddings: dict[str, dict[str, Tensor]] = {}
+        self._conditions: dict[Any, dict[str, Tensor]] = {}
+        """By what `key_of` says of a prompt, on the CPU."""
         self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 
     def _place(self) -> None:
@@ -282,27 +338,53 @@ class FlowPolicy:
         self.config.check_sizes(self._sizes)
         return self.config.size(evaluation=evaluation)
 
-    def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """The condition of each prompt, [P, ...]; each text is encoded once and alone, so that a batch cannot change it."""
+    def encode(self, prompts: Sequence[Prompt], *, size: Size | None = None) -> dict[str, Tensor]:
+        """The condition of each prompt, [P, ...]; each is encoded once and alone, so that a batch cannot change it.
+
+        size: (height, width) in pixels of what is drawn with it, which counts for models that read pictures; None: that of rollouts.
+
+        Raises:
+            UserError: a prompt with pictures for a model that reads none, or one without what it reads; pictures that cannot be opened.
+        """
+        size = size or self.size(evaluation=False)
         with phase("encode"):
-            missing = [p.text for p in prompts if p.text not in self._embeddings]
-            if missing:
-                self._move(self.family.encoders, self.device, "encoders")
-                for text in dict.fromkeys(missing):
+            rows, moved = [], False
+            for prompt in prompts:
+                given = self._pictures(prompt)
+                key = key_of(prompt, given, size)
+                if key not in self._conditions:
+                    if not moved:
+                        self._move(self.family.encoders, self.device, "encoders")
+                        self._move(["vae"] if self.config.pictures[1] else [], self.device, "decoder")
+                        moved = True
+                    of_pictures = {"pictures": given, "size": size} if self.config.pictures[1] else {}
                     c = self.family.encode(
-                        self.pipe, text, text_length=self.config.text_length, guidance=self.config.guidance
+                        self.pipe,
+                        prompt.text,
+                        text_length=self.config.text_length,
+                        guidance=self.config.guidance,
+                        **of_pictures,
                     )
-                    self._embeddings[text] = {k: v.to("cpu") for k, v in c.items()}
+                    self._conditions[key] = {k: v.to("cpu") for k, v in c.items()}
+                rows.append(self._conditions[key])
+            if moved:
                 self._move(self.family.encoders, "cpu", "encoders")
-            rows = [self._embeddings[p.text] for p in prompts]
+                self._move(["vae"] if self.config.pictures[1] else [], "cpu", "decoder")
             condition = {k: v.to(self.device) for k, v in joined(rows).items()}
-            while len(self._embeddings) > 1024:
-                del self._embeddings[next(iter(self._embeddings))]
+            forget_oldest(self._conditions)
         return condition
+
+    def _pictures(self, prompt: Prompt) -> list[Any]:
+        try:
+            return self.config.open_pictures(prompt)
+        except UserError:
+            raise
+        except (ValueError, OSError) as error:
+            raise UserError(f"prompt {shown(prompt.id)}: a picture of it cannot be read ({reason(error)}).") from error
 
     def forget_texts(self) -> None:
         """What is kept of encoded texts is encoded again when it is asked for."""
-        self._embeddings.clear()
+        self._conditions.clear()
 
     def _move(self, names: Sequence[str], device: torch.device | str, part: Literal["encoders", "decoder"]) -> None:
         if part in self.config.offload:
@@ -323,8 +405,20 @@ class FlowPolicy:
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The guided velocity, and the unconditional half of it where that is a constant (`detach_unconditional`), [n, ...] each.
 
+        Rows whose pictures are of unlike sizes, and those of either expert, go through the network one kind after the other (`by_kind`).
+
         of_none: that half, where these weights have said it before.
         """
+        call = partial(self._velocity_and_half, size=size, guidance=guidance)
+        kinds = [condition[GEOMETRY]] if GEOMETRY in condition else []
+        kinds += [self._expert(sigma)[:, None]] if self._has_experts and not sigma.is_meta else []
+        if kinds:
+            return by_kind(call, torch.cat(kinds, dim=1), x, sigma, condition, of_none)
+        return call(x, sigma, condition, of_none)
+
+    def _velocity_and_half(
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], of_none: Tensor | None, *, size: Size, guidance: float
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         # Trained weights are float32, those of an adapter as well, and products are taken in the network's own precision. Every
         # weight is met once, so that a cache of what was cast would be copies that nobody asks for.
         low = self.dtype == torch.bfloat16 and not (
@@ -341,7 +435,35 @@ class FlowPolicy:
                     with torch.no_grad():
                         of_none = self.family.half(*at, size=size, text=False)
                 of_text = self.family.half(*at, size=size, text=True)
+            if hasattr(self.family, "guidance_at"):
+                guidance = self.family.guidance_at(self.pipe, sigma, guidance)
         return self.family.guided(of_none, of_text, guidance), of_none
+
+    @property
+    def _has_experts(self) -> bool:
+        return isinstance(self.network, nn.ModuleDict)
+
+    def _expert(self, sigma: Tensor) -> Tensor:
+        """Which network says the velocity at noise levels [...], int64 of that shape."""
+        if not self._has_experts:
+            return torch.zeros_like(sigma, dtype=torch.int64)
+        return self.family.expert_of(self.pipe, sigma.flatten().to(self.math_dtype)).view(sigma.shape)
+
+    def trains_at(self, sigma: Tensor) -> Tensor:
+        """Whether a network that is trained says the velocity at noise levels [...], bool of that shape.
+
+        Raises:
+            ConfigError: at none of them.
+        """
+        names = list(networks_of(self.pipe))
+        own = torch.tensor([names.index(name) for name in self.trained], device=sigma.device)
+        found = torch.isin(self._expert(sigma), own)
+        if found.numel() and not found.any():
+            raise ConfigError(
+                f"policy.model.trained names {' and '.join(self.trained)}, and no step that could be trained is at its noise levels. "
+                "Move the noisy steps (engine.noise), or train the other network."
+            )
+        return found
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, size: Size) -> Tensor | Pictures | Clips:
@@ -374,17 +496,15 @@ class FlowPolicy:
     def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
         """Flat positions of the masked actions in forwards of at most `micro_batch` latents, in the order of sampling.
 
-        Actions that start from one latent come in one forward and share its network call.
+        Actions that start from one latent come in one forward and share its network call; a forward has rows of one expert.
         """
         position = torch.nonzero(mask_NA.flatten().bool()).flatten()
         if not position.numel():
             return []
-        _, place = torch.unique(rollout.record.states(position), return_inverse=True)
-        position, forward = (
-            position[torch.argsort(place, stable=True)],
-            place.sort(stable=True).values // self.config.micro_batch,
-        )
-        return list(position.split(torch.bincount(forward).tolist()))
+        state, place = torch.unique(rollout.record.states(position), return_inverse=True)
+        forward = batches(self._expert(rollout.record.sigma_of(state)), self.config.micro_batch)
+        order = torch.argsort(forward[place] * len(state) + place, stable=True)
+        return list(position[order].split(torch.bincount(forward[place]).tolist()))
 
     def logprobs(
         self, rollout: Rollout, plan: Sequence[Tensor], *, needs: frozenset[str], grad: bool
@@ -427,7 +547,11 @@ class FlowPolicy:
         state = record.states(position).unique()
         swapped = self.snapshots.use(weights) if weights else nullcontext()
         with phase(f"{name}_network"), swapped, gathered(self.shards):
-            found = [self._velocity_at(record, part) for part in state.split(self.config.micro_batch) if part.numel()]
+            forward = batches(self._expert(record.sigma_of(state)), self.config.micro_batch)
+            order = torch.argsort(forward, stable=True)
+            parts = state[order].split(torch.bincount(forward).tolist()) if len(state) else ()
+            found = [self._velocity_at(record, part) for part in parts]
+            state = state[order]
             count(f"{name}_calls", state.numel() * self.family.network_rows(record.guidance))
         velocity = torch.cat(found) if found else record.network_input(state)[0]
         return replace(rollout, record=record.with_velocity(name, state, velocity))
@@ -445,15 +569,19 @@ class FlowPolicy:
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
-    def usage(self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None) -> dict[str, str]:
+    def usage(
+        self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None, steps: int | None = None
+    ) -> dict[str, str]:
         """For the model card: the base model and the lines that load the product into plain diffusers.
 
-        sigmas, scheduler: what an engine's grid is in plain diffusers, as `in_plain_diffusers` gives it.
+        sigmas, scheduler: what an engine's grid is in plain diffusers, as `in_plain_diffusers` gives it; steps: of an evaluation.
         """
         return {
             "base_model": resolve(self.family.path),
             "library": "diffusers",
-            "code": loading_code(self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler),
+            "code": loading_code(
+                self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler, steps=steps
+            ),
         }
 
     def save(self, folder: Path) -> None:
@@ -469,9 +597,3 @@ class FlowPolicy:
             adapters.save_adapter(self.pipe, folder)
             if self.merged:
                 adapters.save_placed(self.pipe, self.merged, folder / MERGED)
-
-
-def units_of(network: nn.Module) -> list[list[nn.Module]]:
-    """What of a transformer is gathered at once: each block of its lists of blocks."""
-    lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
-    return [[block] for part in lists for block in part]

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
+from grpo_mm.pipelines.flow.models.networks import NETWORKS, networks_of
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import random_pipeline
 from grpo_mm.weights.pretrained import check_positions, check_vocabulary, load_model, load_other
 from grpo_mm.weights.weight_files import read_settings, refusing
 
+GEOMETRY = "geometry"
+"""An entry of a condition, int64 [n, G]: rows that differ in it never share a network call."""
 Condition = Mapping[str, Tensor]
 """What the network sees of a prompt; every tensor is [n, ...], one entry per prompt or row. Texts of their own lengths are [n, T, ...],
 and a mask [n, T] beside them tells what is text."""
@@ -49,14 +52,45 @@ class Family(Protocol):
     ragged: bool
     """Whether a text takes as many tokens as it has, instead of being filled up to `text_length`."""
 
+    pictures: tuple[int, int]
+    """How many pictures of a prompt (`Prompt.media`) it reads, at least and at most: (0, 0) texts alone, (1, 1) one picture to be
+    edited, (1, 2) a first frame and perhaps a last one, (0, 10) references, or none."""
+
+    cuts_texts: bool
+    """Whether the pipeline cuts a text at `text_length`; else it reads all of it."""
+
+    alike_in_a_batch: bool
+    """Whether the plain pipeline says the same of a text beside a longer one."""
+
+    for_comparison: Mapping[str, Any]
+    """What the plain pipeline is called with besides, where `conform` compares it: what would hide inputs of its network."""
+
     def check(self) -> None: ...
 
     def load(self, dtype: torch.dtype, *, full: bool) -> Any:
         """The diffusers pipeline; `full`: the transformer's weights are trained, so they are float32 masters."""
         ...
 
-    def encode(self, pipe: Any, text: str, *, text_length: int, guidance: float) -> Condition: ...
+    def encode(self, pipe: Any, text: str, *, text_length: int, guidance: float, **of_pictures: Any) -> Condition:
+        """The condition of one prompt, [1, ...] each, on whatever device it was made; encoders are where they compute, without gradient.
 
+        A family whose `pictures` are not (0, 0) is given two more arguments, one of texts alone is not:
+            pictures: list of PIL pictures in RGB, `Prompt.media` in its order, in their own sizes; as many as `pictures` allows, perhaps none.
+            size: (height, width) in pixels of what will be drawn with this condition: evaluation may draw another size than training, and
+                its prompts are encoded for it. The autoencoder (`pipe.vae`, float32) is on the device meanwhile.
+        What a picture becomes (latents, tokens of a text encoder that sees it) is part of the condition, under names of the family's own: it
+        goes into rollouts, replay and evaluation as texts do, and is never noised. Tensors that are [1, T, ...] may have another T from
+        prompt to prompt: `joined` fills them up with zeros. A name that a prompt's condition lacks is taken to be T = 0 there.
+        If a family cannot take rows of unlike pictures in one network call, it says of what kind a row is by the entry GEOMETRY, int64
+        [1, G] (sizes in tokens, say; G may differ, 0 fills up): one call of `velocity` or `half` then has rows of one kind, and may look
+        at the first row's.
+        """
+        ...
+
+    # A family of two networks also has `expert_of(pipe, sigma)`, which of them says the velocity at noise levels [n], 0 or 1; where each is
+    # guided in its own way, `guidance_at(pipe, sigma, guidance)`; and `trained`, the names of those that are trained. Forwards have rows of one.
+    # A family with something to refuse of a policy's other settings, or to say of them, has `check_policy(policy)` and
+    # `said(pipe, policy)`, sentences for `show`.
     # A family that draws clips also has `frames` and `fps`, what its checkpoint draws where a config says nothing.
 
     def latent_shape(self, pipe: Any, *size: int) -> tuple[int, ...]:
@@ -94,8 +128,17 @@ def guided(of_none: Tensor, of_text: Tensor, guidance: float) -> Tensor:
 
 
 def joined(conditions: Sequence[Condition]) -> dict[str, Tensor]:
-    """Those of several prompts as one, [n, ...]: shorter texts are filled up with zeros, and masks with False."""
-    return {name: _filled([one[name] for one in conditions]) for name in conditions[0]}
+    """Those of several prompts as one, [n, ...]: shorter texts are filled up with zeros, and masks with False.
+
+    What some lack, as prompts without a picture among others with one, is filled up from nothing.
+    """
+    like = {name: value for one in conditions for name, value in one.items()}
+    return {name: _filled([_present(one, name, like[name]) for one in conditions]) for name in like}
+
+
+def _present(one: Condition, name: str, like: Tensor) -> Tensor:
+    """An entry of a condition; [n, 0, ...] if it has none of this name."""
+    return one[name] if name in one else like.new_zeros(len(next(iter(one.values()))), 0, *like.shape[2:])
 
 
 def _filled(parts: Sequence[Tensor]) -> Tensor:
@@ -180,7 +223,7 @@ def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -
         return _frozen(random_pipeline(family.path.removeprefix("random:"), dtype), dtype, full=full)
     wide = torch.promote_types(dtype, torch.float32)
     # Read in their own precision: loading in bfloat16 and widening afterwards would round what is stored as float32.
-    dtypes = {"default": dtype, "vae": wide} | ({"transformer": wide} if full else {})
+    dtypes = {"default": dtype, "vae": wide} | (dict.fromkeys(NETWORKS, wide) if full else {})
     folder = _folder(resolve(family.path), family)
     index = read_index(folder)
     variant = family.variant
@@ -247,8 +290,9 @@ def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
     wanted, optional = cls._get_signature_keys(cls)
     may_lack = {*optional, *cls._optional_components, *family.may_lack}
     missing = sorted(name for name in wanted if parts.get(name) is None and name not in may_lack)
-    for name in family.encoders:
+    for name in (name for name in family.encoders if name.startswith("text_encoder")):
         tokenizer = name.replace("text_encoder", "tokenizer")
+        tokenizer = tokenizer if tokenizer in wanted or tokenizer in parts else "processor"  # which has one
         if (parts.get(name) is None) != (parts.get(tokenizer) is None):
             missing.append(name if parts.get(name) is None else tokenizer)
         elif parts.get(name) is not None:
@@ -270,7 +314,7 @@ def _frozen(pipe: Any, dtype: torch.dtype, *, full: bool) -> Any:
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     wide = torch.promote_types(dtype, torch.float32)
-    for part in (pipe.transformer, pipe.vae) if full else (pipe.vae,):
+    for part in (*networks_of(pipe).values(), pipe.vae) if full else (pipe.vae,):
         if part.dtype != wide:
             part.to(wide)
     return pipe
