@@ -27,9 +27,9 @@ def drawn_once():
     said: dict = {}
     own = conforming._drawn
 
-    def drawn(family, folder, how, dtype, device, *, adapter=None):
-        if adapter is not None:
-            return own(family, folder, how, dtype, device, adapter=adapter)
+    def drawn(family, folder, how, dtype, device, **of_adapter):
+        if of_adapter:
+            return own(family, folder, how, dtype, device, **of_adapter)
         if folder not in said:
             said[folder] = own(family, folder, how, dtype, device)
         return said[folder]
@@ -90,12 +90,12 @@ def test_pictures_of_two_prompts_swapped_are_named(family, monkeypatch):
     pictures = alike(family, 2)
     other = {id(pictures[0][0]): list(pictures[1]), id(pictures[1][0]): list(pictures[0])}
     monkeypatch.setattr(conforming, "example_pictures", lambda *_: pictures)
-    monkeypatch.setattr(conforming, "_drawn", lambda family, *args, **kw: drawn_plain(family, *args, **kw))
+    monkeypatch.setattr(conforming, "_drawn", drawn_plain)
     said = first_of(changed(family, lambda given: other[id(given[0])]))
     assert said.startswith(NAME) and "they are those of another prompt" in said
 
 
-def drawn_plain(family, folder, how, dtype, device, *, adapter=None):
+def drawn_plain(family, folder, how, dtype, device):
     from grpo_mm.pipelines.flow.conforming.plain import drawn, plain_pipeline
 
     return drawn(plain_pipeline(family, folder, torch.float32, device), family, how, sources=False)

@@ -119,7 +119,7 @@ def _at_step(
     )
     bound = SHARES[policy.dtype]
     if len(heard.calls) == each and here_rows == there_rows:
-        yield from picture_row(heard.calls, there, shape, bound, apart_of)
+        yield from picture_row(heard.calls, there, shape, bound, apart_of, which)
         yield from _inputs(heard.calls, there, bound, which)
         apart = max(apart_of(a.output, b.output) for a, b in zip(heard.calls, there))
         yield row(f"network, one call{which}", apart, bound, "of the same inputs", "other weights or precision")

@@ -82,10 +82,7 @@ def loading_code(
         call["num_inference_steps"] = Code("len(sigmas)")
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None and "sigmas" in takes else "")
     if pictured:
-        lines += [
-            'picture = diffusers.utils.load_image("path/or/address/of/a/picture")',
-            *getattr(config.model, "plain_lines", lambda size: [])((call["height"], call["width"])),
-        ]
+        lines.append('picture = diffusers.utils.load_image("path/or/address/of/a/picture")')
         call_text = f"image=picture, {call_text}"
         if config.pictures[0] == 2:
             lines.append('last = diffusers.utils.load_image("path/or/address/of/the/last/picture")')
