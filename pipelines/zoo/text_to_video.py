@@ -45,17 +45,17 @@ def build(
     prompts: Sequence[Prompt] = (),
     reward: Reward | None = None,
     seed: int = 0,
-    steps: int = 4000,
-    misleading_steps: int = 300,
+    steps: int = 2400,
+    misleading_steps: int = 200,
     lr: float = 1.5e-3,
     misleading_lr: float = 5e-4,
     autoencoder: Any = None,
     autoencoder_steps: int = 900,
     autoencoder_pool: int = 4000,
-    pool: int = 12_000,
+    pool: int = 8000,
     dim: int = 96,
     layers: int = 4,
-    save_every: int = 250,
+    save_every: int = 200,
 ) -> None:
     """Trains the model and keeps its latest weights in `out_dir`, with the supervised curve in `curve.jsonl`.
 
