@@ -131,7 +131,8 @@ MAY_IMPORT = {
     "processes": "",
     "environments": "",
     "golden": "environments looking rollout",
-    "rollout": "environments processes",
+    "rollout": "environments processes rollout.outputs",
+    "rollout.outputs": "",
     "advantages.shared": "rollout",
     "advantages.baselines": "advantages.shared rollout",
     "advantages.combination": "advantages.shared rollout",
@@ -148,7 +149,7 @@ MAY_IMPORT = {
     "looking": "",
     "looking.report": "looking processes",
     "ledger": "",
-    "config": "advantages launch looking objectives processes rollout rollout.collectors weights",
+    "config": "advantages launch looking objectives processes rollout rollout.collectors rollout.outputs weights",
     "run": "config looking processes rollout weights",
     "training": "advantages config golden ledger looking objectives processes rollout rollout.collectors run weights",
     "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines pipelines.flow "

@@ -31,9 +31,10 @@ from grpo_mm.run.run_folder import RunFolder
 from grpo_mm.run.which_checkpoint import chosen_checkpoint
 from grpo_mm.tools.asking import phrased
 from grpo_mm.tools.numbered import numbered_folder
+from grpo_mm.tools.png import write_png
 from grpo_mm.training.evaluate import EvalResult
 from grpo_mm.training.evaluate import evaluate as score_held_out
-from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
+from grpo_mm.types import Clips, Pictures, Prompt, Rows, is_seen, sound_items
 from grpo_mm.weights import checkpoint as checkpoints
 
 log = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def sample(
 ) -> Sampled:
     """`count` samples of each prompt by the run's evaluation sampler, asked in the words of its training.
 
-    Pictures become `000_0.png`, … (prompt, sample) with the initial noise of all as `latents.safetensors`; texts become
+    Pictures become `000_0.png`, … (prompt, sample), clips animated ones, with the initial noise of all as `latents.safetensors`; texts become
     `answers.json`.
 
     Args: those of `grpo_mm.sample`; what `sample` wrote into `out` before is overwritten, and the run's media component opens `media`.
@@ -212,7 +213,7 @@ def sample(
     rows = Rows(asked, torch.arange(size).repeat_interleave(count), torch.arange(count).repeat(size), count)
     with loaded.weights():
         items = loaded.config.engine.render(loaded.policy, rows, seed=seed)
-    if is_pictures(items):
+    if is_seen(items):
         return Sampled(_write_pictures(loaded, rows, items, out, seed=seed), [], texts, loaded.step, loaded.averaged)
     answers = [list(items[p * count : (p + 1) * count]) for p in range(size)]
     path = out / "answers.json"
@@ -269,14 +270,15 @@ def _are_latents(path: Path) -> bool:
         return False
 
 
-def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: Path, *, seed: int) -> list[Path]:
-    from PIL import Image
+def _write_pictures(
+    loaded: Loaded, rows: Rows, images: Tensor | Pictures | Clips, out: Path, *, seed: int
+) -> list[Path]:
     from safetensors.torch import save_file
 
     _, sound = sound_items(images)
     if not len(sound):
         raise ConfigError(
-            f"none of {len(images)} pictures is one: all hold NaN or infinities. Are the weights, or an adapter, damaged?"
+            f"none of {len(images)} pictures or clips is one: all hold NaN or infinities. Are the weights, or an adapter, damaged?"
         )
     noise = loaded.config.engine.evaluation_noise(loaded.policy, rows, seed=seed)
     save_file({"latents": noise.cpu().contiguous()}, out / "latents.safetensors")
@@ -285,10 +287,10 @@ def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: 
     lost = [path for path, image in zip(paths, images, strict=True) if image is None]
     for path in lost:
         path.unlink(missing_ok=True)
-        log.warning("%s is not written: the picture holds NaN or infinities", path)
+        log.warning("%s is not written: what was drawn holds NaN or infinities", path)
     written = [paths[i] for i in sound.tolist()]
     for path, i in zip(written, sound.tolist(), strict=True):
-        Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(path)
+        write_png(images[i], path)
     return written
 
 

@@ -19,7 +19,7 @@ from grpo_mm.rollout.scoring import Scoring, mean_scores
 from grpo_mm.training.benchmarks import benchmark_scores
 from grpo_mm.training.held_out import ByPrompt, by_prompt, diversity_by_prompt, score_by_prompt
 from grpo_mm.training.held_out_statistics import held_out_statistics
-from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, is_relative, pick_items, shown_items, sound_items
+from grpo_mm.types import Pictures, Prompt, Rows, is_relative, is_seen, pick_items, shown_items, sound_items
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def evaluate(
         scores, processes, prefix="eval", names={"score": "mean"}, applied=rewards.applied(row_prompts)
     )
     metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
-    images, sound = sound_items(items if is_pictures(items) else Pictures())
+    images, sound = sound_items(items if is_seen(items) else Pictures())
     metrics |= benchmark_scores(config.evaluation.benchmarks, items, rows, processes)
     metrics |= _by_source(scores, row_prompts, list(config.eval_prompts), processes, rewards)
     asked = rewards.applied(prompts)
@@ -102,7 +102,7 @@ def evaluate(
     first = first[torch.linspace(0, len(first) - 1, min(settings.show, len(first))).long()] if len(first) else first
     return EvalResult(
         metrics=dict(sorted(metrics.items())),
-        shown=shown_items(pick_items(items, first)) if is_pictures(items) else pick_items(items, first),
+        shown=shown_items(pick_items(items, first)) if is_seen(items) else pick_items(items, first),
         shown_prompts=[row_prompts[i] for i in first.tolist()],
         shown_rewards={name: parts["score"][first] for name, parts in scores.items()},
         ids=tuple(prompt.id for prompt in prompts),

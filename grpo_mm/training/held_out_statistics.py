@@ -17,7 +17,7 @@ from grpo_mm.looking.truth import agreement, answer_of, box_agreement, next_unli
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.training.held_out import ByPrompt, by_prompt
 from grpo_mm.training.onlooker import MEASURED_PICTURES, mean_statistics, mean_text_statistics, shrunk
-from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
+from grpo_mm.types import Pictures, Prompt, Rows, is_seen, sound_items
 
 MEASURED_SPREAD = 256
 """Pictures of a rank between which distances are taken."""
@@ -30,13 +30,13 @@ def held_out_statistics(
 ) -> tuple[dict[str, float], ByPrompt]:
     """(metrics as eval/…, the same by prompt where that has a meaning).
 
-    Of pictures: eval/image/STATISTIC; eval/image/spread, `pairwise_distance` between pictures of different prompts. Of texts:
+    Of pictures, and of the middle frames of clips: eval/image/STATISTIC; eval/image/spread, `pairwise_distance` between pictures of different prompts. Of texts:
     eval/text/STATISTIC; eval/text/distinct, `distinct_answers`; eval/text/most_frequent, `most_frequent`;
     eval/text/most_frequent_truth, the same of the right answers; eval/text/agreement with them, and
     eval/text/agreement_beyond_chance, what it is more than the agreement with what is true of the next prompt: 0 of an answer
     that suits them all. Between prompts the first sample of each counts.
     """
-    if processes.max(float(is_pictures(items) and len(items) > 0)):
+    if processes.max(float(is_seen(items) and len(items) > 0)):
         return _of_pictures(items, rows, processes)
     if processes.max(float(len(items) > 0)):
         return _of_texts(list(items), rows, row_prompts, sketch=sketch, processes=processes)
@@ -44,7 +44,7 @@ def held_out_statistics(
 
 
 def _of_pictures(items: Any, rows: Rows, processes: Processes) -> tuple[dict[str, float], ByPrompt]:
-    images, sound = sound_items(items if is_pictures(items) else Pictures())
+    images, sound = sound_items(items if is_seen(items) else Pictures())
     found = mean_statistics(images, processes, prefix="eval/image")
     first = torch.nonzero((rows.sample_N == 0)[sound]).flatten() if len(images) else torch.zeros(0, dtype=torch.int64)
     some = _evenly(first, MEASURED_SPREAD)

@@ -27,7 +27,7 @@ from grpo_mm.types import (
     Outputs,
     Prompt,
     Rollout,
-    is_pictures,
+    is_seen,
     pick_items,
     prompts_of,
     shown_items,
@@ -70,7 +70,7 @@ class Onlooker:
                 self.watch.leave_device()
         due = is_shown(step, every=config.samples_every)
         with clock.phase("look"):
-            if is_pictures(outputs.items):
+            if is_seen(outputs.items):
                 images, sound = sound_items(_items(outputs, shown))
                 found |= mean_statistics(images, self.processes, prefix="image")
                 diversity = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown[sound]]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from grpo_mm.identity import FREE, NOTED
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
-from grpo_mm.pipelines.flow.models.family import joined, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.family import Size, joined, resolve, takes_guidance
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.processes.clock import count, phase
@@ -24,7 +25,7 @@ from grpo_mm.processes.compiled import check_compiler, compile_layers
 from grpo_mm.processes.distributed import Shard
 from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
-from grpo_mm.types import Couples, Pictures, Prompt, Rollout
+from grpo_mm.types import Clip, Clips, Couples, Pictures, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
 from grpo_mm.weights.eight_bit import Quantized, bitsandbytes, mark_quantized, quantize
 from grpo_mm.weights.snapshots import Snapshots
@@ -68,6 +69,13 @@ class FlowPolicyConfig:
     """Pixels of an evaluation; null: as in training."""
     eval_width: int | None = field(default=None, metadata=NOTED)
     """Pixels of an evaluation; null: as in training."""
+    frames: int | None = None
+    """Frames of a rollout's clips, one more than a multiple of what the decoder makes of one latent frame (4n + 1); null: those of the
+    family. Of a model that draws clips only, as the next two."""
+    fps: float | None = field(default=None, metadata=NOTED)
+    """Frames a second, for rewards and for who looks; null: that of the family. Nothing is drawn otherwise."""
+    eval_frames: int | None = field(default=None, metadata=NOTED)
+    """Frames of an evaluation's clips; null: as in training."""
     text_length: int = 128
     """Tokens of the longest text encoder."""
     micro_batch: int = field(default=16, metadata=FREE)
@@ -162,13 +170,48 @@ class FlowPolicyConfig:
             value = getattr(self, name)
             if value is not None:
                 sizes.check(f"policy.{name}", value)
+        for name in ("frames", "fps", "eval_frames"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not self.draws_clips:
+                raise ConfigError(
+                    f"policy.{name} = {value:g}: {type(self.model).__name__} draws pictures; leave it out."
+                )
+            if name != "fps":
+                sizes.check_frames(f"policy.{name}", int(value))
+            elif not 0 < value < math.inf:
+                raise ConfigError(f"policy.fps = {value:g}; wanted above 0.")
 
-    def stand_ins(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """What rewards are tried with before anything is sampled: pictures of random pixels, and a light and a
-        dark one, [M, 3, H, W] uint8."""
-        size = (len(prompts), 3, self.height, self.width)
+    @property
+    def draws_clips(self) -> bool:
+        return getattr(self.model, "frames", None) is not None
+
+    @property
+    def makes(self) -> Literal["pictures", "clips"]:
+        """What rewards are asked about."""
+        return "clips" if self.draws_clips else "pictures"
+
+    @property
+    def frame_rate(self) -> float:
+        """Of the clips of a model that draws clips, frames a second."""
+        return float(self.model.fps if self.fps is None else self.fps)
+
+    def size(self, *, evaluation: bool) -> Size:
+        """What is drawn in training, or in evaluation: (height, width) in pixels, of clips (frames, height, width)."""
+        height, width, frames = self.height, self.width, self.frames
+        if evaluation:
+            height, width, frames = self.eval_height or height, self.eval_width or width, self.eval_frames or frames
+        return ((frames or self.model.frames), height, width) if self.draws_clips else (height, width)
+
+    def stand_ins(self, prompts: Sequence[Prompt]) -> list[Any]:
+        """What rewards are tried with before anything is sampled: pictures or clips of random pixels, and a light and a
+        dark one, as `decode` gives them."""
+        *frames, height, width = self.size(evaluation=False)
+        size = (len(prompts), *frames, 3, height, width)
         noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        return [noise, 192 + noise // 4, noise // 4]
+        sorts = [noise, 192 + noise // 4, noise // 4]
+        return [Clips(Clip(clip, self.frame_rate) for clip in sort) for sort in sorts] if frames else sorts
 
     def load(self, device: torch.device, *, shard: Shard | None = None) -> FlowPolicy:
         """shard: cuts the transformer's weights over processes; None: this one holds all of them."""
@@ -229,16 +272,15 @@ class FlowPolicy:
                 )
                 part.to("cpu" if away else self.device)
 
-    def size(self, *, evaluation: bool) -> tuple[int, int]:
-        """(height, width) in pixels, to sample with.
+    def size(self, *, evaluation: bool) -> Size:
+        """(height, width) in pixels, of clips (frames, height, width), to sample with.
 
         Raises:
             ConfigError: the network has no positions for a picture of this size; known here of a checkpoint that was not on the disk
                 when the config was checked.
         """
-        c = self.config
-        c.check_sizes(self._sizes)
-        return (c.eval_height or c.height, c.eval_width or c.width) if evaluation else (c.height, c.width)
+        self.config.check_sizes(self._sizes)
+        return self.config.size(evaluation=evaluation)
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The condition of each prompt, [P, ...]; each text is encoded once and alone, so that a batch cannot change it."""
@@ -270,13 +312,13 @@ class FlowPolicy:
                     module.to(device)
 
     def velocity(
-        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: Size, guidance: float
     ) -> Tensor:
         """The guided velocity in float32 (float64 for a float64 model), [n, ...]."""
         return self.velocity_and_half(x, sigma, condition, size=size, guidance=guidance)[0]
 
     def velocity_and_half(
-        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float,
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: Size, guidance: float,
         of_none: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The guided velocity, and the unconditional half of it where that is a constant (`detach_unconditional`), [n, ...] each.
@@ -302,8 +344,9 @@ class FlowPolicy:
         return self.family.guided(of_none, of_text, guidance), of_none
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor | Pictures:
-        """Latents [n, ...] to uint8 images [n, 3, H, W] on the CPU; `Pictures` if some hold NaN or infinities, None for these.
+    def decode(self, latents: Tensor, *, size: Size) -> Tensor | Pictures | Clips:
+        """Latents [n, ...] to uint8 images [n, 3, H, W] on the CPU; `Pictures` if some hold NaN or infinities, None for these. Of a
+        model that draws clips: `Clips`.
 
         Beside the pictures themselves, memory holds one batch of `decode_batch`.
         """
@@ -313,6 +356,7 @@ class FlowPolicy:
             start = 0
             for part in latents.split(self.config.decode_batch):
                 decoded = self.family.decode(self.pipe, part, size=size).float()
+                decoded = decoded.transpose(1, 2) if self.config.draws_clips else decoded  # clips: [n, F, 3, H, W]
                 here = slice(start, start := start + len(part))
                 sound_n[here] = decoded.isfinite().flatten(1).all(1).cpu()
                 unit = (decoded / 2 + 0.5).clamp(0, 1)
@@ -320,6 +364,9 @@ class FlowPolicy:
                     images = torch.empty(len(latents), *unit.shape[1:], dtype=torch.uint8)
                 images[here] = (unit * 255).round().nan_to_num().to(torch.uint8).cpu()
             self._move(["vae"], "cpu", "decoder")
+        if self.config.draws_clips:
+            rate, found = self.config.frame_rate, zip(images, sound_n.tolist(), strict=True)
+            return Clips(Clip(frames, rate) if sound else None for frames, sound in found)
         if sound_n.all():
             return images
         return Pictures(image if sound else None for image, sound in zip(images, sound_n.tolist(), strict=True))

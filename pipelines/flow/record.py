@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.pipelines.flow.kernels import Kernel, cps_logprob, gaussian_logprob
-from grpo_mm.pipelines.flow.models.family import joined
+from grpo_mm.pipelines.flow.models.family import Size, joined
 
 Logprob = Literal["gaussian", "cps"]
 
@@ -43,8 +43,8 @@ class FlowRecord:
     sigma_S1: Tensor
     condition: Mapping[str, Tensor]
     """[C, ...] each: what the network saw, one entry per prompt on this rank."""
-    size: tuple[int, int]
-    """Height and width in pixels."""
+    size: Size
+    """What was drawn."""
     guidance: float
     kernel: Kernel
     logprob: Logprob

@@ -118,6 +118,9 @@ class VlmPolicyConfig:
     def provides(self) -> frozenset[str]:
         return PROVIDES
 
+    makes: ClassVar[str] = "texts"
+    """What rewards are asked about."""
+
     @property
     def unit(self) -> Couples:
         """One forward never splits a row."""

@@ -17,13 +17,14 @@ from grpo_mm.pipelines.flow.conforming.picture_rows import decoding_rows, drawin
 from grpo_mm.pipelines.flow.conforming.plain import Drawing, Plain, drawn, plain_pipeline
 from grpo_mm.pipelines.flow.conforming.replay_rows import replay_rows
 from grpo_mm.pipelines.flow.models.adapters import Lora
-from grpo_mm.pipelines.flow.models.family import resolve
+from grpo_mm.pipelines.flow.models.family import Size, resolve
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_on_disk
 from grpo_mm.pipelines.flow.policy import DTYPES, FlowPolicy, FlowPolicyConfig
 from grpo_mm.processes.rng import stream
 
-TOKENS = (8, 12)
+TOKENS, TOKENS_OF_CLIPS = (8, 12), (4, 6)
 """Image tokens along the height and the width of what is drawn."""
+LATENT_FRAMES = 3
 GUIDANCE, TEXT_LENGTH = 4.0, 128
 LORA = Lora(rank=3, alpha=5.0)
 MOVED = 0.05
@@ -36,10 +37,11 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     Raises:
         ConfigError: the checkpoint cannot be loaded here.
     """
-    how = Drawing(_size(sizes_on_disk(resolve(family.path), revision=family.revision)), GUIDANCE, TEXT_LENGTH)
+    how = Drawing(_size(family, sizes_on_disk(resolve(family.path), revision=family.revision)), GUIDANCE, TEXT_LENGTH)
+    *frames, height, width = how.size
     config = FlowPolicyConfig(
-        model=family, lora=LORA, dtype=dtype, guidance=how.guidance, height=how.size[0], width=how.size[1],
-        text_length=how.text_length,
+        model=family, lora=LORA, dtype=dtype, guidance=how.guidance, height=height, width=width,
+        text_length=how.text_length, **dict(zip(("frames",), frames)),
     )  # fmt: skip
     config.check()
     folder = resolve(family.path)
@@ -55,10 +57,13 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
         yield from _adapter_rows(policy, config, plain, how, Path(place), device)
 
 
-def _size(sizes: PictureSizes) -> tuple[int, int]:
-    """Height and width in pixels: sides that differ, of no more tokens than the network has positions for."""
-    most = TOKENS[1] if sizes.most_px is None else min(TOKENS[1], sizes.most_px // sizes.token_px)
-    return min(TOKENS[0], max(1, most - 1)) * sizes.token_px, most * sizes.token_px
+def _size(family: Any, sizes: PictureSizes) -> Size:
+    """Height and width in pixels: sides that differ, of no more tokens than the network has positions for; of a few frames."""
+    clips = getattr(family, "frames", None) is not None
+    high, wide = TOKENS_OF_CLIPS if clips else TOKENS
+    most = wide if sizes.most_px is None else min(wide, sizes.most_px // sizes.token_px)
+    sides = min(high, max(1, most - 1)) * sizes.token_px, most * sizes.token_px
+    return (1 + (LATENT_FRAMES - 1) * sizes.latent_frames, *sides) if clips else sides
 
 
 def _drawn(

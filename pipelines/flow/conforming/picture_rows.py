@@ -18,7 +18,7 @@ from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.rollout.rows import plan_rows
-from grpo_mm.types import Rows
+from grpo_mm.types import Clips, Rows
 
 WHOLE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float64: 1e-5}
 """Of a whole drawing, in which rounding adds up."""
@@ -71,7 +71,13 @@ def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fi
         there = plain.sources.view(ours.shape) if plain.sources.numel() == ours.numel() else None
         moved = float("inf") if there is None else float((ours != there).sum())
         words = f"of {ours.numel()} numbers before the decoder, how many come from elsewhere in a latent"
-        yield row("packing of latents", moved, 0, words, "packed in another order, or height taken for width")
+        yield row(
+            "packing of latents",
+            moved,
+            0,
+            words,
+            "packed in another order, frames in another order, or height taken for width",
+        )
     here = _before_decoder(policy, latents, how)
     apart, cause = (
         apart_of(here, plain.heard.decoded[0]),
@@ -79,6 +85,8 @@ def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fi
     )
     yield row("latents before the decoder", apart, SHARES[policy.dtype], "of the same last latents", cause)
     picture = policy.decode(latents.to(policy.device, policy.math_dtype), size=how.size)
+    if isinstance(picture, Clips) and None not in picture:
+        picture = torch.stack([clip.frames_FCHW for clip in picture])
     if not isinstance(picture, Tensor):
         yield Finding("picture", float("inf"), 0, "it has NaN or infinities")
         return

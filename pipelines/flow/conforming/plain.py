@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.pipelines.flow.conforming.heard import Heard, listening
-from grpo_mm.pipelines.flow.models.family import read_index
+from grpo_mm.pipelines.flow.models.family import Size, read_index
+from grpo_mm.pipelines.flow.own_schedule import followed
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import refusing
 
@@ -25,8 +26,8 @@ STEPS = 3
 class Drawing:
     """How both sides draw."""
 
-    size: tuple[int, int]
-    """Height and width in pixels; they differ, so that a side taken for the other shows."""
+    size: Size
+    """Height and width in pixels, of clips after the number of frames; they differ, so that a side taken for the other shows."""
     guidance: float
     text_length: int
     seed: int = 0
@@ -39,7 +40,7 @@ class Plain:
     heard: Heard
     sigma_S1: Tensor
     picture: Tensor
-    """[n, 3, H, W] in 0..1."""
+    """[n, 3, H, W] in 0..1, of clips [n, F, 3, H, W]."""
     sources: Tensor | None
     """Of the numbers that the decoder is given for one picture, in their shape: which of a latent's, counted from 1, each comes
     from; 0: from none. None where it was not asked for."""
@@ -49,7 +50,9 @@ def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True) -> Plai
     """Draws `TEXTS` with the plain pipeline."""
     settings = _settings(family, how)
     with listening(pipe) as heard, torch.no_grad():
-        picture = pipe(prompt=list(TEXTS), num_inference_steps=STEPS, output_type="pt", **settings).images
+        picture = pipe(prompt=list(TEXTS), num_inference_steps=STEPS, output_type="pt", return_dict=False, **settings)[
+            0
+        ]
     sigma_S1 = pipe.scheduler.sigmas.detach().float().cpu().clone()
     found = _sources(pipe, heard, settings) if sources else None
     return Plain(heard, sigma_S1, picture.float().cpu(), found)
@@ -59,7 +62,8 @@ def _settings(family: Any, how: Drawing) -> dict[str, Any]:
     call = family.plain_call(guidance=how.guidance, text_length=how.text_length)
     each = {name: [value] * len(TEXTS) if isinstance(value, str) else value for name, value in call.items()}
     generator = torch.Generator().manual_seed(how.seed)
-    return {"height": how.size[0], "width": how.size[1], "generator": generator, **each}
+    *frames, height, width = how.size
+    return {**dict(zip(("num_frames",), frames)), "height": height, "width": width, "generator": generator, **each}
 
 
 def _sources(pipe: Any, heard: Heard, settings: Mapping[str, Any]) -> Tensor:
@@ -117,7 +121,7 @@ class _Seen(Exception):
 
 
 def plain_pipeline(family: Any, folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """As a user loads it; parts that the checkpoint was saved without are left out, as its card says."""
+    """As a user loads it, with the scheduler whose steps are followed here; parts that the checkpoint was saved without are left out, as its card says."""
     import diffusers
     from transformers.utils import logging
 
@@ -128,4 +132,5 @@ def plain_pipeline(family: Any, folder: str | Path, dtype: torch.dtype, device: 
     with refusing(str(folder)):
         pipe = getattr(diffusers, family.pipeline).from_pretrained(place, dtype=dtype, variant=family.variant, **absent)
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = followed(pipe.scheduler)
     return pipe.to(device)

@@ -11,6 +11,12 @@ from grpo_mm.pipelines.flow.models.checkpoint import Checkpoint
 from grpo_mm.pipelines.flow.models.family import resolve
 
 FOLDER = '"path/of/this/folder"'
+
+
+class Code(str):
+    """Python text, which stands in a call as it is."""
+
+
 MERGED = "merged"
 """Where, beside an adapter, the one lies that was merged before training."""
 
@@ -32,8 +38,14 @@ def loading_code(
     """
     name = type(pipe).__name__
     adapter, euler = config.lora is not None and not config.save_merged, "FlowMatchEulerDiscreteScheduler"
+    *frames, height, width = config.size(evaluation=True)
     lines = ["import numpy"] if sigmas and "numpy" in sigmas else []
-    lines += ["import torch", f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}", ""]
+    lines += [
+        "import torch",
+        *["from diffusers.utils import export_to_video" for _ in frames],
+        f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}",
+        "",
+    ]
     lines.append(
         f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe, adapter=adapter)])})"
     )
@@ -51,14 +63,24 @@ def loading_code(
         lines.append("pipe.vae.enable_tiling()")
     called = getattr(config.model, "plain_call", Checkpoint(config.model.path).plain_call)
     call = {
-        "height": config.eval_height or config.height, "width": config.eval_width or config.width,
+        **dict(zip(("num_frames",), frames)), "height": height, "width": width,
         **called(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
+    takes = inspect.signature(type(pipe).__call__).parameters
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
-    call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None else "")
-    comes_first = list(inspect.signature(type(pipe).__call__).parameters)[1] == "prompt"
+    if sigmas is not None and "sigmas" not in takes:
+        lines += [
+            "set_timesteps = pipe.scheduler.set_timesteps  # the pipeline does not take noise levels itself",
+            "pipe.scheduler.set_timesteps = lambda steps, device=None: set_timesteps(sigmas=sigmas, device=device)",
+        ]
+        call["num_inference_steps"] = Code("len(sigmas)")
+    call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None and "sigmas" in takes else "")
+    comes_first = list(takes)[1] == "prompt"
     prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
+    if frames:
+        export = f'export_to_video(frames, "clip.mp4", fps={config.frame_rate:g})'
+        return "\n".join([*lines, f"frames = pipe({prompt}, {call_text}).frames[0]", export])
     return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])
 
 
@@ -77,4 +99,6 @@ def _settings(config: Any, pipe: Any, *, adapter: bool) -> list[str]:
 
 
 def _arguments(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={as_python(value)}" for name, value in values.items())
+    return ", ".join(
+        f"{name}={value if isinstance(value, Code) else as_python(value)}" for name, value in values.items()
+    )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.models.family import Condition, check_pipeline, guided, load_pipeline
+from grpo_mm.pipelines.flow.models.family import Condition, Size, check_pipeline, guided, load_pipeline
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,17 @@ class Guided(Checkpoint):
         return guided(of_none, of_text, guidance)
 
     def velocity(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: Size
     ) -> Tensor:
         if self.network_rows(guidance) == 1:
             return self.half(pipe, x, sigma, condition, size=size, text=True)
         return self.guided(*self.halves(pipe, x, sigma, condition, size=size), guidance)
 
-    def halves(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def halves(self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: Size) -> tuple[Tensor, Tensor]:
         """What the network says of the empty text and of the text, [n, ...] each, as precise as `sigma`."""
         of_text = self.half(pipe, x, sigma, condition, size=size, text=True)
         return self.half(pipe, x, sigma, condition, size=size, text=False), of_text
 
-    def half(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int], text: bool
-    ) -> Tensor:
+    def half(self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: Size, text: bool) -> Tensor:
         """One of the two."""
         raise NotImplementedError

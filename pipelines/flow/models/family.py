@@ -23,6 +23,10 @@ Condition = Mapping[str, Tensor]
 and a mask [n, T] beside them tells what is text."""
 
 
+Size = tuple[int, ...]
+"""What is drawn: (height, width) in pixels; of clips (frames, height, width)."""
+
+
 class Family(Protocol):
     """SD3, FLUX, …: a dataclass of `path`, `revision`, `variant` with these pure functions of the pipeline."""
 
@@ -53,11 +57,13 @@ class Family(Protocol):
 
     def encode(self, pipe: Any, text: str, *, text_length: int, guidance: float) -> Condition: ...
 
-    def latent_shape(self, pipe: Any, height: int, width: int) -> tuple[int, ...]:
+    # A family that draws clips also has `frames` and `fps`, what its checkpoint draws where a config says nothing.
+
+    def latent_shape(self, pipe: Any, *size: int) -> tuple[int, ...]:
         """The shape of one latent as the network takes it, without the batch axis."""
         ...
 
-    def image_tokens(self, pipe: Any, height: int, width: int) -> int: ...
+    def image_tokens(self, pipe: Any, *size: int) -> int: ...
 
     def network_rows(self, guidance: float) -> int:
         """How many rows go through the network for one row of latents: 2 with classifier-free guidance."""
@@ -70,15 +76,15 @@ class Family(Protocol):
         ...
 
     def velocity(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: Size
     ) -> Tensor:
         """The guided velocity at latents x [n, ...] and noise levels sigma [n]; same shape as x."""
         ...
 
     # A family that is guided from outside also has `halves`, `half` and `guided`, see `Guided`: its unconditional half can be a constant.
 
-    def decode(self, pipe: Any, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Latents [n, ...] to images in [-1, 1], [n, 3, H, W]."""
+    def decode(self, pipe: Any, latents: Tensor, *, size: Size) -> Tensor:
+        """Latents [n, ...] to images in [-1, 1], [n, 3, H, W]; to clips, [n, 3, F, H, W]."""
         ...
 
 
