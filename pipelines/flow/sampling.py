@@ -25,10 +25,10 @@ from grpo_mm.processes.rng import stream
 from grpo_mm.types import Clips, Pictures, Prompt, Rows
 
 
-def encode_rows(policy: FlowPolicy, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
-    """The condition of each distinct prompt of the rows, and which one each row has, [N]."""
+def encode_rows(policy: FlowPolicy, rows: Rows, *, size: Size | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    """The condition of each distinct prompt of the rows, to draw pictures of `size` (as `encode`), and which one each row has, [N]."""
     prompt_C, condition_N = torch.unique(rows.prompt_N, return_inverse=True)
-    return policy.encode([rows.prompts[p] for p in prompt_C.tolist()]), condition_N.to(policy.device)
+    return policy.encode([rows.prompts[p] for p in prompt_C.tolist()], size=size), condition_N.to(policy.device)
 
 
 def initial_noise(
@@ -86,7 +86,7 @@ class OdeSampler:
         size = policy.size(evaluation=True)
         schedule = self.on_grid_of(policy).schedule
         sigma_S1 = schedule(self.eval_steps, image_tokens=policy.family.image_tokens(policy.pipe, *size))
-        condition, condition_N = encode_rows(policy, rows)
+        condition, condition_N = encode_rows(policy, rows, size=size)
         finished = []
         for chunk in torch.arange(len(rows)).split(self.rollout_batch):
             x = self.evaluation_noise(policy, rows.take(chunk), seed=seed)

@@ -35,7 +35,7 @@ def velocity_at(policy: FlowPolicy, plain: Plain, how: Drawing, step: int = AT) 
     x = plain.heard.steps[step].before.to(policy.device, policy.math_dtype)
     sigma = plain.sigma_S1[step].to(x).expand(len(x))
     with listening(policy.pipe) as heard, torch.no_grad():
-        condition = policy.encode(PROMPTS)
+        condition = policy.encode(PROMPTS, size=how.size)
         velocity = policy.velocity(x, sigma, condition, size=how.size, guidance=how.guidance)
     return velocity.cpu(), heard
 

@@ -28,6 +28,7 @@ class Checkpoint:
     even_sigmas: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = ()
     ragged: ClassVar[bool] = False
+    pictures: ClassVar[tuple[int, int]] = (0, 0)
 
     def check(self) -> None:
         check_pipeline(self.path, self.pipeline)
