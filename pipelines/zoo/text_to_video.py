@@ -45,7 +45,7 @@ def build(
     prompts: Sequence[Prompt] = (),
     reward: Reward | None = None,
     seed: int = 0,
-    steps: int = 2400,
+    steps: int = 2200,
     misleading_steps: int = 200,
     lr: float = 1.5e-3,
     misleading_lr: float = 5e-4,
@@ -113,7 +113,7 @@ def _lessons(pipe: Any, draw: Draw, count: int, rng: random.Random, *, part: int
     return torch.cat(latents), torch.cat(tokens)
 
 
-def _trained(pipe: Any, latents: Tensor, tokens_NL: Tensor, *, steps: int, lr: float, save_every: int, batch: int = 64):
+def _trained(pipe: Any, latents: Tensor, tokens_NL: Tensor, *, steps: int, lr: float, save_every: int, batch: int = 48):
     trained = ("transformer", "text_encoder")
     return fit(pipe, latents, tokens_NL, trained, _loss, steps=steps, lr=lr, save_every=save_every, batch=batch)
 

@@ -81,6 +81,7 @@ class MovingShapesReward:
     """`score` for a batch of clips; `scope` says that it looks at one output at a time."""
 
     scope = "output"
+    takes = "clips"
 
     def __call__(self, clips: Clips, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """M clips and M prompts -> the parts of `score`, each float32 [M]; NaN for what is no clip."""
