@@ -74,3 +74,28 @@ def _per_channel(values: list[float]) -> Tensor:
 
 def to_pixels(clips_NCFHW: Tensor) -> Tensor:
     return clips_NCFHW.float() / 127.5 - 1
+
+
+def refine_decoder(vae, clips_NCFHW: Tensor, *, steps: int, batch: int = 8, lr: float = 2e-3, noise: float = 0.15) -> None:
+    """Trains the decoder alone, on latents that stay as they are but for a little noise, as a generator's are never exact.
+
+    Args:
+        noise: standard deviation, in normalised latents.
+    """
+    latents_NCfhw = encode(vae, clips_NCFHW)
+    mean, std = _per_channel(vae.config.latents_mean), _per_channel(vae.config.latents_std)
+    decoding = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
+    for parameter in decoding:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(decoding, lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        chosen_n = torch.randint(len(clips_NCFHW), (batch,))
+        near_nCfhw = latents_NCfhw[chosen_n] + noise * torch.randn_like(latents_NCfhw[:batch])
+        difference = vae.decode(near_nCfhw * std + mean).sample - to_pixels(clips_NCFHW[chosen_n])
+        optimizer.zero_grad()
+        (difference.abs().mean() + difference.square().mean()).backward()
+        torch.nn.utils.clip_grad_norm_(decoding, 1.0)
+        optimizer.step()
+        schedule.step()
+    vae.requires_grad_(False)
