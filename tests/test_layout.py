@@ -125,7 +125,7 @@ def modules(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-BASE = "types errors registry identity moved outside media_words findings waiting"
+BASE = "types errors registry identity moved outside media_words source_picture findings waiting"
 """Files of grpo_mm itself that every room may use; the other files there are doors (cli, entry, links)."""
 MAY_IMPORT = {
     "processes": "",
@@ -146,12 +146,13 @@ MAY_IMPORT = {
     "objectives": "rollout",
     "rollout.collectors": "advantages.baselines advantages.masks advantages.state rollout",
     "weights": "ledger processes rollout",
-    "looking": "",
+    "looking": "looking.clips",
+    "looking.clips": "",
     "looking.report": "looking processes",
     "ledger": "",
     "config": "advantages launch looking objectives processes rollout rollout.collectors rollout.outputs weights",
     "run": "config looking processes rollout weights",
-    "training": "advantages config golden ledger looking objectives processes rollout rollout.collectors run weights",
+    "training": "advantages config golden ledger looking looking.clips objectives processes rollout rollout.collectors run weights",
     "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines pipelines.flow "
     "pipelines.flow.conforming pipelines.flow.engines pipelines.flow.models pipelines.flow.trees pipelines.vlm "
     "pipelines.vlm.models pipelines.zoo processes rewards.clips rewards.images rewards.text rewards.video rollout run training weights",
