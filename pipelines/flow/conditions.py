@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.models.family import GEOMETRY, Size
+from grpo_mm.pipelines.flow.models.family import Size
 from grpo_mm.types import Prompt
 
 MOST_KEPT = 1024
@@ -41,18 +41,19 @@ def forget_oldest(kept: dict[Any, Mapping[str, Tensor]]) -> None:
         del kept[key]
 
 
-def by_geometry(
+def by_kind(
     call: Callable[..., tuple[Tensor, Tensor | None]],
+    kind_nG: Tensor,
     x: Tensor,
     sigma: Tensor,
     condition: Mapping[str, Tensor],
     of_none: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`call(x, sigma, condition, of_none)` on the rows of each kind that GEOMETRY tells apart, put together in the order of the rows.
+    """`call(x, sigma, condition, of_none)` on the rows of each kind (int64 [n, G]), put together in the order of the rows.
 
     Rows of one kind are called at once and unchanged, so that a batch of prompts with alike pictures is one network call.
     """
-    kinds, kind = torch.unique(condition[GEOMETRY], dim=0, return_inverse=True)
+    kinds, kind = torch.unique(kind_nG, dim=0, return_inverse=True)
     if len(kinds) < 2:
         return call(x, sigma, condition, of_none)
     rows = [torch.nonzero(kind == k).flatten() for k in range(len(kinds))]

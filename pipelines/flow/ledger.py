@@ -17,7 +17,8 @@ from grpo_mm.ledger.quantized import count_of, said_of
 from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.flow.models.family import Size
 from grpo_mm.pipelines.flow.models.known import known_pipeline
-from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig, units_of
+from grpo_mm.pipelines.flow.models.networks import NETWORKS, units_of
+from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 
 PICTURE_PX = 1024
 """Height and width of a prompt's picture: what the pipelines bring pictures to, or the largest that they leave as it is."""
@@ -38,7 +39,7 @@ class _OnMeta:
         wide = torch.promote_types(dtype, torch.float32)
         for name, part in self.pipe.components.items():
             if isinstance(part, torch.nn.Module):
-                widened = name == "vae" or (name == "transformer" and full)
+                widened = name == "vae" or (name in NETWORKS and full)
                 part.requires_grad_(False).eval()
                 torch.nn.Module.to(part, wide if widened else dtype)  # the library's own warns of what is meant here
         return self.pipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,18 +19,28 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import BadJson, parse_json, reason, shown
 from grpo_mm.pipelines.flow.models.family import resolve
 from grpo_mm.pipelines.flow.schedule import Schedule
+from grpo_mm.pipelines.flow.solver import DpmSolverPP, Euler
 
 log = logging.getLogger(__name__)
 
 Exponent = Callable[[Mapping[str, Any], int, int], float]
 
 FOLLOWED = "FlowMatchEulerDiscreteScheduler"
-MULTISTEP = "UniPCMultistepScheduler"
+UNIPC = "UniPCMultistepScheduler"
 """What Wan's checkpoints are sampled by. Of a flow (`use_flow_sigmas`) it has the same shift, and other steps: of second order,
 from σ spaced evenly, at times that are cut to whole numbers. Its shift is followed, by Euler steps."""
+MULTISTEP = "DPMSolverMultistepScheduler"
+OF_A_FLOW = {
+    "use_flow_sigmas": True, "prediction_type": "flow_prediction", "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
+    "solver_order": 2, "final_sigmas_type": "zero", "thresholding": False, "use_karras_sigmas": False,
+    "use_exponential_sigmas": False, "use_beta_sigmas": False, "use_lu_lambdas": False, "use_dynamic_shifting": False,
+}  # fmt: skip
+"""Settings with which that scheduler draws a flow as `dpmpp_2m` does (Sana)."""
 TRAIN_TIMESTEPS = 1000
 """What σ is multiplied by for the network, here and in the pipelines."""
 NAME_ONE = "Name a grid of your own, e.g. engine.schedule={kind: shifted, shift: 3}."
+FIRST_STEP = 2e-3
+"""How far below 1 a multistep scheduler begins: its noise levels are those of whole timesteps. Rollouts begin at 1, at pure noise."""
 SAME = 1e-5
 """σ that differ by less are one grid: both are float32, computed in another order."""
 
@@ -44,8 +55,19 @@ class OfCheckpoint:
     """Whether the pipeline hands its scheduler linspace(1, 1/S, S), as FLUX does, instead of leaving the spacing to it."""
     exponent: Exponent | None = None
     """µ of the resolution-dependent shift from (scheduler's settings, image tokens, steps); None: as FLUX.1 computes it."""
+    listed: tuple[float, ...] | None = None
+    """What the pipeline hands its scheduler instead of even steps (`sample_sigmas` in model_index.json)."""
     instead_of: str = ""
     """The class of the checkpoint's own scheduler, where this one stands in for it."""
+
+    @property
+    def solver(self) -> Any:
+        """How evaluation goes from σ to σ."""
+        return DpmSolverPP() if type(self.scheduler).__name__ == MULTISTEP else Euler()
+
+    def timed(self, sigma: Tensor) -> Tensor:
+        """The noise level that the plain pipeline tells its network at `sigma`: that scheduler counts in whole timesteps."""
+        return sigma if isinstance(self.solver, Euler) else (sigma * TRAIN_TIMESTEPS).floor() / TRAIN_TIMESTEPS
 
     def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
         """As of `Shifted`: no settings where the pipeline's own scheduler makes this grid."""
@@ -55,6 +77,10 @@ class OfCheckpoint:
 
     def in_words(self, *, image_tokens: int) -> str:
         config = self.scheduler.config
+        if isinstance(self.solver, DpmSolverPP):
+            return (
+                f"DPM-Solver++ in place of Euler, shift {float(config.flow_shift):g}, by the checkpoint's own scheduler"
+            )
         if config.use_dynamic_shifting:
             kind = config.get("time_shift_type", "exponential")
             shift = f"{kind} shift by µ, which depends on the size of the picture"
@@ -68,18 +94,9 @@ class OfCheckpoint:
 
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
         """Raises ConfigError for a grid that does not fall from 1 to 0."""
-        scheduler, config = copy.deepcopy(self.scheduler), self.scheduler.config
-        asked: dict[str, Any] = {"num_inference_steps": steps}
-        if self.evenly:
-            asked = {"sigmas": torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy()}
-        try:
-            if config.use_dynamic_shifting:
-                asked["mu"] = (self.exponent or _mu)(config, image_tokens, steps)
-            scheduler.set_timesteps(**asked)
-        except Exception as error:
-            raise ConfigError(f"the checkpoint's scheduler gives no grid ({reason(error)}). {NAME_ONE}") from error
-        sigma_S1 = scheduler.sigmas.float().cpu()
-        if abs(float(sigma_S1[0]) - 1) < SAME:
+        sigma_S1 = self._said(steps, image_tokens)
+        near = SAME if isinstance(self.solver, Euler) else FIRST_STEP
+        if abs(float(sigma_S1[0]) - 1) < near:
             sigma_S1[0] = 1.0
         falls = bool((sigma_S1.diff() < 0).all()) and float(sigma_S1[0]) == 1 and float(sigma_S1[-1]) == 0
         if len(sigma_S1) != steps + 1 or not falls:
@@ -88,6 +105,31 @@ class OfCheckpoint:
                 f"{float(sigma_S1[-1]):g}; wanted {steps}, falling from 1 to 0. {NAME_ONE}"
             )
         return sigma_S1
+
+    def exact(self, steps: int, *, image_tokens: int) -> Tensor:
+        """For evaluation: that of a multistep scheduler as it is, which begins just below 1. Raises as a call."""
+        rounded = self(steps, image_tokens=image_tokens)
+        return rounded if isinstance(self.solver, Euler) else self._said(steps, image_tokens)
+
+    def _said(self, steps: int, image_tokens: int) -> Tensor:
+        scheduler, config = copy.deepcopy(self.scheduler), self.scheduler.config
+        asked: dict[str, Any] = {"num_inference_steps": steps}
+        if self.listed is not None:
+            if len(self.listed) != steps:
+                raise ConfigError(
+                    f"the checkpoint lists the noise levels of {len(self.listed)} steps (sample_sigmas), and {steps} are asked for: set "
+                    f"engine.steps and engine.eval_steps to {len(self.listed)}. {NAME_ONE}"
+                )
+            asked = {"sigmas": list(self.listed)}
+        elif self.evenly:
+            asked = {"sigmas": torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy()}
+        try:
+            if config.use_dynamic_shifting:
+                asked["mu"] = (self.exponent or _mu)(config, image_tokens, steps)
+            scheduler.set_timesteps(**asked)
+        except Exception as error:
+            raise ConfigError(f"the checkpoint's scheduler gives no grid ({reason(error)}). {NAME_ONE}") from error
+        return scheduler.sigmas.float().cpu()
 
 
 def grid_of(family: Any) -> dict[str, Any]:
@@ -106,12 +148,16 @@ def own_schedule(pipe: Any, *, evenly: bool, exponent: Exponent | None = None) -
         raise ConfigError(f"the checkpoint has no scheduler, so it has no grid of its own. {NAME_ONE}")
     check_scheduler(type(scheduler).__name__, scheduler.config)
     euler = followed(scheduler)
-    return OfCheckpoint(euler, evenly, exponent, "" if euler is scheduler else type(scheduler).__name__)
+    listed = getattr(pipe, "config", {}).get("sample_sigmas")
+    return OfCheckpoint(
+        euler, evenly, exponent, listed=None if listed is None else tuple(map(float, listed)),
+        instead_of="" if euler is scheduler else type(scheduler).__name__,
+    )  # fmt: skip
 
 
 def followed(scheduler: Any) -> Any:
-    """The Euler scheduler whose steps are taken: a checkpoint's own, or for a multistep one that with the same shift."""
-    if type(scheduler).__name__ != MULTISTEP:
+    """The scheduler whose steps are taken: a checkpoint's own, or in the place of UniPC that of Euler with the same shift."""
+    if type(scheduler).__name__ != UNIPC:
         return scheduler
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -120,20 +166,24 @@ def followed(scheduler: Any) -> Any:
 
 def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
     """Raises ConfigError for a scheduler whose steps are no plain Euler steps in σ · 1000."""
-    if name == MULTISTEP:
-        _check_multistep(config)
+    if name == UNIPC:
+        _check_unipc(config)
         return
     odd = [f"{key}: {shown(config[key])}" for key in ("stochastic_sampling", "invert_sigmas") if config.get(key)]
+    if name == MULTISTEP:
+        given = {"use_flow_sigmas": False, "prediction_type": "epsilon"} | dict(config)  # as the class has them
+        odd += [f"{key}: {shown(given[key])}" for key, value in OF_A_FLOW.items() if given.get(key, value) != value]
     if config.get("num_train_timesteps", TRAIN_TIMESTEPS) != TRAIN_TIMESTEPS:
         odd.append(f"num_train_timesteps: {shown(config['num_train_timesteps'])}")
-    if name != FOLLOWED or odd:
+    if name not in (FOLLOWED, MULTISTEP) or odd:
         raise ConfigError(
             f"the checkpoint is sampled by a {shown(name).strip(chr(39))}{' with ' + ', '.join(odd) if odd else ''}, which cannot be "
-            f"followed here: wanted a {FOLLOWED} of {TRAIN_TIMESTEPS} timesteps that is neither stochastic nor inverted. {NAME_ONE}"
+            f"followed here: wanted a {FOLLOWED} of {TRAIN_TIMESTEPS} timesteps that is neither stochastic nor inverted, or a "
+            f"{MULTISTEP} of flow sigmas. {NAME_ONE}"
         )
 
 
-def _check_multistep(config: Mapping[str, Any]) -> None:
+def _check_unipc(config: Mapping[str, Any]) -> None:
     """Raises ConfigError for one that samples no flow, or whose σ are more than shifted."""
     wanted = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "num_train_timesteps": TRAIN_TIMESTEPS}
     plain = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -141,7 +191,7 @@ def _check_multistep(config: Mapping[str, Any]) -> None:
     odd += [f"{key}: {shown(config[key])}" for key in plain if config.get(key)]
     if odd:
         raise ConfigError(
-            f"the checkpoint is sampled by a {MULTISTEP} with {', '.join(odd)}, which cannot be followed here: wanted one of a flow "
+            f"the checkpoint is sampled by a {UNIPC} with {', '.join(odd)}, which cannot be followed here: wanted one of a flow "
             f"with a plain shift. {NAME_ONE}"
         )
 
@@ -155,7 +205,9 @@ def check_scheduler_files(model: Any) -> None:
     if not file.is_file():
         raise ConfigError(f"{shown(path)} has no scheduler/{file.name}, so it has no grid of its own. {NAME_ONE}")
     try:
-        config = parse_json(file.read_text(encoding="utf-8"))
+        # A limit that is none is written so by diffusers, in its own files.
+        text = re.sub(r'("lambda_min_clipped"\s*:\s*)-Infinity', r"\1null", file.read_text(encoding="utf-8"))
+        config = parse_json(text)
     except (BadJson, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown(str(file))} cannot be read: {reason(error)}.") from error
     if not isinstance(config, dict):
@@ -166,11 +218,11 @@ def check_scheduler_files(model: Any) -> None:
 def tell_of_a_stand_in(pipe: Any) -> bool:
     """One line in the log where the checkpoint's scheduler takes other steps than are taken here; True."""
     scheduler = pipe.scheduler
-    if type(scheduler).__name__ == MULTISTEP:
+    if type(scheduler).__name__ == UNIPC:
         log.info(
             "the checkpoint is sampled by a %s of order %d; here Euler steps are taken, on the grid of a %s with its shift, %g. Same noise gives "
             "another sample: put that scheduler into the plain pipeline too, as the model card does.",
-            MULTISTEP, scheduler.config.solver_order, FOLLOWED, scheduler.config.flow_shift,
+            UNIPC, scheduler.config.solver_order, FOLLOWED, scheduler.config.flow_shift,
         )  # fmt: skip
     return True
 
@@ -197,12 +249,15 @@ def tell_of_another_grid(
 
 def in_plain_diffusers(
     schedule: Schedule, pipe: Any, *, evenly: bool, steps: int, image_tokens: int, exponent: Exponent | None = None
-) -> tuple[dict[str, Any] | None, str]:
+) -> tuple[dict[str, Any] | None, str | None]:
     """(settings of the Euler scheduler to put in, or None where the pipeline's own will do; Python text of `sigmas`).
 
-    The pipeline called with these `sigmas` samples on the grid of `schedule`.
+    The pipeline called with these `sigmas` samples on the grid of `schedule`; without any, None, where its scheduler takes none.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if isinstance(schedule, OfCheckpoint) and isinstance(schedule.solver, DpmSolverPP):
+        return None, None
 
     wanted = schedule(steps, image_tokens=image_tokens)
     tried: list[Any] = []

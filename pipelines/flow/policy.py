@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ from grpo_mm import registry
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE, NOTED
 from grpo_mm.outside import reason, shown
-from grpo_mm.pipelines.flow.conditions import by_geometry, forget_oldest, key_of
+from grpo_mm.pipelines.flow.conditions import by_kind, forget_oldest, key_of
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
 from grpo_mm.pipelines.flow.models.family import GEOMETRY, Size, joined, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.networks import batches, each_of, network_of, networks_of, units_of
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.pipelines.opened import open_media
@@ -45,8 +46,6 @@ MAX_TEXT_LENGTH = 512
 class FlowPolicyConfig:
     """Settings of a flow policy; `load` makes it."""
 
-    blocks_in_order: ClassVar[bool] = True
-    """Each forward goes through all blocks of the network, one after the other, so that their weights may come and go."""
     model: Annotated[Any, Role("flow_model")]
     """The checkpoint and its family."""
     lora: Lora | None = None
@@ -100,6 +99,11 @@ class FlowPolicyConfig:
     """Pictures are decoded in overlapping tiles: less memory, and slightly other pictures."""
     offload: tuple[Literal["encoders", "decoder"], ...] = field(default=(), metadata=FREE)
     """Parts that stay in main memory except while they are used."""
+
+    @property
+    def blocks_in_order(self) -> bool:
+        """Whether each forward goes through all blocks of the network, one after the other, so that their weights may come and go."""
+        return not getattr(self.model, "experts", False)
 
     @property
     def provides(self) -> frozenset[str]:
@@ -194,7 +198,10 @@ class FlowPolicyConfig:
                 "so what a run leaves could not be used as it was trained."
             )
         if self.merge_adapter is not None:
-            check_adapter(self.merge_adapter)
+            for file in adapters.files_of(self.merge_adapter).values():
+                check_adapter(file)
+        if hasattr(self.model, "check_policy"):
+            self.model.check_policy(self)
         if hasattr(self.media, "check"):
             self.media.check()
         if self.detach_unconditional and not hasattr(self.model, "halves"):
@@ -276,22 +283,32 @@ class FlowPolicy:
                 "0 is for checkpoints without it."
             )
         self.merged = {} if config.merge_adapter is None else adapters.merge(self.pipe, config.merge_adapter)
-        self.network: nn.Module = self.pipe.transformer
-        if config.quantize is not None:
-            blocks = [part for part in self.network.children() if isinstance(part, nn.ModuleList)]
+        self.network: nn.Module = network_of(self.pipe)
+        self.trained = tuple(getattr(self.family, "trained", None) or networks_of(self.pipe))
+        """Of the pipeline's networks, the names of those that are trained."""
+        for network in each_of(self.network) if config.quantize is not None else ():
+            blocks = [part for part in network.children() if isinstance(part, nn.ModuleList)]
             quantize(blocks, config.quantize, compute=self.dtype)
-            mark_quantized(self.network, config.quantize)
+            mark_quantized(network, config.quantize)
         if config.lora is None:
-            self.network.requires_grad_(True)
+            for name in self.trained:
+                getattr(self.pipe, name).requires_grad_(True)
         else:
-            adapters.add(self.pipe, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
+            adapters.add(
+                self.pipe,
+                config.lora,
+                targets=self.family.lora_targets,
+                dtype=self.math_dtype,
+                trained=self.trained,
+            )
         self._reduced = config.lora is None and self.dtype == torch.bfloat16
         compute = self.dtype if self._reduced else None
         self.shards = None if shard is None else shard(self.network, units_of(self.network), compute=compute)
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self._place()
         if config.gradient_checkpointing:
-            self.network.enable_gradient_checkpointing()
+            for network in each_of(self.network):
+                network.enable_gradient_checkpointing()
         if config.vae_slicing:
             self.pipe.vae.enable_slicing()
         if config.vae_tiling:
@@ -388,15 +405,16 @@ class FlowPolicy:
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The guided velocity, and the unconditional half of it where that is a constant (`detach_unconditional`), [n, ...] each.
 
-        Rows whose pictures are of unlike sizes go through the network one kind after the other (`by_geometry`).
+        Rows whose pictures are of unlike sizes, and those of either expert, go through the network one kind after the other (`by_kind`).
 
         of_none: that half, where these weights have said it before.
         """
-        if GEOMETRY in condition:
-            return by_geometry(
-                partial(self._velocity_and_half, size=size, guidance=guidance), x, sigma, condition, of_none
-            )
-        return self._velocity_and_half(x, sigma, condition, of_none, size=size, guidance=guidance)
+        call = partial(self._velocity_and_half, size=size, guidance=guidance)
+        kinds = [condition[GEOMETRY]] if GEOMETRY in condition else []
+        kinds += [self._expert(sigma)[:, None]] if self._has_experts and not sigma.is_meta else []
+        if kinds:
+            return by_kind(call, torch.cat(kinds, dim=1), x, sigma, condition, of_none)
+        return call(x, sigma, condition, of_none)
 
     def _velocity_and_half(
         self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], of_none: Tensor | None, *, size: Size, guidance: float
@@ -417,7 +435,35 @@ class FlowPolicy:
                     with torch.no_grad():
                         of_none = self.family.half(*at, size=size, text=False)
                 of_text = self.family.half(*at, size=size, text=True)
+            if hasattr(self.family, "guidance_at"):
+                guidance = self.family.guidance_at(self.pipe, sigma, guidance)
         return self.family.guided(of_none, of_text, guidance), of_none
+
+    @property
+    def _has_experts(self) -> bool:
+        return isinstance(self.network, nn.ModuleDict)
+
+    def _expert(self, sigma: Tensor) -> Tensor:
+        """Which network says the velocity at noise levels [...], int64 of that shape."""
+        if not self._has_experts:
+            return torch.zeros_like(sigma, dtype=torch.int64)
+        return self.family.expert_of(self.pipe, sigma.flatten().to(self.math_dtype)).view(sigma.shape)
+
+    def trains_at(self, sigma: Tensor) -> Tensor:
+        """Whether a network that is trained says the velocity at noise levels [...], bool of that shape.
+
+        Raises:
+            ConfigError: at none of them.
+        """
+        names = list(networks_of(self.pipe))
+        own = torch.tensor([names.index(name) for name in self.trained], device=sigma.device)
+        found = torch.isin(self._expert(sigma), own)
+        if found.numel() and not found.any():
+            raise ConfigError(
+                f"policy.model.trained names {' and '.join(self.trained)}, and no step that could be trained is at its noise levels. "
+                "Move the noisy steps (engine.noise), or train the other network."
+            )
+        return found
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, size: Size) -> Tensor | Pictures | Clips:
@@ -450,17 +496,15 @@ class FlowPolicy:
     def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
         """Flat positions of the masked actions in forwards of at most `micro_batch` latents, in the order of sampling.
 
-        Actions that start from one latent come in one forward and share its network call.
+        Actions that start from one latent come in one forward and share its network call; a forward has rows of one expert.
         """
         position = torch.nonzero(mask_NA.flatten().bool()).flatten()
         if not position.numel():
             return []
-        _, place = torch.unique(rollout.record.states(position), return_inverse=True)
-        position, forward = (
-            position[torch.argsort(place, stable=True)],
-            place.sort(stable=True).values // self.config.micro_batch,
-        )
-        return list(position.split(torch.bincount(forward).tolist()))
+        state, place = torch.unique(rollout.record.states(position), return_inverse=True)
+        forward = batches(self._expert(rollout.record.sigma_of(state)), self.config.micro_batch)
+        order = torch.argsort(forward[place] * len(state) + place, stable=True)
+        return list(position[order].split(torch.bincount(forward[place]).tolist()))
 
     def logprobs(
         self, rollout: Rollout, plan: Sequence[Tensor], *, needs: frozenset[str], grad: bool
@@ -503,7 +547,11 @@ class FlowPolicy:
         state = record.states(position).unique()
         swapped = self.snapshots.use(weights) if weights else nullcontext()
         with phase(f"{name}_network"), swapped, gathered(self.shards):
-            found = [self._velocity_at(record, part) for part in state.split(self.config.micro_batch) if part.numel()]
+            forward = batches(self._expert(record.sigma_of(state)), self.config.micro_batch)
+            order = torch.argsort(forward, stable=True)
+            parts = state[order].split(torch.bincount(forward).tolist()) if len(state) else ()
+            found = [self._velocity_at(record, part) for part in parts]
+            state = state[order]
             count(f"{name}_calls", state.numel() * self.family.network_rows(record.guidance))
         velocity = torch.cat(found) if found else record.network_input(state)[0]
         return replace(rollout, record=record.with_velocity(name, state, velocity))
@@ -521,15 +569,19 @@ class FlowPolicy:
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
-    def usage(self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None) -> dict[str, str]:
+    def usage(
+        self, *, sigmas: str | None = None, scheduler: Mapping[str, Any] | None = None, steps: int | None = None
+    ) -> dict[str, str]:
         """For the model card: the base model and the lines that load the product into plain diffusers.
 
-        sigmas, scheduler: what an engine's grid is in plain diffusers, as `in_plain_diffusers` gives it.
+        sigmas, scheduler: what an engine's grid is in plain diffusers, as `in_plain_diffusers` gives it; steps: of an evaluation.
         """
         return {
             "base_model": resolve(self.family.path),
             "library": "diffusers",
-            "code": loading_code(self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler),
+            "code": loading_code(
+                self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler, steps=steps
+            ),
         }
 
     def save(self, folder: Path) -> None:
@@ -545,9 +597,3 @@ class FlowPolicy:
             adapters.save_adapter(self.pipe, folder)
             if self.merged:
                 adapters.save_placed(self.pipe, self.merged, folder / MERGED)
-
-
-def units_of(network: nn.Module) -> list[list[nn.Module]]:
-    """What of a transformer is gathered at once: each block of its lists of blocks."""
-    lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
-    return [[block] for part in lists for block in part]

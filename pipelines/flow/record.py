@@ -73,6 +73,10 @@ class FlowRecord:
         """The node that each flat position into [N · A] starts from: one forward serves all that share it."""
         return self.from_NA.flatten()[index]
 
+    def sigma_of(self, node: Tensor) -> Tensor:
+        """[n]"""
+        return self.sigma_S1[self.level_V[node]]
+
     def network_input(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(latents [n, ...], σ [n], condition index [n]) of nodes [n]."""
         return self.latent_V[node], self.sigma_S1[self.level_V[node]], self.condition_V[node]

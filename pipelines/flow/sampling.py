@@ -19,10 +19,13 @@ from grpo_mm.pipelines.flow.own_schedule import (
 )
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Schedule
+from grpo_mm.pipelines.flow.solver import Euler
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.progress import report
 from grpo_mm.processes.rng import stream
 from grpo_mm.types import Clips, Pictures, Prompt, Rows
+
+EULER = Euler()
 
 
 def encode_rows(policy: FlowPolicy, rows: Rows, *, size: Size | None = None) -> tuple[dict[str, Tensor], Tensor]:
@@ -51,7 +54,8 @@ def sampling_velocity(
 
 
 class OdeSampler:
-    """The deterministic sampler of evaluation: Euler from fixed noise, for engines with a schedule and `eval_steps`."""
+    """The deterministic sampler of evaluation from fixed noise, for engines with a schedule and `eval_steps`: Euler, or what the
+    checkpoint's own scheduler does where its grid is followed."""
 
     schedule: Any
     """None: the checkpoint's own, which is known once its policy is loaded."""
@@ -85,15 +89,19 @@ class OdeSampler:
         """Samples of the rows at the evaluation size, [N, ...]."""
         size = policy.size(evaluation=True)
         schedule = self.on_grid_of(policy).schedule
-        sigma_S1 = schedule(self.eval_steps, image_tokens=policy.family.image_tokens(policy.pipe, *size))
+        grid, solver = getattr(schedule, "exact", schedule), getattr(schedule, "solver", EULER)
+        sigma_S1 = grid(self.eval_steps, image_tokens=policy.family.image_tokens(policy.pipe, *size))
+        timed = getattr(schedule, "timed", lambda sigma: sigma)
         condition, condition_N = encode_rows(policy, rows, size=size)
         finished = []
         for chunk in torch.arange(len(rows)).split(self.rollout_batch):
             x = self.evaluation_noise(policy, rows.take(chunk), seed=seed)
             here = {k: v[condition_N[chunk]] for k, v in condition.items()}
+            history: list[Tensor] = []
             for sigma, sigma_next in zip(sigma_S1[:-1].to(x), sigma_S1[1:].to(x), strict=True):
-                velocity, _ = sampling_velocity(policy, x, sigma.expand(x.shape[0]), here, size=size)
-                x = x + velocity * (sigma_next - sigma)
+                velocity, _ = sampling_velocity(policy, x, timed(sigma).expand(x.shape[0]), here, size=size)
+                before, x = x, solver.step(x, velocity, sigma, sigma_next, history)
+                history[:] = [sigma, before - sigma * velocity]
             finished.append(x)
             report("clips" if policy.config.draws_clips else "pictures", int(chunk[-1]) + 1, len(rows))
         return torch.cat(finished)
@@ -110,7 +118,9 @@ class OdeSampler:
             schedule, policy.pipe, **grid_of(policy.family), steps=self.eval_steps,
             image_tokens=policy.family.image_tokens(policy.pipe, *size),
         )  # fmt: skip
-        return policy.usage(sigmas=sigmas, scheduler=settings) | {"drawn": self._in_words(policy, schedule)}
+        return policy.usage(sigmas=sigmas, scheduler=settings, steps=self.eval_steps) | {
+            "drawn": self._in_words(policy, schedule)
+        }
 
     def _in_words(self, policy: FlowPolicy, schedule: Schedule) -> str:
         """How evaluation draws: steps, guidance, shift, size."""

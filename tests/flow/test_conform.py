@@ -19,6 +19,8 @@ from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.flux import Flux
 from grpo_mm.pipelines.flow.models.flux2 import Flux2, Flux2Klein
 from grpo_mm.pipelines.flow.models.qwen_image import QwenImage
+from grpo_mm.pipelines.flow.models.qwen_image21 import QwenImage21
+from grpo_mm.pipelines.flow.models.sana import Sana
 from grpo_mm.pipelines.flow.models.sd3 import Sd3
 from grpo_mm.pipelines.flow.models.z_image import ZImage
 from grpo_mm.pipelines.flow.own_schedule import OfCheckpoint
@@ -33,6 +35,8 @@ FAMILIES = {
     "z_image": ZImage,
     "flux2": Flux2,
     "flux2_klein": Flux2Klein,
+    "qwen_image21": QwenImage21,
+    "sana": Sana,
 }
 SLOW = ("guidance not renormalised", "1 - σ", "template left out", "height for width", "mean of the autoencoder forgotten",
         "adapter on other layers", "velocity of the other sign", "embedded guidance dropped")  # fmt: skip
@@ -49,9 +53,9 @@ def drawn_once():
     said: dict = {}
     own = conforming._drawn
 
-    def drawn(family, folder, how, dtype, device, *, adapter=None):
+    def drawn(family, folder, how, dtype, device, *, adapter=None, along=None):
         if adapter is not None:
-            return own(family, folder, how, dtype, device, adapter=adapter)
+            return own(family, folder, how, dtype, device, adapter=adapter, along=along)
         if folder not in said:
             said[folder] = own(family, folder, how, dtype, device)
         return said[folder]

@@ -15,6 +15,7 @@ from grpo_mm.advantages.actions.tree_backup import TreeBackup
 from grpo_mm.advantages.baselines.group_norm import GroupNorm
 from grpo_mm.advantages.combination.combine import WeightedSum
 from grpo_mm.objectives import ClippedRatio, Nft
+from grpo_mm.pipelines.flow.conforming.plain import in_three
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.engines.forward import EveryTimestep, ForwardProcess
 from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim, flow_sde
@@ -68,7 +69,7 @@ def plain_pictures(model: FamilyModel, pipe, policy: FlowPolicy, engine: FlowEng
             prompt=PROMPTS[p].text, latents=latents[None], num_inference_steps=engine.eval_steps, height=height, width=width,
             output_type="pt", **call,
         )  # fmt: skip
-        found.append((drawn.images * 255).round())
+        found.append((in_three(model.family, drawn.images) * 255).round())
     return torch.cat(found)
 
 

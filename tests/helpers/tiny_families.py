@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from newer_pictures import NEWER
 from tiny_models import WORDS, randomise, vae
 
 SHIFT = dict(
@@ -163,5 +164,5 @@ def _flux2_vae():
 
 
 BUILDERS = {"qwen_image": build_qwen_image, "z_image": build_z_image, "flux2_klein": build_flux2_klein,
-            "flux2": build_flux2}  # fmt: skip
+            "flux2": build_flux2} | NEWER  # fmt: skip
 """Kind of flow model -> what makes a checkpoint of it."""

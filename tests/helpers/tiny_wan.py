@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,18 +46,70 @@ def decoder(**settings):
     )  # fmt: skip
 
 
-def build_wan(folder: Path) -> Path:
-    """A WanPipeline of Wan2.1's form (T2V)."""
-    from diffusers import UniPCMultistepScheduler, WanPipeline
+def image_encoder():
+    """(a CLIP that sees 17 tokens of a picture, what prepares pictures for it)."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-    network = transformer()
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=16,
+    )  # fmt: skip
+    return CLIPVisionModel(config), CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+
+
+def _save(folder: Path, pipeline: str, **parts) -> Path:
+    import diffusers
+
     reader, tokenizer = umt5(16)
-    WanPipeline(
-        transformer=network, scheduler=UniPCMultistepScheduler(**MULTISTEP), vae=decoder(), text_encoder=reader,
+    made = dict(
+        scheduler=diffusers.UniPCMultistepScheduler(**MULTISTEP),
+        text_encoder=reader,
         tokenizer=tokenizer,
-    ).save_pretrained(folder)  # fmt: skip
+        vae=decoder(),
+    )
+    getattr(diffusers, pipeline)(**(made | parts)).save_pretrained(folder)
     return folder
 
 
-BUILDERS = {"wan": build_wan}
+def build_wan(folder: Path) -> Path:
+    """Wan2.1, text to video."""
+    return _save(folder, "WanPipeline", transformer=transformer())
+
+
+def build_wan_i2v(folder: Path, *, last: bool = False) -> Path:
+    """Wan2.1, picture to video: 4 channels more tell which frames are given, 4 hold them; a CLIP sees the picture. `last`: with the last frame."""
+    torch.manual_seed(1)
+    sees, prepares = image_encoder()
+    positions = dict(pos_embed_seq_len=2 * 17) if last else {}
+    network = transformer(channels=12, image_dim=16, added_kv_proj_dim=24, **positions)
+    return _save(folder, "WanImageToVideoPipeline", transformer=network, image_encoder=sees, image_processor=prepares)
+
+
+def build_wan_5b(folder: Path) -> Path:
+    """Wan2.2-TI2V-5B, for texts and for pictures: a time for each token, and a decoder of its own form."""
+    torch.manual_seed(2)
+    vae = decoder(
+        patch_size=2, in_channels=12, out_channels=12, is_residual=True, decoder_base_dim=4, scale_factor_spatial=16
+    )
+    return _save(folder, "WanPipeline", transformer=transformer(), vae=vae, expand_timesteps=True)
+
+
+def build_wan_a14b(folder: Path) -> Path:
+    """Wan2.2-T2V-A14B: two experts."""
+    two = dict(transformer=transformer(seed=3), transformer_2=transformer(seed=4))
+    return _save(folder, "WanPipeline", **two, boundary_ratio=0.875)
+
+
+def build_wan_a14b_i2v(folder: Path) -> Path:
+    """Wan2.2-I2V-A14B: two experts, and no CLIP."""
+    two = dict(transformer=transformer(channels=12, seed=5), transformer_2=transformer(channels=12, seed=6))
+    return _save(folder, "WanImageToVideoPipeline", **two, boundary_ratio=0.7)
+
+
+BUILDERS = {
+    "t2v": build_wan, "i2v": build_wan_i2v, "flf": partial(build_wan_i2v, last=True), "5b": build_wan_5b, "a14b": build_wan_a14b,
+    "a14b_i2v": build_wan_a14b_i2v,
+}  # fmt: skip
 """Form of checkpoint -> what makes one."""

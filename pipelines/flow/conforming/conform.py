@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from grpo_mm.findings import Finding, row
-from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, network_rows, velocity_at
+from grpo_mm.pipelines.flow.conforming.network_rows import (
+    SHARES,
+    apart_of,
+    drawn_of,
+    looked_at,
+    network_rows,
+    of_network,
+    velocity_at,
+)
 from grpo_mm.pipelines.flow.conforming.picture_rows import decoding_rows, drawing_row, grid_row
-from grpo_mm.pipelines.flow.conforming.plain import Drawing, Plain, drawn, plain_pipeline
+from grpo_mm.pipelines.flow.conforming.plain import TEXTS, Drawing, Plain, drawn, plain_pipeline
 from grpo_mm.pipelines.flow.conforming.replay_rows import replay_rows
-from grpo_mm.pipelines.flow.models.adapters import Lora
+from grpo_mm.pipelines.flow.models.adapters import Lora, load_plain
 from grpo_mm.pipelines.flow.models.family import Size, resolve
+from grpo_mm.pipelines.flow.models.networks import networks_of
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_on_disk
 from grpo_mm.pipelines.flow.policy import DTYPES, FlowPolicy, FlowPolicyConfig
 from grpo_mm.processes.rng import stream
@@ -37,8 +47,12 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     Raises:
         ConfigError: the checkpoint cannot be loaded here.
     """
-    how = Drawing(_size(family, sizes_on_disk(resolve(family.path), revision=family.revision)), GUIDANCE, TEXT_LENGTH)
-    *frames, height, width = how.size
+    size = _size(family, sizes_on_disk(resolve(family.path), revision=family.revision))
+    *frames, height, width = size
+    # Where the plain pipeline says another thing of a text beside a longer one, both are the same.
+    texts = TEXTS if getattr(family, "alike_in_a_batch", True) else TEXTS[-1:] * 2
+    pictures = tuple(_picture(number, size) for number in range(getattr(family, "pictures", (0, 0))[0]))
+    how = Drawing(size, GUIDANCE, getattr(family, "text_tokens", TEXT_LENGTH), texts=texts, pictures=pictures)
     config = FlowPolicyConfig(
         model=family, lora=LORA, dtype=dtype, guidance=how.guidance, height=height, width=width,
         text_length=how.text_length, **dict(zip(("frames",), frames)),
@@ -50,11 +64,19 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     policy = config.load(device)
     yield from network_rows(policy, plain, how)
     yield grid_row(policy, plain, how)
-    yield drawing_row(policy, plain)
+    yield drawing_row(policy, plain, how)
     yield from decoding_rows(policy, plain, how)
-    yield from replay_rows(policy)
+    yield from replay_rows(policy, how)
     with tempfile.TemporaryDirectory() as place:
         yield from _adapter_rows(policy, config, plain, how, Path(place), device)
+
+
+def _picture(number: int, size: Size) -> Any:
+    """Of a size of its own, and unlike the others and upside down."""
+    from PIL import Image
+
+    pixels = torch.randint(0, 256, (3, 5, 3), dtype=torch.uint8, generator=stream(0, "conform", "picture", number))
+    return Image.fromarray(pixels.numpy().transpose(1, 0, 2).copy()).resize((size[-1] + 8, size[-2] + 24))
 
 
 def _size(family: Any, sizes: PictureSizes) -> Size:
@@ -67,13 +89,20 @@ def _size(family: Any, sizes: PictureSizes) -> Size:
 
 
 def _drawn(
-    family: Any, folder: str, how: Drawing, dtype: str, device: torch.device, *, adapter: Path | None = None
+    family: Any,
+    folder: str,
+    how: Drawing,
+    dtype: str,
+    device: torch.device,
+    *,
+    adapter: Path | None = None,
+    along: Plain | None = None,
 ) -> Plain:
     pipe = plain_pipeline(family, folder, DTYPES[dtype], device)
     if adapter is not None:
-        pipe.load_lora_weights(adapter)
+        load_plain(pipe, adapter)
     try:
-        return drawn(pipe, family, how, sources=adapter is None)
+        return drawn(pipe, family, how, sources=adapter is None, along=along)
     finally:
         del pipe
         gc.collect()
@@ -82,27 +111,46 @@ def _drawn(
 def _adapter_rows(
     policy: FlowPolicy, config: FlowPolicyConfig, plain: Plain, how: Drawing, place: Path, device: torch.device
 ) -> Iterator[Finding]:
-    """An adapter that does something is saved, loaded in the plain library, and merged; velocities at the first latents."""
-    bound, before = SHARES[policy.dtype], plain.heard.steps[0].velocity
-    trained = {name.split(".lora_")[0] for name in policy.trainable}
-    wanted = {name for name, _ in policy.network.named_modules() if name.endswith(policy.family.lora_targets)}
+    """An adapter that does something is saved, loaded in the plain library, and merged; velocities at the latents of the plain drawing,
+    of each network."""
+    bound, steps = SHARES[policy.dtype], looked_at(plain)
+
+    def velocities(of: FlowPolicy) -> dict[str, Tensor]:
+        return {name: drawn_of(of, velocity_at(of, plain, how, step)[0]) for name, step in steps.items()}
+
+    def each(
+        name: str, here: Mapping[str, Tensor], there: Mapping[str, Tensor], *said: Any, **settings: Any
+    ) -> Iterator[Finding]:
+        for which in steps:
+            yield row(
+                f"adapter: {name}{of_network(which, plain)}", apart_of(here[which], there[which]), *said, **settings
+            )
+
+    wanted, trained = set(), set()
+    for name, network in networks_of(policy.pipe).items():
+        named = [(f"{name}.{layer}", module) for layer, module in network.named_modules()]
+        wanted |= {n for n, _ in named if name in policy.trained and n.endswith(policy.family.lora_targets)}
+        trained |= {n for n, module in named if hasattr(module, "lora_A")}
     wrong = sorted(trained ^ wanted)
     words = f"of {len(wanted)} that the family names, those without one, and others with one"
     yield row("adapter: layers", float(len(wrong)), 0, words, ", ".join(wrong[:3]))
-    start, _ = velocity_at(policy, plain, how, step=0)
-    yield row("adapter: a new one changes", apart_of(start, before), bound, "the velocity, which should stay")
+    before = {name: drawn_of(policy, plain.heard.steps[step].velocity) for name, step in steps.items()}
+    yield from each("a new one changes", velocities(policy), before, bound, "the velocity, which should stay")
     with torch.no_grad():
         for name, p in policy.trainable.items():
             p.add_(MOVED * torch.randn(p.shape, generator=stream(0, "conform", name)).to(p))
-    moved, _ = velocity_at(policy, plain, how, step=0)
-    yield Finding("adapter: what it changes", apart_of(moved, before), 1e-4, "the velocity, as a share", at_least=True)
+    moved = velocities(policy)
+    for which in steps:
+        name = f"adapter: what it changes{of_network(which, plain)}"
+        yield Finding(name, apart_of(moved[which], before[which]), 1e-4, "the velocity, as a share", at_least=True)
     policy.save(place)
+    family, dtype = policy.family, config.dtype
     policy.network = policy.pipe = None  # the next load may need the room
     gc.collect()
-    loaded = _drawn(policy.family, resolve(policy.family.path), how, config.dtype, device, adapter=place)
-    apart = apart_of(moved, loaded.heard.steps[0].velocity)
-    cause = "other layers, another scale, or names it does not know"
-    yield row("adapter: saved, in the plain library", apart, bound, "velocity at the first latents", cause)
+    loaded = _drawn(family, resolve(family.path), how, dtype, device, adapter=place, along=plain)
+    there = {name: drawn_of(policy, loaded.heard.steps[step].velocity) for name, step in steps.items()}
+    cause = "other layers, another scale, or names it does not know; on the wrong network"
+    yield from each("saved, in the plain library", moved, there, bound, "velocity at the same latents", cause)
     merged = replace(config, lora=LORA, merge_adapter=str(place)).load(device)
-    apart = apart_of(velocity_at(merged, plain, how, step=0)[0], moved)
-    yield row("adapter: merged", apart, max(bound, 1e-3), "against the adapter beside the weights")
+    words = "against the adapter beside the weights"
+    yield from each("merged", velocities(merged), moved, max(bound, 1e-3), words)

@@ -12,7 +12,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.heard import kept
-from grpo_mm.pipelines.flow.conforming.network_rows import PROMPTS, SHARES, apart_of
+from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, drawn_of, prompts_of
 from grpo_mm.pipelines.flow.conforming.plain import STEPS, Drawing, Plain, read, spelled
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
@@ -26,14 +26,14 @@ LEVELS = {torch.float32: 1.0, torch.bfloat16: 8.0, torch.float64: 1.0}
 """Of 255, the largest difference of a pixel."""
 
 
-def rows_of(group_size: int) -> Rows:
-    return plan_rows(PROMPTS, group_size=group_size, parts=1)[0]
+def rows_of(how: Drawing, group_size: int) -> Rows:
+    return plan_rows(prompts_of(how), group_size=group_size, parts=1)[0]
 
 
 def grid_row(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
     tokens = policy.family.image_tokens(policy.pipe, *how.size)
     try:
-        ours = own_schedule(policy.pipe, **grid_of(policy.family))(STEPS, image_tokens=tokens)
+        ours = own_schedule(policy.pipe, **grid_of(policy.family)).exact(STEPS, image_tokens=tokens)
     except ConfigError as error:
         return Finding("σ", float("nan"), 0, f"it has no grid that can be followed: {error}", asked=False)
     words = f"here {_listed(ours)}, plain {_listed(plain.sigma_S1)}"
@@ -54,11 +54,11 @@ class _From(FlowEngine):
         return self.start
 
 
-def drawing_row(policy: FlowPolicy, plain: Plain) -> Finding:
+def drawing_row(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
     start = plain.heard.steps[0].before.to(policy.device, policy.math_dtype)
-    latents = _From(eval_steps=STEPS, start=start).latents(policy, rows_of(1), seed=0)
-    apart = apart_of(latents, plain.heard.steps[-1].after)
-    same = torch.equal(latents.cpu(), plain.heard.steps[-1].after.to(latents.dtype))
+    latents = _From(eval_steps=STEPS, start=start).latents(policy, rows_of(how, 1), seed=0)
+    latents, there = (drawn_of(policy, v) for v in (latents.cpu(), plain.heard.steps[-1].after))
+    apart, same = apart_of(latents, there), torch.equal(latents, there.to(latents.dtype))
     words = f"{STEPS} steps without noise from the same latents; {'bit for bit' if same else 'not bit for bit'}"
     return row("whole drawing", apart, WHOLE[policy.dtype], words, "σ, the sign of the velocity, or precision")
 

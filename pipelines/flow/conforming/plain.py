@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_mm.pipelines.flow.conforming.heard import Heard, listening
 from grpo_mm.pipelines.flow.models.family import Size, read_index
+from grpo_mm.pipelines.flow.models.networks import networks_of
 from grpo_mm.pipelines.flow.own_schedule import followed
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import refusing
@@ -31,6 +32,9 @@ class Drawing:
     guidance: float
     text_length: int
     seed: int = 0
+    texts: tuple[str, ...] = TEXTS
+    pictures: tuple[Any, ...] = ()
+    """PIL, of each prompt the same."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,36 @@ class Plain:
     from; 0: from none. None where it was not asked for."""
 
 
-def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True) -> Plain:
-    """Draws `TEXTS` with the plain pipeline."""
-    settings = _settings(family, how)
+def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True, along: Plain | None = None) -> Plain:
+    """Draws the texts with the plain pipeline; each step from the latents of the drawing `along`, if there is one."""
+    settings = _settings(pipe, family, how)
     with listening(pipe) as heard, torch.no_grad():
-        picture = pipe(prompt=list(TEXTS), num_inference_steps=STEPS, output_type="pt", return_dict=False, **settings)[
-            0
-        ]
+        asked = dict(prompt=list(how.texts), num_inference_steps=STEPS, output_type="pt", return_dict=False)
+        if along is not None:
+            asked["callback_on_step_end"] = lambda _, step, __, ___: {"latents": _as_there(along, step, pipe)}
+        picture = pipe(**asked, **settings)[0]
     sigma_S1 = pipe.scheduler.sigmas.detach().float().cpu().clone()
-    found = _sources(pipe, heard, settings) if sources else None
-    return Plain(heard, sigma_S1, picture.float().cpu(), found)
+    found = _sources(pipe, heard, settings | {"prompt": list(how.texts)}) if sources else None
+    return Plain(heard, sigma_S1, in_three(family, picture.float().cpu()), found)
 
 
-def _settings(family: Any, how: Drawing) -> dict[str, Any]:
-    call = family.plain_call(guidance=how.guidance, text_length=how.text_length)
-    each = {name: [value] * len(TEXTS) if isinstance(value, str) else value for name, value in call.items()}
+def _as_there(along: Plain, step: int, pipe: Any) -> Tensor:
+    return along.heard.steps[step].after.to(pipe.transformer.device)
+
+
+def in_three(family: Any, picture: Tensor) -> Tensor:
+    """Pictures in 0..1 with three channels: those that have an opaque one are laid on what the family lays them on."""
+    return picture if picture.shape[-3] == 3 else family.in_three(picture * 2 - 1) / 2 + 0.5
+
+
+def _settings(pipe: Any, family: Any, how: Drawing) -> dict[str, Any]:
+    call = family.plain_call(guidance=how.guidance, text_length=how.text_length) | dict(
+        getattr(family, "for_comparison", {})
+    )
+    each = {name: [value] * len(how.texts) if isinstance(value, str) else value for name, value in call.items()}
     generator = torch.Generator().manual_seed(how.seed)
-    *frames, height, width = how.size
-    return {**dict(zip(("num_frames",), frames)), "height": height, "width": width, "generator": generator, **each}
+    shown = family.plain_pictures(pipe, list(how.pictures), how.size) if how.pictures else {}
+    return {**family.plain_size(how.size), "generator": generator, **each, **shown}
 
 
 def _sources(pipe: Any, heard: Heard, settings: Mapping[str, Any]) -> Tensor:
@@ -89,7 +105,8 @@ def read(found: Sequence[Tensor]) -> Tensor:
 def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: Tensor) -> Tensor:
     """What the decoder gets for these last latents, of the first picture; network and decoder repeat what they said."""
     output = heard.calls[0].output
-    network, decode, taken = pipe.transformer.forward, pipe.vae.decode, []
+    networks, decode, taken = networks_of(pipe).values(), pipe.vae.decode, []
+    forwards = [network.forward for network in networks]
 
     def said(*args: Any, **kwargs: Any) -> tuple[Any]:
         return ([v.to(probe_device) for v in output] if isinstance(output, list) else output.to(probe_device),)
@@ -99,11 +116,12 @@ def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: 
         raise _Seen
 
     probe_device = pipe.transformer.device
-    pipe.transformer.forward, pipe.vae.decode = said, given
+    pipe.vae.decode = given
+    for network in networks:
+        network.forward = said
     try:
         with torch.no_grad():
             pipe(
-                prompt=list(TEXTS),
                 num_inference_steps=STEPS,
                 output_type="pt",
                 callback_on_step_end=lambda *_: {"latents": probe.to(probe_device)},
@@ -112,7 +130,9 @@ def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: 
     except _Seen:
         pass
     finally:
-        pipe.transformer.forward, pipe.vae.decode = network, decode
+        pipe.vae.decode = decode
+        for network, forward in zip(networks, forwards):
+            network.forward = forward
     return taken[0][0]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow import kernels
 from grpo_mm.pipelines.flow.conforming.picture_rows import rows_of
+from grpo_mm.pipelines.flow.conforming.plain import Drawing
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.noise import AllSteps
 from grpo_mm.pipelines.flow.policy import FlowPolicy
@@ -28,12 +29,12 @@ SURE = 6.0
 """Standard deviations that a mean of squares may be off."""
 
 
-def replay_rows(policy: FlowPolicy) -> Iterator[Finding]:
+def replay_rows(policy: FlowPolicy, how: Drawing) -> Iterator[Finding]:
     """Two rows a kernel, from rollouts of three steps on a grid that is the same for all families."""
     policy.grid_is_told = True  # no rollout of a run, so nobody needs to be told
     for kernel, level in KERNELS:
         engine = FlowEngine(steps=STEPS, schedule=Shifted(), kernel=kernel, noise=AllSteps(level=level))
-        rollout, _ = engine.sample(policy, rows_of(GROUP), step=0, seed=0, needs=frozenset({"logprobs"}))
+        rollout, _ = engine.sample(policy, rows_of(how, GROUP), step=0, seed=0, needs=frozenset({"logprobs"}))
         mask_NA = rollout.mask_NA.cpu()
         drawn_NA = rollout.behaviour_NA.double().cpu()
         number = rollout.record.latent_V[0].numel()

@@ -33,6 +33,10 @@ class ForwardRecord:
         """Every action starts from a state of its own."""
         return index
 
+    def sigma_of(self, state: Tensor) -> Tensor:
+        """[n]"""
+        return self.sigma_NA.flatten()[state]
+
     def network_input(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x_t [n, ...], t [n], condition index [n])."""
         clean, noise, t, t_column = self._at(state)

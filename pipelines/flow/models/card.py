@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grpo_mm.outside import as_python, from_root
+from grpo_mm.pipelines.flow.models.adapters import adapted
 from grpo_mm.pipelines.flow.models.checkpoint import Checkpoint
 from grpo_mm.pipelines.flow.models.family import resolve
+from grpo_mm.pipelines.flow.models.networks import SECOND
 
 FOLDER = '"path/of/this/folder"'
 
@@ -28,6 +30,7 @@ def loading_code(
     merged: Sequence[str] = (),
     sigmas: str | None = None,
     scheduler: Mapping[str, Any] | None = None,
+    steps: int | None = None,
 ) -> str:
     """Python text for a `FlowPolicyConfig` and its pipeline, with the settings that the policy was trained at.
 
@@ -35,6 +38,7 @@ def loading_code(
         merged: the parts of the pipeline that an adapter was merged into before training.
         sigmas: Python text of the noise levels that the pipeline is called with; None: the pipeline's own.
         scheduler: settings of the Euler scheduler that shifts them; None: the pipeline's own does.
+        steps: how many, where there are no `sigmas` that tell it.
     """
     name = type(pipe).__name__
     adapter, euler = config.lora is not None and not config.save_merged, "FlowMatchEulerDiscreteScheduler"
@@ -51,12 +55,12 @@ def loading_code(
     )
     if merged and adapter:
         lines += [
-            f'pipe.load_lora_weights({FOLDER[:-1]}/{MERGED}")  # was merged before training',
+            *_loads(f'{FOLDER[:-1]}/{MERGED}"', merged, "  # was merged before training"),
             f"pipe.fuse_lora(components={as_python(list(merged))})",
             "pipe.unload_lora_weights()",
         ]
     if adapter:
-        lines.append(f"pipe.load_lora_weights({FOLDER})")
+        lines += _loads(FOLDER, adapted(pipe))
     if scheduler is not None:
         lines.append(f"pipe.scheduler = {euler}({_arguments(scheduler)})  # the run's grid, not the checkpoint's")
     if config.vae_tiling:
@@ -66,6 +70,8 @@ def loading_code(
         **dict(zip(("num_frames",), frames)), "height": height, "width": width,
         **called(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
+    if sigmas is None and steps is not None:
+        call["num_inference_steps"] = steps
     takes = inspect.signature(type(pipe).__call__).parameters
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
@@ -82,6 +88,14 @@ def loading_code(
         export = f'export_to_video(frames, "clip.mp4", fps={config.frame_rate:g})'
         return "\n".join([*lines, f"frames = pipe({prompt}, {call_text}).frames[0]", export])
     return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])
+
+
+def _loads(folder: str, parts: Iterable[str], why: str = "") -> list[str]:
+    """Of an adapter that lies as `adapters.files_of` says."""
+    parts = list(parts)
+    lines = [] if parts == [SECOND] else [f"pipe.load_lora_weights({folder}){why}"]
+    more = f'pipe.load_lora_weights({folder[:-1]}/{SECOND}", load_into_transformer_2=True){why}'
+    return [*lines, more] if SECOND in parts else lines
 
 
 def _source(config: Any, *, adapter: bool) -> str:

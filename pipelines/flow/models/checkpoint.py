@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +30,9 @@ class Checkpoint:
     tables: ClassVar[tuple[str, ...]] = ()
     ragged: ClassVar[bool] = False
     pictures: ClassVar[tuple[int, int]] = (0, 0)
+    cuts_texts: ClassVar[bool] = True
+    alike_in_a_batch: ClassVar[bool] = True
+    for_comparison: ClassVar[Mapping[str, Any]] = {}
 
     def check(self) -> None:
         check_pipeline(self.path, self.pipeline)
@@ -43,6 +47,14 @@ class Checkpoint:
 
     def plain_call(self, *, guidance: float, text_length: int) -> dict[str, Any]:
         return {"guidance_scale": guidance, "max_sequence_length": text_length}
+
+    def plain_size(self, size: Size) -> dict[str, Any]:
+        """What makes the plain pipeline draw this size."""
+        return {"height": size[0], "width": size[1]}
+
+    def plain_pictures(self, pipe: Any, pictures: list[Any], size: Size) -> dict[str, Any]:
+        """What gives a prompt's pictures to the plain pipeline, as they are encoded here where `size` is drawn."""
+        return {"image": pictures} if pictures else {}
 
 
 class Guided(Checkpoint):

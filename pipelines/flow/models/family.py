@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
+from grpo_mm.pipelines.flow.models.networks import NETWORKS, networks_of
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import random_pipeline
 from grpo_mm.weights.pretrained import check_positions, check_vocabulary, load_model, load_other
@@ -55,6 +56,15 @@ class Family(Protocol):
     """How many pictures of a prompt (`Prompt.media`) it reads, at least and at most: (0, 0) texts alone, (1, 1) one picture to be
     edited, (1, 2) a first frame and perhaps a last one, (0, 10) references, or none."""
 
+    cuts_texts: bool
+    """Whether the pipeline cuts a text at `text_length`; else it reads all of it."""
+
+    alike_in_a_batch: bool
+    """Whether the plain pipeline says the same of a text beside a longer one."""
+
+    for_comparison: Mapping[str, Any]
+    """What the plain pipeline is called with besides, where `conform` compares it: what would hide inputs of its network."""
+
     def check(self) -> None: ...
 
     def load(self, dtype: torch.dtype, *, full: bool) -> Any:
@@ -77,6 +87,10 @@ class Family(Protocol):
         """
         ...
 
+    # A family of two networks also has `expert_of(pipe, sigma)`, which of them says the velocity at noise levels [n], 0 or 1; where each is
+    # guided in its own way, `guidance_at(pipe, sigma, guidance)`; and `trained`, the names of those that are trained. Forwards have rows of one.
+    # A family with something to refuse of a policy's other settings, or to say of them, has `check_policy(policy)` and
+    # `said(pipe, policy)`, sentences for `show`.
     # A family that draws clips also has `frames` and `fps`, what its checkpoint draws where a config says nothing.
 
     def latent_shape(self, pipe: Any, *size: int) -> tuple[int, ...]:
@@ -209,7 +223,7 @@ def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -
         return _frozen(random_pipeline(family.path.removeprefix("random:"), dtype), dtype, full=full)
     wide = torch.promote_types(dtype, torch.float32)
     # Read in their own precision: loading in bfloat16 and widening afterwards would round what is stored as float32.
-    dtypes = {"default": dtype, "vae": wide} | ({"transformer": wide} if full else {})
+    dtypes = {"default": dtype, "vae": wide} | (dict.fromkeys(NETWORKS, wide) if full else {})
     folder = _folder(resolve(family.path), family)
     index = read_index(folder)
     variant = family.variant
@@ -276,8 +290,9 @@ def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
     wanted, optional = cls._get_signature_keys(cls)
     may_lack = {*optional, *cls._optional_components, *family.may_lack}
     missing = sorted(name for name in wanted if parts.get(name) is None and name not in may_lack)
-    for name in family.encoders:
+    for name in (name for name in family.encoders if name.startswith("text_encoder")):
         tokenizer = name.replace("text_encoder", "tokenizer")
+        tokenizer = tokenizer if tokenizer in wanted or tokenizer in parts else "processor"  # which has one
         if (parts.get(name) is None) != (parts.get(tokenizer) is None):
             missing.append(name if parts.get(name) is None else tokenizer)
         elif parts.get(name) is not None:
@@ -299,7 +314,7 @@ def _frozen(pipe: Any, dtype: torch.dtype, *, full: bool) -> Any:
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     wide = torch.promote_types(dtype, torch.float32)
-    for part in (pipe.transformer, pipe.vae) if full else (pipe.vae,):
+    for part in (*networks_of(pipe).values(), pipe.vae) if full else (pipe.vae,):
         if part.dtype != wide:
             part.to(wide)
     return pipe

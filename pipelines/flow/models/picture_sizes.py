@@ -16,7 +16,7 @@ USUAL_FRAMES = 4
 PACKED = 2
 """Latents along a side of one image token, for networks without a table of positions."""
 
-HALVINGS = {"block_out_channels": 1, "temperal_downsample": 0}
+HALVINGS = {"block_out_channels": 1, "encoder_block_out_channels": 1, "temperal_downsample": 0}
 """Lists in the settings of autoencoders -> how many of their entries do not halve the sides of a picture."""
 
 
@@ -80,6 +80,8 @@ def sizes_of(vae: Mapping[str, Any], transformer: Mapping[str, Any], *, where: s
         vae.get("scale_factor_temporal") or _frames_of(vae) or USUAL_FRAMES, "scale_factor_temporal", where, "vae"
     )
     positions = transformer.get("pos_embed_max_size")
+    if name == "encoder_block_out_channels":  # so deep that its latents are not packed
+        return PictureSizes(latent_px * _count(transformer.get("patch_size", 1), "patch_size", where))
     if positions is None:
         return PictureSizes(PACKED * latent_px, latent_frames=frames)
     token_px = latent_px * _count(transformer.get("patch_size", PACKED), "patch_size", where)
