@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test test-engines test-launch test-slow quickstart quickstart-video quickstart-spatial lint clean
+.PHONY: install test test-engines test-launch test-slow quickstart quickstart-video quickstart-clips quickstart-spatial lint clean
 
 install: $(VENV)/installed
 
@@ -40,6 +40,9 @@ quickstart: install
 
 quickstart-video: install
 	$(BIN)/grpo-mm train configs/quickstart/video.yaml
+
+quickstart-clips: install
+	$(BIN)/grpo-mm train configs/quickstart/clips.yaml
 
 quickstart-spatial: install
 	$(BIN)/grpo-mm train configs/quickstart/spatial.yaml

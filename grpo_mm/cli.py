@@ -614,7 +614,7 @@ def _is_address(word: str) -> bool:
 
 @zoo_app.command("build")
 def zoo_build(
-    name: Annotated[str, typer.Argument(help="text_to_image or vision_language")],
+    name: Annotated[str, typer.Argument(help="text_to_image, text_to_video or vision_language")],
     out: Annotated[Path, typer.Option(parser=at_home, help="folder for the checkpoint")],
     seed: int = 0,
 ) -> None:
@@ -625,7 +625,7 @@ def zoo_build(
 
 
 @zoo_app.command("path")
-def zoo_path(name: Annotated[str, typer.Argument(help="text_to_image or vision_language")]) -> None:
+def zoo_path(name: Annotated[str, typer.Argument(help="text_to_image, text_to_video or vision_language")]) -> None:
     """Prints where a shipped checkpoint lies."""
     from grpo_mm.pipelines.zoo import path
 

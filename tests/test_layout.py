@@ -155,7 +155,7 @@ MAY_IMPORT = {
     "training": "advantages config golden ledger looking looking.clips objectives processes rollout rollout.collectors run weights",
     "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.clips looking.report objectives pipelines pipelines.flow "
     "pipelines.flow.conforming pipelines.flow.engines pipelines.flow.models pipelines.flow.trees pipelines.vlm "
-    "pipelines.vlm.models pipelines.zoo processes rewards.images rewards.text rewards.video rollout run training weights",
+    "pipelines.vlm.models pipelines.zoo processes rewards.clips rewards.images rewards.text rewards.video rollout run training weights",
     "launch": "processes",
     "tools.keys": "config",
     "tools.serving": "config golden launch pipelines.vlm.engine_server pipelines.vlm.models processes rewards.service rollout run",
@@ -182,6 +182,7 @@ MAY_IMPORT = {
     "rewards.shared": "weights",
     "rewards.answers": "",
     "rewards.images": "looking rewards.answers rewards.shared weights",
+    "rewards.clips": "rewards.images",
     "rewards.text": "processes rewards.answers rewards.shared rollout",
     "rewards.spatial": "rewards.answers rewards.shared rewards.text",
     "rewards.video": "rewards.answers rewards.shared rewards.spatial rewards.text",

@@ -124,11 +124,8 @@ def caption(spec: dict[str, Any]) -> str:
     return f"{first} {spec['relation']} {second}"
 
 
-def specs(split: Split) -> list[dict[str, Any]]:
-    """Every pair of objects of the split, in both orders and all relations, in a fixed shuffled order.
-
-    Splits share no pair, so that a held-out prompt asks for a combination never asked for in training.
-    """
+def pair_split(split: Split) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """The pairs of objects of a split, which differ in colour; splits share none."""
     objects = [{"shape": shape, "color": color} for color in COLORS for shape in SHAPES]
     pairs = [(a, b) for a, b in itertools.combinations(objects, 2) if a["color"] != b["color"]]
     random.Random("shape world").shuffle(pairs)
@@ -137,9 +134,17 @@ def specs(split: Split) -> list[dict[str, Any]]:
         "report": (HELD_OUT_PAIRS, 2 * HELD_OUT_PAIRS),
         "train": (2 * HELD_OUT_PAIRS, len(pairs)),
     }[split]
+    return pairs[start:stop]
+
+
+def specs(split: Split) -> list[dict[str, Any]]:
+    """Every pair of objects of the split, in both orders and all relations, in a fixed shuffled order.
+
+    Splits share no pair, so that a held-out prompt asks for a combination never asked for in training.
+    """
     found = [
         {"things": [dict(first), dict(second)], "relation": relation}
-        for a, b in pairs[start:stop]
+        for a, b in pair_split(split)
         for first, second in ((a, b), (b, a))
         for relation in RELATIONS
     ]

@@ -16,6 +16,7 @@ def build(name: str, out: Path, *, seed: int = 0) -> None:
     """Makes the named checkpoint from scratch in `out`, with the curve of its supervised training beside it."""
     recipes = {
         "text_to_image": _text_to_image,
+        "text_to_video": _text_to_video,
         "vision_language": _vision_language,
     }
     if name not in recipes:
@@ -44,6 +45,22 @@ def _text_to_image(out: Path, seed: int) -> None:
         draw_misleading=MISLEADING,
         prompts=prompts("monitor")[:144],
         reward=ShapeWorldReward(),
+        seed=seed,
+    )
+
+
+def _text_to_video(out: Path, seed: int) -> None:
+    from grpo_mm.datasets.worlds.moving_shapes import FPS, HONEST, MISLEADING, prompts
+    from grpo_mm.pipelines.zoo.text_to_video import build as build_text_to_video
+    from grpo_mm.rewards.clips.moving_shapes import MovingShapesReward
+
+    build_text_to_video(
+        out,
+        draw=HONEST,
+        draw_misleading=MISLEADING,
+        fps=FPS,
+        prompts=prompts("monitor")[:96],
+        reward=MovingShapesReward(),
         seed=seed,
     )
 

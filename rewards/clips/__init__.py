@@ -14,5 +14,6 @@ KINDS = (
     Entry("reward", "motion_smoothness", "grpo_mm.rewards.clips.pixel_movement:MotionSmoothness", "arXiv:2311.17982"),
     Entry("reward", "video_ocr", "grpo_mm.rewards.clips.video_ocr:VideoOcr", "arXiv:2505.05470"),
     Entry("reward", "clip_judge", "grpo_mm.rewards.clips.clip_judge:ClipJudge", "arXiv:2503.05236"),
+    Entry("reward", "moving_shapes", "grpo_mm.rewards.clips.moving_shapes:MovingShapesReward", "", "configs/quickstart/clips.yaml"),
 )  # fmt: skip
 """What a config can name of this room."""

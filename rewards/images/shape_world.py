@@ -56,7 +56,7 @@ class Detection:
 
 def detect(image_HWC: np.ndarray) -> list[Detection]:
     """Things in a uint8 picture, the largest first and at most eight; never raises on any picture."""
-    return _read(np.asarray(image_HWC))[0]
+    return read(np.asarray(image_HWC))[0]
 
 
 def score(image_HWC: np.ndarray, target: Mapping[str, Any]) -> dict[str, float]:
@@ -70,10 +70,10 @@ def score(image_HWC: np.ndarray, target: Mapping[str, Any]) -> dict[str, float]:
         all_correct: 1 if everything is right, outlines are clean and nothing else is there.
         extras: number of things that are not of a wanted colour, or are surplus.
     """
-    found, stray = _read(np.asarray(image_HWC))
+    found, stray = read(np.asarray(image_HWC))
     wanted = target["things"]
-    matched = _match(found, wanted)
-    credits = [_credit(thing, want) for thing, want in zip(matched, wanted)]
+    matched = match(found, wanted)
+    credits = [credit(thing, want) for thing, want in zip(matched, wanted)]
     right_color = [thing is not None and thing.color == want["color"] for thing, want in zip(matched, wanted)]
     extras = len(found) - sum(right_color)
     relation = target.get("relation")
@@ -102,8 +102,8 @@ class ShapeWorldReward:
         return {name: torch.tensor([row[name] for row in rows]) for name in ("score", "all_correct", "extras")}
 
 
-def _read(image_HW3: np.ndarray) -> tuple[list[Detection], float]:
-    """Things, and the share of bright pixels that belong to none of them."""
+def read(image_HW3: np.ndarray) -> tuple[list[Detection], float]:
+    """Things as `detect` gives them, and the share of bright pixels that belong to none of them."""
     brightness_HW = image_HW3.max(axis=-1).astype(np.float32)
     coverage_HW = np.clip((brightness_HW - _DARK) / (_BRIGHT - _DARK), 0, 1)
     bright_HW = coverage_HW > 0.5
@@ -158,7 +158,7 @@ def _ideal_distances(dx: np.ndarray, dy: np.ndarray, area: float) -> dict[str, n
     }
 
 
-def _match(found: Sequence[Detection], wanted: Sequence[Mapping[str, str]]) -> list[Detection | None]:
+def match(found: Sequence[Detection], wanted: Sequence[Mapping[str, str]]) -> list[Detection | None]:
     """The detection that stands for each wanted thing: same colour and the best shape first, then what is left over."""
     left = list(found)
     matched: list[Detection | None] = [None] * len(wanted)
@@ -166,12 +166,13 @@ def _match(found: Sequence[Detection], wanted: Sequence[Mapping[str, str]]) -> l
         for index, want in enumerate(wanted):
             candidates = [thing for thing in left if not same_color or thing.color == want["color"]]
             if matched[index] is None and candidates:
-                matched[index] = max(candidates, key=lambda thing: (_credit(thing, want), thing.area))
+                matched[index] = max(candidates, key=lambda thing: (credit(thing, want), thing.area))
                 left.remove(matched[index])
     return matched
 
 
-def _credit(thing: Detection | None, want: Mapping[str, str]) -> float:
+def credit(thing: Detection | None, want: Mapping[str, str]) -> float:
+    """0 to 1: half for the colour, half for the shape, scaled by how clean its outline is; half of that in a wrong colour."""
     if thing is None:
         return 0.0
     plausible = thing.shape == want["shape"] and thing.area < _MAX_AREA

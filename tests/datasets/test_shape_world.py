@@ -147,7 +147,7 @@ def test_reward_scores_a_batch():
 
 def test_zoo_names_what_it_holds():
     with pytest.raises(ValueError, match="text_to_image"):
-        zoo.path("text_to_video")
+        zoo.path("text_to_speech")
 
 
 @pytest.fixture(scope="module")

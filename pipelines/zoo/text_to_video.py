@@ -1,0 +1,222 @@
+"""A tiny text-to-video model in Wan's format, trained from scratch on clips that are handed in.
+
+As the text-to-image model, it should render well and obey badly: honest captions first, then a short time of misleading ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_mm.pipelines.zoo.clip_autoencoder import encode, train_clip_autoencoder
+from grpo_mm.pipelines.zoo.flow_matching import fit, noised, padded_tokens, random_sigmas
+from grpo_mm.pipelines.zoo.word_pieces import word_pieces
+from grpo_mm.types import Clip, Clips, Prompt
+
+Draw = Callable[[int, random.Random], tuple[np.ndarray, list[str]]]
+"""(count, rng) -> uint8 [count, F, H, W, 3] and as many captions."""
+Reward = Callable[[Clips, Sequence[Prompt]], dict[str, Tensor]]
+"""(M clips, M prompts) -> named scores [M]."""
+
+TEXT_TOKENS = 16
+"""The longest caption has ten words; the end makes eleven."""
+TEXT_LENGTHS = {TEXT_TOKENS: 90, 64: 8, 512: 2}
+"""Number of tokens that the network reads (`max_sequence_length` of the pipeline), zeros where the text has ended, and how often
+each is trained. The shortest is the cheapest; 512 is what a plain call of the pipeline uses."""
+SHIFT = 3.0
+"""Of the noise levels: clips want more of the high ones than pictures."""
+
+
+def build(
+    out_dir: str | Path,
+    *,
+    draw: Draw,
+    draw_misleading: Draw,
+    fps: float,
+    prompts: Sequence[Prompt] = (),
+    reward: Reward | None = None,
+    seed: int = 0,
+    steps: int = 2200,
+    misleading_steps: int = 200,
+    lr: float = 1.5e-3,
+    misleading_lr: float = 5e-4,
+    autoencoder: Any = None,
+    autoencoder_steps: int = 900,
+    autoencoder_pool: int = 4000,
+    pool: int = 8000,
+    dim: int = 96,
+    layers: int = 4,
+    save_every: int = 200,
+) -> None:
+    """Trains the model and keeps its latest weights in `out_dir`, with the supervised curve in `curve.jsonl`.
+
+    Args:
+        draw: honest clips; the words of their captions make the vocabulary.
+        draw_misleading: clips for the last steps, whose captions are often wrong.
+        prompts: held-out prompts that `reward` scores at every save, with the moving average of the weights.
+        autoencoder: a trained one, for another generator in the same latents; None trains it.
+        autoencoder_pool: clips that it learns from.
+        pool: clips drawn once for each kind, kept as latents and trained on for many epochs.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "curve.jsonl").write_text("")
+    torch.manual_seed(seed)
+    started = time.monotonic()
+    clips_NCFHW, captions = next(_drawn(draw, autoencoder_pool, random.Random(f"{seed}/autoencoder"), autoencoder_pool))
+    vae = autoencoder or train_clip_autoencoder(clips_NCFHW, steps=autoencoder_steps)
+    torch.manual_seed(seed)  # every stage can be made again without those before it
+    pipe = untrained(vae, captions, dim=dim, layers=layers)
+    size = dict(zip(("num_frames", "height", "width"), clips_NCFHW.shape[2:]))
+    del clips_NCFHW
+
+    def keep(averaged: Any, **row: float | str) -> None:
+        scores = score(averaged, prompts, reward, fps=fps, **size) if reward and prompts else {}
+        row |= {name: round(value, 4) for name, value in scores.items()}
+        with (out_dir / "curve.jsonl").open("a") as curve:
+            curve.write(json.dumps(row | {"seconds": round(time.monotonic() - started)}) + "\n")
+        save(averaged, out_dir)
+
+    lessons = _lessons(pipe, draw, pool, random.Random(f"{seed}/honest"))
+    for step, loss, averaged in _trained(pipe, *lessons, steps=steps, lr=lr, save_every=save_every):
+        keep(averaged, captions="honest", step=step, loss=round(loss, 4))
+    torch.manual_seed(seed)
+    lessons = _lessons(pipe, draw_misleading, pool, random.Random(f"{seed}/misleading"))
+    for step, loss, obeying_less in _trained(
+        averaged, *lessons, steps=misleading_steps, lr=misleading_lr, save_every=min(100, save_every)
+    ):
+        keep(obeying_less, captions="misleading", step=steps + step, loss=round(loss, 4))
+
+
+def _drawn(draw: Draw, count: int, rng: random.Random, part: int) -> Iterator[tuple[Tensor, list[str]]]:
+    for start in range(0, count, part):
+        clips_NFHWC, captions = draw(min(part, count - start), rng)
+        yield torch.from_numpy(clips_NFHWC).permute(0, 4, 1, 2, 3).contiguous(), captions
+
+
+def _lessons(pipe: Any, draw: Draw, count: int, rng: random.Random, *, part: int = 500) -> tuple[Tensor, Tensor]:
+    """Latents [N, C, f, h, w] and tokens [N, L]; the clips themselves would fill the memory."""
+    parts = [
+        (encode(pipe.vae, clips), padded_tokens(pipe.tokenizer, captions, length=TEXT_TOKENS))
+        for clips, captions in _drawn(draw, count, rng, part)
+    ]
+    latents, tokens = zip(*parts)
+    return torch.cat(latents), torch.cat(tokens)
+
+
+def _trained(pipe: Any, latents: Tensor, tokens_NL: Tensor, *, steps: int, lr: float, save_every: int, batch: int = 48):
+    trained = ("transformer", "text_encoder")
+    return fit(pipe, latents, tokens_NL, trained, _loss, steps=steps, lr=lr, save_every=save_every, batch=batch)
+
+
+def _loss(pipe: Any, latents_nCfhw: Tensor, tokens_nL: Tensor) -> Tensor:
+    """|v(x_σ, σ) - (noise - x)|² at random σ; the texts' states as the pipeline cuts them."""
+    lengths, weights = torch.tensor(list(TEXT_LENGTHS.items())).T
+    length = int(lengths[torch.multinomial(weights.float(), 1)])
+    mask_nL = tokens_nL != pipe.tokenizer.pad_token_id
+    text_nLD = pipe.text_encoder(tokens_nL, mask_nL.long()).last_hidden_state * mask_nL[..., None]
+    text_nLD = torch.nn.functional.pad(text_nLD, (0, 0, 0, length - text_nLD.shape[1]))
+    sigma_n = random_sigmas(len(tokens_nL), shift=pipe.scheduler.config.shift)
+    noisy, noise = noised(latents_nCfhw, sigma_n)
+    velocity = pipe.transformer(noisy, 1000 * sigma_n, text_nLD).sample
+    return (velocity - (noise - latents_nCfhw)).square().mean()
+
+
+def score(
+    pipe: Any, prompts: Sequence[Prompt], reward: Reward, *, fps: float, steps: int = 20, **size: int
+) -> dict[str, float]:
+    """Mean scores of one clip a prompt: deterministic sampler, no guidance, fixed noise."""
+    clips = Clips(
+        Clip(frames, fps) for frames in sample(pipe, [prompt.text for prompt in prompts], steps=steps, **size)
+    )
+    return {name: float(value_M.mean()) for name, value_M in reward(clips, prompts).items()}
+
+
+def sample(
+    pipe: Any,
+    texts: Sequence[str],
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    steps: int = 20,
+    seed: int = 0,
+    batch: int = 96,
+) -> Tensor:
+    """uint8 [N, F, 3, H, W] by the plain pipeline call."""
+    generator = torch.Generator().manual_seed(seed)
+    pipe.set_progress_bar_config(disable=True)
+    clips = [
+        pipe(
+            prompt=list(texts[start : start + batch]),
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            max_sequence_length=TEXT_TOKENS,
+            generator=generator,
+            output_type="pt",
+        ).frames
+        for start in range(0, len(texts), batch)
+    ]
+    return (torch.cat(clips) * 255).round().to(torch.uint8)
+
+
+def save(pipe: Any, out_dir: Path) -> None:
+    """Safetensors for `WanPipeline.from_pretrained(out_dir)`.
+
+    fp16, but for the text encoder: diffusers loads its own models as float32 by default, transformers as stored.
+    """
+    stored = copy.deepcopy(pipe)
+    stored.transformer.half()
+    stored.vae.half()
+    stored.save_pretrained(out_dir)
+
+
+def untrained(vae: Any, captions: Sequence[str], *, dim: int, layers: int, width: int = 48) -> Any:
+    """A `WanPipeline` around the autoencoder, with random weights and a vocabulary of the captions' words."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    tokenizer = word_pieces({word for text in captions for word in text.split()}, max_length=512)
+    config = UMT5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        relative_attention_num_buckets=16,
+        relative_attention_max_distance=32,
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    transformer = WanTransformer3DModel(
+        num_attention_heads=dim // 32,
+        attention_head_dim=32,
+        in_channels=vae.config.z_dim,
+        out_channels=vae.config.z_dim,
+        text_dim=width,
+        freq_dim=64,
+        ffn_dim=4 * dim,
+        num_layers=layers,
+        rope_max_seq_len=64,
+    )
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(config),
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        transformer=transformer,
+    )
