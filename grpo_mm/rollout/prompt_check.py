@@ -28,6 +28,7 @@ def check_prompts(
     shows_media: bool,
     engine: str,
     edits: bool = False,
+    pictures: tuple[int, int] = (0, 0),
 ) -> None:
     """Looks at every prompt once.
 
@@ -35,10 +36,11 @@ def check_prompts(
         scorers: name → what has `use` (a reward) and `sources`, as `Scorer`.
         shows_media: whether the engine shows prompts' pictures and videos to the model.
         engine: its name, for messages.
+        pictures: how many pictures of a prompt the model is shown at least and at most, where it reads one text with them and no turns.
         edits: whether the engine begins with the picture under "source_image" of a prompt's target.
 
     Raises:
-        ConfigError: a text that no tokenizer reads; a picture to be edited and an engine that does not edit; pictures, videos or earlier turns that the engine would drop; a picture or
+        ConfigError: a text that no tokenizer reads; fewer or more pictures than the model reads; a picture to be edited and an engine that does not edit; pictures, videos or earlier turns that the engine would drop; a picture or
             video in a row or a marker in its text where the prompt shows none; a reward that cannot say whether it applies.
     """
     for source, prompts in sources.items():
@@ -47,7 +49,9 @@ def check_prompts(
             where = f"prompt {shown(prompt.id)} of {source!r}"
             _check_texts(prompt, where)
             _check_edited(prompt, where, edits=edits, engine=engine)
-            if not shows_media:
+            if pictures[1] and not shows_media:
+                _check_pictures(prompt, where, pictures)
+            elif not shows_media:
                 _check_dropped(prompt, where, engine)
             elif not prompt.media:
                 _check_missing(prompt, where)
@@ -107,6 +111,36 @@ def _check_dropped(prompt: Prompt, where: str, engine: str) -> None:
             f"{where} has {dropped}, of which the engine {engine} would show the model nothing. Use other prompts, or an engine that "
             "shows them; with {kind: table} a column of pictures is left out by `ignore`, or kept for rewards by `for_rewards`."
         )
+
+
+def _check_pictures(prompt: Prompt, where: str, pictures: tuple[int, int]) -> None:
+    why = media_refused(prompt, pictures)
+    if prompt.messages:
+        why = "it has earlier turns, which the model would not be shown"
+    if why:
+        raise ConfigError(
+            f"{where} cannot be put to the model: {why}. Choose the policy's model kind to match, or other prompts; with {{kind: table}} a "
+            "column of pictures is shown as `media`, left out by `ignore`, or kept for rewards by `for_rewards`."
+        )
+
+
+def media_refused(prompt: Prompt, pictures: tuple[int, int]) -> str:
+    """Why a model that reads so many pictures of a prompt, at least and at most, cannot be asked this one; "" if it can."""
+    least, most = pictures
+    number = len(prompt.media)
+    if any(map(_is_video, prompt.media)):
+        return "it shows a video, of which the model sees nothing"
+    if number < least:
+        return (
+            f"it shows {_pictures(number)}, and the model needs {_pictures(least, 'at least ' if most > least else '')}"
+        )
+    if number > most:
+        return f"it shows {_pictures(number)}, and the model reads {_pictures(most, 'at most ' if most else '')}"
+    return ""
+
+
+def _pictures(number: int, before: str = "") -> str:
+    return f"{before}{number or 'no'} picture{'' if number == 1 else 's'}"
 
 
 def _check_missing(prompt: Prompt, where: str) -> None:

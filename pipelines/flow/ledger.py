@@ -17,6 +17,8 @@ from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_tr
 from grpo_mm.pipelines.flow.models.known import known_pipeline
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig, units_of
 
+PICTURE_PX = 1024
+"""Height and width of a prompt's picture: what the pipelines bring pictures to, or the largest that they leave as it is."""
 LOWER = "policy.micro_batch, policy.gradient_checkpointing=true"
 
 
@@ -194,11 +196,24 @@ def _written(
 def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:
     """(the condition of one prompt, what making it takes)."""
     longest = "a photo " * (net.config.text_length if getattr(net.family, "ragged", False) else 1)
+    of_pictures = {} if net.config.pictures[1] == 0 else {"pictures": _blank(net), "size": net.size(evaluation=False)}
     with Counter() as counter:
         condition = net.family.encode(
-            net.pipe, longest.strip(), text_length=net.config.text_length, guidance=net.config.guidance
+            net.pipe,
+            longest.strip(),
+            text_length=net.config.text_length,
+            guidance=net.config.guidance,
+            **of_pictures,
         )
         return condition, _Pass(counter.peak, 0, counter.flops)
+
+
+def _blank(net: FlowPolicy) -> list[Any]:
+    """As many pictures as a prompt has at least; one for a model that needs none, where `policy.media` says that there are some."""
+    from PIL import Image
+
+    number = net.config.pictures[0] or int(net.config.media is not None)
+    return [Image.new("RGB", (PICTURE_PX, PICTURE_PX))] * number
 
 
 def _inputs(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int]) -> tuple[Any, ...]:

@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from grpo_mm.errors import ConfigError
+from grpo_mm import registry
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE, NOTED
+from grpo_mm.outside import reason, shown
+from grpo_mm.pipelines.flow.conditions import by_geometry, forget_oldest, key_of
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
-from grpo_mm.pipelines.flow.models.family import joined, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.family import GEOMETRY, joined, resolve, takes_guidance
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
+from grpo_mm.pipelines.opened import open_media
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.compiled import check_compiler, compile_layers
 from grpo_mm.processes.distributed import Shard
 from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
+from grpo_mm.rollout.prompt_check import media_refused
 from grpo_mm.types import Couples, Pictures, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
 from grpo_mm.weights.eight_bit import Quantized, bitsandbytes, mark_quantized, quantize
@@ -44,6 +50,8 @@ class FlowPolicyConfig:
     """The checkpoint and its family."""
     lora: Lora | None = None
     """None: full fine-tuning of the transformer, with float32 master weights."""
+    media: Annotated[Any, Role("media")] | None = None
+    """Opens the pictures of prompts, for models that read some; null: the frame store with its defaults."""
     quantize: Quantized | None = None
     """Under an adapter: the linear layers of the frozen transformer's blocks have 4 bits (nf4) or 8 (int8), by bitsandbytes; null:
     `dtype`. The adapter is trained on top of these, and fits the same base quantized alike."""
@@ -94,6 +102,32 @@ class FlowPolicyConfig:
         """One forward never splits an action."""
         return "action"
 
+    @property
+    def pictures(self) -> tuple[int, int]:
+        """How many pictures of a prompt the model reads, at least and at most; (0, 0): texts alone."""
+        return getattr(self.model, "pictures", (0, 0))
+
+    def open_pictures(self, prompt: Prompt) -> list[Any]:
+        """The prompt's media as PIL pictures in RGB, in their own sizes, in order; the first is the one to be edited.
+
+        Raises:
+            ConfigError: the model reads no pictures, or not so many; the media are no pictures.
+            ValueError, OSError: one of them cannot be read.
+        """
+        why = media_refused(prompt, self.pictures)
+        if why:
+            raise ConfigError(f"prompt {shown(prompt.id)} cannot be put to {type(self.model).__name__}: {why}.")
+        return [open_media(self._opens, item) for item in prompt.media]
+
+    @property
+    def _opens(self) -> Any:
+        return registry.lookup("media", "frame_store")() if self.media is None else self.media
+
+    def probe_media(self, prompt: Prompt) -> None:
+        """Opens what the prompt shows, where the media can do so cheaply; raises what they raise."""
+        for item in prompt.media if hasattr(self._opens, "probe") else ():
+            self._opens.probe(item)
+
     def defaults(self, engine: Any) -> dict[str, Any]:
         """What a config that says nothing gets (`grpo_mm.config.by_policy`); the rest has the defaults of the classes.
 
@@ -122,6 +156,8 @@ class FlowPolicyConfig:
             found.append(
                 f"policy.guidance = {self.guidance:g} has no effect: the checkpoint's network does not take it (guidance_embeds is false)."
             )
+        if self.media is not None and self.pictures[1] == 0:
+            found.append("policy.media has no effect: the model reads texts alone.")
         if self.detach_unconditional and rows == 1:
             found.append("policy.detach_unconditional has no effect: policy.guidance is not above 1.")
         if self.vae_slicing and self.decode_batch == 1:
@@ -151,6 +187,8 @@ class FlowPolicyConfig:
             )
         if self.merge_adapter is not None:
             check_adapter(self.merge_adapter)
+        if hasattr(self.media, "check"):
+            self.media.check()
         if self.detach_unconditional and not hasattr(self.model, "halves"):
             raise ConfigError(
                 f"policy.detach_unconditional: {type(self.model).__name__} has no unconditional half that could be detached; leave it out."
@@ -218,7 +256,9 @@ class FlowPolicy:
         if config.compile:
             compile_layers(block for unit in units_of(self.network) for block in unit)
         self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else self.network)
-        self._embeddings: dict[str, dict[str, Tensor]] = {}
+        self._conditions: dict[Any, dict[str, Tensor]] = {}
+        """By what `key_of` says of a prompt, on the CPU."""
+        self.pictured = False  # whether a prompt with pictures was seen
         self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 
     def _place(self) -> None:
@@ -240,27 +280,54 @@ class FlowPolicy:
         c.check_sizes(self._sizes)
         return (c.eval_height or c.height, c.eval_width or c.width) if evaluation else (c.height, c.width)
 
-    def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """The condition of each prompt, [P, ...]; each text is encoded once and alone, so that a batch cannot change it."""
+    def encode(self, prompts: Sequence[Prompt], *, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """The condition of each prompt, [P, ...]; each is encoded once and alone, so that a batch cannot change it.
+
+        size: (height, width) in pixels of what is drawn with it, which counts for models that read pictures; None: that of rollouts.
+
+        Raises:
+            UserError: a prompt with pictures for a model that reads none, or one without what it reads; pictures that cannot be opened.
+        """
+        size = size or self.size(evaluation=False)
         with phase("encode"):
-            missing = [p.text for p in prompts if p.text not in self._embeddings]
-            if missing:
-                self._move(self.family.encoders, self.device, "encoders")
-                for text in dict.fromkeys(missing):
+            rows, moved = [], False
+            for prompt in prompts:
+                given = self._pictures(prompt)
+                key = key_of(prompt, given, size)
+                self.pictured |= bool(given)
+                if key not in self._conditions:
+                    if not moved:
+                        self._move(self.family.encoders, self.device, "encoders")
+                        self._move(["vae"] if self.config.pictures[1] else [], self.device, "decoder")
+                        moved = True
+                    of_pictures = {"pictures": given, "size": size} if self.config.pictures[1] else {}
                     c = self.family.encode(
-                        self.pipe, text, text_length=self.config.text_length, guidance=self.config.guidance
+                        self.pipe,
+                        prompt.text,
+                        text_length=self.config.text_length,
+                        guidance=self.config.guidance,
+                        **of_pictures,
                     )
-                    self._embeddings[text] = {k: v.to("cpu") for k, v in c.items()}
+                    self._conditions[key] = {k: v.to("cpu") for k, v in c.items()}
+                rows.append(self._conditions[key])
+            if moved:
                 self._move(self.family.encoders, "cpu", "encoders")
-            rows = [self._embeddings[p.text] for p in prompts]
+                self._move(["vae"] if self.config.pictures[1] else [], "cpu", "decoder")
             condition = {k: v.to(self.device) for k, v in joined(rows).items()}
-            while len(self._embeddings) > 1024:
-                del self._embeddings[next(iter(self._embeddings))]
+            forget_oldest(self._conditions)
         return condition
+
+    def _pictures(self, prompt: Prompt) -> list[Any]:
+        try:
+            return self.config.open_pictures(prompt)
+        except UserError:
+            raise
+        except (ValueError, OSError) as error:
+            raise UserError(f"prompt {shown(prompt.id)}: a picture of it cannot be read ({reason(error)}).") from error
 
     def forget_texts(self) -> None:
         """What is kept of encoded texts is encoded again when it is asked for."""
-        self._embeddings.clear()
+        self._conditions.clear()
 
     def _move(self, names: Sequence[str], device: torch.device | str, part: Literal["encoders", "decoder"]) -> None:
         if part in self.config.offload:
@@ -281,8 +348,19 @@ class FlowPolicy:
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The guided velocity, and the unconditional half of it where that is a constant (`detach_unconditional`), [n, ...] each.
 
+        Rows whose pictures are of unlike sizes go through the network one kind after the other (`by_geometry`).
+
         of_none: that half, where these weights have said it before.
         """
+        if GEOMETRY in condition:
+            return by_geometry(
+                partial(self._velocity_and_half, size=size, guidance=guidance), x, sigma, condition, of_none
+            )
+        return self._velocity_and_half(x, sigma, condition, of_none, size=size, guidance=guidance)
+
+    def _velocity_and_half(
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], of_none: Tensor | None, *, size: tuple[int, int], guidance: float
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         # Trained weights are float32, those of an adapter as well, and products are taken in the network's own precision. Every
         # weight is met once, so that a cache of what was cast would be copies that nobody asks for.
         low = self.dtype == torch.bfloat16 and not (
@@ -409,7 +487,13 @@ class FlowPolicy:
             "base_model": resolve(self.family.path),
             "library": "diffusers",
             "code": loading_code(
-                self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler, steps=steps
+                self.config,
+                self.pipe,
+                merged=tuple(self.merged),
+                sigmas=sigmas,
+                scheduler=scheduler,
+                steps=steps,
+                pictured=self.pictured,
             ),
         }
 

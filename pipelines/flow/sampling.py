@@ -21,10 +21,12 @@ from grpo_mm.types import Pictures, Prompt, Rows
 EULER = Euler()
 
 
-def encode_rows(policy: FlowPolicy, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
-    """The condition of each distinct prompt of the rows, and which one each row has, [N]."""
+def encode_rows(
+    policy: FlowPolicy, rows: Rows, *, size: tuple[int, int] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The condition of each distinct prompt of the rows, to draw pictures of `size` (as `encode`), and which one each row has, [N]."""
     prompt_C, condition_N = torch.unique(rows.prompt_N, return_inverse=True)
-    return policy.encode([rows.prompts[p] for p in prompt_C.tolist()]), condition_N.to(policy.device)
+    return policy.encode([rows.prompts[p] for p in prompt_C.tolist()], size=size), condition_N.to(policy.device)
 
 
 def initial_noise(
@@ -84,7 +86,7 @@ class OdeSampler:
         grid, solver = getattr(schedule, "exact", schedule), getattr(schedule, "solver", EULER)
         sigma_S1 = grid(self.eval_steps, image_tokens=policy.family.image_tokens(policy.pipe, *size))
         timed = getattr(schedule, "timed", lambda sigma: sigma)
-        condition, condition_N = encode_rows(policy, rows)
+        condition, condition_N = encode_rows(policy, rows, size=size)
         finished = []
         for chunk in torch.arange(len(rows)).split(self.rollout_batch):
             x = self.evaluation_noise(policy, rows.take(chunk), seed=seed)

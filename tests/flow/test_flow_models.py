@@ -196,9 +196,9 @@ def test_prompt_and_guidance_matter(model, policy):
 
 
 def test_a_prompt_is_encoded_alike_alone_and_in_company(policy):
-    policy._embeddings.clear()
+    policy._conditions.clear()
     alone = policy.encode(PROMPTS[1:])
-    policy._embeddings.clear()
+    policy._conditions.clear()
     together = policy.encode(PROMPTS)
     assert all(torch.equal(together[k][1:], alone[k]) for k in together)
 

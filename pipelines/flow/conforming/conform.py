@@ -14,6 +14,7 @@ import torch
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, network_rows, velocity_at
 from grpo_mm.pipelines.flow.conforming.picture_rows import decoding_rows, drawing_row, grid_row
+from grpo_mm.pipelines.flow.conforming.pictured import AsGiven, example_pictures
 from grpo_mm.pipelines.flow.conforming.plain import TEXTS, Drawing, Plain, drawn, plain_pipeline
 from grpo_mm.pipelines.flow.conforming.replay_rows import replay_rows
 from grpo_mm.pipelines.flow.models.adapters import Lora
@@ -39,10 +40,10 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     size = _size(sizes_on_disk(resolve(family.path), revision=family.revision))
     # Where the plain pipeline says another thing of a text beside a longer one, both are the same.
     texts = TEXTS if getattr(family, "alike_in_a_batch", True) else TEXTS[-1:] * 2
-    how = Drawing(size, GUIDANCE, TEXT_LENGTH, texts=texts)
+    how = Drawing(size, GUIDANCE, TEXT_LENGTH, texts=texts, pictures=example_pictures(family, len(texts)))
     config = FlowPolicyConfig(
         model=family, lora=LORA, dtype=dtype, guidance=how.guidance, height=how.size[0], width=how.size[1],
-        text_length=how.text_length,
+        text_length=how.text_length, media=AsGiven() if any(how.pictures) else None,
     )  # fmt: skip
     config.check()
     folder = resolve(family.path)

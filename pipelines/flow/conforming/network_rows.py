@@ -12,6 +12,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.heard import Call, Heard, listening
+from grpo_mm.pipelines.flow.conforming.pictured import picture_row
 from grpo_mm.pipelines.flow.conforming.plain import Drawing, Plain
 from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
@@ -32,16 +33,20 @@ KINDS = {
 
 
 def prompts_of(how: Drawing) -> tuple[Prompt, ...]:
-    return tuple(Prompt(f"conform/{i}", text) for i, text in enumerate(how.texts))
+    pairs = zip(how.texts, how.pictures, strict=True)
+    return tuple(Prompt(f"conform/{i}", text, media=pictures) for i, (text, pictures) in enumerate(pairs))
 
 
 def velocity_at(policy: FlowPolicy, plain: Plain, how: Drawing, step: int = AT) -> tuple[Tensor, Heard]:
     """Our guided velocity at the latents that the plain pipeline had, and what the network was asked on the way."""
     x = plain.heard.steps[step].before.to(policy.device, policy.math_dtype)
     sigma = _timed(policy, plain.sigma_S1[step]).to(x).expand(len(x))
+    prompts, said = prompts_of(how), []
     with listening(policy.pipe) as heard, torch.no_grad():
-        condition = policy.encode(prompts_of(how))
-        velocity = policy.velocity(x, sigma, condition, size=how.size, guidance=how.guidance)
+        for batch in how.batches:
+            condition = policy.encode([prompts[i] for i in batch], size=how.size)
+            said.append(policy.velocity(x[batch], sigma[batch], condition, size=how.size, guidance=how.guidance))
+    velocity = torch.cat(said)
     return velocity.cpu(), heard
 
 
@@ -68,6 +73,7 @@ def network_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fin
     yield row("rows through the network", float(abs(here_rows - there_rows)), 0, words, "guidance dropped, or doubled")
     bound = SHARES[policy.dtype]
     if len(heard.calls) == each and here_rows == there_rows:
+        yield from picture_row(heard.calls, there, shape, bound, apart_of)
         yield from _inputs(heard.calls, there, bound)
         apart = max(apart_of(a.output, b.output) for a, b in zip(heard.calls, there))
         yield row("network, one call", apart, bound, "of the same inputs", "other weights or precision")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.pipelines.flow.conforming.heard import Heard, listening
+from grpo_mm.pipelines.flow.conforming.pictured import in_turn
 from grpo_mm.pipelines.flow.models.family import read_index
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import refusing
@@ -31,6 +32,14 @@ class Drawing:
     text_length: int
     seed: int = 0
     texts: tuple[str, ...] = TEXTS
+    pictures: tuple[tuple[Any, ...], ...] = ((),) * len(TEXTS)
+    """PIL pictures of each text's prompt."""
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """Which texts are drawn together: all, or each alone if some have pictures."""
+        every = range(len(self.texts))
+        return [[i] for i in every] if any(self.pictures) else [list(every)]
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,15 @@ class Plain:
 
 def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True) -> Plain:
     """Draws the texts with the plain pipeline."""
-    settings = _settings(family, how)
-    with listening(pipe) as heard, torch.no_grad():
-        picture = pipe(prompt=list(how.texts), num_inference_steps=STEPS, output_type="pt", **settings).images
+    heard, pictures = [], []
+    for batch in how.batches:
+        with listening(pipe) as said, torch.no_grad():
+            called = _settings(pipe, family, how, batch)
+            pictures.append(pipe(num_inference_steps=STEPS, output_type="pt", **called).images)
+        heard.append(said)
     sigma_S1 = pipe.scheduler.sigmas.detach().float().cpu().clone()
-    found = _sources(pipe, heard, settings | {"prompt": list(how.texts)}) if sources else None
-    return Plain(heard, sigma_S1, in_three(family, picture.float().cpu()), found)
+    found = _sources(pipe, heard[0], _settings(pipe, family, how, how.batches[0])) if sources else None
+    return Plain(in_turn(heard), sigma_S1, in_three(family, torch.cat(pictures).float().cpu()), found)
 
 
 def in_three(family: Any, picture: Tensor) -> Tensor:
@@ -61,13 +73,17 @@ def in_three(family: Any, picture: Tensor) -> Tensor:
     return picture if picture.shape[1] == 3 else family.in_three(picture * 2 - 1) / 2 + 0.5
 
 
-def _settings(family: Any, how: Drawing) -> dict[str, Any]:
+def _settings(pipe: Any, family: Any, how: Drawing, batch: list[int]) -> dict[str, Any]:
+    """What the pipeline is called with for some of the texts; a text that is drawn alone has noise of its own."""
     call = family.plain_call(guidance=how.guidance, text_length=how.text_length) | dict(
         getattr(family, "for_comparison", {})
     )
-    each = {name: [value] * len(how.texts) if isinstance(value, str) else value for name, value in call.items()}
-    generator = torch.Generator().manual_seed(how.seed)
-    return {"height": how.size[0], "width": how.size[1], "generator": generator, **each}
+    each = {name: [value] * len(batch) if isinstance(value, str) else value for name, value in call.items()}
+    generator = torch.Generator().manual_seed(how.seed + batch[0])
+    pictures = [how.pictures[i] for i in batch if how.pictures[i]]
+    given = family.plain_pictures(pipe, list(*pictures), how.size) if pictures else {}
+    size = getattr(family, "plain_size", lambda size: {"height": size[0], "width": size[1]})(how.size)
+    return {"prompt": [how.texts[i] for i in batch], **size, "generator": generator, **each, **given}
 
 
 def _sources(pipe: Any, heard: Heard, settings: Mapping[str, Any]) -> Tensor:

@@ -73,7 +73,7 @@ def _grid(engine: Any, policy: FlowPolicy) -> Finding:
 def _guidance(policy: FlowPolicy, rows: Rows, seed: int) -> Iterator[Finding]:
     """The velocity of the sampler and of the trainer, one forward each; and that the guidance and the text count."""
     size, guidance = policy.size(evaluation=False), policy.config.guidance
-    condition, condition_N = encode_rows(policy, rows)
+    condition, condition_N = encode_rows(policy, rows, size=size)
     here = {name: value[condition_N] for name, value in condition.items()}
     x = initial_noise(policy, _keys(rows), seed=seed, step="examined", size=size)
     sigma = torch.full((len(rows),), 0.7, device=x.device, dtype=x.dtype)

@@ -23,6 +23,7 @@ def loading_code(
     sigmas: str | None = None,
     scheduler: Mapping[str, Any] | None = None,
     steps: int | None = None,
+    pictured: bool = False,
 ) -> str:
     """Python text for a `FlowPolicyConfig` and its pipeline, with the settings that the policy was trained at.
 
@@ -30,11 +31,13 @@ def loading_code(
         merged: the parts of the pipeline that an adapter was merged into before training.
         sigmas: Python text of the noise levels that the pipeline is called with; None: the pipeline's own.
         scheduler: settings of the Euler scheduler that shifts them; None: the pipeline's own does.
+        pictured: whether prompts had pictures.
         steps: how many, where there are no `sigmas` that tell it.
     """
     name = type(pipe).__name__
     adapter, euler = config.lora is not None and not config.save_merged, "FlowMatchEulerDiscreteScheduler"
     lines = ["import numpy"] if sigmas and "numpy" in sigmas else []
+    lines += ["import diffusers"] if pictured else []
     lines += ["import torch", f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}", ""]
     lines.append(
         f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe, adapter=adapter)])})"
@@ -52,8 +55,9 @@ def loading_code(
     if config.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     called = getattr(config.model, "plain_call", Checkpoint(config.model.path).plain_call)
+    sized = getattr(config.model, "plain_size", Checkpoint(config.model.path).plain_size)
     call = {
-        "height": config.eval_height or config.height, "width": config.eval_width or config.width,
+        **sized((config.eval_height or config.height, config.eval_width or config.width)),
         **called(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
     if sigmas is None and steps is not None:
@@ -61,6 +65,12 @@ def loading_code(
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None else "")
+    if pictured:
+        lines += [
+            'picture = diffusers.utils.load_image("path/or/address/of/a/picture")',
+            *getattr(config.model, "plain_lines", lambda size: [])((call["height"], call["width"])),
+        ]
+        call_text = f"image=picture, {call_text}"
     comes_first = list(inspect.signature(type(pipe).__call__).parameters)[1] == "prompt"
     prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
     return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])

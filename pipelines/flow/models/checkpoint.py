@@ -29,6 +29,7 @@ class Checkpoint:
     even_sigmas: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = ()
     ragged: ClassVar[bool] = False
+    pictures: ClassVar[tuple[int, int]] = (0, 0)
     cuts_texts: ClassVar[bool] = True
     alike_in_a_batch: ClassVar[bool] = True
     for_comparison: ClassVar[Mapping[str, Any]] = {}
@@ -46,6 +47,14 @@ class Checkpoint:
 
     def plain_call(self, *, guidance: float, text_length: int) -> dict[str, Any]:
         return {"guidance_scale": guidance, "max_sequence_length": text_length}
+
+    def plain_size(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What makes the plain pipeline draw (height, width) pixels."""
+        return {"height": size[0], "width": size[1]}
+
+    def plain_pictures(self, pipe: Any, pictures: list[Any], size: tuple[int, int]) -> dict[str, Any]:
+        """What gives a prompt's pictures to the plain pipeline, as they are encoded here where `size` is drawn."""
+        return {"image": pictures} if pictures else {}
 
 
 class Guided(Checkpoint):

@@ -18,6 +18,8 @@ from grpo_mm.pipelines.zoo.random_weights import random_pipeline
 from grpo_mm.weights.pretrained import check_positions, check_vocabulary, load_model, load_other
 from grpo_mm.weights.weight_files import read_settings, refusing
 
+GEOMETRY = "geometry"
+"""An entry of a condition, int64 [n, G]: rows that differ in it never share a network call."""
 Condition = Mapping[str, Tensor]
 """What the network sees of a prompt; every tensor is [n, ...], one entry per prompt or row. Texts of their own lengths are [n, T, ...],
 and a mask [n, T] beside them tells what is text."""
@@ -45,6 +47,10 @@ class Family(Protocol):
     ragged: bool
     """Whether a text takes as many tokens as it has, instead of being filled up to `text_length`."""
 
+    pictures: tuple[int, int]
+    """How many pictures of a prompt (`Prompt.media`) it reads, at least and at most: (0, 0) texts alone, (1, 1) one picture to be
+    edited, (1, 2) a first frame and perhaps a last one, (0, 10) references, or none."""
+
     cuts_texts: bool
     """Whether the pipeline cuts a text at `text_length`; else it reads all of it."""
 
@@ -60,7 +66,21 @@ class Family(Protocol):
         """The diffusers pipeline; `full`: the transformer's weights are trained, so they are float32 masters."""
         ...
 
-    def encode(self, pipe: Any, text: str, *, text_length: int, guidance: float) -> Condition: ...
+    def encode(self, pipe: Any, text: str, *, text_length: int, guidance: float, **of_pictures: Any) -> Condition:
+        """The condition of one prompt, [1, ...] each, on whatever device it was made; encoders are where they compute, without gradient.
+
+        A family whose `pictures` are not (0, 0) is given two more arguments, one of texts alone is not:
+            pictures: list of PIL pictures in RGB, `Prompt.media` in its order, in their own sizes; as many as `pictures` allows, perhaps none.
+            size: (height, width) in pixels of what will be drawn with this condition: evaluation may draw another size than training, and
+                its prompts are encoded for it. The autoencoder (`pipe.vae`, float32) is on the device meanwhile.
+        What a picture becomes (latents, tokens of a text encoder that sees it) is part of the condition, under names of the family's own: it
+        goes into rollouts, replay and evaluation as texts do, and is never noised. Tensors that are [1, T, ...] may have another T from
+        prompt to prompt: `joined` fills them up with zeros. A name that a prompt's condition lacks is taken to be T = 0 there.
+        If a family cannot take rows of unlike pictures in one network call, it says of what kind a row is by the entry GEOMETRY, int64
+        [1, G] (sizes in tokens, say; G may differ, 0 fills up): one call of `velocity` or `half` then has rows of one kind, and may look
+        at the first row's.
+        """
+        ...
 
     def latent_shape(self, pipe: Any, height: int, width: int) -> tuple[int, ...]:
         """The shape of one latent as the network takes it, without the batch axis."""
@@ -76,6 +96,14 @@ class Family(Protocol):
 
     def plain_call(self, *, guidance: float, text_length: int) -> dict[str, Any]:
         """What the plain pipeline is called with to be guided as here, and to read as much of a text."""
+        ...
+
+    def plain_size(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What makes the plain pipeline draw so many pixels."""
+        ...
+
+    def plain_pictures(self, pipe: Any, pictures: list[Any], size: tuple[int, int]) -> dict[str, Any]:
+        """What gives the pictures of one prompt to the plain pipeline, as `encode` reads them where `size` is drawn."""
         ...
 
     def velocity(
@@ -97,8 +125,17 @@ def guided(of_none: Tensor, of_text: Tensor, guidance: float) -> Tensor:
 
 
 def joined(conditions: Sequence[Condition]) -> dict[str, Tensor]:
-    """Those of several prompts as one, [n, ...]: shorter texts are filled up with zeros, and masks with False."""
-    return {name: _filled([one[name] for one in conditions]) for name in conditions[0]}
+    """Those of several prompts as one, [n, ...]: shorter texts are filled up with zeros, and masks with False.
+
+    What some lack, as prompts without a picture among others with one, is filled up from nothing.
+    """
+    like = {name: value for one in conditions for name, value in one.items()}
+    return {name: _filled([_present(one, name, like[name]) for one in conditions]) for name in like}
+
+
+def _present(one: Condition, name: str, like: Tensor) -> Tensor:
+    """An entry of a condition; [n, 0, ...] if it has none of this name."""
+    return one[name] if name in one else like.new_zeros(len(next(iter(one.values()))), 0, *like.shape[2:])
 
 
 def _filled(parts: Sequence[Tensor]) -> Tensor:

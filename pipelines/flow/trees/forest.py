@@ -80,7 +80,7 @@ def grow_rows(
         step, seed: name the random streams; noise belongs to (prompt, initial latent) and (prompt, edge).
     """
     size = policy.size(evaluation=False)
-    condition, place_N = encode_rows(policy, rows)
+    condition, place_N = encode_rows(policy, rows, size=size)
     place_N, nodes = place_N.cpu(), tree.parent_V.numel()
     prompts = [rows.prompts[p] for p in rows.prompt_N.unique().tolist()]
     keep_PV = torch.zeros(len(prompts), nodes, dtype=torch.bool)

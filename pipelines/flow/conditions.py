@@ -1,0 +1,65 @@
+"""Conditions of prompts: what they are kept by, how many are kept, and network calls of rows whose pictures are alike."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_mm.pipelines.flow.models.family import GEOMETRY
+from grpo_mm.types import Prompt
+
+MOST_KEPT = 1024
+MOST_BYTES = 8 * 2**30
+"""Of conditions of prompts with pictures, which may take tens of megabytes each."""
+
+
+def key_of(prompt: Prompt, pictures: Sequence[Any], size: tuple[int, int]) -> Any:
+    """What a prompt's condition follows from: its text alone; with pictures (PIL), their pixels and the size that is drawn too."""
+    if not pictures:
+        return prompt.text
+    pixels = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        pixels.update(f"{picture.mode} {picture.size} ".encode())
+        pixels.update(picture.tobytes())
+    return prompt.text, pixels.hexdigest(), size
+
+
+def forget_oldest(kept: dict[Any, Mapping[str, Tensor]]) -> None:
+    """Leaves at most MOST_KEPT conditions, and of those with pictures at most MOST_BYTES."""
+    while len(kept) > MOST_KEPT:
+        del kept[next(iter(kept))]
+    pictured = {key: sum(v.nbytes for v in one.values()) for key, one in kept.items() if not isinstance(key, str)}
+    total = sum(pictured.values())
+    for key, size in pictured.items():
+        if total <= MOST_BYTES:
+            return
+        total -= size
+        del kept[key]
+
+
+def by_geometry(
+    call: Callable[..., tuple[Tensor, Tensor | None]],
+    x: Tensor,
+    sigma: Tensor,
+    condition: Mapping[str, Tensor],
+    of_none: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`call(x, sigma, condition, of_none)` on the rows of each kind that GEOMETRY tells apart, put together in the order of the rows.
+
+    Rows of one kind are called at once and unchanged, so that a batch of prompts with alike pictures is one network call.
+    """
+    kinds, kind = torch.unique(condition[GEOMETRY], dim=0, return_inverse=True)
+    if len(kinds) < 2:
+        return call(x, sigma, condition, of_none)
+    rows = [torch.nonzero(kind == k).flatten() for k in range(len(kinds))]
+    said = [
+        call(x[row], sigma[row], {k: v[row] for k, v in condition.items()}, None if of_none is None else of_none[row])
+        for row in rows
+    ]
+    back = torch.argsort(torch.cat(rows))
+    halves = [half for _, half in said if half is not None]
+    return torch.cat([velocity for velocity, _ in said])[back], torch.cat(halves)[back] if halves else None
