@@ -35,7 +35,6 @@ def build_qwen_image_edit(folder: Path, *, plus: bool = False) -> Path:
         QwenImageEditPlusPipeline,
         QwenImageTransformer2DModel,
     )
-
     from transformers import Qwen2VLProcessor
 
     from grpo_mm.pipelines.zoo import vision_language

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from grpo_mm.findings import Finding, row
-from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, network_rows, velocity_at
+from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, measure, network_rows, said_of_measure, velocity_at
 from grpo_mm.pipelines.flow.conforming.picture_rows import decoding_rows, drawing_row, grid_row
 from grpo_mm.pipelines.flow.conforming.pictured import AsGiven, example_pictures
 from grpo_mm.pipelines.flow.conforming.plain import TEXTS, Drawing, Plain, drawn, plain_pipeline
@@ -50,6 +50,7 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     plain = _drawn(family, folder, how, dtype, device)
     torch.manual_seed(0)  # the start of an adapter
     policy = config.load(device)
+    yield said_of_measure(policy.dtype)
     yield from network_rows(policy, plain, how)
     yield grid_row(policy, plain, how)
     yield drawing_row(policy, plain, how)
@@ -82,7 +83,7 @@ def _adapter_rows(
     policy: FlowPolicy, config: FlowPolicyConfig, plain: Plain, how: Drawing, place: Path, device: torch.device
 ) -> Iterator[Finding]:
     """An adapter that does something is saved, loaded in the plain library, and merged; velocities at the first latents."""
-    bound, before = SHARES[policy.dtype], plain.heard.steps[0].velocity
+    bound, before, apart_of = SHARES[policy.dtype], plain.heard.steps[0].velocity, measure(policy.dtype)
     trained = {name.split(".lora_")[0] for name in policy.trainable}
     wanted = {name for name, _ in policy.network.named_modules() if name.endswith(policy.family.lora_targets)}
     wrong = sorted(trained ^ wanted)
