@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def coarse_texts(base: type) -> type:
 
     def encode(self, pipe, text, **how):
         condition = base.encode(self, pipe, text, **how)
-        return {k: v.to(torch.bfloat16).to(v.dtype) if v.is_floating_point() else v for k, v in condition.items()}
+        return {k: v.bfloat16().to(v.dtype) if "tokens" in k or "pooled" in k else v for k, v in condition.items()}
 
     return mistaken(base, encode=encode)
 
@@ -119,8 +120,10 @@ def unscaled(base: type) -> type:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(vae, "_internal_dict", type(vae.config)(config | plain))
             if hasattr(vae, "bn"):
-                patch.setattr(vae.bn, "running_mean", torch.zeros_like(vae.bn.running_mean))
-                patch.setattr(vae.bn, "running_var", torch.ones_like(vae.bn.running_var))
+                none = {"running_mean": torch.zeros, "running_var": torch.ones}
+                patch.setitem(
+                    vae._modules, "bn", SimpleNamespace(**{k: make(vae.bn.num_features) for k, make in none.items()})
+                )
             return base.decode(self, pipe, latents, size=size)
 
     return mistaken(base, decode=decode)

@@ -68,7 +68,8 @@ def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fi
     latents = plain.heard.steps[-1].after
     if plain.sources is not None:
         ours = read([_before_decoder(policy, probe[:1], how)[0] for probe in spelled(latents.float())])
-        there = plain.sources.view(ours.shape) if plain.sources.numel() == ours.numel() else None
+        alike = plain.sources.squeeze().shape == ours.squeeze().shape
+        there = plain.sources.view(ours.shape) if alike else None
         moved = float("inf") if there is None else float((ours != there).sum())
         words = f"of {ours.numel()} numbers before the decoder, how many come from elsewhere in a latent"
         yield row("packing of latents", moved, 0, words, "packed in another order, or height taken for width")
