@@ -1,6 +1,7 @@
 """Settings that another setting makes void: the one place that says so. What contradicts is refused in `checks`.
 
-A policy and an engine say their own: `without_effect() -> [sentence]` of a policy, `without_effect(policy)` of an engine.
+A policy and an engine say their own: `without_effect() -> [sentence]` of a policy, `without_effect(policy)` of an engine. A policy
+may also say what is worth knowing of its model: `remarks(engine)`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ EVALUATED = {
 
 
 def tell_what_has_no_effect(config: Settings) -> None:
-    """Logs a warning for each."""
-    for said in without_effect(config):
+    """Logs a warning for each, and for what is worth knowing of the model."""
+    for said in (*without_effect(config), *remarks(config)):
         log.warning("%s", said)
+
+
+def remarks(config: Settings) -> list[str]:
+    """What the policy wants to be known of its model, a sentence each."""
+    return config.policy.remarks(config.engine) if hasattr(config.policy, "remarks") else []
 
 
 def without_effect(config: Settings) -> list[str]:

@@ -12,7 +12,7 @@ from grpo_mm.config import run_config
 from grpo_mm.config.arithmetic import lines
 from grpo_mm.config.origins import marked_yaml
 from grpo_mm.config.shipped import config_file
-from grpo_mm.config.without_effect import without_effect
+from grpo_mm.config.without_effect import remarks, without_effect
 from grpo_mm.environments.words import of_scorers
 from grpo_mm.errors import ConfigError
 from grpo_mm.golden.comparing import lines as golden_lines
@@ -54,6 +54,7 @@ def shown_lines(
     else:
         yield marked_yaml(source, overrides, settings)
     yield from lines(settings, asked.devices)
+    yield from remarks(settings)
     yield from ahead_lines(settings, asked.devices)
     yield from of_scorers(settings.rewards | settings.watched_rewards)
     yield from golden_lines(settings.rewards | settings.watched_rewards)

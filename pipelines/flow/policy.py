@@ -25,6 +25,7 @@ from grpo_mm.pipelines.flow.models.family import GEOMETRY, Size, joined, resolve
 from grpo_mm.pipelines.flow.models.networks import batches, each_of, network_of, networks_of, units_of
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
+from grpo_mm.pipelines.flow.remarks import remarks
 from grpo_mm.pipelines.opened import open_media
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.compiled import check_compiler, compile_layers
@@ -170,6 +171,10 @@ class FlowPolicyConfig:
             )
         if self.media is not None and self.pictures[1] == 0:
             found.append("policy.media has no effect: the model reads texts alone.")
+        if self.text_length != FlowPolicyConfig.text_length and not getattr(self.model, "cuts_texts", True):
+            found.append(
+                f"policy.text_length = {self.text_length} has no effect: {self.model.pipeline} reads texts whole. `show` counts with it."
+            )
         if self.detach_unconditional and rows == 1:
             found.append("policy.detach_unconditional has no effect: policy.guidance is not above 1.")
         if self.vae_slicing and self.decode_batch == 1:
@@ -177,6 +182,10 @@ class FlowPolicyConfig:
                 "policy.vae_slicing has no effect: policy.decode_batch = 1 decodes pictures one by one already."
             )
         return found
+
+    def remarks(self, engine: Any) -> list[str]:
+        """What is worth knowing of the checkpoint before it is trained, a sentence each."""
+        return remarks(self, engine)
 
     def check(self) -> None:
         self.model.check()

@@ -84,8 +84,8 @@ def test_klein_is_guided_unless_it_is_distilled(tmp_path, checkpoints):
     (tmp_path / "model_index.json").write_text('{"_class_name": "Flux2KleinPipeline", "is_distilled": true}')
     rows = {path: Flux2Klein(path).network_rows(4.0) for path in (str(tmp_path), checkpoints["flux2_klein"])}
     assert list(rows.values()) == [1, 2]
-    assert Flux2Klein("black-forest-labs/FLUX.2-klein-4B").distilled
-    assert not Flux2Klein("black-forest-labs/FLUX.2-klein-base-4B").distilled
+    assert Flux2Klein("black-forest-labs/FLUX.2-klein-4B").is_distilled
+    assert not Flux2Klein("black-forest-labs/FLUX.2-klein-base-4B").is_distilled
 
 
 @pytest.mark.slow

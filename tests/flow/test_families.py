@@ -203,6 +203,12 @@ def test_a_checkpoint_is_of_its_family_and_makes_pictures_of_whole_tokens(model)
         ("flux2_klein", "black-forest-labs/FLUX.2-klein-base-4B", 3.9),
         ("flux2_klein", "black-forest-labs/FLUX.2-klein-9B", 9.1),
         ("flux2", "black-forest-labs/FLUX.2-dev", 32.2),
+        ("qwen_image21", "Qwen/Qwen-Image-2.1", 7.1),
+        ("sana", "Efficient-Large-Model/Sana_600M_1024px_diffusers", 0.59),
+        ("sana", "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers", 1.6),
+        ("sana", "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers", 4.72),
+        ("sd3", "stabilityai/stable-diffusion-3.5-large", 8.06),
+        ("sd3", "stabilityai/stable-diffusion-3.5-large-turbo", 8.06),
     ],
 )
 def test_a_known_name_has_about_as_many_weights_as_its_authors_say(kind, name, billions):

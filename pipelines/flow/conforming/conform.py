@@ -15,11 +15,12 @@ from torch import Tensor
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.network_rows import (
     SHARES,
-    apart_of,
     drawn_of,
     looked_at,
+    measure,
     network_rows,
     of_network,
+    said_of_measure,
     velocity_at,
 )
 from grpo_mm.pipelines.flow.conforming.picture_rows import decoding_rows, drawing_row, grid_row
@@ -63,6 +64,7 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     plain = _drawn(family, folder, how, dtype, device)
     torch.manual_seed(0)  # the start of an adapter
     policy = config.load(device)
+    yield said_of_measure(policy.dtype)
     yield from network_rows(policy, plain, how)
     yield grid_row(policy, plain, how)
     yield drawing_row(policy, plain, how)
@@ -106,7 +108,7 @@ def _adapter_rows(
 ) -> Iterator[Finding]:
     """An adapter that does something is saved, loaded in the plain library, and merged; velocities at the latents of the plain drawing,
     of each network."""
-    bound, steps = SHARES[policy.dtype], looked_at(plain)
+    bound, steps, apart_of = SHARES[policy.dtype], looked_at(plain), measure(policy.dtype)
 
     def velocities(of: FlowPolicy) -> dict[str, Tensor]:
         return {name: drawn_of(of, velocity_at(of, plain, how, step)[0]) for name, step in steps.items()}

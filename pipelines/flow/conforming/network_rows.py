@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.types import Prompt
 
 SHARES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float64: 1e-6}
-"""Largest difference, as a share of the largest value."""
+"""Bounds of what networks say, as `measure` measures it."""
+INPUTS = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float64: 1e-6}
+"""Of what they are given."""
 TIME = ("timestep", "t")
 AT = 1
 """The step that is looked at: its noise level is below 1."""
@@ -117,10 +120,10 @@ def _at_step(
     yield row(
         f"rows through the network{which}", float(abs(here_rows - there_rows)), 0, words, "guidance dropped, or doubled"
     )
-    bound = SHARES[policy.dtype]
+    bound, apart_of = SHARES[policy.dtype], measure(policy.dtype)
     if len(heard.calls) == each and here_rows == there_rows:
         yield from picture_row(heard.calls, there, shape, bound, apart_of, which)
-        yield from _inputs(heard.calls, there, bound, which)
+        yield from _inputs(heard.calls, there, policy.dtype, which)
         apart = max(apart_of(a.output, b.output) for a, b in zip(heard.calls, there))
         yield row(f"network, one call{which}", apart, bound, "of the same inputs", "other weights or precision")
     apart = apart_of(drawn_of(policy, velocity), drawn_of(policy, plain.heard.steps[at].velocity))
@@ -128,8 +131,9 @@ def _at_step(
     yield row(f"guided velocity{which}", apart, bound, "what the scheduler is given", cause)
 
 
-def _inputs(ours: Sequence[Call], plain: Sequence[Call], bound: float, which: str) -> Iterator[Finding]:
+def _inputs(ours: Sequence[Call], plain: Sequence[Call], dtype: torch.dtype, which: str) -> Iterator[Finding]:
     """The worst of all calls by argument: of the text first, then of time and guidance, then the others."""
+    bound, apart_of = INPUTS[dtype], measure(dtype)
     names = list(dict.fromkeys(name for call in (*plain, *ours) for name in call.inputs))
     for name in sorted(names, key=lambda name: list(KINDS).index(_kind(name))):
         label, cause = KINDS[_kind(name)]
@@ -157,16 +161,34 @@ def _where(name: str, ours: Sequence[Call], plain: Sequence[Call]) -> str:
     return ""
 
 
-def apart_of(one: Any, other: Any) -> float:
-    """The largest difference as a share of the largest value; infinite for what is absent, of another shape or unlike."""
+def measure(dtype: torch.dtype) -> Callable[[Any, Any], float]:
+    """How far apart two things are that were computed in `dtype`."""
+    return partial(apart_of, overall=dtype == torch.bfloat16)
+
+
+def said_of_measure(dtype: torch.dtype) -> Finding:
+    words = {True: "root mean square of a difference, as a share of the value's: the largest is a matter of rounding",
+             False: "the largest difference, as a share of the largest value"}  # fmt: skip
+    name = str(dtype).removeprefix("torch.")
+    return Finding("figures", math.nan, 0, f"in {name}: {words[dtype == torch.bfloat16]}", asked=False)
+
+
+def apart_of(one: Any, other: Any, *, overall: bool = False) -> float:
+    """The largest difference as a share of the largest value; infinite for what is absent, of another shape or unlike.
+
+    overall: of fractions, the root mean square of the difference as a share of the value's instead.
+    """
     if one is None and other is None:
         return 0.0
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and any(isinstance(v, Tensor) for v in one):
-        return max(map(apart_of, one, other)) if len(one) == len(other) else math.inf
+        each = partial(apart_of, overall=overall)
+        return max(map(each, one, other)) if len(one) == len(other) else math.inf
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return 0.0 if not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other else math.inf
+    overall = overall and other.is_floating_point()
     one, other = (v if v.dim() else v[None] for v in (one.double().cpu(), other.double().cpu()))
     if one.numel() != other.numel() or (one.shape != other.shape and one.squeeze().shape != other.squeeze().shape):
         return math.inf
-    gap = float((one.squeeze() - other.squeeze()).abs().max())
-    return math.inf if math.isnan(gap) else gap / max(float(other.abs().max()), 1e-12)
+    gap, size = one.squeeze() - other.squeeze(), other
+    gap, size = ((v.square().mean().sqrt() if overall else v.abs().max()) for v in (gap, size))
+    return math.inf if math.isnan(float(gap)) else float(gap) / max(float(size), 1e-12)

@@ -12,7 +12,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.heard import kept
-from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, drawn_of, prompts_of
+from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, drawn_of, measure, prompts_of
 from grpo_mm.pipelines.flow.conforming.plain import STEPS, Drawing, Plain, read, spelled
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
@@ -22,8 +22,8 @@ from grpo_mm.types import Clips, Rows
 
 WHOLE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float64: 1e-5}
 """Of a whole drawing, in which rounding adds up."""
-LEVELS = {torch.float32: 1.0, torch.bfloat16: 8.0, torch.float64: 1.0}
-"""Of 255, the largest difference of a pixel."""
+LEVELS = {torch.float32: 1.0, torch.bfloat16: 4.0, torch.float64: 1.0}
+"""Of 255, the largest difference of a pixel; in bfloat16, where the plain decoder computes in it too, the root mean square."""
 
 
 def rows_of(how: Drawing, group_size: int) -> Rows:
@@ -57,7 +57,7 @@ class _From(FlowEngine):
 def drawing_row(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
     latents = _whole(policy, plain, how)
     latents, there = (drawn_of(policy, v) for v in (latents.cpu(), plain.heard.steps[-1].after))
-    apart, same = apart_of(latents, there), torch.equal(latents, there.to(latents.dtype))
+    apart, same = measure(policy.dtype)(latents, there), torch.equal(latents, there.to(latents.dtype))
     words = f"{STEPS} steps without noise from the same latents; {'bit for bit' if same else 'not bit for bit'}"
     return row("whole drawing", apart, WHOLE[policy.dtype], words, "σ, the sign of the velocity, or precision")
 
@@ -74,7 +74,8 @@ def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fi
         latents = _whole(policy, plain, how).cpu()
     if plain.sources is not None:
         ours = read([_before_decoder(policy, probe[:1], how)[0] for probe in spelled(latents.float())])
-        there = plain.sources.view(ours.shape) if plain.sources.numel() == ours.numel() else None
+        alike = plain.sources.squeeze().shape == ours.squeeze().shape
+        there = plain.sources.view(ours.shape) if alike else None
         moved = float("inf")
         if there is not None:
             moved = float((drawn_of(policy, ours[None]) != drawn_of(policy, there[None])).sum())
@@ -88,7 +89,7 @@ def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fi
         )
     here = _before_decoder(policy, latents, how)
     apart, cause = (
-        apart_of(here, plain.heard.decoded[0]),
+        measure(policy.dtype)(here, plain.heard.decoded[0]),
         "scale, shift, mean or deviation of the autoencoder forgotten",
     )
     yield row("latents before the decoder", apart, SHARES[policy.dtype], "of the same last latents", cause)
@@ -98,7 +99,8 @@ def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fi
     if not isinstance(picture, Tensor):
         yield Finding("picture", float("inf"), 0, "it has NaN or infinities")
         return
-    apart, cause = float((picture.float() - plain.picture * 255).abs().max()), "another decoder, or range of pixels"
+    gap, cause = picture.float() - plain.picture * 255, "another decoder, or range of pixels"
+    apart = float(gap.square().mean().sqrt() if policy.dtype == torch.bfloat16 else gap.abs().max())
     yield row("picture, levels of 255", apart, LEVELS[policy.dtype], "of the same last latents", cause)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from grpo_mm.identity import FREE
 from grpo_mm.pipelines.flow.models.family import Condition, Size, check_pipeline, guided, load_pipeline
 
 
@@ -22,6 +23,8 @@ class Checkpoint:
     """A commit, branch or tag of the hub; null: its main branch."""
     variant: str | None = None
     """Ending of the files of weights, such as fp16; null: the plain ones."""
+    distilled: bool | None = field(default=None, metadata=FREE)
+    """Whether it is distilled to few steps, which `show` and a run then speak of; null: as its files and its name say."""
 
     pipeline: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)

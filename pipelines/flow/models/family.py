@@ -214,6 +214,13 @@ def said_of_pipeline(path: str, name: str, *, revision: str | None = None) -> An
     return None if folder is None else read_index(folder).get(name)
 
 
+def said_of_transformer(path: str, name: str, *, revision: str | None = None) -> Any:
+    """A setting in transformer/config.json of a checkpoint that is on this disk; None where it is not, or says nothing."""
+    folder = on_this_disk(resolve(path), revision=revision, file="model_index.json")
+    file = None if folder is None else folder / "transformer" / "config.json"
+    return read_settings(file).get(name) if file is not None and file.is_file() else None
+
+
 def takes_guidance(path: str) -> bool:
     """Whether the network of a checkpoint has guidance as an input, or is guided from outside; True where no file tells."""
     file = Path(resolve(path)).expanduser() / "transformer" / "config.json"

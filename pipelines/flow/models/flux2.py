@@ -93,10 +93,10 @@ class Flux2Klein(_Packed, Guided):
     pipeline = "Flux2KleinPipeline"
 
     def network_rows(self, guidance: float) -> int:
-        return 2 if guidance > 1 and not self.distilled else 1
+        return 2 if guidance > 1 and not self.is_distilled else 1
 
     @property
-    def distilled(self) -> bool:
+    def is_distilled(self) -> bool:
         """As model_index.json says; by the names of the released ones where it is not on this disk."""
         said = said_of_pipeline(self.path, "is_distilled", revision=self.revision)
         return "klein" in self.path and "base" not in self.path if said is None else bool(said)

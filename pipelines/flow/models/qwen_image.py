@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mm.errors import ConfigError
 from grpo_mm.pipelines.flow.models.checkpoint import Guided
-from grpo_mm.pipelines.flow.models.family import Condition, trimmed
+from grpo_mm.pipelines.flow.models.family import Condition, said_of_transformer, trimmed
 
 NO_TEXT = " "
 """What stands for the empty text in the authors' examples; the pipeline guides only where it is given one."""
@@ -28,6 +29,14 @@ class QwenImage(Guided):
         "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
     )  # fmt: skip
     ragged = True
+
+    def check(self) -> None:
+        super().check()
+        if said_of_transformer(self.path, "guidance_embeds", revision=self.revision):
+            raise ConfigError(
+                f"{self.path}, transformer/config.json: guidance_embeds is true, and the network of the installed diffusers fails when it "
+                "is given guidance. Use a checkpoint without it; Qwen-Image is guided by policy.guidance and two network calls."
+            )
 
     def plain_call(self, *, guidance: float, text_length: int) -> dict[str, Any]:
         return {"true_cfg_scale": guidance, "negative_prompt": NO_TEXT, "max_sequence_length": text_length}

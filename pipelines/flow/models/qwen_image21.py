@@ -77,7 +77,8 @@ class QwenImage21(Guided):
 def _network(pipe: Any, x: Tensor, sigma: Tensor, tokens: Tensor, size: tuple[int, int]) -> Tensor:
     side, n, image_tokens = pipe.vae_scale_factor, *x.shape[:2]
     length = tokens.shape[1]
-    is_picture = torch.arange(length + image_tokens // IN_A_SLOT, device=x.device) >= length
+    # Its values are asked for, also where nothing but sizes is counted.
+    is_picture = torch.arange(length + image_tokens // IN_A_SLOT, device="cpu" if x.is_meta else x.device) >= length
     said = pipe.transformer(
         hidden_states=x,
         timestep=sigma,
@@ -91,7 +92,10 @@ def _network(pipe: Any, x: Tensor, sigma: Tensor, tokens: Tensor, size: tuple[in
 
 @torch.no_grad()
 def _states(pipe: Any, text: str, kind: str) -> dict[str, Tensor]:
-    """The last layer's states before their norm, [1, T, D], without those of the system's message."""
-    tokens, _, _ = pipe.encode_prompt(text, device=pipe.text_encoder.device)
+    """The last layer's states before their norm, [1, T, D], without those of the system's message.
+
+    As `encode_prompt` of one text, which asks for the values of the mask and so cannot be counted without them.
+    """
+    tokens, _, _ = pipe._get_qwen_prompt_embeds(text, device=pipe.text_encoder.device)
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return {f"{kind}tokens": tokens, f"{kind}mask": mask}
