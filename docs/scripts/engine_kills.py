@@ -51,7 +51,9 @@ def main(kills: int, *, over_ray: bool, disturbed: bool) -> None:
         from grpo_mm.launch.over_ray import OverRay
 
         nodes = Nodes()
-        nodes.have(3)  # the trainer's, the engine's, one to spare; the scorer is beside the head
+        nodes.have(
+            3 + kills // 2
+        )  # the trainer's, the engine's, one to spare, those that are lost; the scorer is beside the head
     try:
         with tempfile.TemporaryDirectory(prefix="engine_kills_") as folder:
             settings = [
@@ -93,7 +95,6 @@ def _kill_again(metrics: Path, kills: int, launchers: list[Launcher], hit: list[
             if nodes is not None and len(hit) % 2:
                 nodes.lose(said["node"])
                 hit.append(f"the node after step {steps}")
-                nodes.have(3)
                 continue
             with suppress(ProcessLookupError):
                 os.kill(said["pid"], signal.SIGKILL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,10 +130,9 @@ def job_of(
     ]  # fmt: skip
     if asked.engines is not None:
         one = asked.engines
-        log = os.path.join(tempfile.gettempdir(), "grpo_mm_engine_{port}.log")
         command = [
             one.python or PYTHON, "-m", "grpo_mm.cli", "serve", name, *overrides, "--engine", "--host", "{host}", "--port", "{port}",
-            "--token-env", TOKEN, "--log", log, *(["--trust"] if "--trust" in options else []),
+            "--token-env", TOKEN, *(["--trust"] if "--trust" in options else []),
         ]  # fmt: skip
         wanted = Wanted(one.cpus, gpus if one.gpus is None else one.gpus, one.resources, one.runtime_env)
         made = {"command": command, "environment": handed, "folder": folder, "token": handed[TOKEN]}
