@@ -33,8 +33,10 @@ HANDED_ON = (
     "TORCH_",
     "TRANSFORMERS_",
     "WANDB_",
+    "PIP_",
     "PYTHONPATH",
     "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
 )
 """Beginnings of the names of variables that trainers and services get from who launches, on whatever machine they are."""
 
