@@ -502,9 +502,10 @@ def serve(
             "--engine", help="instead of rewards: a vLLM server that draws the answers of the config's policy"
         ),
     ] = False,
-    log: Annotated[Path, typer.Option(parser=at_home, help="--engine: the file that vLLM writes to")] = Path(
-        "engine.log"
-    ),
+    log: Annotated[
+        Path | None,
+        typer.Option(parser=at_home, help="--engine: the file that vLLM writes to; default: a new one, which is told"),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Serves the rewards of a config, watched ones too, over HTTP: {kind: remote, url: …, reward: NAME} asks them. No policy is loaded.

@@ -155,7 +155,7 @@ MAY_IMPORT = {
     "training": "advantages config golden ledger looking looking.clips objectives processes rollout rollout.collectors run weights",
     "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.clips looking.report objectives pipelines pipelines.flow "
     "pipelines.flow.conforming pipelines.flow.engines pipelines.flow.models pipelines.flow.trees pipelines.vlm "
-    "pipelines.vlm.models pipelines.zoo processes rewards.clips rewards.images rewards.text rewards.video rollout run training weights",
+    "pipelines.vlm.models pipelines.zoo processes rewards.clips rewards.images rewards.text rewards.video rollout run tools.serving training weights",
     "launch": "processes",
     "tools.keys": "config",
     "tools.serving": "config golden launch pipelines.vlm.engine_server pipelines.vlm.models processes rewards.service rollout run",

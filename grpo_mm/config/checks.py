@@ -21,6 +21,7 @@ from grpo_mm.processes.shards import check_torch
 from grpo_mm.registry import kind_of
 from grpo_mm.rollout.outputs.takes import check_takes
 from grpo_mm.rollout.prompt_stream import phases
+from grpo_mm.rollout.reward_use import limit_of_a_call
 from grpo_mm.rollout.scoring import check_isolated, is_apart
 from grpo_mm.rollout.table import KEYS, PER_ACTION, STALENESS, Table
 from grpo_mm.types import BASELINE, BEHAVIOUR, WHOLE_ROW, is_relative
@@ -93,6 +94,13 @@ def check_benchmarks(config: Settings) -> None:
 def _check_isolated(config: Settings) -> None:
     scorers = config.rewards | config.watched_rewards
     check_isolated(scorers)
+    for name, scorer in config.rewards.items():
+        limit = limit_of_a_call(scorer.use) if scorer.early else None
+        if limit is not None:
+            raise ConfigError(
+                f"rewards.{name}: {limit} holds for one call, usually a step's, and early: true asks in many. Leave early out, or limit "
+                "the calls in all (calls_in_all)."
+            )
     for name, scorer in scorers.items():
         learning = [path for path, _ in stateful_parts(scorer.use)] if is_apart(scorer) else []
         if learning:

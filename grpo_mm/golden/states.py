@@ -11,8 +11,10 @@ from grpo_mm.looking.own_files import SCORERS
 
 
 def write_states(folder: Path, states: Mapping[str, State]) -> None:
-    """Name -> class, whether it is verified, and in words; nothing where no scorer has golden pictures."""
-    if states:
+    """Name -> class, whether it is verified, and in words; no file where no scorer has golden pictures, also of an earlier start."""
+    if not states:
+        (folder / SCORERS).unlink(missing_ok=True)
+    else:
         rows = {
             name: {"kind": state.kind, "verified": state.verified, "said": state.said} for name, state in states.items()
         }

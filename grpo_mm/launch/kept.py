@@ -2,15 +2,20 @@
 
 A line on the standard input is the number of a signal for the command; the end of the input, which comes when the other process is
 gone however it went, kills the command and what it started. Its number, and at its end its exit code (minus the signal that ended
-it), go to the file descriptor FD. Nothing of the package is imported: this process is there as long as the command is.
+it), go to the file descriptor FD. Where this process itself is killed, as Ray kills what a lost worker has started, the command dies with
+it. Nothing of the package is imported: this process is there as long as the command is.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 from contextlib import suppress
+
+DIE_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of Linux; its parent is the thread that started it, which waits for it."""
 
 
 def main() -> None:
@@ -19,7 +24,7 @@ def main() -> None:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the command would inherit
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray blocks SIGINT in all that it starts
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_dies_with_us)
     except OSError as error:
         print(f"{command[0]} cannot be started: {error.strerror}", flush=True)
         os.write(told, b"0\n127\n")
@@ -38,6 +43,11 @@ def _listen(child: subprocess.Popen) -> None:
             for number in said.split():
                 child.send_signal(int(number))
     _kill(child)
+
+
+def _dies_with_us() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
 
 
 def _kill(child: subprocess.Popen) -> None:

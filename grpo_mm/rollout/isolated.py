@@ -329,11 +329,15 @@ class _Process:
         return f"the reward's process was ended by signal {name}{also}"
 
     def kill(self) -> None:
-        """With all that it started; harmless where it is gone."""
-        if self.lifeline < 0:
+        """With all that it started; harmless where it is gone. One that was interrupted (Ctrl-C) is done again from where it stood."""
+        if self.lifeline < 0 and self.popen.returncode is not None:
             return
-        os.close(self.lifeline)
-        self.lifeline = -1
+        lifeline, self.lifeline = (
+            self.lifeline,
+            -1,
+        )  # before it is closed: by another time it may be somebody else's number
+        if lifeline >= 0:
+            os.close(lifeline)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):

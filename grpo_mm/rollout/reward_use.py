@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -88,3 +89,22 @@ def move(reward: Any, device: torch.device) -> None:
     """A network goes to the device; other rewards have nothing to move."""
     if hasattr(reward, "to"):
         reward.to(device)
+
+
+def shares_calls(reward: Any) -> bool:
+    """Whether outputs of several prompts may be one call of it, with the very scores of calls apart and sooner: whoever it asks is a server
+    (`shares_calls = True` of a reward, or of a part of it such as its judge)."""
+    said = getattr(reward, "shares_calls", None)
+    return any(map(shares_calls, _inner(reward))) if said is None else bool(said)
+
+
+def limit_of_a_call(reward: Any) -> str | None:
+    """The setting of a reward, or of a part of it, by which it asks only so much in one call; None: there is none."""
+    said = getattr(reward, "limit_of_a_call", None)
+    return said or next(filter(None, map(limit_of_a_call, _inner(reward))), None)
+
+
+def _inner(reward: Any) -> Iterator[Any]:
+    """What its fields hold of the package's kind: settings with methods."""
+    if is_dataclass(reward) and not isinstance(reward, type):
+        yield from (value for field in fields(reward) if is_dataclass(value := getattr(reward, field.name, None)))

@@ -26,11 +26,11 @@ from grpo_mm.rollout.outputs.frames import Setting, gathered, read_frames, sprea
 from grpo_mm.rollout.outputs.takes import check_items
 from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.returned_scores import MOST_PARTS
-from grpo_mm.rollout.reward_use import as_reward, in_sets, move
+from grpo_mm.rollout.reward_use import as_reward, in_sets, move, shares_calls
 from grpo_mm.rollout.safe_call import all_nan, bounded, own_limit, score_safely
 from grpo_mm.rollout.surroundings import interrupted, kept
 from grpo_mm.rollout.weights_at_hand import with_settings
-from grpo_mm.types import Clips, Pictures, Prompt, is_relative, pick_items, sound_items
+from grpo_mm.types import Clips, Pictures, Prompt, is_relative, join_items, pick_items, sound_items
 
 REWARDS = "rewards"
 """What calls are counted under, if they are not only watched."""
@@ -72,8 +72,9 @@ class Scorer:
     at_most it is 8 frames, evenly spread, the first and the last among them; null: all. The part worst_frame is the lowest."""
     early: bool = field(default=False, metadata=FREE)
     """Asked about the samples of a prompt as soon as they are there, while others are still drawn: for one that looks at each output,
-    or at those of one prompt, alone, and waits for somebody, as a server. Its time limit then holds for those of a prompt. It needs an engine
-    that hands out samples on its way, as those that draw texts."""
+    or at those of one prompt, alone, and waits for somebody, as a server. Its time limit then holds for those of a prompt. Remote rewards and judges behind servers
+    are asked about all prompts at once that ended while they were asked before. It needs an engine that hands out samples on its way, as
+    those that draw texts."""
 
 
 def is_apart(scorer: Any) -> bool:
@@ -142,6 +143,17 @@ def _environment_talk(name: str, scorer: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
+class Group:
+    """All outputs of one prompt."""
+
+    prompt: int
+    """Whose they are, as `Rollout.prompt_N` counts."""
+    items: Any
+    prompts: Sequence[Prompt]
+    """The same prompt, for each."""
+
+
+@dataclass(frozen=True, eq=False)
 class Early:
     """What rewards said of some outputs before the others were there."""
 
@@ -203,12 +215,32 @@ class Scoring:
         """Whether a reward may be asked before all outputs are there."""
         return any(scorer.early for scorer in self.scorers.values())
 
-    def ask_early(self, items: Any, prompts: Sequence[Prompt], *, prompt: int) -> Early:
-        """Asks those rewards that may be asked early about all outputs of one prompt; for `__call__` to put in its place."""
-        one = torch.zeros(len(prompts), dtype=torch.int64)
+    def ask_early(self, groups: Sequence[Group]) -> list[Early]:
+        """Asks those rewards that may be asked early about all outputs of some prompts; for `__call__` to put in their places.
+
+        Rewards that share calls (`reward_use.shares_calls`) are asked about all of them at once, others about one prompt after another.
+        """
         early = {name: scorer for name, scorer in self.scorers.items() if scorer.early}
-        tasks = {name: self._task(name, scorer, items, prompts, one) for name, scorer in early.items()}
-        return Early(prompt, self._answers(tasks))
+        found: list[dict[str, Any]] = [{} for _ in groups]
+        shared = {name: scorer for name, scorer in early.items() if len(groups) > 1 and shares_calls(scorer.use)}
+        for name, answers in self._early_of(shared, groups).items():
+            for said, answer in zip(found, answers, strict=True):
+                said[name] = answer
+        alone = {name: scorer for name, scorer in early.items() if name not in shared}
+        for said, group in zip(found, groups, strict=True):
+            said.update((name, answers[0]) for name, answers in self._early_of(alone, [group]).items())
+        return [Early(group.prompt, said) for group, said in zip(groups, found, strict=True)]
+
+    def _early_of(self, scorers: Mapping[str, Scorer], groups: Sequence[Group]) -> dict[str, list[Any]]:
+        """By reward that was asked: what it says of each of the groups. Its time limit holds for one."""
+        if not scorers:
+            return {}
+        group_U = torch.repeat_interleave(torch.tensor([len(group.items) for group in groups]))
+        items = join_items([group.items for group in groups]) if len(groups) > 1 else groups[0].items
+        prompts = [prompt for group in groups for prompt in group.prompts]
+        tasks = {name: self._task(name, scorer, items, prompts, group_U) for name, scorer in scorers.items()}
+        found = self._answers(tasks, patience=float(len(groups)))
+        return {name: _by_group(answer, group_U[tasks[name].index_u], len(groups)) for name, answer in found.items()}
 
     def rehearse(self, name: str, items: Any, prompts: Sequence[Prompt]) -> str | None:
         """Why this reward cannot score any of these outputs, which are not counted; None where it scored or left out some."""
@@ -238,14 +270,16 @@ class Scoring:
         group = group_U[index] if group_U is not None and is_relative(scorer.use) else None
         return _Task(index, chosen, [prompts[i] for i in applies], group, errors)
 
-    def _answers(self, tasks: Mapping[str, _Task]) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
-        """What the scorers that have something to score say; those in other processes all at once."""
+    def _answers(
+        self, tasks: Mapping[str, _Task], *, patience: float = 1.0
+    ) -> dict[str, tuple[dict[str, Tensor], list[str]]]:
+        """What the scorers that have something to score say; those in other processes all at once. patience: as of `ask`."""
         asked = {name: task for name, task in tasks.items() if task.prompts}
         apart = [name for name in asked if name in self._isolated]
 
         def answer(name: str) -> tuple[dict[str, Tensor], list[str]]:
             task = asked[name]
-            return self.ask(name, task.items, task.prompts, task.group_U)
+            return self.ask(name, task.items, task.prompts, task.group_U, patience=patience)
 
         with ThreadPoolExecutor(max(1, len(apart)), thread_name_prefix="grpo_mm-scores") as threads:
             try:
@@ -386,6 +420,17 @@ class Scoring:
                 self._isolated[name].leave_device()
             else:
                 move(scorer.use, torch.device("cpu"))
+
+
+def _by_group(
+    answer: tuple[dict[str, Tensor], list[str]], group_u: Tensor, groups: int
+) -> list[tuple[dict[str, Tensor], list[str]]]:
+    """The answer about rows of several groups as one for each; what failed is told of with the first."""
+    scores, errors = answer
+    return [
+        ({part: value[group_u == group] for part, value in scores.items()}, [] if group else errors)
+        for group in range(groups)
+    ]
 
 
 def _gathered(

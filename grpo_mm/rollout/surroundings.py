@@ -37,6 +37,11 @@ def kept(name: str, what: str = "reward") -> Iterator[None]:
         yield from _kept(f"{what} {name!r}", lost)
 
 
+def changed_by(name: str) -> list[str]:
+    """What reward `name` was seen to change of the process so far, in words."""
+    return sorted(what for who, what in _told if who == f"reward {name!r}")
+
+
 def interrupted() -> bool:
     """Whether a KeyboardInterrupt that was just caught comes from the user; within `kept`, one that code raises itself does not."""
     return not _watching or _watching[-1].interrupted

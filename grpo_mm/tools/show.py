@@ -21,6 +21,7 @@ from grpo_mm.ledger.words import Asked
 from grpo_mm.looking.changes import read_changes
 from grpo_mm.outside import place
 from grpo_mm.run.data import data_lines
+from grpo_mm.tools.serving.launch import as_launched
 from grpo_mm.training.ahead import ahead_lines
 from grpo_mm.training.forecast import cost_lines
 
@@ -47,7 +48,8 @@ def shown_lines(
     unset: list[str] = []
     source = config if isinstance(config, Mapping) else config_file(place(config, what="the config"))
     settings = run_config.read(source, overrides, trust=trust, unset=unset)
-    settings.check_settings()
+    launched = as_launched(settings)  # a config for `launch` names no servers of its own
+    launched.check_settings()
     if isinstance(source, Path) and source.is_dir():  # a run keeps all values, wherever they came from
         yield yaml.safe_dump(run_config.plain(settings), sort_keys=False)
         yield from (f"changed {change}" for change in read_changes(source))
@@ -58,11 +60,13 @@ def shown_lines(
     yield from ahead_lines(settings, asked.devices)
     yield from of_scorers(settings.rewards | settings.watched_rewards)
     yield from golden_lines(settings.rewards | settings.watched_rewards)
+    if launched is not settings:
+        yield "engine.generator asks the servers of launch.engines, which `grpo-mm launch` starts; `grpo-mm train` wants its urls or start"
     if memory:
         yield from cost_lines(settings, asked)
     if unset:
         names = ", ".join(f"data.{name}" for name in unset)
         raise ConfigError(f"{names} not set; what stands above assumes the data. Set data.{unset[0]}=… to train.")
-    settings.check()
+    launched.check()
     yield from without_effect(settings)
     yield from data_lines(settings)

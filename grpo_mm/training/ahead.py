@@ -15,12 +15,15 @@ from typing import Any, Literal
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.errors import CheckpointError
 from grpo_mm.objectives.truncated import Truncated
+from grpo_mm.outside import plain
 from grpo_mm.processes import clock
 from grpo_mm.processes.beside import Beside
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.processes.roles import WAITING
-from grpo_mm.rollout.reward_use import needs_device
+from grpo_mm.rollout.own_copies import is_own
+from grpo_mm.rollout.reward_use import as_reward, needs_device
 from grpo_mm.rollout.scoring import is_apart
+from grpo_mm.rollout.surroundings import changed_by
 from grpo_mm.training.drawing import Drawing, Drawn, Pending
 from grpo_mm.weights.snapshots import AHEAD, WeightsMoved
 from grpo_mm.weights.stateful import Stateful, stateful_parts
@@ -40,6 +43,10 @@ class Ahead:
         self.way, why = way_of(config, members=processes.members)
         self._thread = Beside("grpo_mm-ahead")
         self._beside = processes.beside() if config.rollout_ahead and self.way == "beside" else processes
+        self._users = [
+            name for name, one in config.rewards.items() if not is_apart(one) and not is_own(as_reward(one.use))
+        ]
+        """Rewards in this process that are code of the user's."""
         self._begun: dict[str, Any] | None = None
         """{"step": of the rows, "version": of the weights, "parts": states}; as a checkpoint keeps it."""
         self._pending: Pending | None = None
@@ -68,6 +75,7 @@ class Ahead:
         self._begun = {"step": step, "version": version, "parts": parts}
         if step >= self.config.steps:
             return  # a run that goes on for more steps draws them with what was kept
+        self._give_way(step)
         if self.way == "beside":
             self._pending = self.drawing.beside(step, self._thread, self._beside)
         elif self.way == "scored beside":
@@ -76,6 +84,21 @@ class Ahead:
             self._ready = self.drawing(step)
             rows = sum(batch.rollout.num_rows for batch in self._ready.batches)
             self.queue = {"unsampled": 0, "unscored": 0, "ready": rows}
+
+    def _give_way(self, step: int) -> None:
+        """No longer beside the update, once a reward of the user's was seen to change what the update computes with."""
+        if self.way == "before" or not self._users:
+            return
+        seen = {name: changed_by(name) for name in self._users}
+        here = next((f"{plain(name, 60)} changes {', '.join(what)}" for name, what in seen.items() if what), "")
+        everywhere = list(filter(None, self.processes.gather(here)))
+        if everywhere:
+            self.way = "before"
+            log.warning(
+                "rollout_ahead: the reward %s of the process while it scores, which an update beside it meets: from step %d on rows are scored "
+                "before the update. In a process of its own (isolate: true) it may change what it likes.",
+                everywhere[0], step + 1,
+            )  # fmt: skip
 
     def wait(self) -> None:
         """Until nothing is drawn or scored beside."""

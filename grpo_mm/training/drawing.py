@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -21,10 +21,12 @@ from grpo_mm.rollout.collectors.more import More
 from grpo_mm.rollout.groups import group_ids
 from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by
-from grpo_mm.rollout.scoring import Early, Scoring
+from grpo_mm.rollout.scoring import Early, Group, Scoring
 from grpo_mm.training.meeting import Gather, met
 from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows, Scores, is_seen, prompts_of
 
+MOST_AT_ONCE = 256
+"""Rows that rewards with `early` are asked about at once, where several prompts ended while they were asked before."""
 Finished = Callable[[int, Any], None]
 """(whose samples, as `Rows.prompt_N` counts; the items that they come to, in the order of the rows)."""
 
@@ -218,9 +220,12 @@ class _Asked:
 
     def sample(self, rows: Rows) -> tuple[Rollout, Outputs]:
         asked: list[Future] = []
+        ended: deque[tuple[Group, Future]] = deque()
 
         def finished(prompt: int, items: Any) -> None:
-            asked.append(self.drawing.early.submit(self._ask_early, [rows.prompts[prompt]] * len(items), items, prompt))
+            asked.append(Future())
+            ended.append((Group(prompt, items, [rows.prompts[prompt]] * len(items)), asked[-1]))
+            self.drawing.early.submit(self._ask_early, ended)
 
         with clock.counts_kept_in(self.counts):
             tell = {"finished": finished} if self.drawing.asks_early else {}
@@ -230,9 +235,24 @@ class _Asked:
             self._early[id(found[0])] = asked
         return found
 
-    def _ask_early(self, prompts: Sequence[Prompt], items: Any, prompt: int) -> Early:
-        with clock.counts_kept_in(self.counts):
-            return self.drawing.rewards.ask_early(items, prompts, prompt=prompt)
+    def _ask_early(self, ended: deque[tuple[Group, Future]]) -> None:
+        """Of what has ended by now and was not asked yet, at most `MOST_AT_ONCE` rows."""
+        taken: list[tuple[Group, Future]] = []
+        while ended and (
+            not taken or sum(len(group.items) for group, _ in taken) + len(ended[0][0].items) <= MOST_AT_ONCE
+        ):
+            taken.append(ended.popleft())
+        if not taken:
+            return
+        try:
+            with clock.counts_kept_in(self.counts):
+                found = self.drawing.rewards.ask_early([group for group, _ in taken])
+        except BaseException as error:  # whoever asks for the scores gets it
+            for _, future in taken:
+                future.set_exception(error)
+            return
+        for (_, future), early in zip(taken, found, strict=True):
+            future.set_result(early)
 
     def score(self, rollout: Rollout, outputs: Outputs) -> dict[str, Scores]:
         with clock.counts_kept_in(self.counts):

@@ -16,8 +16,13 @@ from grpo_mm.ledger.fit import close, refusal
 from grpo_mm.ledger.timed import timed
 from grpo_mm.ledger.words import Asked, memory_lines, time_lines
 from grpo_mm.processes.distributed import Processes
+from grpo_mm.rollout.reward_use import needs_device
 from grpo_mm.rollout.scoring import is_apart
 
+APART = "in a process of its own"
+"""How the owner of memory ends that another process of this run holds on the same device."""
+OF_A_PROCESS = GIB // 2
+"""What CUDA takes of a GPU for one more process, about."""
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +82,8 @@ def beside_measured(ledger: Ledger | None, row: Mapping[str, float]) -> dict[str
     """What was foretold, to stand in the record beside the measured peak; {} where either is not known."""
     if ledger is None or "time/device_peak_gib" not in row:
         return {}
-    return {"time/device_forecast_gib": ledger.peak / GIB}
+    others = sum(entry.bytes for entry in ledger.resident if entry.owner.endswith(APART))
+    return {"time/device_forecast_gib": (ledger.peak - others) / GIB}
 
 
 def ledger_of(config: RunConfig, plan: Plan) -> Ledger | None:
@@ -102,14 +108,40 @@ def _with_rewards(ledger: Ledger, config: RunConfig) -> Ledger:
             entries.append(Entry(f"reward network {name}", size, getattr(use, "dtype", "float32"), place=place))
         elif hasattr(use, "to"):
             unknown.append(name)
+    shared = {name: scorer for name, scorer in (config.rewards | config.watch).items() if _on_ours(scorer, config)}
+    for name, scorer in shared.items():
+        size = scorer.use.network_bytes() if hasattr(scorer.use, "network_bytes") else None
+        entries.append(Entry(f"CUDA of reward {name}, {APART}", scorer.workers * OF_A_PROCESS))
+        if size is None:
+            unknown.append(name)
+        else:
+            dtype = getattr(scorer.use, "dtype", "float32")
+            entries.append(Entry(f"reward network {name}, {APART}", scorer.workers * size, dtype, place=place))
     said = (f"what these rewards load is in no line: {', '.join(unknown)}",) if unknown else ()
+    if shared:
+        meanwhile = "" if config.offload_rewards else ", also while weights are updated"
+        said += (
+            f"on the run's GPU {APART}{meanwhile}: {', '.join(shared)}; {_place(config, next(iter(shared)))}.device sets another",
+        )
     if entries:
         said += ("reward networks are counted by their weights, without what scoring takes",)
-    scoring = tuple(replace(entry, owner=f"{entry.owner}, moved in", place="device") for entry in entries)
-    phases = (Phase("scoring", scoring, "rewards in bfloat16"),) if entries and config.offload_rewards else ()
+    scoring = tuple(
+        replace(entry, owner=f"{entry.owner}, moved in", place="device") for entry in entries if entry.place == "host"
+    )
+    phases = (Phase("scoring", scoring, "rewards in bfloat16"),) if scoring and config.offload_rewards else ()
     return replace(
         ledger, resident=(*ledger.resident, *entries), phases=(*ledger.phases, *phases), said=(*ledger.said, *said)
     )
+
+
+def _on_ours(scorer: Any, config: RunConfig) -> bool:
+    """Whether it is in a process of its own that holds a network, or what it likes, on the run's GPU."""
+    apart = is_apart(scorer) and scorer.device is None and config.device != "cpu"
+    return apart and hasattr(scorer.use, "to") and needs_device(scorer.use)
+
+
+def _place(config: RunConfig, name: str) -> str:
+    return f"rewards.{name}" if name in config.rewards else f"watch.{name}"
 
 
 def _uses(scorers: Mapping[str, Any]) -> dict[str, Any]:

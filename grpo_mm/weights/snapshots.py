@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grpo_mm.identity import NOTED
 from grpo_mm.processes.shards import Shards
-from grpo_mm.weights.adapters_off import adapters_off, does_nothing
+from grpo_mm.weights.adapters_off import adapters_back, adapters_off, does_nothing
 from grpo_mm.weights.checkpoint import check_fit
 from grpo_mm.weights.pieces import as_cut, full, shapes_of
 
@@ -123,6 +123,8 @@ class Snapshots:
         left out as well, which is quicker."""
         self._params, self._shards, self._adapted = dict(params), shards, adapted
         self._idle: dict[str, bool] = {}
+        self._left_out: list[nn.Module] = []
+        """Layers whose adapters do not act at this moment, since the copy in place does nothing."""
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._whole: dict[str, dict[str, Tensor]] = {}
         """Copies that are put in place while the weights are gathered."""
@@ -207,9 +209,20 @@ class Snapshots:
 
     @contextmanager
     def _in_place(self, name: str) -> Iterator[None]:
-        off = adapters_off(self._adapted) if self._does_nothing(name) else nullcontext()
-        with off, self._written(name):  # written all the same: what saves or hands over the weights reads them
-            yield
+        idle, before = self._does_nothing(name), self._left_out
+        if idle and not before:
+            acts = adapters_off(self._adapted)
+        else:  # within a copy that does nothing another may do something
+            acts = adapters_back(before) if before and not idle else nullcontext(before)
+        with (
+            acts as left_out,
+            self._written(name),
+        ):  # written all the same: what saves or hands over the weights reads them
+            self._left_out = left_out
+            try:
+                yield
+            finally:
+                self._left_out = before
 
     @contextmanager
     def _written(self, name: str) -> Iterator[None]:

@@ -16,6 +16,7 @@ from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, cut_rows, swapped
 from grpo_mm.ledger.quantized import bytes_read, count_of, said_of
 from grpo_mm.ledger.state import bytes_of, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.vlm import seen as sizes
+from grpo_mm.pipelines.vlm.counted_layers import by_pattern
 from grpo_mm.pipelines.vlm.forwards import cascade
 from grpo_mm.pipelines.vlm.forwards.counted_scan import counted
 from grpo_mm.pipelines.vlm.forwards.packing import pack
@@ -41,6 +42,16 @@ def vlm_ledger(policy: VlmPolicyConfig, engine: Any, plan: Plan, *, seen: sizes.
         ConfigError: a checkpoint that is neither here nor of a known size.
     """
     config, source = known_config(policy.path)
+    if family_of(
+        config.model_type, path=policy.path
+    ).recurrent:  # its prompts are read one by one, layer by layer: minutes
+        return by_pattern(lambda cut: _of_config(policy, engine, plan, cut, source, seen), config)
+    return _of_config(policy, engine, plan, config, source, seen)
+
+
+def _of_config(
+    policy: VlmPolicyConfig, engine: Any, plan: Plan, config: Any, source: str, seen: sizes.Seen | None
+) -> Ledger:
     net = _without_numbers(policy, config, plan.kind)
     seen = seen or sizes.assumed(policy, config, plan)
     family = net.loaded.family

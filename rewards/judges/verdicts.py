@@ -120,7 +120,7 @@ class ModelJudge:
     replay: bool = False
     """Nobody is asked: what is not in the cache has no verdict."""
     calls_per_batch: int | None = None
-    """Of one call of a reward, on one rank: usually a step. Later questions have no verdict, so later rows are masked."""
+    """Of one call of a reward, on one rank: usually a step (so that `early` is refused). Later questions have no verdict, so later rows are masked."""
     calls_in_all: int | None = None
     """Over the life of the cache file, and so over a resumed run and all ranks (which may exceed it by a batch each);
     without a file, of this process."""
@@ -142,6 +142,11 @@ class ModelJudge:
         self._opened()
         if not self.replay and hasattr(self.vlm, "check"):
             self.vlm.check()
+
+    @property
+    def limit_of_a_call(self) -> str | None:
+        """The setting by which one call asks only so much."""
+        return None if self.calls_per_batch is None else f"calls_per_batch = {self.calls_per_batch} of its judge"
 
     @property
     def needs_device(self) -> bool:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from torch import Tensor
@@ -37,6 +37,9 @@ class ServerVlm:
     and `calls/vlm_completion_tokens`, answers that were cut off at `max_new_tokens` as `calls/vlm_cut_off`. Whatever a server
     sends back, the key is in no message, answer or file.
     """
+
+    shares_calls: ClassVar[bool] = True
+    """Each question is a request of its own, whoever asks it and when."""
 
     base_url: str
     """Up to the version and without "/chat/completions", e.g. http://localhost:8080/v1."""

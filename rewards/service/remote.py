@@ -91,6 +91,11 @@ class Remote:
 
     needs_device: ClassVar[bool] = False
 
+    @property
+    def shares_calls(self) -> bool:
+        """The server itself puts requests together, unless they are to be scored alone."""
+        return self.batch is not None
+
     def check(self) -> None:
         """Raises ConfigError for a malformed address or a token that is not set; does not call the server."""
         check_url(self.url)

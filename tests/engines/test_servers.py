@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
@@ -19,6 +19,7 @@ from grpo_mm.findings import first_difference
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.engine_server import asking, door, served_weights
 from grpo_mm.pipelines.vlm.engine_server.asking import Server
+from grpo_mm.pipelines.vlm.engine_server.served_engine import all_or_none
 from grpo_mm.pipelines.vlm.engine_server.vllm_server import VllmServer
 from grpo_mm.pipelines.vlm.engine_server.weights_to_bring import ADAPTER, KeptWeights, files_of
 from grpo_mm.pipelines.vlm.models.adapters import Lora
@@ -352,7 +353,7 @@ def test_the_model_under_an_adapter_is_kept_once():
     adapted.snapshots.changed()
     second = KeptWeights(adapted.network, before=first)
     del first
-    assert {path.name for path in Path(second._folder.name).iterdir()} == {*ADAPTER}
+    assert {path.name for path in second._folder.files()} == {*ADAPTER}
     assert dict(second.files(base=True)) == dict(files_of(adapted.network, adapted.snapshots.which, base=True))
     assert set(dict(second.files(base=False))) == {*ADAPTER} and second.which == adapted.snapshots.which
     assert dict(second.files(base=True))[ADAPTER[1]] != whole[ADAPTER[1]]
@@ -393,3 +394,27 @@ def _until(is_so, seconds: float = 15.0) -> None:
     until = time.monotonic() + seconds
     while not is_so() and time.monotonic() < until:
         time.sleep(0.01)
+
+
+def test_where_a_row_cannot_be_drawn_the_others_are_given_up():
+    given_up: list[str] = []
+
+    async def drawn(name: str, seconds: float) -> str:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            given_up.append(name)
+            raise
+        return name
+
+    async def fails() -> str:
+        await asyncio.sleep(0.01)
+        raise ValueError("no")
+
+    async def asked() -> None:
+        assert await all_or_none([drawn("a", 0.0), drawn("b", 0.0)]) == ["a", "b"]
+        with pytest.raises(ValueError, match="no"):
+            await all_or_none([drawn("quick", 0.0), drawn("long", 60.0), fails(), drawn("longer", 60.0)])
+        assert given_up == ["long", "longer"]  # by the time that it is told of
+
+    asyncio.run(asked())

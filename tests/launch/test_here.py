@@ -59,6 +59,14 @@ def test_a_child_and_what_it_started_end_with_the_process_that_keeps_them():
     assert gone_within(child, 10) and gone_within(grandchild, 10)
 
 
+def test_a_command_dies_with_what_keeps_it_also_where_that_is_killed_alone():
+    """Ray kills what a worker of a lost node has started, and not what that has started."""
+    child = Child(["sleep", "60"], environment=os.environ)
+    assert is_running(child.pid)
+    os.kill(child._process.pid, signal.SIGKILL)
+    assert gone_within(child.pid, 10) and child.wait(10) == -signal.SIGKILL
+
+
 def test_a_run_comes_to_its_end_with_the_words_of_rank_0(tmp_path):
     run = tmp_path / "run"
     code, told, _ = launched(job(run, trainers=2), Here())

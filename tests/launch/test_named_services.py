@@ -30,6 +30,7 @@ from grpo_mm.rewards.service.asking import check_url
 from grpo_mm.rollout.scoring import Scorer
 from grpo_mm.rollout.spread import _limit as limit_of
 from grpo_mm.tools.serving.launch import as_launched, job_of
+from grpo_mm.tools.show import shown_lines
 
 TOKEN = "open-sesame"
 
@@ -220,3 +221,13 @@ def test_a_named_service_is_an_address():
     check_url("service://eyes")
     with pytest.raises(ConfigError, match="wanted the like of http"):
         check_url("service://")
+
+
+def test_show_takes_a_config_that_only_launch_gives_its_engines():
+    asks = ["engine.generator={kind: vllm_server}"]
+    with pytest.raises(ConfigError, match="name the servers in urls, or start one"):
+        list(shown_lines(ROOT / "configs/quickstart/video.yaml", asks, memory=False))
+    said = list(
+        shown_lines(ROOT / "configs/quickstart/video.yaml", [*asks, "launch.engines={replicas: 2}"], memory=False)
+    )
+    assert any("asks the servers of launch.engines" in line for line in said)

@@ -90,6 +90,29 @@ def test_a_row_of_the_page_leaves_out_no_byte_and_names_the_cards():
     assert row("x", FULL).cells()[2:6] == ["none", "6 s", "2 s", "102.0 s"]
 
 
+def test_a_reward_in_a_process_of_its_own_on_the_runs_gpu_is_counted_and_said_but_not_held_against_the_measured_peak():
+    use = {"rewards.mine.use": "{kind: pick_score}", "rewards.mine.isolate": "true"}
+    here = {"device": "cuda", "rewards": "{}"} | use
+
+    def counted(**changes: str) -> Ledger:
+        words = [f"{key}={value}" for key, value in (here | changes).items()]
+        config = read(ROOT / "configs/quickstart/flow.yaml", words)
+        return ledger_of(config, plan_of(config, kind="cuda"))
+
+    shared, elsewhere = counted(), counted(**{"rewards.mine.device": "cpu"})
+    more = {entry.owner: entry.bytes for entry in shared.resident if entry.owner.endswith("in a process of its own")}
+    network = more["reward network mine, in a process of its own"]
+    assert network > GIB and more["CUDA of reward mine, in a process of its own"] == GIB // 2
+    assert shared.peak == elsewhere.peak + network + GIB // 2
+    assert any("mine; rewards.mine.device sets another" in line and "while weights" in line for line in shared.said)
+    assert not any("sets another" in line for line in elsewhere.said)
+    measured = {"time/device_peak_gib": 1.0}
+    assert forecast.beside_measured(shared, measured) == forecast.beside_measured(elsewhere, measured)
+    moved = counted(offload_rewards="true")
+    assert moved.peak < shared.peak and not any("while weights" in line for line in moved.said)
+    assert any(phase.name == "scoring" for phase in moved.phases)
+
+
 def test_what_fits_is_not_refused_and_what_is_near_is_warned_of():
     assert refusal(ADAPTER, 60 * GIB) is None and close(ADAPTER, 62 * GIB) is None
     assert "55.0 GiB is near to the 58.0 GiB" in close(ADAPTER, 58 * GIB)

@@ -17,8 +17,11 @@ from toy_learning import config_of
 
 from grpo_mm.config.without_effect import without_effect
 from grpo_mm.entry import train
+from grpo_mm.errors import ConfigError
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.rollout.scoring import Early, Scorer, Scoring
+from grpo_mm.registry import lookup
+from grpo_mm.rollout.reward_use import as_reward, shares_calls
+from grpo_mm.rollout.scoring import Early, Group, Scorer, Scoring
 from grpo_mm.training.learner import Learner
 from grpo_mm.types import Outputs, Prompt, Rollout, Rows
 
@@ -98,8 +101,8 @@ def test_failures_of_some_prompts_are_failed_rows_as_at_the_end():
     prompts = [Prompt("a", "a"), Prompt("b", "b"), Prompt("a", "a")]
     prompt_U = torch.tensor([0, 1, 0])
     early = [
-        scoring.ask_early(["x", "z"], [prompts[0], prompts[2]], prompt=0),
-        scoring.ask_early(["y"], [prompts[1]], prompt=1),
+        *scoring.ask_early([Group(0, ["x", "z"], [prompts[0], prompts[2]])]),
+        *scoring.ask_early([Group(1, ["y"], [prompts[1]])]),
     ]
     found = scoring(["x", "y", "z"], prompts, torch.tensor([0, 1, 0]), prompt_U=prompt_U, early=early)
     assert found["it"]["score"].tolist()[::2] == [1.0, 1.0] and found["it"]["score"][1].isnan()
@@ -115,10 +118,97 @@ def test_what_was_not_said_of_all_is_asked_at_the_end():
 
     scoring = Scoring({"it": Scorer(reward, early=True)}, torch.device("cpu"))
     prompts, prompt_U = [Prompt("a", "a"), Prompt("b", "b")], torch.tensor([0, 1])
-    early = [scoring.ask_early(["x"], prompts[:1], prompt=0)]
+    early = scoring.ask_early([Group(0, ["x"], prompts[:1])])
     assert isinstance(early[0], Early)
     scoring(["x", "y"], prompts, prompt_U, prompt_U=prompt_U, early=early)
     assert calls == [1, 2]
+
+
+class Served:
+    """Notes what it is asked, and keeps the first call waiting until it is told."""
+
+    shares_calls = True
+
+    def __init__(
+        self, score: Any = lambda items, _: {"score": torch.tensor([float(len(item)) for item in items])}
+    ) -> None:
+        self.score, self.sizes, self.go = score, [], threading.Event()
+
+    def __call__(self, items: Sequence[Any], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        self.sizes.append(len(items))
+        if len(self.sizes) == 1:
+            assert self.go.wait(20)
+        if "bad" in items:
+            raise KeyError("bad")
+        return self.score(items, prompts)
+
+
+@dataclass(frozen=True)
+class HandsOutAll(Tells):
+    """Hands out the samples of all prompts while the reward is asked about the first."""
+
+    served: Any = field(default_factory=Served, compare=False)
+
+    def sample(self, policy: Any, rows: Rows, *, finished: Any = None, **how: Any) -> tuple[Rollout, Outputs]:
+        found = super().sample(policy, rows, finished=finished, **how)
+        self.served.go.set()
+        return found
+
+
+def test_who_asks_a_server_is_asked_about_all_prompts_that_ended_meanwhile(tmp_path, monkeypatch):
+    reward = Served(ToyReward())
+    engine = HandsOutAll(served=reward)
+    engine.asked.set()
+    monkeypatch.setattr("grpo_mm.training.drawing.MOST_AT_ONCE", 24)
+    made = replace(config_of("grpo", steps=1, engine=engine), rewards={"score": Scorer(reward, early=True)})
+    Learner(made, Processes(device="cpu"), samples=tmp_path).step(0)
+    # 8 prompts with 8 rows each: the first alone, or with what ended before the thread began; then as many as are allowed at once
+    assert sum(reward.sizes) == 64 and max(reward.sizes[1:]) == 24 and len(reward.sizes) <= 4
+
+
+def test_shared_calls_give_each_prompt_its_own_and_count_its_failures():
+    served = Served()
+    served.go.set()
+    scoring = Scoring(
+        {"far": Scorer(served, early=True), "near": Scorer(lambda texts: [1.0] * len(texts), early=True)},
+        torch.device("cpu"),
+    )
+    prompts = [Prompt("a", "a"), Prompt("b", "b"), Prompt("c", "c")]
+    groups = [
+        Group(i, items, [prompts[i]] * 2) for i, items in enumerate((["1", "22"], ["333", "bad"], ["4", "55555"]))
+    ]
+    early = scoring.ask_early(groups)
+    assert [one.prompt for one in early] == [0, 1, 2] and served.sizes == [6, 1, 1, 1, 1, 1, 1]
+    items = ["1", "333", "4", "22", "bad", "55555"]
+    rows = [prompts[i % 3] for i in range(6)]
+    prompt_U = torch.tensor([0, 1, 2] * 2)
+    found = scoring(items, rows, prompt_U, prompt_U=prompt_U, early=early)
+    assert served.sizes[0] == 6 and len(served.sizes) == 7  # nobody is asked again
+    assert (
+        found["far"]["score"].nan_to_num(-1).tolist() == [1, 3, 1, 2, -1, 5]
+        and found["near"]["score"].tolist() == [1] * 6
+    )
+    assert "KeyError" in scoring.first_error["far"]
+
+
+def test_who_shares_calls_is_said_by_whoever_is_asked():
+    remote = lookup("reward", "remote")
+    assert shares_calls(remote("http://127.0.0.1:1", "it")) and not shares_calls(
+        remote("http://127.0.0.1:1", "it", batch=None)
+    )
+    server, judge = lookup("vlm", "server"), lookup("verdict", "model")
+    asked = judge(server("http://127.0.0.1:1/v1", "model"))
+    assert shares_calls(lookup("reward", "consistency")(judge=asked)) and not shares_calls(
+        lookup("reward", "consistency")()
+    )
+    assert not shares_calls(ToyReward()) and not shares_calls(as_reward(lambda texts: [0.0] * len(texts)))
+
+
+def test_a_limit_of_a_call_and_early_contradict_each_other():
+    judge = lookup("verdict", "model")(lookup("vlm", "server")("http://127.0.0.1:1/v1", "model"), calls_per_batch=4)
+    made = config_of("grpo", rewards={"it": {"use": lookup("reward", "consistency")(judge=judge), "early": True}})
+    with pytest.raises(ConfigError, match=r"rewards\.it: calls_per_batch = 4 of its judge holds for one call"):
+        made.check_settings(world=1)
 
 
 def test_an_engine_that_hands_out_nothing_on_its_way_makes_it_void():

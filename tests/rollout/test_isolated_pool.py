@@ -1,5 +1,6 @@
 """A reward in several processes: every output once, in its place; a process that dies loses its own rows alone."""
 
+import os
 import threading
 from collections import Counter
 
@@ -10,6 +11,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.processes import clock
 from grpo_mm.rollout import scoring as scoring_module
 from grpo_mm.rollout.function_reward import FunctionReward
+from grpo_mm.rollout.isolated import IsolatedReward
 from grpo_mm.rollout.scoring import Scorer, Scoring, check_isolated
 from grpo_mm.types import Prompt
 
@@ -83,3 +85,25 @@ def test_workers_are_for_isolated_rewards_that_look_at_one_output():
     with pytest.raises(ConfigError, match="compares those of a group"):
         check_isolated({"a": Scorer(OverSets(), workers=2, isolate=True)})
     check_isolated({"a": Scorer(SLEPT, workers=2, isolate=True)})
+
+
+def test_an_end_that_was_interrupted_is_done_again_and_closes_nothing_twice(monkeypatch):
+    reward = IsolatedReward(SLEPT, name="it")
+    assert reward.score(IMAGES[:1], named("3"), device=torch.device("cpu"))[0]["score"].tolist() == [3]
+    process, closed = reward._process, []
+    close = os.close
+
+    def interrupted(number: int) -> None:
+        closed.append(number)
+        close(number)
+        raise KeyboardInterrupt
+
+    lifeline = process.lifeline
+    monkeypatch.setattr(os, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reward.end()
+    monkeypatch.setattr(os, "close", lambda number: (closed.append(number), close(number)))
+    reward.end()
+    reward.end()
+    process.kill()
+    assert closed.count(lifeline) == 1 and process.popen.returncode is not None

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import textwrap
 import time
-import zipfile
 
 import pytest
 import torch
+from wheels import wheel, without_an_index
 
 from grpo_mm.config.run_config import read
 from grpo_mm.environments import building
@@ -56,18 +56,6 @@ class Needs:
 SPAN = {"span": (2, 3)}
 
 
-def wheel(folder, version):
-    """A package of one module, as pip installs it."""
-    name = f"tinyscore-{version}"
-    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as file:
-        file.writestr("tinyscore.py", f"VERSION = {version}\n")
-        file.writestr(f"{name}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: tinyscore\nVersion: {version}\n")
-        file.writestr(
-            f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        file.writestr(f"{name}.dist-info/RECORD", "")
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A cache, wheels and a user's module, without a way to any index."""
@@ -78,11 +66,7 @@ def place(tmp_path_factory):
     (folder / "scorer_of_mine.py").write_text(textwrap.dedent(MODULE))
     (folder / "mine.txt").write_text("# mine\nTinyScore == 1.5  # not the newest\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setenv("PIP_NO_INDEX", "1")
-        patch.setenv("PIP_CONFIG_FILE", os.devnull)
-        patch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
-        patch.setenv("PIP_FIND_LINKS", str(folder / "wheels"))
+        without_an_index(patch, folder)
         patch.syspath_prepend(str(folder))
         yield folder
 

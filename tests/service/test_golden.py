@@ -12,9 +12,10 @@ from tiny_runs import write_config
 
 from grpo_mm import train
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.golden.comparing import check_goldens, lines, record
+from grpo_mm.golden.comparing import State, check_goldens, lines, record
 from grpo_mm.golden.drawn import FAULTS, KINDS, subjects
 from grpo_mm.golden.entries import entry_of, file_of, kind_of_subjects, read, settings_of, write
+from grpo_mm.golden.states import write_states
 from grpo_mm.looking.report.page import write_report
 from grpo_mm.registry import entries, lookup
 from grpo_mm.rewards.images import hps as hps_module
@@ -235,6 +236,14 @@ def test_a_run_says_it_in_its_folder_and_report(folders, recorded, tiny_sd3, tmp
     with pytest.raises(UserError, match=r"set rewards.right.golden=FILE"):
         train(write_config(tmp_path, tiny_sd3, {"name": "refused", "steps": 1, "rewards": rewards}))
     assert not (tmp_path / "runs/refused/metrics.jsonl").exists()
+
+
+def test_a_run_that_goes_on_without_golden_pictures_says_nothing_of_those_before(tmp_path):
+    write_states(tmp_path, {"it": State("it", "PickScore", False, "unverified: no scores")})
+    assert (tmp_path / "scorers.json").is_file()
+    write_states(tmp_path, {})
+    write_states(tmp_path, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_records_and_compares(folders, tiny_sd3, tmp_path):

@@ -344,6 +344,32 @@ def test_a_reward_that_takes_turns_on_the_device_does_not_come_while_weights_are
     assert ways(Remote("http://127.0.0.1:1", "it"), engine=Apart(), offload_rewards=True) == "beside"
 
 
+@dataclass(frozen=True)
+class ChangesTheDtype(ToyReward):
+    threads: list[threading.Thread] = field(default_factory=list, compare=False)
+
+    def __call__(self, items: Any, prompts: Any) -> dict[str, Tensor]:
+        self.threads.append(threading.current_thread())
+        found = super().__call__(items, prompts)
+        torch.set_default_dtype(torch.float64)
+        return found
+
+
+@pytest.mark.parametrize("engine", [ToyEngine, Apart])
+def test_a_reward_that_changes_the_process_does_not_score_beside_the_update(engine, tmp_path, caplog):
+    def of(reward: Any) -> RunConfig:
+        return replace(config(engine=engine()), rewards={f"changing{engine.__name__}": Scorer(reward)})
+
+    reward = ChangesTheDtype()
+    run, calm = learner(of(reward), tmp_path), learner(of(ToyReward()), tmp_path)
+    assert run.ahead.way == {ToyEngine: "scored beside", Apart: "beside"}[engine] == calm.ahead.way
+    rows, wanted = ([one.step(step) for step in range(3)] for one in (run, calm))
+    assert set(reward.threads) == {threading.main_thread()} and run.ahead.way == "before"
+    assert f"the reward changing{engine.__name__} changes torch's default dtype of the process" in caplog.text
+    assert [row["loss/total"] for row in rows] == [row["loss/total"] for row in wanted]
+    assert torch.equal(run.policy.logits, calm.policy.logits)
+
+
 # ── going on ──
 
 

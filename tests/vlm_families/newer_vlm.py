@@ -112,6 +112,25 @@ def glm4v(text: dict[str, Any], tokens: dict[str, Any], processor: Any) -> tuple
     return Glm4vForConditionalGeneration(Glm4vConfig(text_config=text, vision_config=vision, **tokens)), processor
 
 
+def glm46v(text: dict[str, Any], tokens: dict[str, Any], processor: Any) -> tuple[Any, Any]:
+    """GLM-4.1V's networks; the time after a frame of a video has a tenth of a second."""
+    from transformers import (
+        Glm46VConfig,
+        Glm46VForConditionalGeneration,
+        Glm46VImageProcessor,
+        Glm46VProcessor,
+        Glm46VVideoProcessor,
+    )
+
+    tokens, other = _glm(text, processor)
+    vision = GLM_VISION | {"num_heads": 2, "model_type": "glm4v_vision"}
+    settings = Glm46VConfig(text_config=text | {"model_type": "glm4v_text"}, vision_config=vision, **tokens)
+    return Glm46VForConditionalGeneration(settings), Glm46VProcessor(
+        image_processor=Glm46VImageProcessor(size=SIZE), video_processor=Glm46VVideoProcessor(size=SIZE),
+        tokenizer=other.tokenizer, chat_template=other.chat_template,
+    )  # fmt: skip
+
+
 def glm4v_moe(text: dict[str, Any], tokens: dict[str, Any], processor: Any) -> tuple[Any, Any]:
     """The first layer has a plain MLP; in the others experts, and one that all tokens share."""
     from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
@@ -167,6 +186,6 @@ def with_tokens(tokenizer: Any, names: dict[str, str]) -> Any:
 
 MAKERS = {
     "qwen3_vl_moe": qwen3_vl_moe, "qwen3_5": qwen3_5, "qwen3_5_moe": qwen3_5_moe, "internvl": internvl, "glm4v": glm4v,
-    "glm4v_moe": glm4v_moe,
+    "glm46v": glm46v, "glm4v_moe": glm4v_moe,
 }  # fmt: skip
 """Each takes the settings of a text model, the ids of its tokens and the zoo's processor; gives model and processor."""

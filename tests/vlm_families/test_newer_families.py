@@ -17,6 +17,8 @@ from grpo_mm.config.typed_yaml import build
 from grpo_mm.errors import ConfigError
 from grpo_mm.ledger.counting import AsOnDevice, Counter
 from grpo_mm.ledger.entries import Plan
+from grpo_mm.pipelines.vlm import counted_layers
+from grpo_mm.pipelines.vlm import ledger as ledger_module
 from grpo_mm.pipelines.vlm.conform import conform
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.forwards.counted_scan import scan
@@ -167,6 +169,34 @@ def test_its_memory_is_counted_without_numbers(family, lora):
     assert ledger.trained == sum(p.numel() for p in real.trainable.values())
     assert ledger.weights == sum(p.numel() for p in policy(family).model.parameters())
     assert {"update", "drawing answers", "vision tower"} <= {phase.name for phase in ledger.phases}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "adapter"])
+def test_two_repetitions_of_a_pattern_of_layers_say_what_all_of_them_take(lora, monkeypatch):
+    known = ledger_module.known_config
+
+    def longer(path: str) -> tuple[Any, str]:
+        config, source = known(path)
+        text = config.get_text_config()
+        text.layer_types, text.num_hidden_layers = ["linear_attention", "full_attention"] * 5, 10
+        return config, source
+
+    monkeypatch.setattr(ledger_module, "known_config", longer)
+    chosen = {"kind": "vlm", "path": folder("qwen3_5_moe"), "micro_batch": 4, "lora": lora}
+    config = settings("qwen3_5_moe", policy=chosen)
+    plan = Plan(prompts=2, group_size=3, updates=1, calls={"rollout": 6, "train": 6, "ref": 6}, media="picture")
+    counted = vlm_ledger(config.policy, config.engine, plan)
+    monkeypatch.setattr(counted_layers, "FEWEST", 99)
+    whole = vlm_ledger(config.policy, config.engine, plan)
+    pairs = [
+        (phase.name, part, other)
+        for phase, same in zip(counted.phases, whole.phases, strict=True)
+        for part, other in zip(phase.parts, same.parts, strict=True)
+    ]
+    assert replace(counted, phases=()) == replace(whole, phases=()) and counted.trained > 0
+    for name, part, other in pairs:  # of a tiny model passes without gradient have their peak elsewhere in few layers
+        near = 0.1 if part.owner == "activations" and name != "update" else 0
+        assert part.bytes == pytest.approx(other.bytes, rel=near, abs=0), (name, part.owner)
 
 
 ODD = Prompt("odd clips", "which is longer", media=(clip(4, seed=6), clip(6, fps=2.0, seed=7)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from grpo_mm.errors import CheckpointError
@@ -186,6 +188,29 @@ def test_a_copy_that_does_nothing_is_what_is_saved_while_it_is_used():
 
 
 # ── learning rate ──
+
+
+def test_a_copy_that_acts_does_so_within_one_that_does_nothing():
+    layer = nn.Linear(2, 2, bias=False)
+    network = get_peft_model(nn.Sequential(OrderedDict(x=layer)), LoraConfig(r=1, target_modules=["x"], lora_alpha=1))
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    snapshots = Snapshots(trained, adapted=network)
+    snapshots.take("ref")  # as it begins: its second factors are zero
+    with torch.no_grad():
+        for p in trained.values():
+            p.fill_(0.5)
+    snapshots.take("ema")
+    x = torch.ones(1, 2)
+    present, plain = network(x), layer(x)
+    with snapshots.use("ref"):
+        assert torch.equal(network(x), plain)
+        with snapshots.use("ema"):
+            assert torch.equal(network(x), present) and not torch.equal(present, plain)
+            with snapshots.use("ref"):
+                assert torch.equal(network(x), plain)
+            assert torch.equal(network(x), present)
+        assert torch.equal(network(x), plain)
+    assert torch.equal(network(x), present)
 
 
 def test_the_learning_rate_warms_up_in_even_steps():

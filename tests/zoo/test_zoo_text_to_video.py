@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from grpo_mm.datasets.worlds.moving_shapes import FPS, FRAMES, SIZE_PX, CaptionedClips, MovingShapesPrompts, caption, specs
+from grpo_mm.datasets.worlds.moving_shapes import (
+    FPS,
+    FRAMES,
+    SIZE_PX,
+    CaptionedClips,
+    MovingShapesPrompts,
+    caption,
+    specs,
+)
 from grpo_mm.pipelines import zoo
 from grpo_mm.pipelines.zoo import text_to_video
 from grpo_mm.pipelines.zoo.clip_autoencoder import encode
@@ -33,7 +41,9 @@ def test_a_plain_call_draws_a_clip_with_motion(pipe):
 
 
 def test_it_obeys_in_part(pipe):
-    found = text_to_video.score(pipe, MovingShapesPrompts("monitor", limit=48).load(), MovingShapesReward(), fps=FPS, **SIZE)
+    found = text_to_video.score(
+        pipe, MovingShapesPrompts("monitor", limit=48).load(), MovingShapesReward(), fps=FPS, **SIZE
+    )
     assert 0.25 < found["score"] < 0.65
 
 
@@ -41,7 +51,9 @@ def test_its_autoencoder_keeps_what_the_reward_reads(pipe):
     by_text = {caption(spec): spec for spec in specs("train")}
     clips_NFHWC, captions = CaptionedClips()(24, random.Random(7))
     clips_NCFHW = torch.from_numpy(clips_NFHWC).permute(0, 4, 1, 2, 3)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std))
+    mean, std = (
+        torch.tensor(v).view(1, -1, 1, 1, 1) for v in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+    )
     latents = encode(pipe.vae, clips_NCFHW)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents * std + mean).sample
@@ -64,7 +76,15 @@ def test_its_files_are_small():
 def test_the_model_is_built_from_scratch_in_real_format(tmp_path):
     from diffusers import WanPipeline
 
-    sizes = {"steps": 1, "misleading_steps": 1, "autoencoder_steps": 2, "autoencoder_pool": 16, "pool": 16, "dim": 32, "layers": 1}
+    sizes = {
+        "steps": 1,
+        "misleading_steps": 1,
+        "autoencoder_steps": 2,
+        "autoencoder_pool": 16,
+        "pool": 16,
+        "dim": 32,
+        "layers": 1,
+    }
     text_to_video.build(tmp_path, draw=CaptionedClips(), draw_misleading=CaptionedClips(), fps=FPS, **sizes)
     pipe = WanPipeline.from_pretrained(tmp_path)
     clips = text_to_video.sample(pipe, ["a red circle moves left while a blue square stays"], steps=2, **SIZE)

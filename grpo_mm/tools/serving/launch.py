@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +33,10 @@ HANDED_ON = (
     "TORCH_",
     "TRANSFORMERS_",
     "WANDB_",
+    "PIP_",
     "PYTHONPATH",
     "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
 )
 """Beginnings of the names of variables that trainers and services get from who launches, on whatever machine they are."""
 
@@ -131,10 +132,9 @@ def job_of(
     ]  # fmt: skip
     if asked.engines is not None:
         one = asked.engines
-        log = os.path.join(tempfile.gettempdir(), "grpo_mm_engine_{port}.log")
         command = [
             one.python or PYTHON, "-m", "grpo_mm.cli", "serve", name, *overrides, "--engine", "--host", "{host}", "--port", "{port}",
-            "--token-env", TOKEN, "--log", log, *(["--trust"] if "--trust" in options else []),
+            "--token-env", TOKEN, *(["--trust"] if "--trust" in options else []),
         ]  # fmt: skip
         wanted = Wanted(one.cpus, gpus if one.gpus is None else one.gpus, one.resources, one.runtime_env)
         made = {"command": command, "environment": handed, "folder": folder, "token": handed[TOKEN]}

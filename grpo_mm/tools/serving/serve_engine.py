@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,17 +27,26 @@ def serve_engine(
     host: str,
     port: int,
     token_env: str | None,
-    log: Path,
+    log: Path | None,
     trust: bool = False,
     told: Callable[[str], None] = print,
 ) -> None:
     """Starts it and waits; `told` gets its address. GPUs: all that this process sees (CUDA_VISIBLE_DEVICES), the model cut over them.
+
+    Args:
+        log: None: a new file below the folder for temporary files, which is told.
 
     Raises:
         ConfigError: the policy draws no texts; others could ask without a token.
         UserError: the server does not come up, or ends.
     """
     launch = launch_of(config, overrides, host=host, port=port, trust=trust)
+    if log is None:
+        file, name = tempfile.mkstemp(
+            prefix="grpo_mm_engine_", suffix=".log"
+        )  # nobody else's to read, or to have put there
+        os.close(file)
+        log = Path(name)
     token = token_of(TOKEN if token_env is None else token_env, must=token_env is not None)
     told(f"a vLLM server is started; its log: {log}")
     with start(launch, log=log, token=token) as server:

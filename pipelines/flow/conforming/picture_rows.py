@@ -12,7 +12,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.heard import kept
-from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, drawn_of, measure, prompts_of
+from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, drawn_of, measure, prompts_of
 from grpo_mm.pipelines.flow.conforming.plain import STEPS, Drawing, Plain, read, spelled
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule

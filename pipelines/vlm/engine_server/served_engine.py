@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import shutil
 import uuid
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from grpo_mm.outside import reason
 from grpo_mm.pipelines.vlm.engine_server.served_weights import Declined, ServedWeights
 from grpo_mm.pipelines.vlm.engine_server.wire import Answered, Asked
 from grpo_mm.pipelines.vlm.sampling.vllm_settings import drawn_of, params_of
+from grpo_mm.processes.own_folder import OwnFolder
 
 CHANGING = "grpo_mm: changing"
 """What the engine notes of tokens that it should not have drawn."""
@@ -27,7 +28,7 @@ class ServedEngine:
         self._boot = uuid.uuid4().hex
         self._asked = self._adapters = self._drawing = 0
         self._adapter: Any = None
-        self._adapter_files: TemporaryDirectory[str] | None = None
+        self._adapter_files: OwnFolder | None = None
 
     def about(self) -> dict[str, Any]:
         """How it was started and what it does. boot: another one each time that the server starts."""
@@ -56,7 +57,7 @@ class ServedEngine:
         async with self.weights.drawing(asked.version):
             self._drawing += len(asked.seeds)
             try:
-                outputs = await asyncio.gather(*(self._row(asked, seed) for seed in asked.seeds))
+                outputs = await all_or_none([self._row(asked, seed) for seed in asked.seeds])
             finally:
                 self._drawing -= len(asked.seeds)
         return Answered(
@@ -108,17 +109,29 @@ class ServedEngine:
         if folder is not None:
             from vllm.lora.request import LoRARequest
 
-            kept = TemporaryDirectory(prefix="grpo_mm_adapter_")  # read again where the engine has put it aside
+            kept = OwnFolder("adapter")  # read again where the engine has put it aside
             for path in folder.iterdir():
                 if path.name.startswith("adapter_"):
-                    shutil.copy(path, kept.name)
+                    shutil.copy(path, kept.path)
             self._adapters += 1  # a known number would serve what the engine has under it
-            request = LoRARequest(f"adapter {self._adapters}", self._adapters, kept.name)
+            request = LoRARequest(f"adapter {self._adapters}", self._adapters, str(kept.path))
             await self._client.add_lora(request)
             self._adapter = request
         if before is not None:
             await self._client.remove_lora(before.lora_int_id)
         self._adapter_files = kept
+
+
+async def all_or_none(rows: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """What each gives. Where one raises the others are given up, in the engine too, before it is told of."""
+    tasks = [asyncio.ensure_future(row) for row in rows]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def facts_of(model_type: str, text: Any, vision: Any) -> dict[str, Any]:

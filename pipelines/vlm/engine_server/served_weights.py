@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from grpo_mm.outside import reason, shown
+from grpo_mm.processes.own_folder import OwnFolder
 
 CLAIM_SECONDS = 60.0
 """Whoever brings weights and is silent for so long has given up."""
@@ -36,7 +35,7 @@ class _Claim:
 
     version: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    folder: Path = field(default_factory=lambda: Path(mkdtemp(prefix="grpo_mm_weights_")))
+    folder: OwnFolder = field(default_factory=lambda: OwnFolder("weights"))
     heard: float = field(default_factory=time.monotonic)
 
     @property
@@ -89,7 +88,7 @@ class ServedWeights:
         claim = self._of(upload)
         if not FILE.fullmatch(name):
             raise Declined(400, f"{shown(name, 80)} is no name of a file of weights")
-        return claim.folder / name
+        return claim.folder.path / name
 
     def heard_of(self, upload: str) -> None:
         """It goes on."""
@@ -112,7 +111,7 @@ class ServedWeights:
             try:
                 await self._turn.wait_for(lambda: self._readers == 0)
                 self.version = ""
-                await change(claim.folder)
+                await change(claim.folder.path)
                 self.version = claim.version
             except Declined:
                 raise
@@ -131,5 +130,5 @@ class ServedWeights:
 
     def _forget(self) -> None:
         if self._claim is not None:
-            shutil.rmtree(self._claim.folder, ignore_errors=True)
+            self._claim.folder.close()
         self._claim = None

@@ -148,7 +148,7 @@ def start(launch: Launch, *, log: Path, token: str | None = None, seconds: float
     """Returns once the server has loaded the model and answers.
 
     Args:
-        log: the file that the server writes to; it is begun anew.
+        log: the file that the server writes to; it is begun anew, and others of this machine cannot read it.
         token: what those who ask have to send; None: only this machine is served.
         seconds: for the whole start.
 
@@ -165,7 +165,7 @@ def start(launch: Launch, *, log: Path, token: str | None = None, seconds: float
     port = launch.port or _free_port(launch.host)
     command = [sys.executable, keeper.__file__, *launch.command(port)]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as file:
+    with open(log, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         file.write(f"{shlex.join(command[2:])}\n".encode())
         file.flush()
         process = subprocess.Popen(

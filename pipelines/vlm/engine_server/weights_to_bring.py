@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from grpo_mm.pipelines.vlm.engine_server.asking import Away
 from grpo_mm.pipelines.vlm.forwards.network import Network
 from grpo_mm.pipelines.vlm.sampling.weight_files import base_pieces
+from grpo_mm.processes.own_folder import OwnFolder
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -19,16 +20,16 @@ class KeptWeights:
     def __init__(self, network: Network, *, before: KeptWeights | None = None) -> None:
         """before: the copy of weights of the same network; the model under an adapter stays, and is not written again."""
         self.which = network.in_place.which
-        self._folder = TemporaryDirectory(prefix="grpo_mm_kept_")
+        self._folder = OwnFolder("kept")
         stays = before is not None and network.in_place.rank > 0
-        for _ in written(files_of(network, self.which, base=not stays), Path(self._folder.name)):
+        for _ in written(files_of(network, self.which, base=not stays), self._folder.path):
             pass
         self._base = before._base if stays else self._folder
 
     def files(self, *, base: bool) -> Iterator[tuple[str, bytes]]:
         """(name, content); the adapter, and with base the model without it."""
-        found = [path for path in sorted(Path(self._base.name).iterdir()) if base and path.name not in ADAPTER]
-        found += [path for path in sorted(Path(self._folder.name).iterdir()) if path.name in ADAPTER]
+        found = [path for path in self._base.files() if base and path.name not in ADAPTER]
+        found += [path for path in self._folder.files() if path.name in ADAPTER]
         for path in found:
             yield path.name, path.read_bytes()
 

@@ -70,6 +70,7 @@ FAMILIES = {
         ),
         InternVl("internvl", "order", without=TILES),
         Glm4v("glm4v", "text", more_linear=("gate_up_proj",), without=GLM),
+        Glm4v("glm46v", "text", more_linear=("gate_up_proj",), without=GLM),
         Glm4v(
             "glm4v_moe", "text", experts=True, not_adapted=("gate_proj", "up_proj", "down_proj"), without=GLM | MIXTURE
         ),

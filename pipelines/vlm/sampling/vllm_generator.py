@@ -8,8 +8,6 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -32,6 +30,7 @@ from grpo_mm.pipelines.vlm.sampling.vllm_settings import (
 )
 from grpo_mm.pipelines.vlm.sampling.weight_files import write_base
 from grpo_mm.processes.clock import phase
+from grpo_mm.processes.own_folder import OwnFolder
 from grpo_mm.processes.progress import report
 
 INSIDE = QUIET | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -188,9 +187,9 @@ class VllmGenerator:
             from vllm.lora.request import LoRARequest
 
             self._asked += 1  # a known number would serve what the engine has under it
-            self._folder = TemporaryDirectory(prefix="grpo_mm_adapter_")
-            source.write_adapter(Path(self._folder.name))
-            self._adapter = LoRARequest(f"adapter {self._asked}", self._asked, self._folder.name)
+            self._folder = OwnFolder("adapter")
+            source.write_adapter(self._folder.path)
+            self._adapter = LoRARequest(f"adapter {self._asked}", self._asked, str(self._folder.path))
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_encoder_cache()
         self._given = source.which
@@ -199,9 +198,12 @@ class VllmGenerator:
         if self.tensor_parallel == 1:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": source.base()})
             return
-        with TemporaryDirectory(prefix="grpo_mm_weights_") as folder:  # workers are processes of their own
-            write_base(source, Path(folder))
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        folder = OwnFolder("weights")  # workers are processes of their own
+        try:
+            write_base(source, folder.path)
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder.path)})
+        finally:
+            folder.close()
 
     def _run(self, network: Network, requests: Sequence[Request], draw: Draw) -> list[Any]:
         settings = settings_of(draw, network.distribution.forbidden_V)
