@@ -183,7 +183,6 @@ MAY_IMPORT = {
     "rewards.shared": "weights",
     "rewards.answers": "",
     "rewards.images": "looking rewards.answers rewards.shared weights",
-    "rewards.clips": "rewards.images",
     "rewards.text": "processes rewards.answers rewards.shared rollout",
     "rewards.spatial": "rewards.answers rewards.shared rewards.text",
     "rewards.video": "rewards.answers rewards.shared rewards.spatial rewards.text",
