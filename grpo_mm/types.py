@@ -145,7 +145,15 @@ class Rollout:
         )
 
 
-class Pictures(list):  # [U] uint8 tensors [3, H, W] of one size, or None
+class _OfAKind(list):
+    """A slice is of the same kind."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return type(self)(found) if isinstance(at, slice) else found
+
+
+class Pictures(_OfAKind):  # [U] uint8 tensors [3, H, W] of one size, or None
     """Pictures of which some came to nothing (None), as those that hold NaN; where all are sound they are one tensor."""
 
 
@@ -164,12 +172,17 @@ class Clip:
     """Frames a second."""
 
 
-class Clips(list):  # [U] Clip, or None
-    """Moving pictures; None for those that came to nothing, as they hold NaN. A slice is of the same kind."""
+class Clips(_OfAKind):  # [U] Clip, or None
+    """Moving pictures; None for those that came to nothing, as they hold NaN."""
 
-    def __getitem__(self, at: Any) -> Any:
-        found = super().__getitem__(at)
-        return Clips(found) if isinstance(at, slice) else found
+
+def evenly(total: int, most: int | None) -> list[int]:
+    """Which of `total` frames are looked at: the first, the last and some evenly between; of one, that in the middle; None: all."""
+    if most is None or total <= most:
+        return list(range(total))
+    if most == 1:
+        return [total // 2]
+    return [round(i * (total - 1) / (most - 1)) for i in range(most)]
 
 
 def is_seen(items: Any) -> bool:

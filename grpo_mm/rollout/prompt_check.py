@@ -37,7 +37,8 @@ def check_prompts(
 
     Raises:
         ConfigError: a text that no tokenizer reads; fewer or more pictures than the model reads; pictures, videos or earlier turns that the engine would drop; a picture or
-            video in a row or a marker in its text where the prompt shows none; a reward that cannot say whether it applies.
+            video in a row or a marker in its text where the prompt shows none; a reward that cannot say whether it applies, or
+            that judges beside a picture which a prompt does not bring.
     """
     for source, prompts in sources.items():
         odd: list[str] = []
@@ -60,6 +61,7 @@ def check_prompts(
             )  # fmt: skip
         for name, scorer in scorers.items():
             if scorer.sources is None or source in scorer.sources:
+                _check_source_pictures(name, scorer.use, prompts, source)
                 _check_applies(name, scorer.use, prompts, source)
 
 
@@ -153,6 +155,18 @@ def _fits(prompt: Prompt) -> bool:
 
 def _is_video(item: Any) -> bool:
     return bool(getattr(item, "is_video", hasattr(item, "frames_FCHW")))
+
+
+def _check_source_pictures(name: str, reward: Any, prompts: Sequence[Prompt], source: str) -> None:
+    """A reward that looks at the picture of each prompt, and does not itself say which it applies to, finds one."""
+    if not getattr(reward, "needs_source", False) or hasattr(reward, "applies_to"):
+        return
+    lacking = next((prompt for prompt in prompts if not prompt.media), None)
+    if lacking is not None:
+        raise ConfigError(
+            f"prompt {shown(lacking.id)} of {source!r} brings no picture, and {name} judges what was made beside it. Leave this source out "
+            f"with {name}.sources, or use another reward."
+        )
 
 
 def _check_applies(name: str, reward: Any, prompts: Sequence[Prompt], source: str) -> None:

@@ -57,7 +57,7 @@ def score_safely(
     its own (`isolate: true`) is killed instead.
 
     Args:
-        items: uint8 images [M, 3, H, W], or a list of M.
+        items: uint8 images [M, 3, H, W], `Clips`, or a list of M.
         timeout_seconds: None takes the reward's own `timeout_seconds`, if it has one.
         by_row: False for a reward over sets, which means nothing on single rows: a failed batch is NaN.
         name: for messages.

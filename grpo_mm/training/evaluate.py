@@ -19,7 +19,18 @@ from grpo_mm.rollout.scoring import Scoring, mean_scores
 from grpo_mm.training.benchmarks import benchmark_scores
 from grpo_mm.training.held_out import ByPrompt, by_prompt, diversity_by_prompt, score_by_prompt
 from grpo_mm.training.held_out_statistics import held_out_statistics
-from grpo_mm.types import Pictures, Prompt, Rows, is_relative, is_seen, pick_items, shown_items, sound_items
+from grpo_mm.types import (
+    Clips,
+    Pictures,
+    Prompt,
+    Rows,
+    is_pictures,
+    is_relative,
+    is_seen,
+    pick_items,
+    shown_items,
+    sound_items,
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,8 @@ class EvalResult:
     metrics: dict[str, float]
     """"eval/score" is the weighted sum of reward means: the held-out score. Rewards that no prompt asks for, or that
     compare samples with each other, take no part; if there are no others it is the weighted sum of what is watched."""
-    shown: Tensor | list[str | None]
-    """uint8 pictures [m, 3, H, W], or m texts; None for one that could not be asked."""
+    shown: Tensor | Clips | list[str | None]
+    """uint8 pictures [m, 3, H, W], or m clips or texts; None for one that could not be asked, or came to nothing."""
     shown_prompts: list[Prompt]
     shown_rewards: dict[str, Tensor]
     scored: Scored
@@ -102,7 +113,7 @@ def evaluate(
     first = first[torch.linspace(0, len(first) - 1, min(settings.show, len(first))).long()] if len(first) else first
     return EvalResult(
         metrics=dict(sorted(metrics.items())),
-        shown=shown_items(pick_items(items, first)) if is_seen(items) else pick_items(items, first),
+        shown=shown_items(pick_items(items, first)) if is_pictures(items) else pick_items(items, first),
         shown_prompts=[row_prompts[i] for i in first.tolist()],
         shown_rewards={name: parts["score"][first] for name, parts in scores.items()},
         ids=tuple(prompt.id for prompt in prompts),

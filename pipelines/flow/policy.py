@@ -233,6 +233,11 @@ class FlowPolicyConfig:
         return getattr(self.model, "frames", None) is not None
 
     @property
+    def makes(self) -> Literal["pictures", "clips"]:
+        """What rewards are asked about."""
+        return "clips" if self.draws_clips else "pictures"
+
+    @property
     def frame_rate(self) -> float:
         """Of the clips of a model that draws clips, frames a second."""
         return float(self.model.fps if self.fps is None else self.fps)
