@@ -15,9 +15,9 @@ from tiny_wan import BUILDERS
 from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig, Scorer, Source
+from grpo_mm.pipelines.flow.clips.wan import Wan
+from grpo_mm.pipelines.flow.clips.wan_i2v import WanI2V
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
-from grpo_mm.pipelines.flow.models.wan import Wan
-from grpo_mm.pipelines.flow.models.wan_i2v import WanI2V
 from grpo_mm.pipelines.flow.own_schedule import followed
 from grpo_mm.rollout.rows import plan_rows
 from grpo_mm.types import Clips, Prompt
