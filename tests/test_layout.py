@@ -165,6 +165,7 @@ MAY_IMPORT = {
     "pipelines.flow.published": "pipelines pipelines.zoo weights",
     "pipelines.flow.models": "pipelines pipelines.flow.published pipelines.zoo weights",
     "pipelines.flow": "ledger advantages.actions advantages.combination pipelines pipelines.flow.models pipelines.flow.published processes rollout weights",
+    "pipelines.flow.clips": "pipelines pipelines.flow.models weights",
     "pipelines.flow.editing": "pipelines.flow.models",
     "pipelines.flow.trees": "pipelines.flow processes",
     "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.models pipelines.flow.trees processes",

@@ -187,7 +187,7 @@ def _written(
     count = sum(p.numel() for p in net.trainable.values())
     said = (
         f"sizes of {counted.source}",
-        f"a prompt: {net.family.image_tokens(pipe, *size)} image tokens ({_said_of(size)})",
+        *_drawn(net, size, engine),
     )
     return Ledger(
         resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
@@ -199,6 +199,19 @@ def _written(
 def _said_of(size: Size) -> str:
     *frames, height, width = size
     return "".join(f"{n} frames of " for n in frames) + f"{height} × {width} pixels"
+
+
+def _drawn(net: FlowPolicy, size: Size, engine: Any) -> list[str]:
+    """What is drawn in training, and what in evaluation where that is another or may be, and what the family says."""
+    tokens, evaluated = net.family.image_tokens, net.size(evaluation=True)
+    lines = [f"a prompt: {tokens(net.pipe, *size)} image tokens ({_said_of(size)})"]
+    if net.config.draws_clips:
+        lines[0] += f" in {engine.steps} steps"
+        lines.append(
+            f"a prompt of an evaluation, and what the model card draws: {tokens(net.pipe, *evaluated)} image tokens "
+            f"({_said_of(evaluated)}) in {engine.eval_steps} steps; {net.config.frame_rate:g} frames a second"
+        )
+    return [*lines, *(net.family.said(net.pipe, net.config) if hasattr(net.family, "said") else ())]
 
 
 def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:

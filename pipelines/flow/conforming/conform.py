@@ -34,7 +34,7 @@ from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_on_d
 from grpo_mm.pipelines.flow.policy import DTYPES, FlowPolicy, FlowPolicyConfig
 from grpo_mm.processes.rng import stream
 
-TOKENS, TOKENS_OF_CLIPS = (8, 12), (4, 6)
+TOKENS, TOKENS_OF_CLIPS = (8, 12), (2, 3)
 """Image tokens along the height and the width of what is drawn."""
 LATENT_FRAMES = 3
 GUIDANCE, TEXT_LENGTH = 4.0, 128
