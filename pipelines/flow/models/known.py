@@ -59,7 +59,9 @@ def known_pipeline(family: Any) -> tuple[Any, str]:
     if name in SD3:
         return _sd3(SD3[name]), f"{shown(path)}: the published configuration, from the table of known sizes"
     if name in FLUX:
-        return _flux(FLUX[name], family.pipeline), f"{shown(path)}: the published configuration, from the table of known sizes"
+        return _flux(
+            FLUX[name], family.pipeline
+        ), f"{shown(path)}: the published configuration, from the table of known sizes"
     if name in NAMED:
         return NAMED[name](), f"{shown(path)}: the published configuration, from the table of known sizes"
     raise ConfigError(
