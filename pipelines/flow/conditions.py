@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo_mm.pipelines.flow.models.family import Size
-from grpo_mm.types import Prompt
+from grpo_mm.types import Clips, Pictures, Prompt
 
+GREY_PX = 512
 MOST_KEPT = 1024
 MOST_BYTES = 8 * 2**30
 """Of conditions of prompts with pictures, which may take tens of megabytes each."""
@@ -26,6 +27,22 @@ def key_of(prompt: Prompt, pictures: Sequence[Any], size: Size) -> Any:
         pixels.update(f"{picture.mode} {picture.size} ".encode())
         pixels.update(picture.tobytes())
     return prompt.text, pixels.hexdigest(), size
+
+
+def stand_ins_for(prompt: Prompt) -> list[Any]:
+    """Grey pictures in place of a prompt's, PIL, so that the others of a batch can be drawn."""
+    from PIL import Image
+
+    return [Image.new("RGB", (GREY_PX, GREY_PX), "grey") for _ in prompt.media]
+
+
+def without_unreadable(items: Any, prompts: Sequence[Prompt], unreadable: Collection[str]) -> Any:
+    """Pictures or clips as `decode` gives them, one for each of the prompts; None for those of unreadable prompts."""
+    bad = [prompt.id in unreadable for prompt in prompts]
+    if not any(bad):
+        return items
+    kind = Clips if isinstance(items, Clips) else Pictures
+    return kind(None if is_bad else item for item, is_bad in zip(items, bad, strict=True))
 
 
 def forget_oldest(kept: dict[Any, Mapping[str, Tensor]]) -> None:

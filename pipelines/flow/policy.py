@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from grpo_mm import registry
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE, NOTED
 from grpo_mm.outside import reason, shown
-from grpo_mm.pipelines.flow.conditions import by_kind, forget_oldest, key_of
+from grpo_mm.pipelines.flow.conditions import by_kind, forget_oldest, key_of, stand_ins_for
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
@@ -41,6 +42,7 @@ from grpo_mm.weights.snapshots import Snapshots
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """No float16: gradients of mean log-probabilities underflow in it, and every GPU of today has bfloat16."""
 MAX_TEXT_LENGTH = 512
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,8 @@ class FlowPolicy:
         self._conditions: dict[Any, dict[str, Tensor]] = {}
         """By what `key_of` says of a prompt, on the CPU."""
         self.pictured = False  # whether a prompt with pictures was seen
+        self.unreadable: set[str] = set()
+        """Ids of prompts whose pictures could not be read."""
         self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 
     def _place(self) -> None:
@@ -353,8 +357,11 @@ class FlowPolicy:
 
         size: (height, width) in pixels of what is drawn with it, which counts for models that read pictures; None: that of rollouts.
 
+        A prompt whose pictures cannot be read is encoded with grey ones and named in `unreadable`: what is drawn of it is nothing
+        (`without_unreadable`), and the log says why.
+
         Raises:
-            UserError: a prompt with pictures for a model that reads none, or one without what it reads; pictures that cannot be opened.
+            UserError: a prompt with pictures for a model that reads none, or one without what it reads.
         """
         size = size or self.size(evaluation=False)
         with phase("encode"):
@@ -368,14 +375,7 @@ class FlowPolicy:
                         self._move(self.family.encoders, self.device, "encoders")
                         self._move(["vae"] if self.config.pictures[1] else [], self.device, "decoder")
                         moved = True
-                    of_pictures = {"pictures": given, "size": size} if self.config.pictures[1] else {}
-                    c = self.family.encode(
-                        self.pipe,
-                        prompt.text,
-                        text_length=self.config.text_length,
-                        guidance=self.config.guidance,
-                        **of_pictures,
-                    )
+                    c = self._encoded(prompt, given, size)
                     self._conditions[key] = {k: v.to("cpu") for k, v in c.items()}
                 rows.append(self._conditions[key])
             if moved:
@@ -386,12 +386,34 @@ class FlowPolicy:
         return condition
 
     def _pictures(self, prompt: Prompt) -> list[Any]:
+        """Grey ones for a prompt that is unreadable."""
+        if prompt.id not in self.unreadable:
+            try:
+                return self.config.open_pictures(prompt)
+            except UserError:
+                raise
+            except (ValueError, OSError) as error:
+                self._say_unreadable(prompt, error)
+        return stand_ins_for(prompt)
+
+    def _encoded(self, prompt: Prompt, given: list[Any], size: Size) -> Mapping[str, Tensor]:
+        asked = {"text_length": self.config.text_length, "guidance": self.config.guidance}
+        if self.config.pictures[1] == 0:
+            return self.family.encode(self.pipe, prompt.text, **asked)
         try:
-            return self.config.open_pictures(prompt)
-        except UserError:
-            raise
-        except (ValueError, OSError) as error:
-            raise UserError(f"prompt {shown(prompt.id)}: a picture of it cannot be read ({reason(error)}).") from error
+            return self.family.encode(self.pipe, prompt.text, **asked, pictures=given, size=size)
+        except ValueError as error:  # what a pipeline says of pictures that are too small, or too long and narrow
+            if not given or prompt.id in self.unreadable:
+                raise
+            self._say_unreadable(prompt, error)
+            return self.family.encode(self.pipe, prompt.text, **asked, pictures=stand_ins_for(prompt), size=size)
+
+    def _say_unreadable(self, prompt: Prompt, error: Exception) -> None:
+        self.unreadable.add(prompt.id)
+        log.warning(
+            "prompt %s: a picture of it cannot be read (%s): what is drawn of it comes to nothing; %d such prompts so far",
+            shown(prompt.id), reason(error), len(self.unreadable),
+        )  # fmt: skip
 
     def forget_texts(self) -> None:
         """What is kept of encoded texts is encoded again when it is asked for."""

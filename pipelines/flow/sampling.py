@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from grpo_mm.pipelines.flow.conditions import without_unreadable
 from grpo_mm.pipelines.flow.models.family import Size
 from grpo_mm.pipelines.flow.own_schedule import (
     grid_of,
@@ -136,4 +137,5 @@ class OdeSampler:
 
     def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor | Pictures | Clips:
         """Pictures of the rows for evaluation, uint8 [N, 3, H, W]; `Pictures` where some came to nothing; or clips."""
-        return policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
+        drawn = policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
+        return without_unreadable(drawn, [rows.prompts[p] for p in rows.prompt_N.tolist()], policy.unreadable)

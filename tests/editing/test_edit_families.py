@@ -17,6 +17,7 @@ from grpo_mm.advantages.baselines.group_norm import GroupNorm
 from grpo_mm.advantages.combination.combine import WeightedSum
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.config.settings import Source
+from grpo_mm.datasets.media.media_files import ImageFile
 from grpo_mm.datasets.table.reader import Table
 from grpo_mm.errors import UserError
 from grpo_mm.objectives import ClippedRatio, Kl, Nft
@@ -130,14 +131,25 @@ def test_pictures_have_as_many_pixels_as_are_drawn_where_the_config_says_so(mode
     )  # never made larger there
 
 
-def test_a_prompt_without_its_picture_is_refused(model, policy, tmp_path):
+def test_a_prompt_without_its_picture_is_refused(model, policy):
     if model.family.pictures[0]:
         with pytest.raises(UserError, match=r"'none' cannot be put to .*: it shows no pictures, and the model needs"):
             policy.encode([Prompt("none", "a red circle")])
-    from grpo_mm.datasets.media.media_files import ImageFile
 
-    with pytest.raises(UserError, match=r"prompt 'gone': a picture of it cannot be read"):
-        policy.encode([Prompt("gone", "a red circle", media=(ImageFile(str(tmp_path / "gone.png")),))])
+
+def test_a_prompt_whose_picture_cannot_be_read_comes_to_nothing_and_the_others_do_not(model, tmp_path, caplog):
+    policy = model.load()
+    one, other = model.prompts
+    (tmp_path / "gone.png").write_bytes(b"no picture")
+    gone = replace(other, id="gone", media=(ImageFile(str(tmp_path / "gone.png")),))
+    rows = plan_rows((one, gone), group_size=2, parts=1)[0]
+    _, outputs = model.engine(schedule=Shifted()).sample(policy, rows, step=0, seed=0, needs=frozenset())
+    items = [outputs.items[i] for i in outputs.item_index().tolist()]
+    drawn = {int(rows.prompt_N[row]): items[i] is not None for i, row in enumerate(outputs.row_M.tolist())}
+    assert drawn == {0: True, 1: False} and policy.unreadable == {"gone"}
+    rendered = model.engine().render(policy, plan_rows((one, gone), group_size=1, parts=1)[0], seed=0)
+    assert [item is None for item in rendered] == [False, True]
+    assert "a picture of it cannot be read" in caplog.text and "1 such prompts so far" in caplog.text
 
 
 def run_of(model: EditModel, runs_dir: Path, *, name: str = "run", policy: dict | None = None, **settings) -> RunConfig:
