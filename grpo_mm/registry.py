@@ -54,6 +54,7 @@ ROOMS = (
     "grpo_mm.pipelines.video_grounding",
     "grpo_mm.pipelines.spatial",
     "grpo_mm.pipelines.flow.models",
+    "grpo_mm.pipelines.flow.editing",
     "grpo_mm.pipelines.flow.engines",
     "grpo_mm.pipelines.vlm",
     "grpo_mm.pipelines.vlm.sampling",

@@ -164,6 +164,7 @@ MAY_IMPORT = {
     "pipelines.zoo": "processes",
     "pipelines.flow.models": "pipelines pipelines.zoo weights",
     "pipelines.flow": "ledger advantages.actions advantages.combination pipelines pipelines.flow.models processes rollout weights",
+    "pipelines.flow.editing": "pipelines.flow.models",
     "pipelines.flow.trees": "pipelines.flow processes",
     "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.models pipelines.flow.trees processes",
     "pipelines.flow.conforming": "pipelines pipelines.flow pipelines.flow.engines pipelines.flow.models processes rollout weights",
