@@ -76,7 +76,9 @@ def to_pixels(clips_NCFHW: Tensor) -> Tensor:
     return clips_NCFHW.float() / 127.5 - 1
 
 
-def refine_decoder(vae, clips_NCFHW: Tensor, *, steps: int, batch: int = 8, lr: float = 2e-3, noise: float = 0.15) -> None:
+def refine_decoder(
+    vae, clips_NCFHW: Tensor, *, steps: int, batch: int = 8, lr: float = 2e-3, noise: float = 0.15
+) -> None:
     """Trains the decoder alone, on latents that stay as they are but for a little noise, as a generator's are never exact.
 
     Args:

@@ -68,7 +68,11 @@ def score(frames_FHWC: np.ndarray, target: Mapping[str, Any]) -> dict[str, float
     return {
         "score": (0.4 * look + 0.6 * moves) * 0.8**extras * (1 - stray),
         "all_correct": float(
-            right.sum() >= len(frames) - 1 and motion > 0.85 and min(rests, default=1) == 1 and extras < 0.15 and stray < 0.1
+            right.sum() >= len(frames) - 1
+            and motion > 0.85
+            and min(rests, default=1) == 1
+            and extras < 0.15
+            and stray < 0.1
         ),
         "color": float(colors.mean()),
         "shape": float(shapes.mean()),

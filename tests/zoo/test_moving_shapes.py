@@ -38,7 +38,9 @@ def test_splits_of_one_thing_share_no_combination_and_cover_all():
 
 def test_splits_share_no_pair_and_are_large_enough():
     def pairs(split):
-        return {frozenset((thing["color"], thing["shape"]) for thing in spec["things"]) for spec in world.pair_specs(split)}
+        return {
+            frozenset((thing["color"], thing["shape"]) for thing in spec["things"]) for spec in world.pair_specs(split)
+        }
 
     train, monitor, report = pairs("train"), pairs("monitor"), pairs("report")
     assert not train & monitor and not train & report and not monitor & report
@@ -46,7 +48,12 @@ def test_splits_share_no_pair_and_are_large_enough():
 
 
 def test_prompts_are_stable_and_unique():
-    prompts = [prompt for split in ("train", "monitor", "report") for things in (1, 2) for prompt in MovingShapesPrompts(split, things).load()]
+    prompts = [
+        prompt
+        for split in ("train", "monitor", "report")
+        for things in (1, 2)
+        for prompt in MovingShapesPrompts(split, things).load()
+    ]
     assert len({prompt.id for prompt in prompts}) == len({prompt.text for prompt in prompts}) == 1080 + 72
     first = MovingShapesPrompts("monitor", limit=1).load()[0]
     assert first.text == world.caption(first.target) and first == world.prompts("monitor")[0]

@@ -1,12 +1,21 @@
 """The shipped text-to-video model opens in plain diffusers, renders clips that hold together and is mediocre at obeying."""
 
+import json
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from grpo_mm.datasets.worlds.moving_shapes import FPS, FRAMES, SIZE_PX, CaptionedClips, MovingShapesPrompts, caption, specs
+from grpo_mm.datasets.worlds.moving_shapes import (
+    FPS,
+    FRAMES,
+    SIZE_PX,
+    CaptionedClips,
+    MovingShapesPrompts,
+    caption,
+    specs,
+)
 from grpo_mm.pipelines import zoo
 from grpo_mm.pipelines.zoo import text_to_video
 from grpo_mm.pipelines.zoo.clip_autoencoder import encode
@@ -33,7 +42,9 @@ def test_a_plain_call_draws_a_clip_with_motion(pipe):
 
 
 def test_it_obeys_in_part(pipe):
-    found = text_to_video.score(pipe, MovingShapesPrompts("monitor", limit=48).load(), MovingShapesReward(), fps=FPS, **SIZE)
+    found = text_to_video.score(
+        pipe, MovingShapesPrompts("monitor", limit=48).load(), MovingShapesReward(), fps=FPS, **SIZE
+    )
     assert 0.25 < found["score"] < 0.65
 
 
@@ -41,7 +52,9 @@ def test_its_autoencoder_keeps_what_the_reward_reads(pipe):
     by_text = {caption(spec): spec for spec in specs("train")}
     clips_NFHWC, captions = CaptionedClips()(24, random.Random(7))
     clips_NCFHW = torch.from_numpy(clips_NFHWC).permute(0, 4, 1, 2, 3)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std))
+    mean, std = (
+        torch.tensor(v).view(1, -1, 1, 1, 1) for v in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+    )
     latents = encode(pipe.vae, clips_NCFHW)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents * std + mean).sample
@@ -64,9 +77,17 @@ def test_its_files_are_small():
 def test_the_model_is_built_from_scratch_in_real_format(tmp_path):
     from diffusers import WanPipeline
 
-    sizes = {"steps": 1, "misleading_steps": 1, "autoencoder_steps": 2, "autoencoder_pool": 16, "pool": 16, "dim": 32, "layers": 1}
-    text_to_video.build(tmp_path, draw=CaptionedClips(), draw_misleading=CaptionedClips(), fps=FPS, **sizes)
+    prompts = MovingShapesPrompts("monitor", limit=2).load()
+    stages = [
+        text_to_video.Stage("two things", CaptionedClips(things=2), steps=1, lr=1e-3, pool=16),
+        text_to_video.Stage(
+            "one thing", CaptionedClips(), steps=1, schedule_steps=4, lr=1e-3, pool=16, prompts=prompts
+        ),
+    ]
+    sizes = {"autoencoder_steps": 2, "decoder_steps": 1, "autoencoder_pool": 64, "dim": 32, "layers": 1}
+    text_to_video.build(tmp_path, stages=stages, fps=FPS, reward=MovingShapesReward(), **sizes)
     pipe = WanPipeline.from_pretrained(tmp_path)
     clips = text_to_video.sample(pipe, ["a red circle moves left while a blue square stays"], steps=2, **SIZE)
     assert clips.shape == (1, FRAMES, 3, SIZE_PX, SIZE_PX) and clips.dtype == torch.uint8
-    assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 2
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in curve] == ["two things", "one thing"] and curve[1]["score"] >= 0
