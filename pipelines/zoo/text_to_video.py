@@ -103,8 +103,9 @@ def build(
         if number:
             torch.manual_seed(seed)
         lessons = _lessons(averaged, stage.draw, stage.pool, random.Random(f"{seed}/{stage.name}"))
-        for step, loss, averaged in _trained(averaged, *lessons, stage, save_every=save_every):
-            keep(averaged, stage, step, loss)
+        for step, loss, latest in _trained(averaged, *lessons, stage, save_every=save_every):
+            keep(latest, stage, step, loss)
+        averaged = latest
 
 
 def _drawn(draw: Draw, count: int, rng: random.Random, part: int) -> Iterator[tuple[Tensor, list[str]]]:
