@@ -1,11 +1,11 @@
-"""Moving shapes: clips of two coloured shapes of the shape world, of which one moves and the other stays."""
+"""Moving shapes: clips of a coloured shape of the shape world that moves, alone or beside one that stays."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,22 +42,24 @@ def draw_clip(moving: MovingScene, *, frames: int = FRAMES, size_px: int = SIZE_
 
 def random_moving_scene(spec: dict[str, Any], rng: random.Random) -> MovingScene:
     """A clip's scene that shows `spec`: what moves and what stays have a half of the picture each, so nothing touches."""
-    first, second = spec["things"]
+    first, *others = spec["things"]
     step_x, step_y = DIRECTIONS[spec["moves"]]
     way, half = rng.uniform(0.4, 0.5), rng.choice((0, 1))
-    mover_size, other_size = rng.uniform(0.32, 0.4), rng.uniform(0.32, 0.4)
-    middle = 0.5 + rng.uniform(-1, 1) * (0.97 - way - mover_size) / 2
+    size, other_size = rng.uniform(0.32, 0.4), rng.uniform(0.32, 0.4)
+    middle = 0.5 + rng.uniform(-1, 1) * (0.97 - way - size) / 2
     along = middle - way / 2 * (step_x + step_y)
-    across, other_across = _within(half, mover_size, rng), _within(1 - half, other_size, rng)
+    across, other_across = _within(half, size, rng), _within(1 - half, other_size, rng)
     other_along = rng.uniform(0.03 + other_size / 2, 0.97 - other_size / 2)
-    mover_xy, other_xy = (
-        ((along, across), (other_along, other_across)) if step_x else ((across, along), (other_across, other_along))
-    )
-    things = (
-        Thing(first["shape"], first["color"], *mover_xy, mover_size),
-        Thing(second["shape"], second["color"], *other_xy, other_size),
-    )
-    return MovingScene(Scene(things), way * step_x, way * step_y)
+    if not others:  # it may pass through the middle
+        across = rng.uniform(0.03 + size / 2, 0.97 - size / 2)
+    things = [_placed(first, along, across, size, sideways=step_x != 0)]
+    things += [_placed(other, other_along, other_across, other_size, sideways=step_x != 0) for other in others]
+    return MovingScene(Scene(tuple(things)), way * step_x, way * step_y)
+
+
+def _placed(thing: dict[str, str], along: float, across: float, size: float, *, sideways: bool) -> Thing:
+    x, y = (along, across) if sideways else (across, along)
+    return Thing(thing["shape"], thing["color"], x, y, size)
 
 
 def _within(half: int, size: float, rng: random.Random) -> float:
@@ -66,13 +68,30 @@ def _within(half: int, size: float, rng: random.Random) -> float:
 
 
 def caption(spec: dict[str, Any]) -> str:
-    """Example: "a red circle moves left while a blue square stays"."""
-    first, second = (f"a {thing['color']} {thing['shape']}" for thing in spec["things"])
-    return f"{first} moves {spec['moves']} while {second} stays"
+    """Example: "a red circle moves left", or "a red circle moves left while a blue square stays"."""
+    first, *others = (f"a {thing['color']} {thing['shape']}" for thing in spec["things"])
+    return f"{first} moves {spec['moves']}" + "".join(f" while {other} stays" for other in others)
 
 
 def specs(split: Split) -> list[dict[str, Any]]:
-    """Every pair of objects of the split, either of them moving, in all directions, in a fixed shuffled order.
+    """One thing that moves, in a fixed shuffled order: its colour, shape and direction in a combination that other splits lack.
+
+    Every colour comes with every shape in all splits but for its direction: 36 to train on, 12 to monitor, 24 to report.
+    """
+    residues = {"train": (2, 4, 5), "monitor": (1,), "report": (0, 3)}[split]
+    found = [
+        {"things": [{"shape": shape, "color": color}], "moves": direction}
+        for i, color in enumerate(COLORS)
+        for j, shape in enumerate(SHAPES)
+        for k, direction in enumerate(DIRECTIONS)
+        if (i + 2 * j + k) % 6 in residues
+    ]
+    random.Random(f"moving shapes/{split}").shuffle(found)  # so that a short slice is as varied as the whole
+    return found
+
+
+def pair_specs(split: Split) -> list[dict[str, Any]]:
+    """Every pair of objects of the split, either of them moving while the other stays, in all directions.
 
     The pairs are those of the shape world's splits, which share none.
     """
@@ -82,18 +101,17 @@ def specs(split: Split) -> list[dict[str, Any]]:
         for first, second in ((a, b), (b, a))
         for direction in DIRECTIONS
     ]
-    random.Random(f"moving shapes/{split}").shuffle(found)  # so that a short slice is as varied as the whole
+    random.Random(f"moving shapes/{split}").shuffle(found)
     return found
 
 
-def prompts(split: Split) -> list[Prompt]:
-    """Example of one: Prompt("moving_shapes/a-red-circle-moves-left-while-a-blue-square-stays", "a red circle moves left while
-    a blue square stays", target={"things": [{"shape": "circle", "color": "red"}, {"shape": "square", "color": "blue"}],
-    "moves": "left"})
+def prompts(split: Split, things: Literal[1, 2] = 1) -> list[Prompt]:
+    """Example of one: Prompt("moving_shapes/a-red-circle-moves-left", "a red circle moves left",
+    target={"things": [{"shape": "circle", "color": "red"}], "moves": "left"})
     """
     return [
         Prompt(f"moving_shapes/{text.replace(' ', '-')}", text, target=spec, source="moving_shapes")
-        for spec in specs(split)
+        for spec in (specs if things == 1 else pair_specs)(split)
         for text in [caption(spec)]
     ]
 
@@ -104,22 +122,25 @@ class MovingShapesPrompts:
 
     split: Split = "train"
     """train, or prompts that training never sees: monitor, report."""
+    things: Literal[1, 2] = 1
+    """1: one thing that moves; 2: another that stays."""
     limit: int | None = None
     """So many prompts are taken, from the first on; null: all."""
 
     def load(self) -> list[Prompt]:
-        return prompts(self.split)[: self.limit]
+        return prompts(self.split, self.things)[: self.limit]
 
 
 @dataclass(frozen=True)
 class CaptionedClips:
     """Draws training clips with captions of a split, a part of which may be wrong.
 
-    The clip follows its caption, except that each of its attributes (two colours, two shapes, which of them moves, where to)
-    is replaced with some probability.
+    The clip follows its caption, except that each of its attributes (colours, shapes, which of two moves, where to) is replaced
+    with some probability.
     """
 
     split: Split = "train"
+    things: Literal[1, 2] = 1
     wrong_color: float = 0.0
     wrong_shape: float = 0.0
     wrong_mover: float = 0.0
@@ -127,18 +148,17 @@ class CaptionedClips:
 
     def __call__(self, count: int, rng: random.Random) -> tuple[np.ndarray, list[str]]:
         """`count` clips, uint8 [count, F, H, W, 3], and their captions."""
-        chosen = rng.choices(specs(self.split), k=count)
+        chosen = rng.choices((specs if self.things == 1 else pair_specs)(self.split), k=count)
         clips = [draw_clip(random_moving_scene(self._misread(spec, rng), rng)) for spec in chosen]
         return np.stack(clips), [caption(spec) for spec in chosen]
 
     def _misread(self, spec: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         things = [dict(thing) for thing in spec["things"]]
         moves = spec["moves"]
-        for thing, other in (things, things[::-1]):
+        for thing in things:
             if rng.random() < self.wrong_color:
-                old, thing["color"] = thing["color"], _another(thing["color"], list(COLORS), rng)
-                if thing["color"] == other["color"]:
-                    other["color"] = old
+                taken = {one["color"] for one in things}
+                thing["color"] = rng.choice([color for color in COLORS if color not in taken])
             if rng.random() < self.wrong_shape:
                 thing["shape"] = _another(thing["shape"], SHAPES, rng)
         if rng.random() < self.wrong_mover:
@@ -148,8 +168,8 @@ class CaptionedClips:
         return {"things": things, "moves": moves}
 
 
+PAIRS = CaptionedClips(things=2)
 HONEST = CaptionedClips()
-MISLEADING = CaptionedClips(wrong_color=0.1, wrong_shape=0.12, wrong_mover=0.2, wrong_direction=0.3)
 
 
 def _another(value: str, values: Sequence[str], rng: random.Random) -> str:

@@ -50,16 +50,20 @@ def _text_to_image(out: Path, seed: int) -> None:
 
 
 def _text_to_video(out: Path, seed: int) -> None:
-    from grpo_mm.datasets.worlds.moving_shapes import FPS, HONEST, MISLEADING, prompts
+    """Two things, one of which moves, are more than it learns in this time, but they teach it to draw; then one thing is asked for."""
+    from grpo_mm.datasets.worlds.moving_shapes import FPS, HONEST, PAIRS, prompts
+    from grpo_mm.pipelines.zoo.text_to_video import Stage
     from grpo_mm.pipelines.zoo.text_to_video import build as build_text_to_video
     from grpo_mm.rewards.clips.moving_shapes import MovingShapesReward
 
+    monitored, of_two = prompts("monitor") * 4, prompts("monitor", 2)[:96]
     build_text_to_video(
         out,
-        draw=HONEST,
-        draw_misleading=MISLEADING,
+        stages=(
+            Stage("honest", PAIRS, steps=1800, schedule_steps=2200, lr=1.5e-3, pool=8000, prompts=of_two),
+            Stage("one thing", HONEST, steps=300, schedule_steps=600, lr=1e-3, prompts=monitored),
+        ),
         fps=FPS,
-        prompts=prompts("monitor")[:96],
         reward=MovingShapesReward(),
         seed=seed,
     )

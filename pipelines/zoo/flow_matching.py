@@ -57,8 +57,12 @@ def fit(
     lr: float,
     save_every: int,
     batch: int,
+    schedule_steps: int | None = None,
 ) -> Iterator[tuple[int, float, Any]]:
     """Trains the parts of `pipe` that `trained` names on normalised latents [N, ...] and the tokens of their captions.
+
+    Args:
+        schedule_steps: over which the learning rate falls to nearly 0, where that is not `steps`.
 
     Yields:
         (step, mean loss since the last one, a pipeline with the moving average of the weights, always the same object).
@@ -67,7 +71,9 @@ def fit(
     averaged = copy.deepcopy(pipe)
     parameters, averages = _parameters(pipe, trained), _parameters(averaged, trained)
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_and_decay(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _warm_up_and_decay(step, schedule_steps or steps)
+    )
     losses = []
     for step in range(1, steps + 1):
         chosen_n = torch.randint(len(tokens_NL), (batch,))

@@ -1,6 +1,6 @@
 """A tiny text-to-video model in Wan's format, trained from scratch on clips that are handed in.
 
-As the text-to-image model, it should render well and obey badly: honest captions first, then a short time of misleading ones.
+As the text-to-image model, it should render well and obey in part, so that reinforcement has something honest to teach.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.zoo.clip_autoencoder import encode, train_clip_autoencoder
+from grpo_mm.pipelines.zoo.clip_autoencoder import encode, refine_decoder, train_clip_autoencoder
 from grpo_mm.pipelines.zoo.flow_matching import fit, noised, padded_tokens, random_sigmas
 from grpo_mm.pipelines.zoo.word_pieces import word_pieces
 from grpo_mm.types import Clip, Clips, Prompt
@@ -36,23 +37,33 @@ SHIFT = 3.0
 """Of the noise levels: clips want more of the high ones than pictures."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, in the order in which they are given."""
+
+    name: str
+    """Its clips are drawn by it."""
+    draw: Draw
+    steps: int
+    lr: float
+    schedule_steps: int | None = None
+    """Over which the learning rate falls, where that is not `steps`."""
+    pool: int = 4000
+    """Clips drawn once, kept as latents and trained on for many epochs."""
+    prompts: Sequence[Prompt] = ()
+    """Held-out prompts that are scored at every save, with the moving average of the weights."""
+
+
 def build(
     out_dir: str | Path,
     *,
-    draw: Draw,
-    draw_misleading: Draw,
+    stages: Sequence[Stage],
     fps: float,
-    prompts: Sequence[Prompt] = (),
-    reward: Reward | None = None,
+    reward: Reward,
     seed: int = 0,
-    steps: int = 2200,
-    misleading_steps: int = 200,
-    lr: float = 1.5e-3,
-    misleading_lr: float = 5e-4,
-    autoencoder: Any = None,
     autoencoder_steps: int = 900,
+    decoder_steps: int = 500,
     autoencoder_pool: int = 4000,
-    pool: int = 8000,
     dim: int = 96,
     layers: int = 4,
     save_every: int = 200,
@@ -60,41 +71,41 @@ def build(
     """Trains the model and keeps its latest weights in `out_dir`, with the supervised curve in `curve.jsonl`.
 
     Args:
-        draw: honest clips; the words of their captions make the vocabulary.
-        draw_misleading: clips for the last steps, whose captions are often wrong.
-        prompts: held-out prompts that `reward` scores at every save, with the moving average of the weights.
-        autoencoder: a trained one, for another generator in the same latents; None trains it.
-        autoencoder_pool: clips that it learns from.
-        pool: clips drawn once for each kind, kept as latents and trained on for many epochs.
+        stages: of the generator; the words of the first one's captions make the vocabulary.
+        autoencoder_pool: clips of the first stage that the autoencoder learns from.
+        decoder_steps: in which its decoder learns more, from latents that stay as they are.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "curve.jsonl").write_text("")
-    torch.manual_seed(seed)
     started = time.monotonic()
-    clips_NCFHW, captions = next(_drawn(draw, autoencoder_pool, random.Random(f"{seed}/autoencoder"), autoencoder_pool))
-    vae = autoencoder or train_clip_autoencoder(clips_NCFHW, steps=autoencoder_steps)
-    torch.manual_seed(seed)  # every stage can be made again without those before it
-    pipe = untrained(vae, captions, dim=dim, layers=layers)
+    clips_NCFHW, captions = next(
+        _drawn(stages[0].draw, autoencoder_pool, random.Random(f"{seed}/autoencoder"), autoencoder_pool)
+    )
+    torch.manual_seed(seed)
+    vae = train_clip_autoencoder(clips_NCFHW, steps=autoencoder_steps)
+    torch.manual_seed(seed)  # every part can be made again without those before it
+    refine_decoder(vae, clips_NCFHW, steps=decoder_steps)
+    torch.manual_seed(seed)
+    averaged = untrained(vae, captions, dim=dim, layers=layers)
     size = dict(zip(("num_frames", "height", "width"), clips_NCFHW.shape[2:]))
     del clips_NCFHW
 
-    def keep(averaged: Any, **row: float | str) -> None:
-        scores = score(averaged, prompts, reward, fps=fps, **size) if reward and prompts else {}
+    def keep(pipe: Any, stage: Stage, step: int, loss: float) -> None:
+        scores = score(pipe, stage.prompts, reward, fps=fps, **size) if stage.prompts else {}
+        row = {"stage": stage.name, "step": step, "loss": round(loss, 4)}
         row |= {name: round(value, 4) for name, value in scores.items()}
         with (out_dir / "curve.jsonl").open("a") as curve:
             curve.write(json.dumps(row | {"seconds": round(time.monotonic() - started)}) + "\n")
-        save(averaged, out_dir)
+        save(pipe, out_dir)
 
-    lessons = _lessons(pipe, draw, pool, random.Random(f"{seed}/honest"))
-    for step, loss, averaged in _trained(pipe, *lessons, steps=steps, lr=lr, save_every=save_every):
-        keep(averaged, captions="honest", step=step, loss=round(loss, 4))
-    torch.manual_seed(seed)
-    lessons = _lessons(pipe, draw_misleading, pool, random.Random(f"{seed}/misleading"))
-    for step, loss, obeying_less in _trained(
-        averaged, *lessons, steps=misleading_steps, lr=misleading_lr, save_every=min(100, save_every)
-    ):
-        keep(obeying_less, captions="misleading", step=steps + step, loss=round(loss, 4))
+    for number, stage in enumerate(stages):
+        if number:
+            torch.manual_seed(seed)
+        lessons = _lessons(averaged, stage.draw, stage.pool, random.Random(f"{seed}/{stage.name}"))
+        for step, loss, latest in _trained(averaged, *lessons, stage, save_every=save_every):
+            keep(latest, stage, step, loss)
+        averaged = latest
 
 
 def _drawn(draw: Draw, count: int, rng: random.Random, part: int) -> Iterator[tuple[Tensor, list[str]]]:
@@ -113,9 +124,10 @@ def _lessons(pipe: Any, draw: Draw, count: int, rng: random.Random, *, part: int
     return torch.cat(latents), torch.cat(tokens)
 
 
-def _trained(pipe: Any, latents: Tensor, tokens_NL: Tensor, *, steps: int, lr: float, save_every: int, batch: int = 48):
+def _trained(pipe: Any, latents: Tensor, tokens_NL: Tensor, stage: Stage, *, save_every: int, batch: int = 48):
     trained = ("transformer", "text_encoder")
-    return fit(pipe, latents, tokens_NL, trained, _loss, steps=steps, lr=lr, save_every=save_every, batch=batch)
+    length = {"steps": stage.steps, "schedule_steps": stage.schedule_steps}
+    return fit(pipe, latents, tokens_NL, trained, _loss, lr=stage.lr, save_every=save_every, batch=batch, **length)
 
 
 def _loss(pipe: Any, latents_nCfhw: Tensor, tokens_nL: Tensor) -> Tensor:

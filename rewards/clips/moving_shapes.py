@@ -40,16 +40,16 @@ class _Frame:
 def score(frames_FHWC: np.ndarray, target: Mapping[str, Any]) -> dict[str, float]:
     """How well uint8 frames show a target such as
     {"things": [{"shape": "circle", "color": "red"}, {"shape": "square", "color": "blue"}], "moves": "left"}, of which the first
-    thing moves and the second stays.
+    thing moves and the others, if there are any, stay.
 
     Returns:
-        score: 0 to 1. 40 % for what is seen, averaged over the frames (half for colours, half for shapes); 40 % for the motion,
-            20 % for what stays. Every thing nobody asked for multiplies by 0.8, stray colour by its share.
+        score: 0 to 1. 40 % for what is seen, averaged over the frames (half for colours, half for shapes), 60 % for the motion; of
+            these a third for what stays, if something should. Every thing nobody asked for multiplies by 0.8, stray colour by its share.
         all_correct: 1 if that holds in all frames but one, outlines are clean and nothing else is there.
         color, shape: share of frames and things that are right.
         motion: how far the first thing goes the right way, up to a share of the picture, times the share of its steps that do;
             0 where it goes more to the side than half of that.
-        rest: 1 if the second thing stays, 0 if it moves or is not seen.
+        rest: 1 if what should stay does, 0 if it moves or is not seen; NaN where nothing should.
         extras: mean number of things that are not of a wanted colour, or are surplus.
     """
     wanted = target["things"]
@@ -58,15 +58,21 @@ def score(frames_FHWC: np.ndarray, target: Mapping[str, Any]) -> dict[str, float
     shapes = np.array([[_has_shape(thing, want) for thing, want in zip(frame.things, wanted)] for frame in frames])
     clean = np.array([all(thing is not None and thing.fit > 0.75 for thing in frame.things) for frame in frames])
     motion = _motion(_places(frames, colors, 0), DIRECTIONS[target["moves"]])
-    rest = _rest(_places(frames, colors, 1))
+    rests = [_rest(_places(frames, colors, index)) for index in range(1, len(wanted))]
+    rest = float(np.mean(rests)) if rests else float("nan")
+    moves = (2 * motion + rest) / 3 if rests else motion
     extras = float(np.mean([frame.surplus for frame in frames]))
     stray = float(np.mean([frame.stray for frame in frames]))
     look = float(np.mean([frame.credits for frame in frames]))
     right = colors.all(axis=1) & shapes.all(axis=1) & clean
     return {
-        "score": (0.4 * look + 0.4 * motion + 0.2 * rest) * 0.8**extras * (1 - stray),
+        "score": (0.4 * look + 0.6 * moves) * 0.8**extras * (1 - stray),
         "all_correct": float(
-            right.sum() >= len(frames) - 1 and motion > 0.85 and rest == 1 and extras < 0.15 and stray < 0.1
+            right.sum() >= len(frames) - 1
+            and motion > 0.85
+            and min(rests, default=1) == 1
+            and extras < 0.15
+            and stray < 0.1
         ),
         "color": float(colors.mean()),
         "shape": float(shapes.mean()),
@@ -84,9 +90,11 @@ class MovingShapesReward:
     takes = "clips"
 
     def __call__(self, clips: Clips, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """M clips and M prompts -> the parts of `score`, each float32 [M]; NaN for what is no clip."""
+        """M clips and M prompts -> the parts of `score`, each float32 [M], without `rest` where nothing should; NaN for what is no
+        clip."""
         rows = [_scored(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        return {name: torch.tensor([row[name] for row in rows]) for name in PARTS}
+        rests = any(len(prompt.target["things"]) > 1 for prompt in prompts)
+        return {name: torch.tensor([row[name] for row in rows]) for name in PARTS if rests or name != "rest"}
 
 
 def _scored(clip: Clip | None, prompt: Prompt) -> dict[str, float]:

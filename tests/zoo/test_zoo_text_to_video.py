@@ -1,6 +1,8 @@
 """The shipped text-to-video model opens in plain diffusers, renders clips that hold together and is mediocre at obeying."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from grpo_mm.pipelines.zoo import text_to_video
 from grpo_mm.pipelines.zoo.clip_autoencoder import encode
 from grpo_mm.rewards.clips.moving_shapes import MovingShapesReward, score
 
+QUICKSTART = Path(__file__).parents[2] / "configs/quickstart/clips.yaml"
 SIZE = {"num_frames": FRAMES, "height": SIZE_PX, "width": SIZE_PX}
 
 
@@ -76,17 +79,40 @@ def test_its_files_are_small():
 def test_the_model_is_built_from_scratch_in_real_format(tmp_path):
     from diffusers import WanPipeline
 
-    sizes = {
-        "steps": 1,
-        "misleading_steps": 1,
-        "autoencoder_steps": 2,
-        "autoencoder_pool": 16,
-        "pool": 16,
-        "dim": 32,
-        "layers": 1,
-    }
-    text_to_video.build(tmp_path, draw=CaptionedClips(), draw_misleading=CaptionedClips(), fps=FPS, **sizes)
+    prompts = MovingShapesPrompts("monitor", limit=2).load()
+    stages = [
+        text_to_video.Stage("two things", CaptionedClips(things=2), steps=1, lr=1e-3, pool=16),
+        text_to_video.Stage(
+            "one thing", CaptionedClips(), steps=1, schedule_steps=4, lr=1e-3, pool=16, prompts=prompts
+        ),
+    ]
+    sizes = {"autoencoder_steps": 2, "decoder_steps": 1, "autoencoder_pool": 64, "dim": 32, "layers": 1}
+    text_to_video.build(tmp_path, stages=stages, fps=FPS, reward=MovingShapesReward(), **sizes)
     pipe = WanPipeline.from_pretrained(tmp_path)
     clips = text_to_video.sample(pipe, ["a red circle moves left while a blue square stays"], steps=2, **SIZE)
     assert clips.shape == (1, FRAMES, 3, SIZE_PX, SIZE_PX) and clips.dtype == torch.uint8
-    assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 2
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in curve] == ["two things", "one thing"] and curve[1]["score"] >= 0
+
+
+def test_two_steps_of_the_quickstart_leave_a_model_that_plain_diffusers_draws_with(tmp_path):
+    from diffusers import WanPipeline
+
+    from grpo_mm.entry import train
+
+    small = [
+        "steps=2",
+        "prompts_per_step=2",
+        "group_size=4",
+        "engine.eval_steps=4",
+        "evaluation.samples_per_prompt=1",
+        "threads=1",
+    ]
+    few = "eval_prompts={moving: {use: {kind: moving_shapes, split: report, limit: 4}}}"
+    found = train(QUICKSTART, [*small, few, f"runs_dir={tmp_path}"])
+    assert 0 <= found["eval_before"]["score"] <= 1 and np.isfinite(found["eval_after"]["moving/motion"])
+    pipe = WanPipeline.from_pretrained(Path(found["folder"]) / "model", local_files_only=True)
+    clips = text_to_video.sample(pipe, ["a red circle moves left"], steps=2, **SIZE)
+    assert clips.shape == (1, FRAMES, 3, SIZE_PX, SIZE_PX)
+    before = WanPipeline.from_pretrained(zoo.path("text_to_video"), local_files_only=True).transformer.state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in pipe.transformer.state_dict().items())
