@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,11 +118,8 @@ def unscaled(base: type) -> type:
         plain |= {k: [v] * len(config.get(k) or ()) for k, v in (("latents_mean", 0.0), ("latents_std", 1.0))}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(vae, "_internal_dict", type(vae.config)(config | plain))
-            if hasattr(vae, "bn"):
-                none = {"running_mean": torch.zeros, "running_var": torch.ones}
-                patch.setitem(
-                    vae._modules, "bn", SimpleNamespace(**{k: make(vae.bn.num_features) for k, make in none.items()})
-                )
+            if hasattr(vae, "bn"):  # a new one has mean 0 and variance 1
+                patch.setitem(vae._modules, "bn", torch.nn.BatchNorm2d(vae.bn.num_features, affine=False).eval())
             return base.decode(self, pipe, latents, size=size)
 
     return mistaken(base, decode=decode)
