@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,11 +118,8 @@ def unscaled(base: type) -> type:
         plain |= {k: [v] * len(config.get(k) or ()) for k, v in (("latents_mean", 0.0), ("latents_std", 1.0))}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(vae, "_internal_dict", type(vae.config)(config | plain))
-            if hasattr(vae, "bn"):
-                none = {"running_mean": torch.zeros, "running_var": torch.ones}
-                patch.setitem(
-                    vae._modules, "bn", SimpleNamespace(**{k: make(vae.bn.num_features) for k, make in none.items()})
-                )
+            if hasattr(vae, "bn"):  # a new one has mean 0 and variance 1
+                patch.setitem(vae._modules, "bn", torch.nn.BatchNorm2d(vae.bn.num_features, affine=False).eval())
             return base.decode(self, pipe, latents, size=size)
 
     return mistaken(base, decode=decode)
@@ -209,10 +205,12 @@ def test_a_planted_fault_is_named_by_its_first_row(name, kind, checkpoints):
     assert first is not None and first.name.startswith(FAULTS[name].row), first
 
 
+WITHIN_ROUNDING = ("text states in another precision", "CFG renormalisation lost, or added")
+"""In bfloat16: texts are in it already, and halves of tiny networks are so alike that their length hardly changes."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kind"), [pair for pair in PAIRS if pair[0] != "text states in another precision"]
-)  # which is the precision that they are computed in there
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if pair[0] not in WITHIN_ROUNDING])
 def test_and_so_it_is_in_bfloat16(name, kind, checkpoints):
     first = found(name, kind, checkpoints[kind], "bfloat16")
     assert first is not None and first.name.startswith(FAULTS[name].row), first

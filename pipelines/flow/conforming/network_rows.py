@@ -19,7 +19,7 @@ from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.types import Prompt
 
-SHARES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float64: 1e-6}
+SHARES = {torch.float32: 1e-4, torch.bfloat16: 0.08, torch.float64: 1e-6}
 """Bounds of what networks say, as `measure` measures it."""
 INPUTS = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float64: 1e-6}
 """Of what they are given."""

@@ -1,5 +1,7 @@
 """Which parts of a pipeline an adapter may be for, and the names of their layers in the authors' own layouts of SD3 and FLUX.
 
+Those of newer families: `published.layouts`; Qwen-Image and Sana have one layout, that of diffusers.
+
 The layouts are those that diffusers' single-file loader reads (`convert_sd3_transformer_checkpoint_to_diffusers`,
 `convert_flux_transformer_checkpoint_to_diffusers`); a test holds the tables against it.
 """
@@ -12,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from grpo_mm.pipelines.flow.models.networks import SECOND, networks_of
+from grpo_mm.pipelines.flow.published.layouts import NEWER
 from grpo_mm.weights.adapter_places import Part, Place
 
 TRANSFORMER = ("transformer.", "diffusion_model.", "model.diffusion_model.", "unet.", "")
@@ -150,4 +153,4 @@ FLUX = (
     },
 )
 """FLUX's `processor.…` are the names of XLabs' adapters."""
-LAYOUTS = {"SD3Transformer2DModel": SD3, "FluxTransformer2DModel": FLUX}
+LAYOUTS = {"SD3Transformer2DModel": SD3, "FluxTransformer2DModel": FLUX, **NEWER}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,6 +188,8 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
         return
     path = resolve(path)
     folder = Path(path)
+    if folder.is_file() or folder.suffix.lower() in SINGLE or "gguf" in re.split(r"[^a-z]+", folder.name.lower()):
+        raise ConfigError(_of_single_file(path, pipeline_class))
     looks_local = path.startswith((".", "/")) or folder.exists()
     if not looks_local:
         if path.count("/") != 1:
@@ -197,15 +201,39 @@ def check_pipeline(path: str, pipeline_class: str) -> None:
         raise ConfigError(f"model path: there is no folder {plain(path)}.")
     index = folder / "model_index.json"
     if not index.is_file():
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SINGLE)
         raise ConfigError(
-            f"{path} is not a diffusers checkpoint: it has no model_index.json. "
-            "Give the folder that `save_pretrained` wrote."
+            _of_single_file(str(files[0]), pipeline_class)
+            if files and not (folder / "config.json").is_file()
+            else f"{path} is not a diffusers checkpoint: it has no model_index.json. Give the folder that `save_pretrained` wrote."
         )
     found = read_index(folder).get("_class_name")
     if found != pipeline_class:
         raise ConfigError(
             f"{path} holds a {plain(str(found), 80)}, wanted a {pipeline_class}. Choose the policy's model kind to match."
         )
+
+
+SINGLE = (".safetensors", ".ckpt", ".gguf", ".pt", ".pth", ".sft")
+
+
+def _of_single_file(path: str, pipeline_class: str) -> str:
+    """What to do with a checkpoint that is one file."""
+    if "gguf" in path.lower():
+        return (
+            f"{plain(path)} is a GGUF checkpoint: quantised weights for drawing, which are not trained here. Take the diffusers checkpoint "
+            "that it was made of; policy.quantize holds its frozen weights in 4 or 8 bits under an adapter."
+        )
+    import diffusers
+
+    given = inspect.signature(getattr(diffusers, pipeline_class).__init__).parameters["transformer"].annotation
+    network = getattr(given, "__name__", None) or str(given)
+    return (
+        f"{plain(path)} is a single file; wanted the folder of a diffusers checkpoint, which has text encoders and decoder too. Most are on the hub "
+        "in that form. Else put the file's network into such a folder once, in Python: from diffusers import *; "
+        f"n = {network}.from_single_file(FILE, config=FOLDER, subfolder='transformer'); "
+        f"{pipeline_class}.from_pretrained(FOLDER, transformer=n).save_pretrained(NEW_FOLDER)."
+    )
 
 
 def said_of_pipeline(path: str, name: str, *, revision: str | None = None) -> Any:
@@ -246,8 +274,7 @@ def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -
         raise ConfigError(f"policy.model.variant = {variant}: {family.path} has no file of weights of that variant.")
     parts = {
         name: _part(folder, name, value, dtypes.get(name, dtype), family.variant)
-        for name, value in index.items()
-        if not name.startswith("_") and isinstance(value, list)  # the others are settings of the pipeline itself
+        for name, value in parts_of(index).items()
     }
     _check_parts(cls, parts, family)
     with refusing(family.path):
@@ -278,6 +305,17 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{folder} is not a diffusers checkpoint: it has no model_index.json.")
     return read_settings(file)
+
+
+def parts_of(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a model_index.json that are parts; the others, lists of numbers too, are settings of the pipeline itself."""
+    return {
+        name: value
+        for name, value in index.items()
+        if not name.startswith("_")
+        and isinstance(value, list)
+        and not (value and all(isinstance(v, (int, float)) for v in value))
+    }
 
 
 def _part(folder: str, name: str, value: Any, dtype: torch.dtype, variant: str | None) -> Any:

@@ -14,7 +14,7 @@ import torch
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 from grpo_mm.pipelines.flow.models import known_families
-from grpo_mm.pipelines.flow.models.family import read_index, resolve
+from grpo_mm.pipelines.flow.models.family import parts_of, read_index, resolve
 from grpo_mm.pipelines.flow.models.known_wan import NAMED_WAN, t5_tokenizer
 from grpo_mm.pipelines.flow.published.sizes import PUBLISHED
 from grpo_mm.pipelines.weight_files import on_this_disk
@@ -77,10 +77,10 @@ def _from_folder(folder: Path) -> Any:
     import diffusers
 
     index = read_index(folder)
-    parts = {
-        name: _part(folder, name, value) for name, value in index.items() if isinstance(value, list) and name[0] != "_"
-    }
-    return getattr(diffusers, index["_class_name"])(**parts)
+    parts = {name: _part(folder, name, value) for name, value in parts_of(index).items()}
+    cls = getattr(diffusers, index["_class_name"])
+    known = cls._get_signature_keys(cls)[0] | set(cls._get_signature_keys(cls)[1])
+    return cls(**{name: part for name, part in parts.items() if part is not None or name in known})
 
 
 def _part(folder: Path, name: str, value: list[Any]) -> Any:
