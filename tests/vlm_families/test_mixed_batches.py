@@ -30,7 +30,9 @@ def test_rows_of_all_kinds_are_drawn_and_trained_as_each_alone_in_its_own_librar
     kinds = {p.id: ["video" if hasattr(m, "frames_FCHW") else "image" for m in p.media] for p in BATCH}
     shown = tuple(p for p in BATCH if not of_family.refused_media(kinds[p.id], [4] * kinds[p.id].count("video")))
     mixed = {p.id for p in shown if len(set(kinds[p.id])) == 2}
-    assert mixed == (set() if family.startswith("glm4") else {"many", "turns about"})  # its library takes one kind a prompt
+    assert mixed == (
+        set() if family.startswith("glm4") else {"many", "turns about"}
+    )  # its library takes one kind a prompt
     ours = policy(family, micro_batch=2 * len(shown))
     rollout, _ = sample(ours, shown, group_size=2, max_new_tokens=3)
     record = rollout.record

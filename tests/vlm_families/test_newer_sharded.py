@@ -23,12 +23,11 @@ work(*sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("gather", ["phase", pytest.param("forward", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in MAKERS])
-def test_a_newer_family_has_the_gradient_of_one_process(family, gather, tmp_path):
+def test_a_newer_family_has_the_gradient_of_one_process(family, tmp_path):
     script = tmp_path / "work.py"
     script.write_text(SCRIPT)
-    launch(script, tmp_path, family, tiny_vlm.folder(family), gather)
+    launch(script, tmp_path, family, tiny_vlm.folder(family))
     loss, wanted = gradient(tiny(family), made("uneven", family), PART, Processes(device="cpu"))
     found = load_file(tmp_path / "found.safetensors")
     assert found.keys() == wanted.keys() and len(found) > 5 and loss != 0
@@ -39,10 +38,10 @@ def tiny(family: str, **given):
     return moved(tiny_vlm.policy(family, micro_batch=2, prefix_sharing="on", train_tower=True, **given))
 
 
-def work(folder: str, family: str, checkpoint: str, gather: str) -> None:
+def work(folder: str, family: str, checkpoint: str) -> None:
     """What a process does."""
     tiny_vlm._FOLDERS[family] = checkpoint
-    processes = Processes(device="cpu", distributed=Distributed(kind="sharded", gather=gather, timeout_minutes=2))
+    processes = Processes(device="cpu", distributed=Distributed(kind="sharded", timeout_minutes=2))
     p = tiny(family, shard=processes.shard)
     _, found = gradient(p, made("uneven", family), PART, processes, own=ROWS["uneven"][processes.rank])
     if processes.is_main:
