@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RAY := $(shell sed -n 's/^ray==//p' constraints.txt)
 
 .PHONY: install test test-engines test-launch test-slow quickstart quickstart-video quickstart-clips quickstart-spatial lint clean
 
@@ -12,8 +13,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# With Ray, where it can be installed (70 MB): the tests of launches over its nodes skip without it, and say so.
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@test -e $(VENV)/ray-asked || $(BIN)/python -m pip install --quiet --constraint constraints.txt "ray==$(RAY)" || echo "Ray could not be installed: tests/launch/test_over_ray.py skips"
+	@touch $(VENV)/ray-asked
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Engines of answers beside the very versions of the other tests: an environment of its own that sees that of `install`.
 ENGINES ?= .venv-engines

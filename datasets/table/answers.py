@@ -18,6 +18,7 @@ TYPES = {
     "numerical": "numerical", "number": "numerical", "integer": "numerical", "float": "numerical", "regression": "regression",
     "ocr": "ocr", "free text": "free text", "free-form": "free text", "free form": "free text", "open": "free text",
     "short answer": "short answer", "text": "short answer", "word": "short answer",
+    "math": "math", "latex": "math", "expression": "math",
 }  # fmt: skip
 """Answer types of data sets, in lower case → ours."""
 SHORT_WORDS = 5

@@ -85,7 +85,7 @@ class Table:
     duration: str | None = None
     """Length of the video in seconds."""
     answer_type: str | None = None
-    """A column, or one of multiple choice, numerical, short answer, free text, ocr, regression for all rows; null: row by row."""
+    """A column, or one of multiple choice, numerical, short answer, free text, math, ocr, regression for all rows; null: row by row."""
     template: str | None = None
     """str.format with {query}, {options} and every column; null: by what a row has, see `TEMPLATES`; {query} alone for conversations,
     and for rows without media."""

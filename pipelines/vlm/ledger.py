@@ -16,6 +16,7 @@ from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, cut_rows, swapped
 from grpo_mm.ledger.quantized import bytes_read, count_of, said_of
 from grpo_mm.ledger.state import bytes_of, of_forward, of_optimiser, of_training
 from grpo_mm.pipelines.vlm import seen as sizes
+from grpo_mm.pipelines.vlm.counted_experts import adapted_experts
 from grpo_mm.pipelines.vlm.counted_layers import by_pattern
 from grpo_mm.pipelines.vlm.forwards import cascade
 from grpo_mm.pipelines.vlm.forwards.counted_scan import counted
@@ -57,11 +58,11 @@ def _of_config(
     family = net.loaded.family
     said = [
         f"sizes of {source}",
-        *family.said(adapter=net.wrapped is not None),
+        *family.said(adapter=net.wrapped is not None, experts=policy.lora is not None and policy.lora.experts),
         f"a prompt: {seen.said}: {seen.visual} visual tokens and {seen.text} of text",
     ]
     contexts = sizes.contexts(seen, config, plan.prompts)
-    with AsOnDevice(), counted(net.model):
+    with AsOnDevice(), counted(net.model), adapted_experts():
         return _counted(net, engine, plan, contexts, said)
 
 

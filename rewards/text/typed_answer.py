@@ -18,6 +18,7 @@ from grpo_mm.rewards.answers.tags import answer_text, last_element
 from grpo_mm.rewards.answers.writing import normal_form
 from grpo_mm.rewards.shared.edit_distance import edit_distance
 from grpo_mm.rewards.shared.prompt_target import choices_of
+from grpo_mm.rewards.text.math_answer import check_math_verify, same_math
 from grpo_mm.rewards.text.short_answer import exact_form, same_short_answer
 from grpo_mm.rewards.text.text_overlap import words
 from grpo_mm.types import Prompt
@@ -124,10 +125,17 @@ ACCURACY: dict[str, Callable[[str, str], float]] = {
     "free text": free_text,
     "regression": relative_closeness,
     "short answer": same_short_answer,
+    "math": same_math,
 }
 """Type of an answer → its rule (prediction, answer) -> [0, 1]. Source: Video-R1, arXiv:2503.21776; also GRPO-CARE. Grade A.
-Ours: "short answer", and 1 for the same words in a free text."""
-_OTHER_NAMES = {"free-form": "free text", "mcq": "multiple choice", "short": "short answer", "exact": "short answer"}
+Ours: "short answer", "math", and 1 for the same words in a free text."""
+_OTHER_NAMES = {
+    "free-form": "free text",
+    "mcq": "multiple choice",
+    "short": "short answer",
+    "exact": "short answer",
+    "latex": "math",
+}
 
 
 def answer_accuracy(prediction: str, answer: str | float, answer_type: str, choices: Sequence[str] = ()) -> float:
@@ -168,6 +176,11 @@ class TypedAnswer:
     def __post_init__(self) -> None:
         if self.default_type not in ACCURACY:
             raise ConfigError(f"default_type = {self.default_type!r}; wanted one of {', '.join(map(repr, ACCURACY))}.")
+
+    def check(self) -> None:
+        """Raises UserError where answers of the type math are compared and math-verify is not installed."""
+        if self.default_type == "math":
+            check_math_verify()
 
     def applies_to(self, prompt: Prompt) -> bool:
         """Whether the prompt has an answer."""

@@ -23,7 +23,7 @@ from grpo_mm.pipelines.vlm.conform import conform
 from grpo_mm.pipelines.vlm.engine import VlmEngine
 from grpo_mm.pipelines.vlm.forwards.counted_scan import scan
 from grpo_mm.pipelines.vlm.ledger import vlm_ledger
-from grpo_mm.pipelines.vlm.models.adapters import save_merged
+from grpo_mm.pipelines.vlm.models.adapters import Lora, save_merged
 from grpo_mm.pipelines.vlm.models.families import FAMILIES
 from grpo_mm.pipelines.vlm.policy import VlmPolicyConfig
 from grpo_mm.processes.distributed import Processes
@@ -105,6 +105,48 @@ def test_it_trains_and_its_product_loads_in_the_plain_library(family, lora, tmp_
         save_merged(trained.wrapped, trained.processor, tmp_path / "merged")
         model = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
         assert apart(model, trained, rollout) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen3_5_moe", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen3_vl_moe", "glm4v_moe"))]
+)
+def test_an_adapter_on_experts_trains_and_loads_in_the_plain_library(family, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    chosen = {"kind": "vlm", "path": folder(family), "micro_batch": 8, "lora": {"rank": 2, "alpha": 4, "experts": True}}
+    config = settings(family, policy=chosen)
+    config.check()
+    learner = Learner(config, Processes(device="cpu"), samples=tmp_path)
+    steps = [learner.step(step) for step in range(3)]
+    assert steps[0]["policy/logprob_gap"] < 1e-4 and steps[0]["objective/ref_kl"] == pytest.approx(0, abs=1e-8)
+    assert steps[-1]["objective/ref_kl"] > 0
+    trained = learner.policy
+    on = {name: p for name, p in trained.trainable.items() if ".experts." in name and "shared_expert" not in name}
+    assert len(on) >= 8 and all(bool(p.any()) for p in on.values())
+    rollout, _ = sample(trained, shown(family), group_size=1, max_new_tokens=5)
+    trained.save(tmp_path / "product")
+    plain = AutoModelForImageTextToText.from_pretrained(folder(family))
+    assert apart(PeftModel.from_pretrained(plain, tmp_path / "product").eval(), trained, rollout) < 1e-3
+    save_merged(trained.wrapped, trained.processor, tmp_path / "merged")
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
+    assert apart(merged, trained, rollout) < 1e-3
+    before = AutoModelForImageTextToText.from_pretrained(folder(family)).state_dict()
+    moved = [
+        n for n, v in merged.state_dict().items() if n.endswith("experts.down_proj") and not torch.equal(v, before[n])
+    ]
+    assert moved
+    plan = Plan(prompts=2, group_size=3, updates=1, calls={"rollout": 6, "train": 6, "ref": 6}, media="picture")
+    ledger = vlm_ledger(config.policy, config.engine, plan)
+    assert ledger.trained == sum(p.numel() for p in trained.trainable.values())
+    assert any("is on each expert's gate, up and down projections" in line for line in ledger.said)
+
+
+def test_experts_are_asked_for_where_there_are_some(tmp_path):
+    with pytest.raises(ConfigError, match="policy.lora.experts: a qwen2_5_vl model has no experts"):
+        policy("qwen2_5_vl", lora=Lora(rank=2, experts=True))
+    with pytest.raises(ConfigError, match="experts = true is for a new adapter"):
+        Lora(experts=True, start_from=str(tmp_path)).check()
 
 
 def apart(model: Any, trained: Any, rollout: Any) -> float:

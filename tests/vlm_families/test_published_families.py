@@ -67,6 +67,7 @@ def test_its_memory_is_known_before_it_is_downloaded(path):
     config = read(path, ["data.test=rows.json", "engine.max_new_tokens=64", "prompts_per_step=4"])
     ledger = ledger_of(config, plan_of(config))
     assert ledger.weights / 1e9 == pytest.approx(BILLIONS[part(path)], abs=0.01)
-    assert ledger.peak > 4 * 4 * 0.9 * 1e9 * BILLIONS[part(path)] / 2
+    each = 2 if config.policy.lora is not None else 16  # frozen in bfloat16; or with gradients and moments, in float32
+    assert ledger.peak > each * 0.9 * 1e9 * BILLIONS[part(path)]
     experts = "the router's loss for balance is no part of the objective" in "\n".join(ledger.said)
     assert experts == (part(path) in ("qwen3vl", "qwen35"))

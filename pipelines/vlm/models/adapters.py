@@ -17,6 +17,8 @@ from grpo_mm.pipelines.vlm.models.family import LINEAR
 from grpo_mm.weights.adapter_file import AdapterFile, check_adapter, read_adapter, void_beside_start_from
 from grpo_mm.weights.adapter_places import Pair, Part, Place, check_untied, fill, lora_settings, merge_into, place
 
+STACKED = (".experts.gate_up_proj", ".experts.down_proj")
+"""Weights of all experts of a layer in one tensor, [experts, out, in]."""
 LANGUAGE, VISUAL = "model.language_model.", "model.visual."
 """Where a model keeps its language model, and its vision tower."""
 
@@ -31,6 +33,9 @@ class Lora:
     targets: tuple[str, ...] = LINEAR
     """Names of linear layers within a language layer. All of these, the default, stand for all that a family has: those of linear
     attention and fused ones as well. Experts in stacked tensors have none."""
+    experts: bool = False
+    """Also on the experts of a mixture, whose weights stand in stacked tensors: factors of this rank for each expert. The change of all
+    experts of a layer is made whole in each forward, as peft does it."""
     start_from: str | None = None
     """An adapter folder, file or hub name whose training is continued; its own layers, ranks and alphas are used."""
 
@@ -47,6 +52,11 @@ class Lora:
             raise ConfigError(
                 f"policy.lora.targets = {list(self.targets)}; wanted some of {', '.join(LINEAR)}{also}: the linear layers of "
                 "the language model."
+            )
+        if self.start_from is not None and self.experts:
+            raise ConfigError(
+                "policy.lora: experts = true is for a new adapter; one that is continued (start_from) has none on experts here. Leave one "
+                "of them out."
             )
         if self.start_from is not None:
             check_adapter(self.start_from)
@@ -68,6 +78,7 @@ def add(model: Any, lora: Lora) -> Any:
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "target_modules": adapter_targets(_targets(model, lora)),
+        **({"target_parameters": _expert_weights(model)} if lora.experts else {}),
     }
     if lora.start_from is not None:
         file = read_adapter(lora.start_from)
@@ -96,6 +107,15 @@ def _targets(model: Any, lora: Lora) -> tuple[str, ...]:
             "experts in stacked tensors, which are not adapted here. Leave them out."
         )
     return lora.targets
+
+
+def _expert_weights(model: Any) -> list[str]:
+    """Ends of the names of the stacked weights of experts, as peft wants them."""
+    family = FAMILIES[model.config.model_type]
+    found = [name for name, _ in model.named_parameters() if name.startswith(LANGUAGE) and name.endswith(STACKED)]
+    if not family.experts or not found:
+        raise ConfigError(f"policy.lora.experts: a {family.model_type} model has no experts in stacked tensors.")
+    return [f"mlp{name}" for name in STACKED]
 
 
 def _continued(model: Any, file: AdapterFile, path: str) -> dict[str, Pair]:

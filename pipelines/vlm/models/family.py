@@ -46,8 +46,8 @@ class Family:
         if setting in self.without:
             raise ConfigError(f"{setting}: {self.without[setting]} ({self.model_type}). {instead}")
 
-    def said(self, *, adapter: bool) -> list[str]:
-        """What a user should know of the family before a run."""
+    def said(self, *, adapter: bool, experts: bool = False) -> list[str]:
+        """What a user should know of the family before a run. experts: whether the adapter is on them too."""
         linear = (
             ["linear attention as torch code has it; the package flash-linear-attention keeps less"]
             if self.recurrent
@@ -58,7 +58,10 @@ class Family:
         trained = "experts and router are trained with the rest"
         if adapter:
             left = f", and {', '.join(self.not_adapted)}" if self.not_adapted else ""
-            trained = f"the adapter leaves experts and router as they are{left}"
+            trained = (
+                f"the adapter leaves {'the router as it is' if experts else 'experts and router as they are'}{left}"
+            )
+            trained += ", and is on each expert's gate, up and down projections" if experts else ""
         return [*linear, f"mixture of experts: {trained}; the router's loss for balance is no part of the objective"]
 
     def tower(self, model: Any) -> list[nn.Module]:
