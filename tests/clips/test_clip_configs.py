@@ -42,7 +42,7 @@ def overrides(path: Path, tmp_path: Path, model: str) -> list[str]:
     by_group = config.updates.count if config.updates.by == "group" else 1
     name = next(iter(config.rewards))
     return [
-        f"policy.model.path={model}", "policy.height=32", "policy.width=48", "policy.frames=5", "policy.eval_height=null",
+        f"policy.model.path={model}", "policy.height=32", "policy.width=64", "policy.frames=5", "policy.eval_height=null",
         "policy.eval_width=32", "policy.eval_frames=9", *text, "policy.micro_batch=8", "policy.decode_batch=8", "engine.rollout_batch=8",
         "engine.eval_steps=2", f"prompts_per_step={by_group}", "group_size=2", "steps=1", "evaluation={every: 0, limit: 1}",
         f"prompts.{kind}.use.path={file}", f"eval_prompts.{kind}.use.path={file}", f"runs_dir={tmp_path}/runs", "device=cpu",
