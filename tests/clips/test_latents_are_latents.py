@@ -140,3 +140,18 @@ def test_the_lines_of_the_model_card_draw_the_clip_of_the_evaluation(folder):  #
     exec(text, there)  # noqa: S102
     ours = engine.render(policy, model.rows(1), seed=0)[0].frames_FCHW.int()
     assert (ours - (there["frames"] * 255).round().int()).abs().max() <= 1
+
+
+def test_show_says_both_geometries_and_which_expert_is_trained(folder):  # noqa: F811
+    from grpo_mm.pipelines.flow.ledger import _drawn
+    from grpo_mm.pipelines.flow.models.known import known_pipeline
+
+    model = WanModel("a14b", checkpoint("a14b", folder), settings=(("trained", ("transformer",)), ("guidance_2", 2.0)))
+    pipe, _ = known_pipeline(model.family)
+    policy = model.load(eval_frames=9)
+    policy.pipe = pipe
+    lines = "\n".join(_drawn(policy, policy.size(evaluation=False), model.engine()))
+    assert "16 image tokens (5 frames of 32 × 64 pixels) in 3 steps" in lines
+    assert "24 image tokens (9 frames of 32 × 64 pixels) in 3 steps; 16 frames a second" in lines
+    assert "transformer from σ = 0.875 up, guidance 4; transformer_2 below, guidance 2; trained: transformer" in lines
+    assert "texts are filled up to 16 tokens" in lines

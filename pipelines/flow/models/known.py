@@ -6,6 +6,7 @@ The test compares the number of weights that follow with the published ones.
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def _from_folder(folder: Path) -> Any:
     parts = {
         name: _part(folder, name, value) for name, value in index.items() if isinstance(value, list) and name[0] != "_"
     }
-    return getattr(diffusers, index["_class_name"])(**parts)
+    cls = getattr(diffusers, index["_class_name"])
+    own = set(inspect.signature(cls.__init__).parameters) - set(parts)
+    return cls(**parts, **{name: value for name, value in index.items() if name in own})
 
 
 def _part(folder: Path, name: str, value: list[Any]) -> Any:
