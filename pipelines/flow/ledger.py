@@ -111,10 +111,13 @@ def _counted(key: _Key, *, several: bool, evaluated: bool) -> _Counted:
     net.device = torch.device("cpu")
     size, eval_size = net.size(evaluation=False), net.size(evaluation=True)
     with AsOnDevice():
-        condition, encode = _encode(net)
+        condition, encode = _encode(net, size)
         micro = policy.micro_batch
         value = _forward(net, condition, micro, size)
-        other = _forward(net, condition, micro, eval_size) if evaluated and eval_size != size else None
+        other = None
+        if evaluated and eval_size != size:
+            own = _encode(net, eval_size)[0] if net.config.pictures[1] else condition
+            other = _forward(net, own, micro, eval_size)
         update = _update(net, condition, micro, size, several=several)
         return _Counted(net, source, condition, encode, value, update, other, _decode(net, policy.decode_batch, size))
 
@@ -214,10 +217,10 @@ def _drawn(net: FlowPolicy, size: Size, engine: Any) -> list[str]:
     return [*lines, *(net.family.said(net.pipe, net.config) if hasattr(net.family, "said") else ())]
 
 
-def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:
+def _encode(net: FlowPolicy, size: Size) -> tuple[Mapping[str, Tensor], _Pass]:
     """(the condition of one prompt, what making it takes)."""
     longest = "a photo " * (net.config.text_length if getattr(net.family, "ragged", False) else 1)
-    of_pictures = {} if net.config.pictures[1] == 0 else {"pictures": _blank(net), "size": net.size(evaluation=False)}
+    of_pictures = {} if net.config.pictures[1] == 0 else {"pictures": _blank(net), "size": size}
     with Counter() as counter:
         condition = net.family.encode(
             net.pipe,

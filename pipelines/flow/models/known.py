@@ -6,6 +6,7 @@ The test compares the number of weights that follow with the published ones.
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ def _from_folder(folder: Path) -> Any:
     index = read_index(folder)
     parts = {name: _part(folder, name, value) for name, value in parts_of(index).items()}
     cls = getattr(diffusers, index["_class_name"])
-    known = cls._get_signature_keys(cls)[0] | set(cls._get_signature_keys(cls)[1])
-    return cls(**{name: part for name, part in parts.items() if part is not None or name in known})
+    takes = set(inspect.signature(cls.__init__).parameters)
+    settings = {name: value for name, value in index.items() if name in takes - set(parts)}
+    return cls(**{name: part for name, part in parts.items() if part is not None or name in takes}, **settings)
 
 
 def _part(folder: Path, name: str, value: list[Any]) -> Any:
