@@ -18,6 +18,7 @@ from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_tr
 from grpo_mm.pipelines.flow.models.family import Size
 from grpo_mm.pipelines.flow.models.known import known_pipeline
 from grpo_mm.pipelines.flow.models.networks import NETWORKS, units_of
+from grpo_mm.pipelines.flow.models.sources import SOURCES
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 
 PICTURE_PX = 1024
@@ -187,7 +188,7 @@ def _written(
     count = sum(p.numel() for p in net.trainable.values())
     said = (
         f"sizes of {counted.source}",
-        f"a prompt: {net.family.image_tokens(pipe, *size)} image tokens ({_said_of(size)})",
+        f"a prompt: {net.family.image_tokens(pipe, *size)} image tokens ({_said_of(size)}){_said_of_pictures(counted)}",
     )
     return Ledger(
         resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
@@ -199,6 +200,15 @@ def _written(
 def _said_of(size: Size) -> str:
     *frames, height, width = size
     return "".join(f"{n} frames of " for n in frames) + f"{height} × {width} pixels"
+
+
+def _said_of_pictures(counted: _Counted) -> str:
+    """Behind the latents go those of the prompt's pictures, where the model reads some."""
+    if SOURCES not in counted.condition:
+        return ""
+    number = len(_blank(counted.net))
+    words = f"{number} picture{'s' if number > 1 else ''} of {PICTURE_PX} × {PICTURE_PX} pixels"
+    return f" and {counted.condition[SOURCES].shape[1]} of {words}"
 
 
 def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:

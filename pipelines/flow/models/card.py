@@ -88,6 +88,7 @@ def loading_code(
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None and "sigmas" in takes else "")
     if pictured:
         lines.append('picture = diffusers.utils.load_image("path/or/address/of/a/picture")')
+        lines += getattr(config.model, "plain_lines", lambda size: [])((height, width))
         call_text = f"image=picture, {call_text}"
     comes_first = list(takes)[1] == "prompt"
     prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
