@@ -18,6 +18,7 @@ from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_tr
 from grpo_mm.pipelines.flow.models.family import Size
 from grpo_mm.pipelines.flow.models.known import known_pipeline
 from grpo_mm.pipelines.flow.models.networks import NETWORKS, units_of
+from grpo_mm.pipelines.flow.models.sources import SOURCES
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 
 PICTURE_PX = 1024
@@ -190,7 +191,7 @@ def _written(
     count = sum(p.numel() for p in net.trainable.values())
     said = (
         f"sizes of {counted.source}",
-        *_drawn(net, size, engine),
+        *_drawn(counted, size, engine),
     )
     return Ledger(
         resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
@@ -204,10 +205,20 @@ def _said_of(size: Size) -> str:
     return "".join(f"{n} frames of " for n in frames) + f"{height} × {width} pixels"
 
 
-def _drawn(net: FlowPolicy, size: Size, engine: Any) -> list[str]:
+def _said_of_pictures(counted: _Counted) -> str:
+    """Behind the latents go those of the prompt's pictures, where the model reads some."""
+    if SOURCES not in counted.condition:
+        return ""
+    number = len(_blank(counted.net))
+    words = f"{number} picture{'s' if number > 1 else ''} of {PICTURE_PX} × {PICTURE_PX} pixels"
+    return f" and {counted.condition[SOURCES].shape[1]} of {words}"
+
+
+def _drawn(counted: _Counted, size: Size, engine: Any) -> list[str]:
     """What is drawn in training, and what in evaluation where that is another or may be, and what the family says."""
+    net = counted.net
     tokens, evaluated = net.family.image_tokens, net.size(evaluation=True)
-    lines = [f"a prompt: {tokens(net.pipe, *size)} image tokens ({_said_of(size)})"]
+    lines = [f"a prompt: {tokens(net.pipe, *size)} image tokens ({_said_of(size)}){_said_of_pictures(counted)}"]
     if net.config.draws_clips:
         lines[0] += f" in {engine.steps} steps"
         lines.append(
