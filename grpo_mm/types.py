@@ -176,6 +176,15 @@ class Clips(_OfAKind):  # [U] Clip, or None
     """Moving pictures; None for those that came to nothing, as they hold NaN."""
 
 
+def evenly(total: int, most: int | None) -> list[int]:
+    """Which of `total` frames are looked at: the first, the last and some evenly between; of one, that in the middle; None: all."""
+    if most is None or total <= most:
+        return list(range(total))
+    if most == 1:
+        return [total // 2]
+    return [round(i * (total - 1) / (most - 1)) for i in range(most)]
+
+
 def is_seen(items: Any) -> bool:
     """Whether items are something to look at, pictures or clips; else they are texts."""
     return is_pictures(items) or isinstance(items, Clips)

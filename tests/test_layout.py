@@ -153,7 +153,7 @@ MAY_IMPORT = {
     "config": "advantages launch looking objectives processes rollout rollout.collectors rollout.outputs weights",
     "run": "config looking processes rollout weights",
     "training": "advantages config golden ledger looking looking.clips objectives processes rollout rollout.collectors run weights",
-    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines pipelines.flow "
+    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.clips looking.report objectives pipelines pipelines.flow "
     "pipelines.flow.conforming pipelines.flow.engines pipelines.flow.models pipelines.flow.trees pipelines.vlm "
     "pipelines.vlm.models pipelines.zoo processes rewards.clips rewards.images rewards.text rewards.video rollout run training weights",
     "launch": "processes",
@@ -164,6 +164,8 @@ MAY_IMPORT = {
     "pipelines.zoo": "processes",
     "pipelines.flow.models": "pipelines pipelines.zoo weights",
     "pipelines.flow": "ledger advantages.actions advantages.combination pipelines pipelines.flow.models processes rollout weights",
+    "pipelines.flow.clips": "pipelines pipelines.flow.models weights",
+    "pipelines.flow.editing": "pipelines.flow.models",
     "pipelines.flow.trees": "pipelines.flow processes",
     "pipelines.flow.engines": "ledger pipelines.flow pipelines.flow.models pipelines.flow.trees processes",
     "pipelines.flow.conforming": "pipelines pipelines.flow pipelines.flow.engines pipelines.flow.models processes rollout weights",
@@ -181,11 +183,12 @@ MAY_IMPORT = {
     "rewards.shared": "weights",
     "rewards.answers": "",
     "rewards.images": "looking rewards.answers rewards.shared weights",
-    "rewards.clips": "rewards.images",
     "rewards.text": "processes rewards.answers rewards.shared rollout",
     "rewards.spatial": "rewards.answers rewards.shared rewards.text",
     "rewards.video": "rewards.answers rewards.shared rewards.spatial rewards.text",
-    "rewards.judges": "processes rewards.answers rewards.shared rollout weights",
+    "rewards.clips": "looking.clips rewards.images rewards.judges rewards.shared",
+    "rewards.edits": "rewards.images rewards.judges rewards.shared",
+    "rewards.judges": "processes rewards.answers rewards.shared rollout rollout.outputs weights",
     "rewards.reward_models": "rewards.answers rewards.judges rewards.shared weights",
     "rewards.faithfulness": "rewards.answers rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",
     "rewards.service": "processes rewards.shared rollout",

@@ -16,8 +16,6 @@ from grpo_mm.types import Prompt
 
 OURS = re.compile(r"<(image|video)>")
 FIRST_FILES = 50
-SOURCE_IMAGE = "source_image"
-"""The key of a target that holds the picture to be edited."""
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +25,6 @@ def check_prompts(
     *,
     shows_media: bool,
     engine: str,
-    edits: bool = False,
     pictures: tuple[int, int] = (0, 0),
 ) -> None:
     """Looks at every prompt once.
@@ -37,20 +34,20 @@ def check_prompts(
         shows_media: whether the engine shows prompts' pictures and videos to the model.
         engine: its name, for messages.
         pictures: how many pictures of a prompt the model is shown at least and at most, where it reads one text with them and no turns.
-        edits: whether the engine begins with the picture under "source_image" of a prompt's target.
 
     Raises:
-        ConfigError: a text that no tokenizer reads; fewer or more pictures than the model reads; a picture to be edited and an engine that does not edit; pictures, videos or earlier turns that the engine would drop; a picture or
-            video in a row or a marker in its text where the prompt shows none; a reward that cannot say whether it applies.
+        ConfigError: a text that no tokenizer reads; fewer or more pictures than the model reads; pictures, videos or earlier turns that the engine would drop; a picture or
+            video in a row or a marker in its text where the prompt shows none; a reward that cannot say whether it applies, or
+            that judges beside a picture which a prompt does not bring.
     """
     for source, prompts in sources.items():
         odd: list[str] = []
         for prompt in prompts:
             where = f"prompt {shown(prompt.id)} of {source!r}"
             _check_texts(prompt, where)
-            _check_edited(prompt, where, edits=edits, engine=engine)
             if pictures[1] and not shows_media:
                 _check_pictures(prompt, where, pictures)
+                odd += [prompt.id] if OURS.search(prompt.text) else []
             elif not shows_media:
                 _check_dropped(prompt, where, engine)
             elif not prompt.media:
@@ -64,6 +61,7 @@ def check_prompts(
             )  # fmt: skip
         for name, scorer in scorers.items():
             if scorer.sources is None or source in scorer.sources:
+                _check_source_pictures(name, scorer.use, prompts, source)
                 _check_applies(name, scorer.use, prompts, source)
 
 
@@ -84,16 +82,6 @@ def _no_files(source: str, first: Sequence[str]) -> ConfigError:
         f"prompts {source!r}: not one of the first {len(first)} pictures and videos is there, beginning with {plain(first[0], 400)} "
         f"(looked in {plain(os.path.abspath(folder), 400)}).{lacks} Set the reader's folder to where they lie."
     )
-
-
-def _check_edited(prompt: Prompt, where: str, *, edits: bool, engine: str) -> None:
-    picture = prompt.target.get(SOURCE_IMAGE) if isinstance(prompt.target, Mapping) else None
-    if not edits and not isinstance(picture, str | None):  # a name is what a reward may want to open
-        raise ConfigError(
-            f"{where} has a picture to be edited ({SOURCE_IMAGE}), but the engine {engine} edits none: it would make a new picture from the "
-            "text alone. Use an engine that edits, or name the column in `for_rewards` of {kind: table} if only rewards want the picture, or "
-            "in `ignore`."
-        )
 
 
 def _check_texts(prompt: Prompt, where: str) -> None:
@@ -120,7 +108,7 @@ def _check_pictures(prompt: Prompt, where: str, pictures: tuple[int, int]) -> No
     if why:
         raise ConfigError(
             f"{where} cannot be put to the model: {why}. Choose the policy's model kind to match, or other prompts; with {{kind: table}} a "
-            "column of pictures is shown as `media`, left out by `ignore`, or kept for rewards by `for_rewards`."
+            "column of pictures is shown as `source_image` or `image`, left out by `ignore`, or kept for rewards by `for_rewards`."
         )
 
 
@@ -167,6 +155,18 @@ def _fits(prompt: Prompt) -> bool:
 
 def _is_video(item: Any) -> bool:
     return bool(getattr(item, "is_video", hasattr(item, "frames_FCHW")))
+
+
+def _check_source_pictures(name: str, reward: Any, prompts: Sequence[Prompt], source: str) -> None:
+    """A reward that looks at the picture of each prompt, and does not itself say which it applies to, finds one."""
+    if not getattr(reward, "needs_source", False) or hasattr(reward, "applies_to"):
+        return
+    lacking = next((prompt for prompt in prompts if not prompt.media), None)
+    if lacking is not None:
+        raise ConfigError(
+            f"prompt {shown(lacking.id)} of {source!r} brings no picture, and {name} judges what was made beside it. Leave this source out "
+            f"with {name}.sources, or use another reward."
+        )
 
 
 def _check_applies(name: str, reward: Any, prompts: Sequence[Prompt], source: str) -> None:

@@ -222,7 +222,7 @@ class Scoring:
         return {name: sum(applies_to(scorer, prompt) for prompt in prompts) for name, scorer in self.scorers.items()}
 
     def _task(self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None) -> _Task:
-        check_items(name, scorer, items)
+        check_items(f"{'rewards' if self.counter == REWARDS else 'watch'}.{name}", scorer, items)
         different = {id(prompt): prompt for prompt in prompts}.values()
         with kept(name):
             rules = {id(prompt): _ruling(scorer, prompt) for prompt in different}

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from grpo_mm.outside import shown
-from grpo_mm.tools.png import write_png
+from grpo_mm.tools.drawn_files import drawn_ending, write_drawn
 from grpo_mm.training.evaluate import Scored
 from grpo_mm.types import is_seen
 
@@ -103,8 +103,8 @@ def write_pictures(loaded: Any, scored: Scored, rows: Sequence[Row], folder: Pat
 
     whole_m = [i for i in scored.shown_m.tolist() if scored.items[i] is not None]
     for i in whole_m:
-        rows[i]["picture"] = f"{i:04d}.png"
-        write_png(scored.items[i], folder / rows[i]["picture"])
+        rows[i]["picture"] = f"{i:04d}{drawn_ending(scored.items)}"
+        write_drawn(scored.items[i], folder / rows[i]["picture"])
     engine, seed = loaded.config.engine, loaded.config.evaluation.seed
     if whole_m and hasattr(engine, "evaluation_noise"):
         picked = scored.rows.take(scored.shown_m.new_tensor(whole_m))

@@ -111,10 +111,13 @@ def _counted(key: _Key, *, several: bool, evaluated: bool) -> _Counted:
     net.device = torch.device("cpu")
     size, eval_size = net.size(evaluation=False), net.size(evaluation=True)
     with AsOnDevice():
-        condition, encode = _encode(net)
+        condition, encode = _encode(net, size)
         micro = policy.micro_batch
         value = _forward(net, condition, micro, size)
-        other = _forward(net, condition, micro, eval_size) if evaluated and eval_size != size else None
+        other = None
+        if evaluated and eval_size != size:
+            own = _encode(net, eval_size)[0] if net.config.pictures[1] else condition
+            other = _forward(net, own, micro, eval_size)
         update = _update(net, condition, micro, size, several=several)
         return _Counted(net, source, condition, encode, value, update, other, _decode(net, policy.decode_batch, size))
 
@@ -187,7 +190,7 @@ def _written(
     count = sum(p.numel() for p in net.trainable.values())
     said = (
         f"sizes of {counted.source}",
-        f"a prompt: {net.family.image_tokens(pipe, *size)} image tokens ({_said_of(size)})",
+        *_drawn(net, size, engine),
     )
     return Ledger(
         resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
@@ -201,10 +204,23 @@ def _said_of(size: Size) -> str:
     return "".join(f"{n} frames of " for n in frames) + f"{height} × {width} pixels"
 
 
-def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:
+def _drawn(net: FlowPolicy, size: Size, engine: Any) -> list[str]:
+    """What is drawn in training, and what in evaluation where that is another or may be, and what the family says."""
+    tokens, evaluated = net.family.image_tokens, net.size(evaluation=True)
+    lines = [f"a prompt: {tokens(net.pipe, *size)} image tokens ({_said_of(size)})"]
+    if net.config.draws_clips:
+        lines[0] += f" in {engine.steps} steps"
+        lines.append(
+            f"a prompt of an evaluation, and what the model card draws: {tokens(net.pipe, *evaluated)} image tokens "
+            f"({_said_of(evaluated)}) in {engine.eval_steps} steps; {net.config.frame_rate:g} frames a second"
+        )
+    return [*lines, *(net.family.said(net.pipe, net.config) if hasattr(net.family, "said") else ())]
+
+
+def _encode(net: FlowPolicy, size: Size) -> tuple[Mapping[str, Tensor], _Pass]:
     """(the condition of one prompt, what making it takes)."""
     longest = "a photo " * (net.config.text_length if getattr(net.family, "ragged", False) else 1)
-    of_pictures = {} if net.config.pictures[1] == 0 else {"pictures": _blank(net), "size": net.size(evaluation=False)}
+    of_pictures = {} if net.config.pictures[1] == 0 else {"pictures": _blank(net), "size": size}
     with Counter() as counter:
         condition = net.family.encode(
             net.pipe,

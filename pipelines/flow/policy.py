@@ -318,6 +318,7 @@ class FlowPolicy:
         self.snapshots = Snapshots(self.trainable, self.shards, adapted=None if config.lora is None else self.network)
         self._conditions: dict[Any, dict[str, Tensor]] = {}
         """By what `key_of` says of a prompt, on the CPU."""
+        self.pictured = False  # whether a prompt with pictures was seen
         self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 
     def _place(self) -> None:
@@ -352,6 +353,7 @@ class FlowPolicy:
             for prompt in prompts:
                 given = self._pictures(prompt)
                 key = key_of(prompt, given, size)
+                self.pictured |= bool(given)
                 if key not in self._conditions:
                     if not moved:
                         self._move(self.family.encoders, self.device, "encoders")
@@ -580,7 +582,13 @@ class FlowPolicy:
             "base_model": resolve(self.family.path),
             "library": "diffusers",
             "code": loading_code(
-                self.config, self.pipe, merged=tuple(self.merged), sigmas=sigmas, scheduler=scheduler, steps=steps
+                self.config,
+                self.pipe,
+                merged=tuple(self.merged),
+                sigmas=sigmas,
+                scheduler=scheduler,
+                steps=steps,
+                pictured=self.pictured,
             ),
         }
 

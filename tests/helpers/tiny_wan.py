@@ -105,7 +105,7 @@ def build_wan_a14b(folder: Path) -> Path:
 def build_wan_a14b_i2v(folder: Path) -> Path:
     """Wan2.2-I2V-A14B: two experts, and no CLIP."""
     two = dict(transformer=transformer(channels=12, seed=5), transformer_2=transformer(channels=12, seed=6))
-    return _save(folder, "WanImageToVideoPipeline", **two, boundary_ratio=0.7)
+    return _save(folder, "WanImageToVideoPipeline", **two, boundary_ratio=0.9)
 
 
 BUILDERS = {

@@ -10,19 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from grpo_mm.looking.clips.video_file import fitted
-from grpo_mm.types import Clip
+from grpo_mm.types import Clip, evenly
 
 FRAMES = 4
 FRAME_PX = 128
 """Longer side of a frame in a row."""
 GAP_PX, LINE_PX = 2, 14
-
-
-def shown_frames(total: int, most: int = FRAMES) -> list[int]:
-    """Which of `total` frames are shown: the first, the last and some evenly between."""
-    if total <= most:
-        return list(range(total))
-    return [round(i * (total - 1) / (most - 1)) for i in range(most)]
 
 
 def contact_sheets(clips: Sequence[Clip | None], *, frames: int = FRAMES) -> Tensor:
@@ -51,7 +44,7 @@ def one_size(parts: Sequence[Tensor]) -> Tensor:
 
 def contact_sheet(clip: Clip, *, frames: int = FRAMES) -> Tensor:
     """uint8 [3, h, w] of one clip."""
-    chosen = shown_frames(len(clip.frames_FCHW), frames)
+    chosen = evenly(len(clip.frames_FCHW), frames)
     small_FCHW = fitted(clip.frames_FCHW[chosen], FRAME_PX)
     padded = F.pad(small_FCHW, (0, GAP_PX, 0, 0), value=255)
     strip = padded.permute(1, 2, 0, 3).flatten(2)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
-from grpo_mm.types import Clips, Pictures, Prompt
+from grpo_mm.types import Clips, Pictures, Prompt, evenly
 
 TAKES: tuple[str, ...] = ("mean", "min")
 MOST = 8
@@ -45,15 +45,6 @@ def read_frames(said: Setting, *, where: str) -> Frames | None:
             f"{where}.frames is {shown(said)}; wanted mean, min, or {{take: mean, at_most: {MOST}}} (at_most: null for every frame)."
         )
     return Frames(take, most)
-
-
-def evenly(total: int, most: int | None) -> list[int]:
-    """Which of `total` frames are looked at: the first, the last and some evenly between; of one, that in the middle."""
-    if most is None or total <= most:
-        return list(range(total))
-    if most == 1:
-        return [total // 2]
-    return [round(i * (total - 1) / (most - 1)) for i in range(most)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from grpo_mm.errors import ConfigError, UserError
-from grpo_mm.outside import shown
+from grpo_mm.outside import plain
 from grpo_mm.rollout.outputs.frames import read_frames
 from grpo_mm.types import Clips, is_pictures
 
@@ -107,4 +107,4 @@ def _words(takes: frozenset[str]) -> str:
 def _named(reward: Any) -> str:
     while isinstance(reward, partial):
         reward = reward.args[0] if reward.args else reward.func
-    return shown(getattr(reward, "path", None) or getattr(reward, "__name__", None) or type(reward).__name__, 80)
+    return plain(str(getattr(reward, "__name__", None) or type(reward).__name__), 80)

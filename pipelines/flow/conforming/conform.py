@@ -23,6 +23,7 @@ from grpo_mm.pipelines.flow.conforming.network_rows import (
     velocity_at,
 )
 from grpo_mm.pipelines.flow.conforming.picture_rows import decoding_rows, drawing_row, grid_row
+from grpo_mm.pipelines.flow.conforming.pictured import AsGiven, example_pictures
 from grpo_mm.pipelines.flow.conforming.plain import TEXTS, Drawing, Plain, drawn, plain_pipeline
 from grpo_mm.pipelines.flow.conforming.replay_rows import replay_rows
 from grpo_mm.pipelines.flow.models.adapters import Lora, load_plain
@@ -32,7 +33,7 @@ from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_on_d
 from grpo_mm.pipelines.flow.policy import DTYPES, FlowPolicy, FlowPolicyConfig
 from grpo_mm.processes.rng import stream
 
-TOKENS, TOKENS_OF_CLIPS = (8, 12), (4, 6)
+TOKENS, TOKENS_OF_CLIPS = (8, 12), (2, 3)
 """Image tokens along the height and the width of what is drawn."""
 LATENT_FRAMES = 3
 GUIDANCE, TEXT_LENGTH = 4.0, 128
@@ -51,11 +52,11 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     *frames, height, width = size
     # Where the plain pipeline says another thing of a text beside a longer one, both are the same.
     texts = TEXTS if getattr(family, "alike_in_a_batch", True) else TEXTS[-1:] * 2
-    pictures = tuple(_picture(number, size) for number in range(getattr(family, "pictures", (0, 0))[0]))
-    how = Drawing(size, GUIDANCE, getattr(family, "text_tokens", TEXT_LENGTH), texts=texts, pictures=pictures)
+    length, pictures = getattr(family, "text_tokens", TEXT_LENGTH), example_pictures(family, len(texts))
+    how = Drawing(size, GUIDANCE, length, texts=texts, pictures=pictures)
     config = FlowPolicyConfig(
-        model=family, lora=LORA, dtype=dtype, guidance=how.guidance, height=height, width=width,
-        text_length=how.text_length, **dict(zip(("frames",), frames)),
+        model=family, lora=LORA, dtype=dtype, guidance=how.guidance, height=height, width=width, text_length=how.text_length,
+        media=AsGiven() if any(how.pictures) else None, **dict(zip(("frames",), frames)),
     )  # fmt: skip
     config.check()
     folder = resolve(family.path)
@@ -69,14 +70,6 @@ def conform(family: Any, *, dtype: str, device: torch.device) -> Iterator[Findin
     yield from replay_rows(policy, how)
     with tempfile.TemporaryDirectory() as place:
         yield from _adapter_rows(policy, config, plain, how, Path(place), device)
-
-
-def _picture(number: int, size: Size) -> Any:
-    """Of a size of its own, and unlike the others and upside down."""
-    from PIL import Image
-
-    pixels = torch.randint(0, 256, (3, 5, 3), dtype=torch.uint8, generator=stream(0, "conform", "picture", number))
-    return Image.fromarray(pixels.numpy().transpose(1, 0, 2).copy()).resize((size[-1] + 8, size[-2] + 24))
 
 
 def _size(family: Any, sizes: PictureSizes) -> Size:

@@ -12,6 +12,7 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.heard import Call, Heard, listening
+from grpo_mm.pipelines.flow.conforming.pictured import picture_row
 from grpo_mm.pipelines.flow.conforming.plain import Drawing, Plain
 from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
@@ -32,7 +33,8 @@ KINDS = {
 
 
 def prompts_of(how: Drawing) -> tuple[Prompt, ...]:
-    return tuple(Prompt(f"conform/{i}", text, media=how.pictures) for i, text in enumerate(how.texts))
+    pairs = zip(how.texts, how.pictures, strict=True)
+    return tuple(Prompt(f"conform/{i}", text, media=pictures) for i, (text, pictures) in enumerate(pairs))
 
 
 def looked_at(plain: Plain) -> dict[str, int]:
@@ -56,9 +58,12 @@ def velocity_at(policy: FlowPolicy, plain: Plain, how: Drawing, step: int = AT) 
     """Our guided velocity at the latents that the plain pipeline had, and what the network was asked on the way."""
     x = plain.heard.steps[step].before.to(policy.device, policy.math_dtype)
     sigma = _timed(policy, plain.sigma_S1[step]).to(x).expand(len(x))
+    prompts, said = prompts_of(how), []
     with listening(policy.pipe) as heard, torch.no_grad():
-        condition = policy.encode(prompts_of(how), size=how.size)
-        velocity = policy.velocity(x, sigma, condition, size=how.size, guidance=how.guidance)
+        for batch in how.batches:
+            condition = policy.encode([prompts[i] for i in batch], size=how.size)
+            said.append(policy.velocity(x[batch], sigma[batch], condition, size=how.size, guidance=how.guidance))
+    velocity = torch.cat(said)
     return velocity.cpu(), heard
 
 
@@ -80,7 +85,7 @@ def network_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fin
     if len(looked_at(plain)) > 1:
         yield _routing(policy, plain, how)
     for name, at in looked_at(plain).items():
-        yield from _at_step(policy, plain, how, at, of_network(name, plain))
+        yield from _at_step(policy, plain, how, at, shape, of_network(name, plain))
 
 
 def _routing(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
@@ -101,7 +106,9 @@ def _routing(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
     )
 
 
-def _at_step(policy: FlowPolicy, plain: Plain, how: Drawing, at: int, which: str) -> Iterator[Finding]:
+def _at_step(
+    policy: FlowPolicy, plain: Plain, how: Drawing, at: int, shape: tuple[int, ...], which: str
+) -> Iterator[Finding]:
     velocity, heard = velocity_at(policy, plain, how, at)
     each = len(plain.heard.calls) // len(plain.heard.steps)
     there = plain.heard.calls[at * each : (at + 1) * each]
@@ -112,6 +119,7 @@ def _at_step(policy: FlowPolicy, plain: Plain, how: Drawing, at: int, which: str
     )
     bound = SHARES[policy.dtype]
     if len(heard.calls) == each and here_rows == there_rows:
+        yield from picture_row(heard.calls, there, shape, bound, apart_of)
         yield from _inputs(heard.calls, there, bound, which)
         apart = max(apart_of(a.output, b.output) for a, b in zip(heard.calls, there))
         yield row(f"network, one call{which}", apart, bound, "of the same inputs", "other weights or precision")

@@ -55,21 +55,29 @@ class _From(FlowEngine):
 
 
 def drawing_row(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
-    start = plain.heard.steps[0].before.to(policy.device, policy.math_dtype)
-    latents = _From(eval_steps=STEPS, start=start).latents(policy, rows_of(how, 1), seed=0)
+    latents = _whole(policy, plain, how)
     latents, there = (drawn_of(policy, v) for v in (latents.cpu(), plain.heard.steps[-1].after))
     apart, same = apart_of(latents, there), torch.equal(latents, there.to(latents.dtype))
     words = f"{STEPS} steps without noise from the same latents; {'bit for bit' if same else 'not bit for bit'}"
     return row("whole drawing", apart, WHOLE[policy.dtype], words, "σ, the sign of the velocity, or precision")
 
 
+def _whole(policy: FlowPolicy, plain: Plain, how: Drawing) -> Tensor:
+    start = plain.heard.steps[0].before.to(policy.device, policy.math_dtype)
+    return _From(eval_steps=STEPS, start=start).latents(policy, rows_of(how, 1), seed=0)
+
+
 def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Finding]:
     """Which number of a latent each number before the decoder comes from, then its value, then the picture."""
     latents = plain.heard.steps[-1].after
+    if hasattr(policy.family, "drawn"):  # the plain pipeline puts in what is given after its last step
+        latents = _whole(policy, plain, how).cpu()
     if plain.sources is not None:
         ours = read([_before_decoder(policy, probe[:1], how)[0] for probe in spelled(latents.float())])
         there = plain.sources.view(ours.shape) if plain.sources.numel() == ours.numel() else None
-        moved = float("inf") if there is None else float((ours != there).sum())
+        moved = float("inf")
+        if there is not None:
+            moved = float((drawn_of(policy, ours[None]) != drawn_of(policy, there[None])).sum())
         words = f"of {ours.numel()} numbers before the decoder, how many come from elsewhere in a latent"
         yield row(
             "packing of latents",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.pipelines.flow.conforming.heard import Heard, listening
+from grpo_mm.pipelines.flow.conforming.pictured import in_turn
 from grpo_mm.pipelines.flow.models.family import Size, read_index
 from grpo_mm.pipelines.flow.models.networks import networks_of
 from grpo_mm.pipelines.flow.own_schedule import followed
@@ -33,8 +35,14 @@ class Drawing:
     text_length: int
     seed: int = 0
     texts: tuple[str, ...] = TEXTS
-    pictures: tuple[Any, ...] = ()
-    """PIL, of each prompt the same."""
+    pictures: tuple[tuple[Any, ...], ...] = ((),) * len(TEXTS)
+    """PIL pictures of each text's prompt."""
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """Which texts are drawn together: all, or each alone if some have pictures."""
+        every = range(len(self.texts))
+        return [[i] for i in every] if any(self.pictures) else [list(every)]
 
 
 @dataclass(frozen=True)
@@ -52,19 +60,21 @@ class Plain:
 
 def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True, along: Plain | None = None) -> Plain:
     """Draws the texts with the plain pipeline; each step from the latents of the drawing `along`, if there is one."""
-    settings = _settings(pipe, family, how)
-    with listening(pipe) as heard, torch.no_grad():
-        asked = dict(prompt=list(how.texts), num_inference_steps=STEPS, output_type="pt", return_dict=False)
+    heard, pictures = [], []
+    for batch in how.batches:
+        called = _settings(pipe, family, how, batch)
         if along is not None:
-            asked["callback_on_step_end"] = lambda _, step, __, ___: {"latents": _as_there(along, step, pipe)}
-        picture = pipe(**asked, **settings)[0]
+            called["callback_on_step_end"] = partial(_put_back, along, batch)
+        with listening(pipe) as said, torch.no_grad():
+            pictures.append(pipe(num_inference_steps=STEPS, output_type="pt", return_dict=False, **called)[0])
+        heard.append(said)
     sigma_S1 = pipe.scheduler.sigmas.detach().float().cpu().clone()
-    found = _sources(pipe, heard, settings | {"prompt": list(how.texts)}) if sources else None
-    return Plain(heard, sigma_S1, in_three(family, picture.float().cpu()), found)
+    found = _sources(pipe, heard[0], _settings(pipe, family, how, how.batches[0])) if sources else None
+    return Plain(in_turn(heard), sigma_S1, in_three(family, torch.cat(pictures).float().cpu()), found)
 
 
-def _as_there(along: Plain, step: int, pipe: Any) -> Tensor:
-    return along.heard.steps[step].after.to(pipe.transformer.device)
+def _put_back(along: Plain, batch: list[int], pipe: Any, step: int, *_: Any) -> dict[str, Tensor]:
+    return {"latents": along.heard.steps[step].after[batch].to(pipe.transformer.device)}
 
 
 def in_three(family: Any, picture: Tensor) -> Tensor:
@@ -72,14 +82,17 @@ def in_three(family: Any, picture: Tensor) -> Tensor:
     return picture if picture.shape[-3] == 3 else family.in_three(picture * 2 - 1) / 2 + 0.5
 
 
-def _settings(pipe: Any, family: Any, how: Drawing) -> dict[str, Any]:
+def _settings(pipe: Any, family: Any, how: Drawing, batch: list[int]) -> dict[str, Any]:
+    """What the pipeline is called with for some of the texts; a text that is drawn alone has noise of its own."""
     call = family.plain_call(guidance=how.guidance, text_length=how.text_length) | dict(
         getattr(family, "for_comparison", {})
     )
-    each = {name: [value] * len(how.texts) if isinstance(value, str) else value for name, value in call.items()}
-    generator = torch.Generator().manual_seed(how.seed)
-    shown = family.plain_pictures(pipe, list(how.pictures), how.size) if how.pictures else {}
-    return {**family.plain_size(how.size), "generator": generator, **each, **shown}
+    each = {name: [value] * len(batch) if isinstance(value, str) else value for name, value in call.items()}
+    generator = torch.Generator().manual_seed(how.seed + batch[0])
+    pictures = [how.pictures[i] for i in batch if how.pictures[i]]
+    given = family.plain_pictures(pipe, list(*pictures), how.size) if pictures else {}
+    size = getattr(family, "plain_size", lambda size: {"height": size[0], "width": size[1]})(how.size)
+    return {"prompt": [how.texts[i] for i in batch], **size, "generator": generator, **each, **given}
 
 
 def _sources(pipe: Any, heard: Heard, settings: Mapping[str, Any]) -> Tensor:

@@ -31,6 +31,7 @@ def loading_code(
     sigmas: str | None = None,
     scheduler: Mapping[str, Any] | None = None,
     steps: int | None = None,
+    pictured: bool = False,
 ) -> str:
     """Python text for a `FlowPolicyConfig` and its pipeline, with the settings that the policy was trained at.
 
@@ -38,18 +39,15 @@ def loading_code(
         merged: the parts of the pipeline that an adapter was merged into before training.
         sigmas: Python text of the noise levels that the pipeline is called with; None: the pipeline's own.
         scheduler: settings of the Euler scheduler that shifts them; None: the pipeline's own does.
+        pictured: whether prompts had pictures.
         steps: how many, where there are no `sigmas` that tell it.
     """
     name = type(pipe).__name__
     adapter, euler = config.lora is not None and not config.save_merged, "FlowMatchEulerDiscreteScheduler"
-    *frames, height, width = config.size(evaluation=True)
+    frames = config.size(evaluation=True)[:-2]
     lines = ["import numpy"] if sigmas and "numpy" in sigmas else []
-    lines += [
-        "import torch",
-        *["from diffusers.utils import export_to_video" for _ in frames],
-        f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}",
-        "",
-    ]
+    lines += ["import diffusers"] if pictured or frames else []
+    lines += ["import torch", f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}", ""]
     lines.append(
         f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe, adapter=adapter)])})"
     )
@@ -66,8 +64,9 @@ def loading_code(
     if config.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     called = getattr(config.model, "plain_call", Checkpoint(config.model.path).plain_call)
+    sized = getattr(config.model, "plain_size", Checkpoint(config.model.path).plain_size)
     call = {
-        **dict(zip(("num_frames",), frames)), "height": height, "width": width,
+        **sized(config.size(evaluation=True)),
         **called(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
     if sigmas is None and steps is not None:
@@ -82,10 +81,19 @@ def loading_code(
         ]
         call["num_inference_steps"] = Code("len(sigmas)")
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None and "sigmas" in takes else "")
+    if pictured:
+        lines += [
+            'picture = diffusers.utils.load_image("path/or/address/of/a/picture")',
+            *getattr(config.model, "plain_lines", lambda size: [])((call["height"], call["width"])),
+        ]
+        call_text = f"image=picture, {call_text}"
+        if config.pictures[0] == 2:
+            lines.append('last = diffusers.utils.load_image("path/or/address/of/the/last/picture")')
+            call_text = f"last_image=last, {call_text}"
     comes_first = list(takes)[1] == "prompt"
     prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
     if frames:
-        export = f'export_to_video(frames, "clip.mp4", fps={config.frame_rate:g})'
+        export = f'diffusers.utils.export_to_video(frames, "clip.mp4", fps={config.frame_rate:g})'
         return "\n".join([*lines, f"frames = pipe({prompt}, {call_text}).frames[0]", export])
     return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])
 

@@ -109,6 +109,14 @@ class Family(Protocol):
         """What the plain pipeline is called with to be guided as here, and to read as much of a text."""
         ...
 
+    def plain_size(self, size: Size) -> dict[str, Any]:
+        """What makes the plain pipeline draw so many pixels."""
+        ...
+
+    def plain_pictures(self, pipe: Any, pictures: list[Any], size: Size) -> dict[str, Any]:
+        """What gives the pictures of one prompt to the plain pipeline, as `encode` reads them where `size` is drawn."""
+        ...
+
     def velocity(
         self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: Size
     ) -> Tensor:

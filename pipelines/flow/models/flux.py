@@ -39,7 +39,6 @@ class Flux(Checkpoint):
     def velocity(
         self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
     ) -> Tensor:
-        side = pipe.vae_scale_factor * 2
         embedded = pipe.transformer.config.guidance_embeds
         return pipe.transformer(
             hidden_states=x,
@@ -48,9 +47,14 @@ class Flux(Checkpoint):
             pooled_projections=condition["pooled"],
             encoder_hidden_states=condition["tokens"],
             txt_ids=condition["text_ids"][0],
-            img_ids=pipe._prepare_latent_image_ids(None, size[0] // side, size[1] // side, x.device, x.dtype),
+            img_ids=self.positions(pipe, x, condition, size),
             return_dict=False,
         )[0]
+
+    def positions(self, pipe: Any, x: Tensor, condition: Condition, size: tuple[int, int]) -> Tensor:
+        """Of the tokens of a picture, [tokens, 3]: alike for all rows."""
+        side = pipe.vae_scale_factor * 2
+        return pipe._prepare_latent_image_ids(None, size[0] // side, size[1] // side, x.device, x.dtype)
 
     def decode(self, pipe: Any, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
         config = pipe.vae.config

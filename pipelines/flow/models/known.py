@@ -15,6 +15,7 @@ from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 from grpo_mm.pipelines.flow.models.family import read_index, resolve
 from grpo_mm.pipelines.flow.models.known_families import NAMED
+from grpo_mm.pipelines.flow.models.known_wan import NAMED_WAN, t5_tokenizer
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import FLUX_TRANSFORMERS, SD3_TRANSFORMERS
 from grpo_mm.pipelines.zoo.word_tokenizer import word_tokenizer
@@ -59,10 +60,10 @@ def known_pipeline(family: Any) -> tuple[Any, str]:
         return _sd3(SD3[name]), f"{shown(path)}: the published configuration, from the table of known sizes"
     if name in FLUX:
         return _flux(FLUX[name]), f"{shown(path)}: the published configuration, from the table of known sizes"
-    if name in NAMED:
-        return NAMED[name](), f"{shown(path)}: the published configuration, from the table of known sizes"
+    if name in (NAMED | NAMED_WAN):
+        return (NAMED | NAMED_WAN)[name](), f"{shown(path)}: the published configuration, from the table of known sizes"
     raise ConfigError(
-        f"{shown(path)} is neither on this disk nor a size that is known here ({', '.join([*SD3, *FLUX, *NAMED])}): download it, or set "
+        f"{shown(path)} is neither on this disk nor a size that is known here ({', '.join([*SD3, *FLUX, *NAMED, *NAMED_WAN])}): download it, or set "
         "policy.model.path to a folder."
     )
 
@@ -101,7 +102,7 @@ def _sd3(size: dict[str, Any]) -> Any:
             transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=_vae(scaling=1.5305, shift=0.0609), text_encoder=_clip(768, 12, projected=True), tokenizer=_tokenizer(),
             text_encoder_2=_clip(1280, 32, projected=True), tokenizer_2=_tokenizer(),
-            text_encoder_3=_t5(), tokenizer_3=_t5_tokenizer(),
+            text_encoder_3=_t5(), tokenizer_3=t5_tokenizer(),
         )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def _flux(size: dict[str, Any]) -> Any:
         return FluxPipeline(
             transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             vae=_vae(scaling=0.3611, shift=0.1159), text_encoder=_clip(768, 12, projected=False), tokenizer=_tokenizer(),
-            text_encoder_2=_t5(), tokenizer_2=_t5_tokenizer(),
+            text_encoder_2=_t5(), tokenizer_2=t5_tokenizer(),
         )  # fmt: skip
 
 
@@ -154,12 +155,3 @@ def _t5() -> Any:
 def _tokenizer() -> Any:
     """A stand-in: texts are filled up to the same length whatever they say."""
     return word_tokenizer(["a", "photo", "of"], max_length=77)
-
-
-def _t5_tokenizer() -> Any:
-    from transformers import T5Tokenizer
-
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)] + [
-        (c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz"
-    ]
-    return T5Tokenizer(vocab=pieces, extra_ids=0)

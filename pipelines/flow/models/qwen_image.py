@@ -54,16 +54,21 @@ class QwenImage(Guided):
     def half(
         self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int], text: bool
     ) -> Tensor:
-        side, kind = pipe.vae_scale_factor * 2, "" if text else "negative_"
+        kind = "" if text else "negative_"
         tokens, mask = trimmed(condition[f"{kind}tokens"], condition[f"{kind}mask"])
         return pipe.transformer(
             hidden_states=x,
             timestep=sigma,
             encoder_hidden_states=tokens,
             encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, size[0] // side, size[1] // side)]] * x.shape[0],
+            img_shapes=[self.shapes(pipe, condition, size)] * x.shape[0],
             return_dict=False,
         )[0].to(sigma.dtype)
+
+    def shapes(self, pipe: Any, condition: Condition, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(frames, rows, columns) of a row's tokens, piece by piece: positions follow from them."""
+        side = pipe.vae_scale_factor * 2
+        return [(1, size[0] // side, size[1] // side)]
 
     def decode(self, pipe: Any, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
         config = pipe.vae.config

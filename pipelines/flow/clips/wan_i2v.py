@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import ConfigError
+from grpo_mm.pipelines.flow.clips.wan import TEXT_LENGTH, Wan, spread
 from grpo_mm.pipelines.flow.models.family import Condition, Size, check_pipeline, read_index, resolve
-from grpo_mm.pipelines.flow.models.wan import TEXT_LENGTH, Wan, spread
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import read_settings
 
