@@ -25,6 +25,7 @@ DEFAULT_RULES: Mapping[str, Watched] = {
     "saturation": _rule("image/saturation", 0.5, 2.0, relative=True),
     "sharpness": _rule("image/sharpness", 0.25, 4.0, relative=True),
     "pictures_unlike": _rule("eval/image/spread", 0.5, None, relative=True),
+    "motion": _rule("clip/motion", 0.25, None, relative=True),
     "answer_length": _rule("text/characters", 0.5, 2.0, relative=True),
     "repetition": _rule("text/repetition", None, 0.25, relative=False),
     "unparsed_answers": _rule("text/unparsed", None, 0.25, relative=False),

@@ -41,6 +41,8 @@ LEAST = 0.05
 COLLAPSED, COLLAPSED_WITHIN = 0.5, 0.25
 """Times the distance before, between prompts' pictures and between those of one prompt: a policy that is sure of its one picture
 for each prompt is narrow, not hacked, until hardly anything is left."""
+STILLED = 0.5
+"""Times the movement of clips before: below it they come to a stand."""
 BEYOND = "text/agreement_beyond_chance"
 SHORT, LONG = 0.5, 2.0
 """Times the length before."""
@@ -114,6 +116,8 @@ def measured_signs(first: Mapping[str, Any], last: Mapping[str, Any], ends: Ends
     judge("pictures_new", "image/new", None if new is None else (0.0, new), lambda _, b: (b > 0.5, True), share=True)
     judge("pictures_unlike", "image/spread", between("image/spread"), lambda a, b: (b < COLLAPSED * a, True))
     judge("diversity", "diversity", pair("diversity"), lambda a, b: (b < COLLAPSED * a, b < COLLAPSED_WITHIN * a))
+    # Never enough: of a model that draws badly much of the movement is noise, and goes as it learns.
+    judge("motion", "clip/motion", pair("clip/motion"), lambda a, b: (b < STILLED * a, False))
     longer, shorter = truth != "rose", truth in ("fell", "unknown")
     judge(
         "answer_length", "text/characters", pair("text/characters"),
@@ -137,6 +141,7 @@ LABELS: Mapping[str, str] = {
     "pictures_new": "share of pictures unlike all before",
     "pictures_unlike": "difference between prompts' pictures",
     "diversity": "difference between one prompt's pictures",
+    "motion": "movement of clips",
     "answers_unlike": "difference between prompts' answers",
     "unparsed_answers": "share of unparsed answers",
     "answers_in_tags": "share of answers in an answer element",

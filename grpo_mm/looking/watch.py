@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from grpo_mm.errors import CheckpointError, ConfigError
+from grpo_mm.looking.clips.movement import MOVEMENT
 from grpo_mm.looking.image_statistics import STATISTICS
 from grpo_mm.registry import Role
 from grpo_mm.types import is_relative
@@ -228,7 +229,7 @@ def describe(event: Mapping[str, Any]) -> str:
 
 
 PREFIXES = (
-    "reward", "watch", "eval", "image", "text", "rollout", "diversity", "advantage", "objective", "loss", "policy", "optim", "calls",
+    "reward", "watch", "eval", "image", "clip", "text", "rollout", "diversity", "advantage", "objective", "loss", "policy", "optim", "calls",
 )  # fmt: skip
 
 
@@ -258,7 +259,8 @@ def check_metric(
     known = {
         "reward": [*rewards, "failed_frac"],
         "watch": scored,
-        "eval": [*rewards, *scored, "image", "text", "score", "diversity", *held_out],
+        "eval": [*rewards, *scored, "image", "clip", "text", "score", "diversity", *held_out],
+        "clip": MOVEMENT,
         "image": (*STATISTICS, "diversity"),
         "diversity": ["mean"],
     }
@@ -268,7 +270,9 @@ def check_metric(
     if prefix == "eval" and who in rewards and rest == f"{who}/score":
         raise ConfigError(f"{where}: the mean of a reward is eval/{who}/mean (of a watched one eval/NAME/score).")
     if prefix in known and who not in known[prefix]:
-        kind = {"reward": "reward", "watch": "watched reward", "image": "statistic"}.get(prefix, "metric")
+        kind = {"reward": "reward", "watch": "watched reward", "image": "statistic", "clip": "statistic"}.get(
+            prefix, "metric"
+        )
         raise ConfigError(f"{where}: there is no {kind} {who!r}.{_suggest(who, known[prefix])}")
 
 

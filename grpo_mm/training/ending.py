@@ -124,6 +124,6 @@ def short_metrics(found: Mapping[str, float]) -> dict[str, float | None]:
     found = {
         key.removeprefix("eval/"): value
         for key, value in found.items()
-        if not key.startswith(("eval/image/", "eval/text/"))
+        if not key.startswith(("eval/image/", "eval/clip/", "eval/text/"))
     }
     return {key: value if math.isfinite(value) else None for key, value in found.items()}

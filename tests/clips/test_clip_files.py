@@ -42,7 +42,7 @@ needs_h264 = pytest.mark.skipif(video_file.ending() != ".mp4", reason="PyAV has 
 
 
 @needs_h264
-@pytest.mark.parametrize(("size", "fps"), [((48, 64), 8.0), ((47, 63), 16.0), ((10, 14), 23.976), ((16, 16), 1.0)])
+@pytest.mark.parametrize(("size", "fps"), [((48, 64), 8.0), ((47, 63), 16.0), ((30, 44), 23.976), ((16, 16), 1.0)])
 def test_a_clip_keeps_its_frames_its_order_and_its_rate(size, fps, tmp_path):
     given = clip(size=size, fps=fps)
     path = write_clip(tmp_path / "a.any", given)
@@ -80,27 +80,35 @@ def test_larger_clips_are_scaled_down_in_their_shape():
     assert fitted(clip(size=(20, 10)).frames_FCHW, 50).shape == (9, 3, 20, 10)
 
 
+@needs_h264
+def test_small_clips_are_enlarged_for_a_sheet_and_stay_as_they_are_in_a_file(tmp_path):
+    given = clip(size=(16, 24))
+    (tmp_path / "sheet.mp4").write_bytes(clip_bytes(given))
+    assert decoded(tmp_path / "sheet.mp4")[0].shape == (9, 3, 64, 96)
+    assert decoded(write_clip(tmp_path / "file", given))[0].shape == (9, 3, 16, 24)
+
+
 # ── rows of frames ──
 
 
 def test_a_row_holds_the_first_and_the_last_frame_and_their_times():
-    given = clip(size=(48, 64))
+    given = clip(size=(96, 128))
     sheet = contact_sheet(given, frames=3)
-    assert sheet.shape == (3, 48 + 14, 3 * 66) and sheet.dtype == torch.uint8
-    assert torch.equal(sheet[:, :48, :64], given.frames_FCHW[0]) and torch.equal(
-        sheet[:, :48, 132:196], given.frames_FCHW[8]
-    )
-    assert bool((sheet[:, 48:] < 200).any()), "times are written under the frames"
+    assert sheet.shape == (3, 96 + 14, 3 * 130) and sheet.dtype == torch.uint8
+    assert torch.equal(sheet[:, :96, :128], given.frames_FCHW[0])
+    assert torch.equal(sheet[:, :96, 260:388], given.frames_FCHW[8])
+    assert bool((sheet[:, 96:] < 200).any()), "times are written under the frames"
     slow = contact_sheet(Clip(given.frames_FCHW, 4.0), frames=3)
-    assert torch.equal(slow[:, :48], sheet[:, :48]) and not torch.equal(slow[:, 48:], sheet[:, 48:])
+    assert torch.equal(slow[:, :96], sheet[:, :96]) and not torch.equal(slow[:, 96:], sheet[:, 96:])
     assert torch.equal(contact_sheet(given, frames=3), sheet)
+    assert contact_sheet(clip(size=(24, 32)), frames=3).shape == sheet.shape, "small frames are enlarged"
 
 
 def test_rows_of_several_sizes_and_of_nothing():
     plates = contact_sheets(Clips([clip(size=(48, 64)), None, clip(size=(20, 30), frames=1)]))
-    assert plates.shape == (3, 3, 62, 4 * 66) and bool((plates[1] == 128).all())
+    assert plates.shape == (3, 3, 96 + 14, 4 * 130) and bool((plates[1] == 128).all())
     assert contact_sheets(Clips([None])).shape[0] == 1
-    assert one_size([plates, plates[:1, :, :10, :300]]).shape == (4, 3, 62, 264)
+    assert one_size([plates, plates[:1, :, :10, :300]]).shape == (4, 3, 110, 520)
 
 
 # ── sheets ──
@@ -123,7 +131,7 @@ def test_a_sheet_of_clips_names_a_file_for_each_and_is_read_again(tmp_path):
     assert worst.film.read_bytes() == clip_bytes(clip(0), max_px=256)
     assert [cell.film is None for cell in sheet.rows[1]] == [False, True], "a clip that came to nothing has no file"
     with Image.open(sheet.png) as png:
-        assert png.size == (2 * (4 * 66 + 2), 2 * (62 + 2))
+        assert png.size == (2 * (4 * 130 + 2), 2 * (110 + 2))
 
 
 def test_equal_input_gives_equal_bytes(tmp_path):
@@ -177,7 +185,7 @@ def a_run(folder, *, sources=None, ends=(0, 1)):
 def test_held_out_clips_play_in_the_page_itself_and_rollouts_beside_it(tmp_path):
     run = a_run(tmp_path / "run")
     page = write_report(run).read_text()
-    assert len(re.findall(r'<video [^>]*class="inside"><source src="data:video/mp4;base64,', page)) == 4
+    assert len(re.findall(r'<video [^>]*class="inside"[^>]*><source src="data:video/mp4;base64,', page)) == 4
     beside = re.findall(r'<source src="(samples/clips/[^"]+)"', page)
     assert len(beside) == 3 and all((run / name).is_file() for name in beside)
     assert "media-src data: file: 'self'" in page and "frames with their times" in page
@@ -210,11 +218,11 @@ def test_the_picture_of_a_prompt_stands_in_front_of_its_row(tmp_path):
     source = torch.zeros(3, 30, 60, dtype=torch.uint8)
     source[0] = 255
     sheet = read_sheet(rollout(tmp_path, sources=[source, None]).with_suffix(".json"))
-    assert sheet.rows[0][0].source_px == sheet.rows[0][1].source_px == (0, 0, 264, 62)
-    assert all(cell.source_px is None for cell in sheet.rows[1]) and sheet.rows[1][0].box_px[0] == 266
+    assert sheet.rows[0][0].source_px == sheet.rows[0][1].source_px == (0, 0, 520, 110)
+    assert all(cell.source_px is None for cell in sheet.rows[1]) and sheet.rows[1][0].box_px[0] == 522
     with Image.open(sheet.png) as png:
-        assert png.getpixel((132, 31)) == (255, 0, 0) and png.getpixel((2, 31)) == (255, 255, 255)
-        assert png.getpixel((132, 64 + 31)) == (255, 255, 255)
+        assert png.getpixel((260, 55)) == (255, 0, 0) and png.getpixel((2, 55)) == (255, 255, 255)
+        assert png.getpixel((260, 112 + 55)) == (255, 255, 255)
 
 
 def test_a_report_shows_source_before_and_after(tmp_path):

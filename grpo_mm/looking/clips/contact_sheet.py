@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from grpo_mm.looking.clips.video_file import fitted
+from grpo_mm.looking.clips.video_file import enlarged, fitted
 from grpo_mm.types import Clip, evenly
 
 FRAMES = 4
@@ -45,7 +45,7 @@ def one_size(parts: Sequence[Tensor]) -> Tensor:
 def contact_sheet(clip: Clip, *, frames: int = FRAMES) -> Tensor:
     """uint8 [3, h, w] of one clip."""
     chosen = evenly(len(clip.frames_FCHW), frames)
-    small_FCHW = fitted(clip.frames_FCHW[chosen], FRAME_PX)
+    small_FCHW = enlarged(fitted(clip.frames_FCHW[chosen], FRAME_PX), FRAME_PX)
     padded = F.pad(small_FCHW, (0, GAP_PX, 0, 0), value=255)
     strip = padded.permute(1, 2, 0, 3).flatten(2)
     return torch.cat([strip, _times(chosen, clip.fps, padded.shape[3])], 1)

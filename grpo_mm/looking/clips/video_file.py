@@ -60,8 +60,13 @@ def write_clip(path: Path, clip: Clip, *, max_px: int | None = None) -> Path:
     return path
 
 
+LEAST_PX = 96
+"""A clip for a sheet whose sides are shorter is enlarged, pixel by pixel: H.264 would mix the colours of neighbours."""
+
+
 def clip_bytes(clip: Clip, *, max_px: int | None = None) -> bytes:
-    """What `write_clip` writes: small enough to be gathered."""
+    """A clip for a sheet as `write_clip` writes it: small enough to be gathered, large enough to be looked at."""
+    clip = Clip(enlarged(clip.frames_FCHW, LEAST_PX), clip.fps)
     with tempfile.TemporaryDirectory() as folder:
         return write_clip(Path(folder) / "clip", clip, max_px=max_px).read_bytes()
 
@@ -75,6 +80,12 @@ def fitted(frames_FCHW: Tensor, max_px: int | None) -> Tensor:
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     parts = [F.interpolate(part.float(), size, mode="bilinear", antialias=True) for part in frames_FCHW.cpu().split(16)]
     return torch.cat(parts).round().clamp(0, 255).to(torch.uint8)
+
+
+def enlarged(frames_FCHW: Tensor, least_px: int) -> Tensor:
+    """Small frames with each pixel several times, as often as the longer side stays within least_px; others as they are."""
+    times = max(1, least_px // max(frames_FCHW.shape[2:]))
+    return frames_FCHW.repeat_interleave(times, 2).repeat_interleave(times, 3) if times > 1 else frames_FCHW
 
 
 def _write_mp4(path: Path, frames_FCHW: Tensor, fps: float) -> None:

@@ -100,7 +100,7 @@ def charts_of(
         points = columns[key]
         series = families.setdefault(family, {})
         if points:
-            name = name.removeprefix("image/").removesuffix("_seconds").replace("_", " ")
+            name = name.removeprefix("image/").removeprefix("clip/").removesuffix("_seconds").replace("_", " ")
             # A single reward is the score: one line is enough.
             name = next((other for other, there in series.items() if there == points), name)
             series[name] = points

@@ -296,7 +296,7 @@ def _repeated(config: Mapping[str, Any], columns: Columns, upon: Mapping[str, An
 
 def _is_score(key: str) -> bool:
     """Statistics of pictures and texts are curves, not scores."""
-    return key.startswith("eval/") and not key.startswith(("eval/image/", "eval/text/"))
+    return key.startswith("eval/") and not key.startswith(("eval/image/", "eval/clip/", "eval/text/"))
 
 
 def _headline(
