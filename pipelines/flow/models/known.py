@@ -75,7 +75,7 @@ def _from_folder(folder: Path) -> Any:
     index = read_index(folder)
     parts = {name: _part(folder, name, value) for name, value in parts_of(index).items()}
     cls = getattr(diffusers, index["_class_name"])
-    known = cls._get_signature_keys(cls)[0] | set(cls._get_signature_keys(cls)[1])
+    known = {name for names in cls._get_signature_keys(cls) for name in names}
     return cls(**{name: part for name, part in parts.items() if part is not None or name in known})
 
 
