@@ -79,6 +79,8 @@ ROOMS = (
     "grpo_mm.datasets.table",
     "grpo_mm.datasets.media",
     "grpo_mm.rewards.images",
+    "grpo_mm.rewards.edits",
+    "grpo_mm.rewards.clips",
     "grpo_mm.rewards.text",
     "grpo_mm.rewards.judges",
     "grpo_mm.rewards.reward_models",

@@ -145,7 +145,15 @@ class Rollout:
         )
 
 
-class Pictures(list):  # [U] uint8 tensors [3, H, W] of one size, or None
+class _OfAKind(list):
+    """A slice is of the same kind."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return type(self)(found) if isinstance(at, slice) else found
+
+
+class Pictures(_OfAKind):  # [U] uint8 tensors [3, H, W] of one size, or None
     """Pictures of which some came to nothing (None), as those that hold NaN; where all are sound they are one tensor."""
 
 
@@ -164,8 +172,27 @@ class Clip:
     """Frames a second."""
 
 
-class Clips(list):  # [U] Clip, or None
+class Clips(_OfAKind):  # [U] Clip, or None
     """Moving pictures; None for those that came to nothing, as they hold NaN."""
+
+
+def evenly(total: int, most: int | None) -> list[int]:
+    """Which of `total` frames are looked at: the first, the last and some evenly between; of one, that in the middle; None: all."""
+    if most is None or total <= most:
+        return list(range(total))
+    if most == 1:
+        return [total // 2]
+    return [round(i * (total - 1) / (most - 1)) for i in range(most)]
+
+
+def is_seen(items: Any) -> bool:
+    """Whether items are something to look at, pictures or clips; else they are texts."""
+    return is_pictures(items) or isinstance(items, Clips)
+
+
+def stills(clips: Clips) -> Pictures:
+    """One picture of each clip, the frame in its middle; None where there is no clip. Example: of 5 frames that with the index 2."""
+    return Pictures(None if clip is None else clip.frames_FCHW[len(clip.frames_FCHW) // 2] for clip in clips)
 
 
 def pick_items(items: Any, index: Tensor) -> Any:
@@ -186,16 +213,17 @@ def join_items(parts: Sequence[Any]) -> Any:
 
 
 def sound_items(pictures: Any) -> tuple[Tensor, Tensor]:
-    """(uint8 [V, 3, H, W], [V] int64): the pictures that are any, and which of the items they are."""
+    """(uint8 [V, 3, H, W], [V] int64): the pictures that are any, of clips their `stills`, and which of the items they are."""
     if isinstance(pictures, Tensor):
         return pictures, torch.arange(len(pictures))
+    pictures = stills(pictures) if isinstance(pictures, Clips) else pictures
     sound = [i for i, picture in enumerate(pictures) if picture is not None]
     images = torch.stack([pictures[i] for i in sound]) if sound else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
     return images, torch.tensor(sound, dtype=torch.int64)
 
 
 def shown_items(pictures: Any, *, shade: int = 128) -> Tensor:
-    """uint8 [U, 3, H, W] for a person to look at: a grey plate stands for what is no picture."""
+    """uint8 [U, 3, H, W] for a person to look at, of clips their `stills`: a grey plate stands for what is no picture."""
     if isinstance(pictures, Tensor):
         return pictures
     images, sound = sound_items(pictures)

@@ -125,13 +125,14 @@ def modules(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-BASE = "types errors registry identity moved outside media_words findings waiting"
+BASE = "types errors registry identity moved outside media_words source_picture findings waiting"
 """Files of grpo_mm itself that every room may use; the other files there are doors (cli, entry, links)."""
 MAY_IMPORT = {
     "processes": "",
     "environments": "",
     "golden": "environments looking rollout",
-    "rollout": "environments processes",
+    "rollout": "environments processes rollout.outputs",
+    "rollout.outputs": "",
     "advantages.shared": "rollout",
     "advantages.baselines": "advantages.shared rollout",
     "advantages.combination": "advantages.shared rollout",
@@ -145,13 +146,14 @@ MAY_IMPORT = {
     "objectives": "rollout",
     "rollout.collectors": "advantages.baselines advantages.masks advantages.state rollout",
     "weights": "ledger processes rollout",
-    "looking": "",
+    "looking": "looking.clips",
+    "looking.clips": "",
     "looking.report": "looking processes",
     "ledger": "",
-    "config": "advantages launch looking objectives processes rollout rollout.collectors weights",
+    "config": "advantages launch looking objectives processes rollout rollout.collectors rollout.outputs weights",
     "run": "config looking processes rollout weights",
-    "training": "advantages config golden ledger looking objectives processes rollout rollout.collectors run weights",
-    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.report objectives pipelines pipelines.flow "
+    "training": "advantages config golden ledger looking looking.clips objectives processes rollout rollout.collectors run weights",
+    "tools": "advantages config datasets.shared datasets.worlds environments golden ledger looking looking.clips looking.report objectives pipelines pipelines.flow "
     "pipelines.flow.conforming pipelines.flow.engines pipelines.flow.models pipelines.flow.trees pipelines.vlm "
     "pipelines.vlm.models pipelines.zoo processes rewards.images rewards.text rewards.video rollout run training weights",
     "launch": "processes",
@@ -184,7 +186,9 @@ MAY_IMPORT = {
     "rewards.text": "processes rewards.answers rewards.shared rollout",
     "rewards.spatial": "rewards.answers rewards.shared rewards.text",
     "rewards.video": "rewards.answers rewards.shared rewards.spatial rewards.text",
-    "rewards.judges": "processes rewards.answers rewards.shared rollout weights",
+    "rewards.clips": "looking.clips rewards.images rewards.judges rewards.shared",
+    "rewards.edits": "rewards.images rewards.judges rewards.shared",
+    "rewards.judges": "processes rewards.answers rewards.shared rollout rollout.outputs weights",
     "rewards.reward_models": "rewards.answers rewards.judges rewards.shared weights",
     "rewards.faithfulness": "rewards.answers rewards.judges rewards.shared rewards.spatial rewards.text rewards.video",
     "rewards.service": "processes rewards.shared rollout",

@@ -6,7 +6,7 @@ import re
 
 USUAL: dict[str, tuple[str, ...]] = {
     "question": (
-        "question", "query", "problem", "prompt", "instruction", "edit_prompt", "edit_instruction", "sentence", "expression",
+        "question", "query", "problem", "prompt", "instruction", "edit_prompt", "edit_instruction", "edited_prompt_list", "edit", "sentence", "expression",
         "caption", "text", "prompt_en", "input",
     ),
     "image": (
@@ -23,7 +23,6 @@ USUAL: dict[str, tuple[str, ...]] = {
         "window", "windows", "moment", "moments",
     ),
     "boxes": ("boxes", "bbox", "bboxes", "box", "bboxs", "bbox_2d", "objects"),
-    "source_image": ("source_image", "source_img", "src_image", "src_img", "input_image", "original_image"),
     "id": ("id", "question_id", "qid", "uid", "sample_id", "problem_id", "idx", "pid"),
     "options": ("options", "choices", "candidates"),
     "answer_type": ("answer_type", "problem_type"),
@@ -32,6 +31,19 @@ USUAL: dict[str, tuple[str, ...]] = {
     "height": ("height", "image_height", "img_height"),
 }  # fmt: skip
 """What a column holds → its names, the likeliest first."""
+EDITS: dict[str, tuple[str, ...]] = {
+    "source_image": (
+        "source_image", "source_img", "src_image", "src_img", "input_image", "original_image", "original_img", "source_images",
+        "input_images", "image_before", "source", "original", "before", "input",
+    ),
+    "reference_image": ("reference_image", "reference_images", "ref_image", "ref_images", "reference", "references"),
+    "edited_image": (
+        "edited_image", "edited_img", "target_image", "target_img", "output_image", "output_img", "image_after", "edited_file",
+        "target", "output", "edited", "after", "result",
+    ),
+    "mask": ("mask", "mask_img", "mask_image", "edit_mask"),
+}  # fmt: skip
+"""Of an edit: the picture before, further ones that the model is shown, the picture after, where it was edited."""
 SPAN_PAIRS = (
     ("start", "end"), ("start_time", "end_time"), ("start_sec", "end_sec"), ("start_seconds", "end_seconds"),
     ("start_s", "end_s"), ("t_start", "t_end"), ("begin", "end"), ("start", "stop"), ("start_timestamp", "end_timestamp"), ("from", "to"),
@@ -48,5 +60,5 @@ def folded(name: str) -> str:
 def same_meaning(one: str, other: str) -> bool:
     """Whether two names are usual for one thing."""
     a, b = folded(one), folded(other)
-    groups = [*USUAL.values(), *(tuple(names) for names in zip(*SPAN_PAIRS))]
+    groups = [*USUAL.values(), *EDITS.values(), *(tuple(names) for names in zip(*SPAN_PAIRS))]
     return any(a in names and b in names for names in groups)

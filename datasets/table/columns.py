@@ -10,12 +10,13 @@ from typing import Any
 from grpo_mm.datasets.shared.columns import no_field
 from grpo_mm.datasets.shared.media_fields import is_empty
 from grpo_mm.datasets.shared.usual_names import SPAN_PAIRS, USUAL, folded
+from grpo_mm.datasets.table.edit_columns import sizes_apart, take_edit
 from grpo_mm.errors import ConfigError
 from grpo_mm.media_words import names_media
 from grpo_mm.outside import plain, shown
 
 ROLES = (
-    "messages", "question", "image", "video", "source_image", "answer", "span", "boxes", "options", "id", "answer_type", "duration",
+    "messages", "question", "image", "video", "source_image", "reference_image", "edited_image", "mask", "answer", "span", "boxes", "options", "id", "answer_type", "duration",
     "width", "height", "system", "history",
 )  # fmt: skip
 LETTER_COLUMNS = (tuple("ABCDEFGH"), tuple("abcdefgh"))
@@ -33,6 +34,8 @@ class Taken:
     """Role → its columns; roles that no column has are missing."""
     found: tuple[str, ...] = ()
     """Roles whose columns go by a usual name and were not named."""
+    for_rewards: tuple[str, ...] = ()
+    """Columns of pictures that go into the target, as if the config named them in `for_rewards`."""
 
     def __getitem__(self, role: str) -> tuple[str, ...]:
         return self.columns.get(role, ())
@@ -82,12 +85,19 @@ def take_columns(
 
     if "messages" not in named and "question" not in named:
         usual("messages", (c for c in _TALKS if c in free and _is_talk(rows, free[c])))
-    for kind in ("source_image", "video", "image"):  # a source picture first: "input_image" is one
+    take_edit(rows, free, found, named, features)  # first: "input_image" is no picture that a question is about
+    is_edit = any(role in named or role in found for role in ("source_image", "edited_image"))
+    aside = [*aside, *(raw := sizes_apart(free, {**named, **found}, features))]
+    for name in raw:
+        del free[folded(name)]
+    for kind in ("video", "image"):
         if kind not in named:
             _usual_media(kind, rows, free, found, features, where)
     talks = "messages" in named or "messages" in found
     if not talks:
-        if "question" not in named and {"instruction", "input"} <= set(free):  # the second goes on where the first ends
+        if (
+            "question" not in named and {"instruction", "input"} <= set(free) and not is_edit
+        ):  # the second goes on where the first ends
             found["question"] = (free.pop("instruction"), free.pop("input"))
         usual("question", USUAL["question"])
     if talks or "video" in named or "video" in found:
@@ -100,12 +110,14 @@ def take_columns(
     usual("options", USUAL["options"])
     if "options" not in named and "options" not in found:
         _usual_options(free, found)
-    usual("answer", (*USUAL["answer"], "reward_model"))
+    if not is_edit:  # what is called output or target there describes the picture after
+        usual("answer", (*USUAL["answer"], "reward_model"))
     for role in ("id", "answer_type"):
         usual(role, USUAL[role])
     usual("system", ("system", "system_prompt"))
     usual("history", ("history",))
-    return Taken({**found, **{role: cs for role, cs in named.items() if cs}}, tuple(r for r in ROLES if r in found))
+    taken = {**found, **{role: cs for role, cs in named.items() if cs}}
+    return Taken(taken, tuple(r for r in ROLES if r in found), tuple(raw))
 
 
 def _is_talk(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
@@ -138,12 +150,10 @@ def _usual_media(
         [
             (int(m[2]), name)
             for c, name in free.items()
-            if kind != "source_image" and (m := _NUMBERED.fullmatch(c)) and ("video" in m[1]) == (kind == "video")
+            if (m := _NUMBERED.fullmatch(c)) and ("video" in m[1]) == (kind == "video")
         ]
     )
-    if kind == "source_image":
-        candidates = [*usual, *(free[c] for c in ("source",) if c in free and features.get(free[c]) == "image")][:1]
-    elif not usual and numbered:
+    if not usual and numbered:
         candidates = [name for _, name in numbered]
     else:
         candidates = usual or declared
@@ -161,7 +171,7 @@ def _usual_media(
 def _may_be(kind: str, rows: Sequence[Mapping[str, Any]], name: str, features: Mapping[str, str]) -> bool:
     """Not where the source says that it is something else, or the file's name does."""
     if name in features:
-        return features[name] == ("image" if kind == "source_image" else kind)
+        return features[name] == kind
     if folded(name) != "file_name":
         return True
     value = next((row[name] for row in rows if isinstance(row.get(name), str)), "")

@@ -13,6 +13,7 @@ from typing import Any
 
 from grpo_mm.datasets.shared.row_files import read_rows
 from grpo_mm.datasets.table.arrow_rows import arrow_file, arrow_rows
+from grpo_mm.datasets.table.edit_folder import edit_rows
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
 
@@ -37,8 +38,8 @@ def media_rows(folder: Path, split: str | None) -> tuple[tuple[str, ...] | None,
     """The columns, if all rows have the same, and what gives ("folder/metadata.csv, line 3", row).
 
     Media are named relative to `folder`. With metadata files, here or in folders below, their rows are taken: "file_name" is
-    the picture ("image") or video ("video"), "x_file_name" the column "x", "file_names" a list. Else each file is a row: its
-    name, "text" from the .txt of the same name, if any has one, and "label", the name of its folder, if there are several.
+    the picture ("image") or video ("video"), "x_file_name" the column "x", "file_names" a list. Folders source and target (and
+    instruction) are edits (`edit_rows`). Else each file is a row: its name, "text" from the .txt of the same name, if any has one, and "label", the name of its folder, if there are several.
 
     Args:
         split: where the folder has folders such as train and test: only what is below that one (None: train). Without them a
@@ -57,6 +58,9 @@ def media_rows(folder: Path, split: str | None) -> tuple[tuple[str, ...] | None,
     files = [path for path in kept if path.suffix.lower() in PICTURES + VIDEOS]
     if not files:
         raise ConfigError(f"{base}: no picture and no video.")
+    edits = edit_rows(folder, base, files)
+    if edits is not None:
+        return edits[0], lambda: edit_rows(folder, base, files)[1]  # type: ignore[index]
     texts = {path for path in files if path.with_suffix(".txt").is_file()}
     labels = {path.parent.name for path in files}
     has_labels = len(labels) > 1 and len({len(path.parts) for path in files}) == 1 and not texts

@@ -47,7 +47,7 @@ class Table:
     columns go into the target under their own names, and the log names those.
 
     target = the columns that are no media and not the question, with "answer", "answer_type" and "choices"; "spans" and "duration";
-    "boxes", "box_names", "width" and "height"; "source_image", where a row has them.
+    "boxes", "box_names", "width" and "height"; "edited_image" and "mask", where a row has them.
     """
 
     path: str
@@ -62,8 +62,14 @@ class Table:
     """The same as `image`."""
     video: Column = None
     """The video, or several, that the question is about."""
-    source_image: str | None = None
-    """The picture that is to be edited."""
+    source_image: Column = None
+    """The picture that is to be edited: the first that the model is shown. Several: the others are references."""
+    reference_image: Column = None
+    """Further pictures that the model is shown for an edit."""
+    edited_image: str | None = None
+    """The picture as it is after the edit, for rewards."""
+    mask: str | None = None
+    """A picture that is light where it is to be edited, for rewards."""
     answer: str | None = None
     """What is right: a text, a number, or a list of right ones."""
     span: Column = None
@@ -153,6 +159,9 @@ class Table:
             "question",
             "video",
             "source_image",
+            "reference_image",
+            "edited_image",
+            "mask",
             "answer",
             "span",
             "boxes",

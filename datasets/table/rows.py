@@ -37,9 +37,11 @@ SLACK_PX = 2.0
 """So far may a box reach beyond its picture; it is kept as it is."""
 OVERRUN_SECONDS = 2.0
 """So far may a span end after its video."""
-RESERVED = ("answer", "answer_type", "choices", "accepted", "spans", "boxes", "box_names", "source_image")
+RESERVED = ("answer", "answer_type", "choices", "accepted", "spans", "boxes", "box_names", "edited_image")
 """What rewards read in a target: another column of that name is not passed for it."""
-_ASKED = ("messages", "question", "image", "video", "source_image", "id", "system", "history")
+_ASKED = (
+    "messages", "question", "image", "video", "source_image", "reference_image", "edited_image", "mask", "id", "system", "history",
+)  # fmt: skip
 """Roles whose columns are no part of the target."""
 
 
@@ -70,16 +72,15 @@ class RowPrompts:
     def prompt(self, row: Mapping[str, Any], where: str, number: int) -> Prompt:
         """Of row `number`, counted from 0. Raises ConfigError, and Unusable where `unusable` decides."""
         rest = self._rest(row, where)
-        found = {kind: self._media(row, kind, where) for kind in ("image", "video")}
+        found = {"image": self._pictures(row, where), "video": self._media(row, "video", where)}
         talk = self._talk(row, found, where)
         options = read_options(row, self.taken["options"], where) if self.taken["options"] else ()
         target = self._kept(row) | rest
         pictures = found["image"] or (list(talk.media) if talk else [])
         said = talk.answer if talk else None
         made = self._answer(row, options, said, where) | self._spans(row, where) | self._boxes(row, pictures, where)
-        if self.taken["source_image"]:
-            made |= self._source_image(row, where)
-        self.has_media = self.has_media or bool(pictures or found["video"] or self.taken["source_image"])
+        made |= self._for_rewards(row, "edited_image", where) | self._for_rewards(row, "mask", where)
+        self.has_media = self.has_media or bool(pictures or found["video"])
         words = self._words(row, made, options)
         query = talk.question if talk else self._query(row, where)
         template = self._template(made, found, is_talk=talk is not None)
@@ -97,11 +98,15 @@ class RowPrompts:
             demo=said if said is not None else self._demo(words | {"query": query}, made, where),
         )
 
+    @property
+    def _is_edit(self) -> bool:
+        return bool(self.taken["source_image"] or self.taken["edited_image"])
+
     def _rest(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The columns that no role takes; those of media are refused unless they are for rewards."""
         settings, used = self.settings, self.taken.used
         rest = {n: v for n, v in row.items() if n not in used and n not in settings.ignore}
-        aside = {name: rest.pop(name) for name in settings.for_rewards if name in rest}
+        aside = {name: rest.pop(name) for name in (*settings.for_rewards, *self.taken.for_rewards) if name in rest}
         for name, value in rest.items():
             if not is_empty(value) and (media_key({name: value}) or looks_like_media(name, self.source.features)):
                 raise ConfigError(
@@ -126,10 +131,16 @@ class RowPrompts:
         items = self.media.read(value, kind, f"{where}: {name}")  # type: ignore[arg-type]
         return items if isinstance(value, list) else items[0] if items else None
 
-    def _media(self, row: Mapping[str, Any], kind: Any, where: str) -> list[Any]:
-        return [
-            item for column in self.taken[kind] for item in self.media.read(row.get(column), kind, f"{where}: {column}")
-        ]
+    def _media(self, row: Mapping[str, Any], kind: Any, where: str, role: str = "") -> list[Any]:
+        columns = self.taken[role or kind]
+        return [item for column in columns for item in self.media.read(row.get(column), kind, f"{where}: {column}")]
+
+    def _pictures(self, row: Mapping[str, Any], where: str) -> list[Any]:
+        """The one that is to be edited comes first. Raises ConfigError where a row lacks it."""
+        edited = self._media(row, "image", where, role="source_image")
+        if self.taken["source_image"] and not edited:
+            raise ConfigError(f"{where}: {self.taken['source_image'][0]!r} holds no picture to be edited.")
+        return [*edited, *self._media(row, "image", where, role="reference_image"), *self._media(row, "image", where)]
 
     def _talk(self, row: Mapping[str, Any], found: Mapping[Any, list[Any]], where: str) -> Any:
         columns = self.taken["messages"] or self.taken["question"][:1]
@@ -156,6 +167,9 @@ class RowPrompts:
         texts = []
         for place, column in enumerate(self.taken["question"]):
             value = row.get(column)
+            if self._is_edit and isinstance(value, list) and value:  # one instruction in several wordings
+                self.odd["instructions of which the first wording is"] += len(value) > 1
+                value = value[0]
             if place and is_empty(value):  # the second column of an instruction
                 continue
             if problem := text_problem(value):
@@ -237,12 +251,13 @@ class RowPrompts:
                 )
         return made | {"width": width, "height": height}
 
-    def _source_image(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
-        column = self.taken["source_image"][0]
-        items = self.media.read(row.get(column), "image", f"{where}: {column}")
-        if len(items) != 1:
-            raise ConfigError(f"{where}: {column!r} holds {len(items)} pictures to be edited; wanted one.")
-        return {"source_image": items[0]}
+    def _for_rewards(self, row: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
+        """The picture of an edit that the model is not shown, by its role."""
+        column = next(iter(self.taken[role]), None)
+        items = [] if column is None else self.media.read(row.get(column), "image", f"{where}: {column}")
+        if len(items) > 1:
+            raise ConfigError(f"{where}: {column!r} holds {len(items)} pictures; wanted one.")
+        return {role: items[0]} if items else {}
 
     def _words(self, row: Mapping[str, Any], made: Mapping[str, Any], options: tuple[str, ...]) -> dict[str, Any]:
         """What templates may name."""
@@ -255,7 +270,7 @@ class RowPrompts:
     def _template(self, made: Mapping[str, Any], found: Mapping[Any, list[Any]], *, is_talk: bool) -> str:
         if self.settings.template is not None:
             return self.settings.template
-        if is_talk:
+        if is_talk or self._is_edit:
             return "{query}"
         if not any(found.values()):
             return "{query}\n{options}" if made.get("choices") else "{query}"

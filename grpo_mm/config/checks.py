@@ -19,6 +19,7 @@ from grpo_mm.objectives.truncated import Truncated
 from grpo_mm.outside import shown
 from grpo_mm.processes.shards import check_torch
 from grpo_mm.registry import kind_of
+from grpo_mm.rollout.outputs.takes import check_takes
 from grpo_mm.rollout.prompt_stream import phases
 from grpo_mm.rollout.scoring import check_isolated, is_apart
 from grpo_mm.rollout.table import KEYS, PER_ACTION, STALENESS, Table
@@ -66,6 +67,9 @@ def check_settings(config: Settings, world: int) -> None:
     _check_watch(config)
     _check_relative(config, world)
     _check_isolated(config)
+    made = getattr(config.policy, "makes", None)
+    check_takes(config.rewards, made, place="rewards")
+    check_takes(config.watched_rewards, made, place="watch")
     _check_distributed(config, world)
     _check_ahead(config)
     config.launch.check([*config.rewards, *config.watched_rewards], asks_servers=_asks_servers(config))

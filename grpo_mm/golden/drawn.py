@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.types import Prompt
+from grpo_mm.types import Clip, Clips, Prompt
 
 SIZES = ((192, 256), (256, 176), (160, 320))
 """Height and width of the three."""
@@ -25,7 +25,7 @@ TEXTS = (
 EDITS = ("Make the disc green.", "Turn the yellow sky violet.", "Take the triangle away.")
 WORDS = (("OPEN 24", "OPEN 24", 1), ("GRPO", "GRPO 42", 4), ("CAFE", "CAFE", 2))
 """What is written, what is asked for, and how many pixels a square of a letter has."""
-CLIP_FRAMES = 8
+CLIP_FRAMES, CLIP_FPS = 8, 8.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Subject:
     """One that is scored: items of one output, and its prompt."""
 
     items: Any
-    """uint8 [1, 3, H, W], or [1, F, 3, H, W]."""
+    """uint8 [1, 3, H, W], or `Clips` of one."""
     prompt: Prompt
 
 
@@ -59,7 +59,7 @@ def _clips() -> list[Subject]:
     found = []
     for i, text in enumerate(texts):
         frames = torch.stack([picture(i, moved=4 * f) for f in range(CLIP_FRAMES)])
-        found.append(Subject(frames[None], Prompt(f"golden/{i}", text)))
+        found.append(Subject(Clips([Clip(frames, CLIP_FPS)]), Prompt(f"golden/{i}", text)))
     return found
 
 
@@ -165,7 +165,7 @@ def _other_texts(all_of: list[Subject]) -> list[Subject]:
 
 
 def _reversed_time(all_of: list[Subject]) -> list[Subject]:
-    return [_shown(one, lambda pixels: pixels.flip(1)) for one in all_of]
+    return [_shown(one, lambda pixels: pixels.flip(0)) for one in all_of]
 
 
 def _exchanged_pictures(all_of: list[Subject]) -> list[Subject]:
@@ -186,7 +186,11 @@ def _shown(one: Subject, change: Callable[[Tensor], Tensor]) -> Subject:
     media = tuple(
         _pil(change(torch.from_numpy(np.array(medium)).permute(2, 0, 1)).contiguous()) for medium in one.prompt.media
     )
-    return Subject(change(one.items).contiguous(), replace(one.prompt, media=media))
+    if isinstance(one.items, Clips):
+        items: Any = Clips(replace(clip, frames_FCHW=change(clip.frames_FCHW).contiguous()) for clip in one.items)
+    else:
+        items = change(one.items).contiguous()
+    return Subject(items, replace(one.prompt, media=media))
 
 
 FAULTS: dict[str, tuple[tuple[str, ...], str, Callable[[list[Subject]], list[Subject]]]] = {

@@ -45,6 +45,8 @@ class Watched:
     """Packages of its own, as for an entry of `rewards`; it runs in a process of its own then."""
     golden: str | None = None
     """Recorded scores of golden pictures, as for an entry of `rewards`."""
+    frames: Literal["mean", "min"] | dict[str, Any] | None = None
+    """Of a reward of pictures that is asked about clips, as for an entry of `rewards`."""
     metric: str | None = None
     """A name of metrics.jsonl; None: the score of `use`, watch/NAME/score."""
     low: float | None = None
@@ -68,10 +70,10 @@ class Watched:
     def __post_init__(self) -> None:
         if self.use is None and self.metric is None:
             raise ValueError("neither `use` (a reward) nor `metric` (a name in metrics.jsonl) is given; wanted one.")
-        settings = (self.sources, self.timeout_seconds, self.device, self.environment, self.golden)
+        settings = (self.sources, self.timeout_seconds, self.device, self.environment, self.golden, self.frames)
         if self.use is None and (self.isolate or any(value is not None for value in settings)):
             raise ValueError(
-                "sources and timeout_seconds belong to a reward, but there is no `use`; so do isolate, device, environment and golden."
+                "sources and timeout_seconds belong to a reward, but there is no `use`; so do isolate, device, environment, golden and frames."
             )
         if not self.has_band:
             idle = [

@@ -27,7 +27,7 @@ from grpo_mm.outside import plain, reason, shown
 from grpo_mm.processes.clock import count
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.safe_call import MOST_ERRORS, all_nan, bounded, own_limit, told_when_slow
-from grpo_mm.types import Prompt, pick_items
+from grpo_mm.types import Clip, Clips, Prompt, pick_items
 
 MOST_BYTES = 64 * 2**20
 """Of an answer."""
@@ -154,7 +154,7 @@ class IsolatedReward:
         if rows == 0:
             return {"score": torch.zeros(0)}, []
         self._number += 1
-        items = items.cpu() if isinstance(items, Tensor) else items
+        items = items.cpu() if isinstance(items, Tensor) else _sent_alone(items)
         asked = {"number": self._number, "items": items, "prompts": list(prompts), "group": group_U, "name": self.name}
         try:
             message = self._talk.question(asked | {"device": str(device)})
@@ -229,6 +229,13 @@ class IsolatedReward:
         for name, number in counts.items():
             count(name, number)
         return scores, bounded(errors[: MOST_ERRORS + 1])
+
+
+def _sent_alone(items: Any) -> Any:
+    """Clips without the memory that they are views into, which would be sent with each."""
+    if not isinstance(items, Clips):
+        return items
+    return Clips(None if one is None else Clip(one.frames_FCHW.cpu().clone(), one.fps) for one in items)
 
 
 def joined(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from grpo_mm.outside import reason
-from grpo_mm.types import Prompt
+from grpo_mm.types import Clip, Clips, Pictures, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,15 @@ def is_own(reward: Any) -> bool:
 
 
 def own_items(items: Any) -> Any:
-    """A copy of uint8 pictures [M, 3, H, W], or of a list of M outputs."""
-    return items.clone() if isinstance(items, Tensor) else [own_copy(item) for item in items]
+    """A copy of uint8 pictures [M, 3, H, W], or of a list of M outputs, of the same kind."""
+    if isinstance(items, Tensor):
+        return items.clone()
+    kind = type(items) if isinstance(items, Pictures | Clips) else list
+    return kind(_own_item(item) for item in items)
+
+
+def _own_item(item: Any) -> Any:
+    return replace(item, frames_FCHW=item.frames_FCHW.clone()) if isinstance(item, Clip) else own_copy(item)
 
 
 def own_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -16,8 +16,6 @@ from grpo_mm.types import Prompt
 
 OURS = re.compile(r"<(image|video)>")
 FIRST_FILES = 50
-SOURCE_IMAGE = "source_image"
-"""The key of a target that holds the picture to be edited."""
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +25,6 @@ def check_prompts(
     *,
     shows_media: bool,
     engine: str,
-    edits: bool = False,
     pictures: tuple[int, int] = (0, 0),
 ) -> None:
     """Looks at every prompt once.
@@ -37,10 +34,9 @@ def check_prompts(
         shows_media: whether the engine shows prompts' pictures and videos to the model.
         engine: its name, for messages.
         pictures: how many pictures of a prompt the model is shown at least and at most, where it reads one text with them and no turns.
-        edits: whether the engine begins with the picture under "source_image" of a prompt's target.
 
     Raises:
-        ConfigError: a text that no tokenizer reads; fewer or more pictures than the model reads; a picture to be edited and an engine that does not edit; pictures, videos or earlier turns that the engine would drop; a picture or
+        ConfigError: a text that no tokenizer reads; fewer or more pictures than the model reads; pictures, videos or earlier turns that the engine would drop; a picture or
             video in a row or a marker in its text where the prompt shows none; a reward that cannot say whether it applies.
     """
     for source, prompts in sources.items():
@@ -48,9 +44,9 @@ def check_prompts(
         for prompt in prompts:
             where = f"prompt {shown(prompt.id)} of {source!r}"
             _check_texts(prompt, where)
-            _check_edited(prompt, where, edits=edits, engine=engine)
             if pictures[1] and not shows_media:
                 _check_pictures(prompt, where, pictures)
+                odd += [prompt.id] if OURS.search(prompt.text) else []
             elif not shows_media:
                 _check_dropped(prompt, where, engine)
             elif not prompt.media:
@@ -86,16 +82,6 @@ def _no_files(source: str, first: Sequence[str]) -> ConfigError:
     )
 
 
-def _check_edited(prompt: Prompt, where: str, *, edits: bool, engine: str) -> None:
-    picture = prompt.target.get(SOURCE_IMAGE) if isinstance(prompt.target, Mapping) else None
-    if not edits and not isinstance(picture, str | None):  # a name is what a reward may want to open
-        raise ConfigError(
-            f"{where} has a picture to be edited ({SOURCE_IMAGE}), but the engine {engine} edits none: it would make a new picture from the "
-            "text alone. Use an engine that edits, or name the column in `for_rewards` of {kind: table} if only rewards want the picture, or "
-            "in `ignore`."
-        )
-
-
 def _check_texts(prompt: Prompt, where: str) -> None:
     for text in (prompt.text, *(turn["content"] for turn in prompt.messages)):
         if not isinstance(text, str) or not is_text(text):
@@ -120,7 +106,7 @@ def _check_pictures(prompt: Prompt, where: str, pictures: tuple[int, int]) -> No
     if why:
         raise ConfigError(
             f"{where} cannot be put to the model: {why}. Choose the policy's model kind to match, or other prompts; with {{kind: table}} a "
-            "column of pictures is shown as `media`, left out by `ignore`, or kept for rewards by `for_rewards`."
+            "column of pictures is shown as `source_image` or `image`, left out by `ignore`, or kept for rewards by `for_rewards`."
         )
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from grpo_mm.errors import UserError
 from grpo_mm.outside import shown
-from grpo_mm.types import Prompt, is_pictures
+from grpo_mm.types import Clips, Pictures, Prompt, is_pictures
 
 OF_PICTURES, OF_CLIPS, OF_TEXTS = ("images",), ("clips",), ("texts", "completions")
 OF_PROMPTS = ("prompts", "metadata", "target", "media", "ids", "sources")
+FPS = "fps"
+"""Beside clips; elsewhere it is a column as others are."""
 OUTPUTS = (*OF_PICTURES, *OF_CLIPS, *OF_TEXTS)
 NAMES = (*OUTPUTS, *OF_PROMPTS)
 
@@ -27,7 +29,8 @@ def arguments(
 
     - `images`: PIL pictures that the policy drew. For a policy that writes they are the pictures of each prompt, a list of PIL
       pictures for each output.
-    - `texts` or `completions`: what the policy wrote.  `clips`: uint8 tensors [F, 3, H, W] that the policy drew.
+    - `texts` or `completions`: what the policy wrote.
+    - `clips`: uint8 tensors [F, 3, H, W] that the policy drew.  `fps`: frames a second of each.
     - `prompts`: texts.  `ids`, `sources`: of the prompts.  `media`: a tuple for each, as the reader gave it.
     - `target`: what the reader kept for rewards.  `metadata`: the same, {} where there is nothing.
     - any other name: that column of the data (an entry of `target`), None for a prompt that lacks it.
@@ -36,9 +39,10 @@ def arguments(
     arguments that are not all such names, or whose arguments cannot be known, gets (outputs, prompts, metadata) by position.
 
     Raises:
-        UserError: an argument that is none of these.
+        UserError: an argument that is none of these; `images`, `texts` or `completions` where clips are scored.
     """
-    columns = _columns(prompts)
+    moves = isinstance(items, Clips)
+    columns = [*_columns(prompts), *([FPS] if moves else [])]
     by_position = (_outputs(items), [prompt.text for prompt in prompts], _metadata(prompts))
     wanted = _parameters(function)
     if wanted is None:
@@ -49,9 +53,15 @@ def arguments(
         return by_position, {}
     if unknown:
         raise UserError(_what_is_there(function, unknown[0], columns))
+    other = next((name for name in required if moves and name in OUTPUTS and name not in OF_CLIPS), None)
+    if other is not None:
+        raise UserError(
+            f"the reward function {shown(getattr(function, '__name__', function))} asks for {other}, and these are clips: take `clips` "
+            "(and `fps`), or, for `images`, say frames: mean, or min, beside its `use`."
+        )
     asked = [*required, *(name for name in optional if name in NAMES or name in columns)]
     if everything:
-        made = OF_PICTURES if is_pictures(items) else OF_TEXTS[1:]
+        made = OF_CLIPS if moves else OF_PICTURES if is_pictures(items) else OF_TEXTS[1:]
         asked += [name for name in (*made, "prompts", "ids", "metadata", *columns) if name not in asked]
     writes = not is_pictures(items) and any(name in asked for name in OF_TEXTS)
     return (), {name: _value(name, items, prompts, writes=writes) for name in asked}
@@ -82,6 +92,8 @@ def _value(name: str, items: Any, prompts: Sequence[Prompt], *, writes: bool) ->
         return [_pictures_of(prompt) for prompt in prompts]
     if name in OUTPUTS:
         return _outputs(items)
+    if name == FPS and isinstance(items, Clips):
+        return [clip.fps for clip in items]
     if name == "metadata":
         return _metadata(prompts)
     plain = {"prompts": "text", "ids": "id", "sources": "source", "media": "media", "target": "target"}
@@ -108,6 +120,10 @@ def _metadata(prompts: Sequence[Prompt]) -> list[Any]:
 
 
 def _outputs(items: Any) -> list[Any]:
+    if isinstance(items, Clips):
+        return [clip.frames_FCHW for clip in items]
+    if isinstance(items, Pictures):
+        return [None if item is None else as_pictures(item[None])[0] for item in items]
     return as_pictures(items) if isinstance(items, Tensor) and items.ndim == 4 else list(items)
 
 

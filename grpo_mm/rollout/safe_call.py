@@ -20,7 +20,7 @@ from grpo_mm.processes.rng import stream_seed
 from grpo_mm.rollout.own_copies import is_own, own_items, own_prompts
 from grpo_mm.rollout.returned_scores import Reported, WrongLength, as_scores
 from grpo_mm.rollout.surroundings import interrupted, kept, seed_all
-from grpo_mm.types import Prompt, Reward
+from grpo_mm.types import Clips, Prompt, Reward
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def score_safely(
     its own (`isolate: true`) is killed instead.
 
     Args:
-        items: uint8 images [M, 3, H, W], or a list of M.
+        items: uint8 images [M, 3, H, W], `Clips`, or a list of M.
         timeout_seconds: None takes the reward's own `timeout_seconds`, if it has one.
         by_row: False for a reward over sets, which means nothing on single rows: a failed batch is NaN.
         name: for messages.
@@ -144,6 +144,8 @@ def _seed(items: Any, prompts: Sequence[Prompt]) -> int:
     """Different outputs of a prompt differ in a sample of their bytes, or in length or beginning."""
     if isinstance(items, Tensor):
         sample = [int(items.flatten()[::101].sum())]
+    elif isinstance(items, Clips):
+        sample = [int(clip.frames_FCHW.flatten()[::101].sum()) for clip in items if clip is not None]
     else:
         sample = [f"{len(item)} {item[:100]!a}" for item in items if isinstance(item, str)]
     return stream_seed(0, "reward", *sample, *(ascii(prompt.id) for prompt in prompts)) % 2**32

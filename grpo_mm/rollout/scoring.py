@@ -22,13 +22,15 @@ from grpo_mm.processes.progress import report
 from grpo_mm.registry import Role, load
 from grpo_mm.rollout.isolated import IsolatedReward, sendable
 from grpo_mm.rollout.isolated_pool import IsolatedPool
+from grpo_mm.rollout.outputs.frames import Setting, gathered, read_frames, spread
+from grpo_mm.rollout.outputs.takes import check_items
 from grpo_mm.rollout.own_copies import is_own, own_prompt
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.reward_use import as_reward, in_sets, move
 from grpo_mm.rollout.safe_call import all_nan, bounded, own_limit, score_safely
 from grpo_mm.rollout.surroundings import interrupted, kept
 from grpo_mm.rollout.weights_at_hand import with_settings
-from grpo_mm.types import Pictures, Prompt, is_relative, pick_items, sound_items
+from grpo_mm.types import Clips, Pictures, Prompt, is_relative, pick_items, sound_items
 
 REWARDS = "rewards"
 """What calls are counted under, if they are not only watched."""
@@ -65,6 +67,9 @@ class Scorer:
     constant_steps: int | None = field(default=None, metadata=FREE)
     """A step in which all outputs get one score is warned of; so many in a row stop the run. null: what the reward says of itself
     (networks and remote rewards: 3; rules that are right or wrong: never); 0: never."""
+    frames: Setting = None
+    """Of a reward of pictures that is asked about clips: mean or min of the scores of their frames, or {take: min, at_most: 4}. Without
+    at_most it is 8 frames, evenly spread, the first and the last among them; null: all. The part worst_frame is the lowest."""
     early: bool = field(default=False, metadata=FREE)
     """Asked about the samples of a prompt as soon as they are there, while others are still drawn: for one that looks at each output,
     or at those of one prompt, alone, and waits for somebody, as a server. Its time limit then holds for those of a prompt. It needs an engine
@@ -164,6 +169,7 @@ class Scoring:
         self._warned: set[str] = set()
         self._parts: dict[str, set[str]] = {name: set() for name in scorers}
         self._isolated = {name: _isolated(name, scorer) for name, scorer in scorers.items() if is_apart(scorer)}
+        self._frames = {name: read_frames(getattr(s, "frames", None), where=name) for name, s in scorers.items()}
 
     def __call__(
         self,
@@ -216,6 +222,7 @@ class Scoring:
         return {name: sum(applies_to(scorer, prompt) for prompt in prompts) for name, scorer in self.scorers.items()}
 
     def _task(self, name: str, scorer: Scorer, items: Any, prompts: Sequence[Prompt], group_U: Tensor | None) -> _Task:
+        check_items(name, scorer, items)
         different = {id(prompt): prompt for prompt in prompts}.values()
         with kept(name):
             rules = {id(prompt): _ruling(scorer, prompt) for prompt in different}
@@ -289,6 +296,11 @@ class Scoring:
             UserError: its weights are not what they should be, or what it asks is not there.
         """
         scorer, prompts = self.scorers[name], list(prompts)
+        frames = self._frames[name]
+        if frames is not None and isinstance(items, Clips):
+            shown = spread(items, prompts, group_U, frames)
+            scores, errors = self.ask(name, shown.items, shown.prompts, shown.group_V, patience=patience)
+            return gathered(scores, shown.clip_V, clips=len(items), take=frames.take), errors
         if name in self._isolated:
             device = self._device_of(scorer)
             return self._isolated[name].score(items, prompts, device=device, group_U=group_U, patience=patience)
@@ -317,15 +329,16 @@ class Scoring:
                 log.warning("reward %r failed (its rows are left out): %s", name, errors[0])
 
     def _tell_of_none(self, items: Any, prompts: Sequence[Prompt]) -> None:
-        """Pictures that are none are failed rows: counted, and named."""
-        if not isinstance(items, Pictures) or self.counter != REWARDS:
+        """Pictures and clips that are none are failed rows: counted, and named."""
+        if not isinstance(items, Pictures | Clips) or self.counter != REWARDS:
             return  # what is only watched sees the same pictures
         lost = [prompt.id for item, prompt in zip(items, prompts) if item is None]
         if lost:
-            count("failed_pictures", len(lost))
+            count("failed_clips" if isinstance(items, Clips) else "failed_pictures", len(lost))
             different = list(dict.fromkeys(lost))
             named = ", ".join(map(shown, different[:SHOWN])) + (", …" if len(different) > SHOWN else "")
-            text = f"{len(lost)} of {len(items)} pictures hold NaN or infinities and are not scored; prompts {named}"
+            what = "clips" if isinstance(items, Clips) else "pictures"
+            text = f"{len(lost)} of {len(items)} {what} hold NaN or infinities and are not scored; prompts {named}"
             log.warning("%s", text)
             for name in self.scorers:
                 self.first_error.setdefault(name, text)

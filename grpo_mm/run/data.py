@@ -115,7 +115,6 @@ def check_sources(config: RunConfig, sources: Mapping[str, Sequence[Prompt]], sc
         sources,
         scorers,
         shows_media=hasattr(config.engine, "illustrate"),
-        edits=bool(getattr(config.engine, "edits", False)),
         pictures=getattr(config.policy, "pictures", (0, 0)),
         engine=str(kind_of("engine", type(config.engine))),
     )

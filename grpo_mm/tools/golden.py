@@ -46,7 +46,7 @@ def golden(
     parts = {name: entries[name] for name in asked}
     check_isolated(parts)
     check_parts(parts)
-    keys = ("use", "timeout_seconds", "isolate", "device", "workers", "environment", "golden")
+    keys = ("use", "timeout_seconds", "isolate", "device", "workers", "environment", "golden", "frames")
     made = {name: Scorer(**{key: getattr(entry, key) for key in keys}) for name, entry in parts.items()}
     scoring = Scoring(made, Processes(device=settings.device, matmul=settings.matmul).device)
     scoring.load(leave=False)

@@ -30,10 +30,11 @@ from grpo_mm.run.data import held_out_prompts
 from grpo_mm.run.run_folder import RunFolder
 from grpo_mm.run.which_checkpoint import chosen_checkpoint
 from grpo_mm.tools.asking import phrased
+from grpo_mm.tools.drawn_files import DRAWN, drawn_ending, write_drawn
 from grpo_mm.tools.numbered import numbered_folder
 from grpo_mm.training.evaluate import EvalResult
 from grpo_mm.training.evaluate import evaluate as score_held_out
-from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
+from grpo_mm.types import Clips, Pictures, Prompt, Rows, is_seen, sound_items
 from grpo_mm.weights import checkpoint as checkpoints
 
 log = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def sample(
 ) -> Sampled:
     """`count` samples of each prompt by the run's evaluation sampler, asked in the words of its training.
 
-    Pictures become `000_0.png`, … (prompt, sample) with the initial noise of all as `latents.safetensors`; texts become
+    Pictures become `000_0.png`, …, clips `000_0.mp4`, … (prompt, sample), clips animated ones, with the initial noise of all as `latents.safetensors`; texts become
     `answers.json`.
 
     Args: those of `grpo_mm.sample`; what `sample` wrote into `out` before is overwritten, and the run's media component opens `media`.
@@ -212,7 +213,7 @@ def sample(
     rows = Rows(asked, torch.arange(size).repeat_interleave(count), torch.arange(count).repeat(size), count)
     with loaded.weights():
         items = loaded.config.engine.render(loaded.policy, rows, seed=seed)
-    if is_pictures(items):
+    if is_seen(items):
         return Sampled(_write_pictures(loaded, rows, items, out, seed=seed), [], texts, loaded.step, loaded.averaged)
     answers = [list(items[p * count : (p + 1) * count]) for p in range(size)]
     path = out / "answers.json"
@@ -238,7 +239,8 @@ def _sources(run: Path | Mapping[str, Any], overrides: Sequence[str]) -> Any:
 def _check_overwritten(out: Path) -> None:
     """Raises ConfigError if the folder holds files of the names that are written here and `sample` has not written them."""
     answers, latents = out / "answers.json", out / "latents.safetensors"
-    pictures = [path for path in out.glob("[0-9][0-9][0-9]_*.png") if re.fullmatch(r"[0-9]{3}_[0-9]+\.png", path.name)]
+    drawn = re.compile(rf"[0-9]{{3}}_[0-9]+({'|'.join(map(re.escape, DRAWN))})")
+    pictures = [path for path in sorted(out.glob("[0-9][0-9][0-9]_*")) if drawn.fullmatch(path.name)]
     links = [path for path in (answers, latents, *pictures) if path.is_symlink()]
     foreign = links[0] if links else None
     if foreign is None and answers.exists() and not _are_answers(answers):
@@ -269,26 +271,27 @@ def _are_latents(path: Path) -> bool:
         return False
 
 
-def _write_pictures(loaded: Loaded, rows: Rows, images: Tensor | Pictures, out: Path, *, seed: int) -> list[Path]:
-    from PIL import Image
+def _write_pictures(
+    loaded: Loaded, rows: Rows, images: Tensor | Pictures | Clips, out: Path, *, seed: int
+) -> list[Path]:
     from safetensors.torch import save_file
 
     _, sound = sound_items(images)
     if not len(sound):
         raise ConfigError(
-            f"none of {len(images)} pictures is one: all hold NaN or infinities. Are the weights, or an adapter, damaged?"
+            f"none of {len(images)} pictures or clips is one: all hold NaN or infinities. Are the weights, or an adapter, damaged?"
         )
     noise = loaded.config.engine.evaluation_noise(loaded.policy, rows, seed=seed)
     save_file({"latents": noise.cpu().contiguous()}, out / "latents.safetensors")
     names = zip(rows.prompt_N.tolist(), rows.sample_N.tolist())
-    paths = [out / f"{p:03d}_{s}.png" for p, s in names]
+    paths = [out / f"{p:03d}_{s}{drawn_ending(images)}" for p, s in names]
     lost = [path for path, image in zip(paths, images, strict=True) if image is None]
     for path in lost:
         path.unlink(missing_ok=True)
-        log.warning("%s is not written: the picture holds NaN or infinities", path)
+        log.warning("%s is not written: what was drawn holds NaN or infinities", path)
     written = [paths[i] for i in sound.tolist()]
     for path, i in zip(written, sound.tolist(), strict=True):
-        Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(path)
+        write_drawn(images[i], path)
     return written
 
 

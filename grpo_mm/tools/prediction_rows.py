@@ -9,8 +9,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from grpo_mm.outside import shown
+from grpo_mm.tools.drawn_files import drawn_ending, write_drawn
 from grpo_mm.training.evaluate import Scored
-from grpo_mm.types import is_pictures
+from grpo_mm.types import is_seen
 
 LONGEST = 200
 """Characters of what is no plain value, such as a picture in a target."""
@@ -30,7 +31,7 @@ def _row(scored: Scored, i: int) -> Row:
         "source": prompt.source,
         "sample": int(scored.rows.sample_N[i]),
         "prompt": prompt.text,
-        "prediction": None if is_pictures(scored.items) else item,
+        "prediction": None if is_seen(scored.items) else item,
         "picture": None,
         "truth": json_value(prompt.target),
         "rewards": _scores_of(scored.scores, i),
@@ -95,16 +96,15 @@ def _named(row: Row) -> list[tuple[str, float | None]]:
 
 
 def write_pictures(loaded: Any, scored: Scored, rows: Sequence[Row], folder: Path) -> None:
-    """Writes the pictures that an evaluation shows, with the noise that each started from, and names them in their rows."""
-    if not is_pictures(scored.items):
+    """Writes the pictures or clips that an evaluation shows, with the noise that each started from, and names them in their rows."""
+    if not is_seen(scored.items):
         return
-    from PIL import Image
     from safetensors.torch import save_file
 
     whole_m = [i for i in scored.shown_m.tolist() if scored.items[i] is not None]
     for i in whole_m:
-        rows[i]["picture"] = f"{i:04d}.png"
-        Image.fromarray(scored.items[i].permute(1, 2, 0).cpu().numpy()).save(folder / rows[i]["picture"])
+        rows[i]["picture"] = f"{i:04d}{drawn_ending(scored.items)}"
+        write_drawn(scored.items[i], folder / rows[i]["picture"])
     engine, seed = loaded.config.engine, loaded.config.evaluation.seed
     if whole_m and hasattr(engine, "evaluation_noise"):
         picked = scored.rows.take(scored.shown_m.new_tensor(whole_m))

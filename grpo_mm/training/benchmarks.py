@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.processes.distributed import Processes
-from grpo_mm.types import Prompt, Rows, is_pictures
+from grpo_mm.types import Prompt, Rows, is_seen
 
 
 class Benchmark(Protocol):
@@ -31,15 +31,15 @@ def benchmark_scores(
         items: what this rank made of `rows`.
 
     Raises:
-        ConfigError: the run makes pictures, or a benchmark applies to no prompt.
+        ConfigError: the run makes pictures or clips, or a benchmark applies to no prompt.
     """
     if not benchmarks:
         return {}
-    pictures = is_pictures(items)
+    pictures = is_seen(items)
     own = [] if pictures else list(zip(rows.prompt_N.tolist(), rows.sample_N.tolist(), items, strict=True))
     ranks = processes.gather((pictures, own))
     if any(made_pictures for made_pictures, _ in ranks):
-        raise ConfigError("evaluation.benchmarks read texts, but this run makes pictures: leave them out.")
+        raise ConfigError("evaluation.benchmarks read texts, but this run makes pictures or clips: leave them out.")
     answers = sorted((answer for _, part in ranks for answer in part), key=lambda answer: answer[:2])
     found: dict[str, float] = {}
     for name, benchmark in benchmarks.items():

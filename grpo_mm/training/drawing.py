@@ -23,7 +23,7 @@ from grpo_mm.rollout.prompt_stream import PhasedStream
 from grpo_mm.rollout.rows import further_rows, plan_rows, seen_by
 from grpo_mm.rollout.scoring import Early, Scoring
 from grpo_mm.training.meeting import Gather, met
-from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows, Scores, is_pictures, prompts_of
+from grpo_mm.types import Batch, Outputs, Prompt, Rollout, Rows, Scores, is_seen, prompts_of
 
 Finished = Callable[[int, Any], None]
 """(whose samples, as `Rows.prompt_N` counts; the items that they come to, in the order of the rows)."""
@@ -174,7 +174,7 @@ class Drawing:
             )
         self.processes.check_members([rollout.mask_NA, rollout.behaviour_NA], what=f"the rows of step {step + 1}")
         self._announce(step + 1)
-        if is_pictures(outputs.items):
+        if is_seen(outputs.items):
             amounts["pictures"] += len(outputs.items)
         elif hasattr(self.config.engine, "amounts"):
             amounts.update(self.config.engine.amounts(rollout))

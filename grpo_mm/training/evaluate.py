@@ -19,7 +19,18 @@ from grpo_mm.rollout.scoring import Scoring, mean_scores
 from grpo_mm.training.benchmarks import benchmark_scores
 from grpo_mm.training.held_out import ByPrompt, by_prompt, diversity_by_prompt, score_by_prompt
 from grpo_mm.training.held_out_statistics import held_out_statistics
-from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, is_relative, pick_items, shown_items, sound_items
+from grpo_mm.types import (
+    Clips,
+    Pictures,
+    Prompt,
+    Rows,
+    is_pictures,
+    is_relative,
+    is_seen,
+    pick_items,
+    shown_items,
+    sound_items,
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,8 @@ class EvalResult:
     metrics: dict[str, float]
     """"eval/score" is the weighted sum of reward means: the held-out score. Rewards that no prompt asks for, or that
     compare samples with each other, take no part; if there are no others it is the weighted sum of what is watched."""
-    shown: Tensor | list[str | None]
-    """uint8 pictures [m, 3, H, W], or m texts; None for one that could not be asked."""
+    shown: Tensor | Clips | list[str | None]
+    """uint8 pictures [m, 3, H, W], or m clips or texts; None for one that could not be asked, or came to nothing."""
     shown_prompts: list[Prompt]
     shown_rewards: dict[str, Tensor]
     scored: Scored
@@ -75,7 +86,7 @@ def evaluate(
         scores, processes, prefix="eval", names={"score": "mean"}, applied=rewards.applied(row_prompts)
     )
     metrics |= mean_scores(watched, processes, prefix="eval", names={}, applied=watch.applied(row_prompts))
-    images, sound = sound_items(items if is_pictures(items) else Pictures())
+    images, sound = sound_items(items if is_seen(items) else Pictures())
     metrics |= benchmark_scores(config.evaluation.benchmarks, items, rows, processes)
     metrics |= _by_source(scores, row_prompts, list(config.eval_prompts), processes, rewards)
     asked = rewards.applied(prompts)

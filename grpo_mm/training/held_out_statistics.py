@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_mm.looking.clips.movement import MOVEMENT, movement_of
 from grpo_mm.looking.diversity import pairwise_distance
 from grpo_mm.looking.image_statistics import image_statistics, quarters
 from grpo_mm.looking.text_statistics import distinct_answers, most_frequent, text_statistics
@@ -16,8 +17,8 @@ from grpo_mm.looking.transcripts import Sketch, marks_of, truth_marks
 from grpo_mm.looking.truth import agreement, answer_of, box_agreement, next_unlike, right_answer
 from grpo_mm.processes.distributed import Processes
 from grpo_mm.training.held_out import ByPrompt, by_prompt
-from grpo_mm.training.onlooker import MEASURED_PICTURES, mean_statistics, mean_text_statistics, shrunk
-from grpo_mm.types import Pictures, Prompt, Rows, is_pictures, sound_items
+from grpo_mm.training.onlooker import MEASURED_PICTURES, mean_movement, mean_statistics, mean_text_statistics, shrunk
+from grpo_mm.types import Clips, Pictures, Prompt, Rows, is_seen, sound_items
 
 MEASURED_SPREAD = 256
 """Pictures of a rank between which distances are taken."""
@@ -30,13 +31,14 @@ def held_out_statistics(
 ) -> tuple[dict[str, float], ByPrompt]:
     """(metrics as eval/…, the same by prompt where that has a meaning).
 
-    Of pictures: eval/image/STATISTIC; eval/image/spread, `pairwise_distance` between pictures of different prompts. Of texts:
+    Of pictures, and of the middle frames of clips: eval/image/STATISTIC; eval/image/spread, `pairwise_distance` between pictures of
+    different prompts. Of clips: eval/clip/motion, eval/clip/flicker (`movement_of`). Of texts:
     eval/text/STATISTIC; eval/text/distinct, `distinct_answers`; eval/text/most_frequent, `most_frequent`;
     eval/text/most_frequent_truth, the same of the right answers; eval/text/agreement with them, and
     eval/text/agreement_beyond_chance, what it is more than the agreement with what is true of the next prompt: 0 of an answer
     that suits them all. Between prompts the first sample of each counts.
     """
-    if processes.max(float(is_pictures(items) and len(items) > 0)):
+    if processes.max(float(is_seen(items) and len(items) > 0)):
         return _of_pictures(items, rows, processes)
     if processes.max(float(len(items) > 0)):
         return _of_texts(list(items), rows, row_prompts, sketch=sketch, processes=processes)
@@ -44,14 +46,29 @@ def held_out_statistics(
 
 
 def _of_pictures(items: Any, rows: Rows, processes: Processes) -> tuple[dict[str, float], ByPrompt]:
-    images, sound = sound_items(items if is_pictures(items) else Pictures())
-    found = mean_statistics(images, processes, prefix="eval/image")
+    images, sound = sound_items(items if is_seen(items) else Pictures())
+    found = mean_statistics(images, processes, prefix="eval/image") | mean_movement(
+        items, processes, prefix="eval/clip"
+    )
     first = torch.nonzero((rows.sample_N == 0)[sound]).flatten() if len(images) else torch.zeros(0, dtype=torch.int64)
     some = _evenly(first, MEASURED_SPREAD)
     small = torch.cat(processes.gather(shrunk(images[some] if len(some) else torch.zeros(0, 3, 1, 1))))
     if len(small) > 1:
         found["eval/image/spread"] = float(pairwise_distance(small, torch.zeros(len(small), dtype=torch.int64))[0])
-    return found, by_prompt({"image": _by_row(images, sound, len(rows))}, rows, processes, names={})
+    alone = by_prompt({"image": _by_row(images, sound, len(rows))}, rows, processes, names={})
+    if processes.max(float(isinstance(items, Clips))):
+        alone |= by_prompt({"clip": _movement_by_row(items, len(rows))}, rows, processes, names={})
+    return found, alone
+
+
+def _movement_by_row(items: Any, num_rows: int) -> dict[str, Tensor]:
+    """MOVEMENT of each row's clip, NaN where there is none or it was not measured: as many as of pictures are."""
+    found = {name: torch.full((num_rows,), torch.nan, dtype=torch.float64) for name in MOVEMENT}
+    sound = torch.tensor([i for i, clip in enumerate(items) if clip is not None], dtype=torch.int64)
+    for i in _evenly(sound, 4 * MEASURED_PICTURES).tolist():
+        for name, value in movement_of(items[i]).items():
+            found[name][i] = value
+    return found
 
 
 def _by_row(images: Tensor, sound: Tensor, num_rows: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@ then the pictures or the texts themselves."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from grpo_mm.config.run_config import RunConfig
 from grpo_mm.looking import samples, transcripts
+from grpo_mm.looking.clips.contact_sheet import one_size
+from grpo_mm.looking.clips.movement import MOVEMENT, movement_of
+from grpo_mm.looking.clips.shown import films_of, sources_of, tiles_of
 from grpo_mm.looking.diversity import distinct_share, pairwise_distance
 from grpo_mm.looking.image_statistics import image_statistics
 from grpo_mm.looking.text_statistics import distinct_answers, text_means
@@ -23,14 +27,14 @@ from grpo_mm.rollout.scoring import Scoring, mean_scores
 from grpo_mm.training.settled import Settled
 from grpo_mm.types import (
     Batch,
+    Clips,
     Credit,
     Outputs,
     Prompt,
     Rollout,
-    is_pictures,
+    is_seen,
     pick_items,
     prompts_of,
-    shown_items,
     sound_items,
 )
 
@@ -70,13 +74,14 @@ class Onlooker:
                 self.watch.leave_device()
         due = is_shown(step, every=config.samples_every)
         with clock.phase("look"):
-            if is_pictures(outputs.items):
+            if is_seen(outputs.items):
                 images, sound = sound_items(_items(outputs, shown))
                 found |= mean_statistics(images, self.processes, prefix="image")
+                found |= mean_movement(_items(outputs, shown), self.processes, prefix="clip")
                 diversity = self._diversity(images, batch.rollout.prompt_N[outputs.row_M[shown[sound]]])
                 found |= {"diversity/mean": diversity, "image/diversity": diversity}
                 if due:
-                    self._write_sheet(batch, earned, shown_items(_items(outputs, shown)), shown, step, why())
+                    self._write_sheet(batch, earned, shown, step, why())
             else:
                 own = shown[~is_demo(batch.rollout)[outputs.row_M[shown]]]
                 prompt_m = batch.rollout.prompt_N[outputs.row_M[own]].tolist()
@@ -97,27 +102,28 @@ class Onlooker:
             return float("nan")
         return float(pairwise_distance(everywhere, torch.cat([p for _, p in ranks])).nanmean())
 
-    def _write_sheet(
-        self, batch: Batch, earned: Credit, images: Tensor, shown: Tensor, step: int, why: Settled
-    ) -> None:
+    def _write_sheet(self, batch: Batch, earned: Credit, shown: Tensor, step: int, why: Settled) -> None:
         row_M = batch.outputs.row_M[shown]
         few = batch.rollout.prompt_N[row_M] < SHOWN_GROUPS
-        row_M, shown, images = row_M[few], shown[few], images[few]
+        row_M, shown = row_M[few], shown[few]
+        tiles = tiles_of(_items(batch.outputs, shown), max_px=samples.MAX_TILE_PX)
         prompt_M = batch.rollout.prompt_N[row_M]
         scores = {name: parts["score"][shown] for name, parts in batch.scores.items()}
         settled = [why.get(key, []) for key in zip(prompt_M.tolist(), batch.rollout.sample_N[row_M].tolist())]
-        ranks = self.processes.gather((images, prompt_M, _mean_advantage(earned)[row_M], scores, settled))
+        ranks = self.processes.gather((tiles, prompt_M, _mean_advantage(earned)[row_M], scores, settled))
         if self.processes.is_main:
             samples.write_rollout_sheet(
                 self.samples,
                 step=step + 1,
-                images_MCHW=torch.cat([r[0] for r in ranks]),
+                images_MCHW=one_size([r[0].images for r in ranks if len(r[0].images)] or [tiles.images]),
                 prompt_M=torch.cat([r[1] for r in ranks]),
                 prompts=[p.text for p in batch.rollout.prompts],
                 truths=[truth_of(p) for p in batch.rollout.prompts],
                 advantage_M=torch.cat([r[2] for r in ranks]),
                 rewards={name: torch.cat([r[3][name] for r in ranks]) for name in scores},
                 settled_M=[one for r in ranks for one in r[4]] if why else None,
+                sources=sources_of(batch.rollout.prompts[:SHOWN_GROUPS]),
+                films=films_of([r[0] for r in ranks]),
             )
 
     def _write_transcript(self, batch: Batch, earned: Credit, shown: Tensor, step: int) -> None:
@@ -204,6 +210,17 @@ def mean_statistics(images: Tensor, processes: Processes, *, prefix: str) -> dic
         f"{prefix}/{name}": sum(rank[name][0] for rank in ranks if rank) / sum(rank[name][1] for rank in ranks if rank)
         for name in next((rank for rank in ranks if rank), {})
     }
+
+
+def mean_movement(items: Any, processes: Processes, *, prefix: str) -> dict[str, float]:
+    """PREFIX/motion and PREFIX/flicker over the clips of all ranks, at most 128 of each; nothing for pictures."""
+    clips = [clip for clip in items if clip is not None] if isinstance(items, Clips) else []
+    chosen = [clips[i] for i in _spread(torch.arange(len(clips)), MEASURED_PICTURES).tolist()]
+    measured = [movement_of(clip) for clip in chosen]
+    known = {name: [m[name] for m in measured if math.isfinite(m[name])] for name in MOVEMENT}
+    ranks = processes.gather({name: (math.fsum(values), len(values)) for name, values in known.items()})
+    sizes = {name: sum(rank[name][1] for rank in ranks) for name in MOVEMENT}
+    return {f"{prefix}/{n}": sum(rank[n][0] for rank in ranks) / sizes[n] for n in MOVEMENT if sizes[n]}
 
 
 def mean_text_statistics(texts: Sequence[str], processes: Processes, *, prefix: str) -> dict[str, float]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.models.family import GEOMETRY
-from grpo_mm.types import Prompt
+from grpo_mm.pipelines.flow.models.family import Size
+from grpo_mm.types import Clips, Pictures, Prompt
 
+GREY_PX = 512
 MOST_KEPT = 1024
 MOST_BYTES = 8 * 2**30
 """Of conditions of prompts with pictures, which may take tens of megabytes each."""
 
 
-def key_of(prompt: Prompt, pictures: Sequence[Any], size: tuple[int, int]) -> Any:
+def key_of(prompt: Prompt, pictures: Sequence[Any], size: Size) -> Any:
     """What a prompt's condition follows from: its text alone; with pictures (PIL), their pixels and the size that is drawn too."""
     if not pictures:
         return prompt.text
@@ -26,6 +27,22 @@ def key_of(prompt: Prompt, pictures: Sequence[Any], size: tuple[int, int]) -> An
         pixels.update(f"{picture.mode} {picture.size} ".encode())
         pixels.update(picture.tobytes())
     return prompt.text, pixels.hexdigest(), size
+
+
+def stand_ins_for(prompt: Prompt) -> list[Any]:
+    """Grey pictures in place of a prompt's, PIL, so that the others of a batch can be drawn."""
+    from PIL import Image
+
+    return [Image.new("RGB", (GREY_PX, GREY_PX), "grey") for _ in prompt.media]
+
+
+def without_unreadable(items: Any, prompts: Sequence[Prompt], unreadable: Collection[str]) -> Any:
+    """Pictures or clips as `decode` gives them, one for each of the prompts; None for those of unreadable prompts."""
+    bad = [prompt.id in unreadable for prompt in prompts]
+    if not any(bad):
+        return items
+    kind = Clips if isinstance(items, Clips) else Pictures
+    return kind(None if is_bad else item for item, is_bad in zip(items, bad, strict=True))
 
 
 def forget_oldest(kept: dict[Any, Mapping[str, Tensor]]) -> None:
@@ -41,18 +58,19 @@ def forget_oldest(kept: dict[Any, Mapping[str, Tensor]]) -> None:
         del kept[key]
 
 
-def by_geometry(
+def by_kind(
     call: Callable[..., tuple[Tensor, Tensor | None]],
+    kind_nG: Tensor,
     x: Tensor,
     sigma: Tensor,
     condition: Mapping[str, Tensor],
     of_none: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`call(x, sigma, condition, of_none)` on the rows of each kind that GEOMETRY tells apart, put together in the order of the rows.
+    """`call(x, sigma, condition, of_none)` on the rows of each kind (int64 [n, G]), put together in the order of the rows.
 
     Rows of one kind are called at once and unchanged, so that a batch of prompts with alike pictures is one network call.
     """
-    kinds, kind = torch.unique(condition[GEOMETRY], dim=0, return_inverse=True)
+    kinds, kind = torch.unique(kind_nG, dim=0, return_inverse=True)
     if len(kinds) < 2:
         return call(x, sigma, condition, of_none)
     rows = [torch.nonzero(kind == k).flatten() for k in range(len(kinds))]

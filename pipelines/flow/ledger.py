@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,8 +15,11 @@ from grpo_mm.ledger.counting import AsOnDevice, Counter
 from grpo_mm.ledger.entries import Entry, Ledger, Phase, Plan, swapped
 from grpo_mm.ledger.quantized import count_of, said_of
 from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_training
+from grpo_mm.pipelines.flow.models.family import Size
 from grpo_mm.pipelines.flow.models.known import known_pipeline
-from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig, units_of
+from grpo_mm.pipelines.flow.models.networks import NETWORKS, units_of
+from grpo_mm.pipelines.flow.models.sources import SOURCES
+from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 
 PICTURE_PX = 1024
 """Height and width of a prompt's picture: what the pipelines bring pictures to, or the largest that they leave as it is."""
@@ -36,7 +40,7 @@ class _OnMeta:
         wide = torch.promote_types(dtype, torch.float32)
         for name, part in self.pipe.components.items():
             if isinstance(part, torch.nn.Module):
-                widened = name == "vae" or (name == "transformer" and full)
+                widened = name == "vae" or (name in NETWORKS and full)
                 part.requires_grad_(False).eval()
                 torch.nn.Module.to(part, wide if widened else dtype)  # the library's own warns of what is meant here
         return self.pipe
@@ -149,7 +153,7 @@ def _written(
             Entry("latents of a step", stored * latent, "float32", split="rows"),
             Entry("velocities of other policies", velocities * latent, "float32", split="rows"),
             Entry("velocities of the empty text", stored * latent * constant_half, "float32", split="rows"),
-            Entry("pictures of a step", plan.rows * 3 * size[0] * size[1], "uint8", place="device" if cpu else "host", split="rows"),
+            Entry("pictures of a step", plan.rows * 3 * math.prod(size), "uint8", place="device" if cpu else "host", split="rows"),
         ) if entry.bytes
     )  # fmt: skip
     encode = (
@@ -184,13 +188,27 @@ def _written(
     count = sum(p.numel() for p in net.trainable.values())
     said = (
         f"sizes of {counted.source}",
-        f"a prompt: {net.family.image_tokens(pipe, *size)} image tokens ({size[0]} × {size[1]} pixels)",
+        f"a prompt: {net.family.image_tokens(pipe, *size)} image tokens ({_said_of(size)}){_said_of_pictures(counted)}",
     )
     return Ledger(
         resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
         weights=count_of(network) - (count if policy.lora is not None else 0), said=(*said, *said_of(network)),
         devices=plan.devices, can_shard=policy.quantize is None,
     )  # fmt: skip
+
+
+def _said_of(size: Size) -> str:
+    *frames, height, width = size
+    return "".join(f"{n} frames of " for n in frames) + f"{height} × {width} pixels"
+
+
+def _said_of_pictures(counted: _Counted) -> str:
+    """Behind the latents go those of the prompt's pictures, where the model reads some."""
+    if SOURCES not in counted.condition:
+        return ""
+    number = len(_blank(counted.net))
+    words = f"{number} picture{'s' if number > 1 else ''} of {PICTURE_PX} × {PICTURE_PX} pixels"
+    return f" and {counted.condition[SOURCES].shape[1]} of {words}"
 
 
 def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:
@@ -216,20 +234,20 @@ def _blank(net: FlowPolicy) -> list[Any]:
     return [Image.new("RGB", (PICTURE_PX, PICTURE_PX))] * number
 
 
-def _inputs(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int]) -> tuple[Any, ...]:
+def _inputs(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: Size) -> tuple[Any, ...]:
     x = torch.empty(n, *net.family.latent_shape(net.pipe, *size), dtype=net.math_dtype, device="meta")
     here = {name: value.expand(n, *value.shape[1:]).clone() for name, value in condition.items()}
     return x, torch.empty(n, dtype=net.math_dtype, device="meta"), here
 
 
-def _forward(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int]) -> _Pass:
+def _forward(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: Size) -> _Pass:
     with Counter() as counter, torch.no_grad():
         x, sigma, here = _inputs(net, condition, n, size)
         net.velocity(x, sigma, here, size=size, guidance=net.config.guidance)
         return _Pass(counter.peak - counter.copies, counter.copies, counter.flops)
 
 
-def _update(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tuple[int, int], *, several: bool) -> _Pass:
+def _update(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: Size, *, several: bool) -> _Pass:
     """Activations beside the gradients."""
     trained = bytes_of(net.trainable.values())
     for p in net.trainable.values():
@@ -244,7 +262,7 @@ def _update(net: FlowPolicy, condition: Mapping[str, Tensor], n: int, size: tupl
     return _Pass(max(0, peak - copies - (0 if several else trained)), copies, flops)
 
 
-def _decode(net: FlowPolicy, n: int, size: tuple[int, int]) -> _Pass:
+def _decode(net: FlowPolicy, n: int, size: Size) -> _Pass:
     with Counter() as counter, torch.no_grad():
         x = torch.empty(n, *net.family.latent_shape(net.pipe, *size), dtype=net.math_dtype, device="meta")
         decoded = net.family.decode(net.pipe, x, size=size).float()

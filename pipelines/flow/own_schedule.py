@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 Exponent = Callable[[Mapping[str, Any], int, int], float]
 
 FOLLOWED = "FlowMatchEulerDiscreteScheduler"
+UNIPC = "UniPCMultistepScheduler"
+"""What Wan's checkpoints are sampled by. Of a flow (`use_flow_sigmas`) it has the same shift, and other steps: of second order,
+from σ spaced evenly, at times that are cut to whole numbers. Its shift is followed, by Euler steps."""
 MULTISTEP = "DPMSolverMultistepScheduler"
 OF_A_FLOW = {
     "use_flow_sigmas": True, "prediction_type": "flow_prediction", "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
@@ -54,6 +57,8 @@ class OfCheckpoint:
     """µ of the resolution-dependent shift from (scheduler's settings, image tokens, steps); None: as FLUX.1 computes it."""
     listed: tuple[float, ...] | None = None
     """What the pipeline hands its scheduler instead of even steps (`sample_sigmas` in model_index.json)."""
+    instead_of: str = ""
+    """The class of the checkpoint's own scheduler, where this one stands in for it."""
 
     @property
     def solver(self) -> Any:
@@ -65,8 +70,10 @@ class OfCheckpoint:
         return sigma if isinstance(self.solver, Euler) else (sigma * TRAIN_TIMESTEPS).floor() / TRAIN_TIMESTEPS
 
     def in_diffusers(self, steps: int) -> tuple[dict[str, Any], float]:
-        """As of `Shifted`: no settings, for the pipeline's own scheduler makes this grid."""
-        return {}, 1 / steps if self.evenly else float(self.scheduler.sigma_min)
+        """As of `Shifted`: no settings where the pipeline's own scheduler makes this grid."""
+        return {
+            "shift": float(self.scheduler.config.shift)
+        } if self.instead_of else {}, 1 / steps if self.evenly else float(self.scheduler.sigma_min)
 
     def in_words(self, *, image_tokens: int) -> str:
         config = self.scheduler.config
@@ -81,6 +88,8 @@ class OfCheckpoint:
                 shift = f"{kind} shift by µ = {_mu(config, image_tokens):.4g}, which depends on the size of the picture"
         else:
             shift = f"shift {float(config.shift):g}"
+        if self.instead_of:
+            return f"{shift}, as the checkpoint says, by a {FOLLOWED} in the place of its {self.instead_of}"
         return f"{shift}, by the checkpoint's own scheduler"
 
     def __call__(self, steps: int, *, image_tokens: int) -> Tensor:
@@ -138,12 +147,28 @@ def own_schedule(pipe: Any, *, evenly: bool, exponent: Exponent | None = None) -
     if scheduler is None:
         raise ConfigError(f"the checkpoint has no scheduler, so it has no grid of its own. {NAME_ONE}")
     check_scheduler(type(scheduler).__name__, scheduler.config)
+    euler = followed(scheduler)
     listed = getattr(pipe, "config", {}).get("sample_sigmas")
-    return OfCheckpoint(scheduler, evenly, exponent, None if listed is None else tuple(map(float, listed)))
+    return OfCheckpoint(
+        euler, evenly, exponent, listed=None if listed is None else tuple(map(float, listed)),
+        instead_of="" if euler is scheduler else type(scheduler).__name__,
+    )  # fmt: skip
+
+
+def followed(scheduler: Any) -> Any:
+    """The scheduler whose steps are taken: a checkpoint's own, or in the place of UniPC that of Euler with the same shift."""
+    if type(scheduler).__name__ != UNIPC:
+        return scheduler
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(shift=float(scheduler.config.flow_shift))
 
 
 def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
     """Raises ConfigError for a scheduler whose steps are no plain Euler steps in σ · 1000."""
+    if name == UNIPC:
+        _check_unipc(config)
+        return
     odd = [f"{key}: {shown(config[key])}" for key in ("stochastic_sampling", "invert_sigmas") if config.get(key)]
     if name == MULTISTEP:
         given = {"use_flow_sigmas": False, "prediction_type": "epsilon"} | dict(config)  # as the class has them
@@ -155,6 +180,19 @@ def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
             f"the checkpoint is sampled by a {shown(name).strip(chr(39))}{' with ' + ', '.join(odd) if odd else ''}, which cannot be "
             f"followed here: wanted a {FOLLOWED} of {TRAIN_TIMESTEPS} timesteps that is neither stochastic nor inverted, or a "
             f"{MULTISTEP} of flow sigmas. {NAME_ONE}"
+        )
+
+
+def _check_unipc(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for one that samples no flow, or whose σ are more than shifted."""
+    wanted = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "num_train_timesteps": TRAIN_TIMESTEPS}
+    plain = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    odd = [f"{key}: {shown(config.get(key))}" for key, value in wanted.items() if config.get(key) != value]
+    odd += [f"{key}: {shown(config[key])}" for key in plain if config.get(key)]
+    if odd:
+        raise ConfigError(
+            f"the checkpoint is sampled by a {UNIPC} with {', '.join(odd)}, which cannot be followed here: wanted one of a flow "
+            f"with a plain shift. {NAME_ONE}"
         )
 
 
@@ -175,6 +213,18 @@ def check_scheduler_files(model: Any) -> None:
     if not isinstance(config, dict):
         raise ConfigError(f"{shown(str(file))} holds {shown(config)}; wanted the settings of a scheduler.")
     check_scheduler(str(config.get("_class_name", FOLLOWED)), config)
+
+
+def tell_of_a_stand_in(pipe: Any) -> bool:
+    """One line in the log where the checkpoint's scheduler takes other steps than are taken here; True."""
+    scheduler = pipe.scheduler
+    if type(scheduler).__name__ == UNIPC:
+        log.info(
+            "the checkpoint is sampled by a %s of order %d; here Euler steps are taken, on the grid of a %s with its shift, %g. Same noise gives "
+            "another sample: put that scheduler into the plain pipeline too, as the model card does.",
+            UNIPC, scheduler.config.solver_order, FOLLOWED, scheduler.config.flow_shift,
+        )  # fmt: skip
+    return True
 
 
 def tell_of_another_grid(
@@ -216,7 +266,7 @@ def in_plain_diffusers(
     tried += [schedule] if hasattr(schedule, "in_diffusers") else []
     for one in tried:
         settings, last = one.in_diffusers(steps)
-        scheduler = pipe.scheduler if isinstance(one, OfCheckpoint) else FlowMatchEulerDiscreteScheduler(**settings)
+        scheduler = one.scheduler if isinstance(one, OfCheckpoint) else FlowMatchEulerDiscreteScheduler(**settings)
         made = _from_even(scheduler, steps, last, mu=(exponent or _mu)(scheduler.config, image_tokens, steps))
         if made is not None and float((made - wanted).abs().max()) < SAME:
             return settings or None, f"numpy.linspace(1, {last:.7g}, {steps})"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +18,12 @@ from grpo_mm import registry
 from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.identity import FREE, NOTED
 from grpo_mm.outside import reason, shown
-from grpo_mm.pipelines.flow.conditions import by_geometry, forget_oldest, key_of
+from grpo_mm.pipelines.flow.conditions import by_kind, forget_oldest, key_of, stand_ins_for
 from grpo_mm.pipelines.flow.models import adapters
 from grpo_mm.pipelines.flow.models.adapters import Lora
 from grpo_mm.pipelines.flow.models.card import MERGED, loading_code
-from grpo_mm.pipelines.flow.models.family import GEOMETRY, joined, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.family import GEOMETRY, Size, joined, resolve, takes_guidance
+from grpo_mm.pipelines.flow.models.networks import batches, each_of, network_of, networks_of, units_of
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_of, sizes_on_disk
 from grpo_mm.pipelines.flow.record import FORWARD_PROVIDES, PROVIDES
 from grpo_mm.pipelines.flow.remarks import remarks
@@ -31,7 +34,7 @@ from grpo_mm.processes.distributed import Shard
 from grpo_mm.processes.shards import gathered
 from grpo_mm.registry import Role
 from grpo_mm.rollout.prompt_check import media_refused
-from grpo_mm.types import Couples, Pictures, Prompt, Rollout
+from grpo_mm.types import Clip, Clips, Couples, Pictures, Prompt, Rollout
 from grpo_mm.weights.adapter_file import check_adapter
 from grpo_mm.weights.eight_bit import Quantized, bitsandbytes, mark_quantized, quantize
 from grpo_mm.weights.snapshots import Snapshots
@@ -39,14 +42,13 @@ from grpo_mm.weights.snapshots import Snapshots
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """No float16: gradients of mean log-probabilities underflow in it, and every GPU of today has bfloat16."""
 MAX_TEXT_LENGTH = 512
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FlowPolicyConfig:
     """Settings of a flow policy; `load` makes it."""
 
-    blocks_in_order: ClassVar[bool] = True
-    """Each forward goes through all blocks of the network, one after the other, so that their weights may come and go."""
     model: Annotated[Any, Role("flow_model")]
     """The checkpoint and its family."""
     lora: Lora | None = None
@@ -77,6 +79,13 @@ class FlowPolicyConfig:
     """Pixels of an evaluation; null: as in training."""
     eval_width: int | None = field(default=None, metadata=NOTED)
     """Pixels of an evaluation; null: as in training."""
+    frames: int | None = None
+    """Frames of a rollout's clips, one more than a multiple of what the decoder makes of one latent frame (4n + 1); null: those of the
+    family. Of a model that draws clips only, as the next two."""
+    fps: float | None = field(default=None, metadata=NOTED)
+    """Frames a second, for rewards and for who looks; null: that of the family. Nothing is drawn otherwise."""
+    eval_frames: int | None = field(default=None, metadata=NOTED)
+    """Frames of an evaluation's clips; null: as in training."""
     text_length: int = 128
     """Tokens of the longest text encoder."""
     micro_batch: int = field(default=16, metadata=FREE)
@@ -93,6 +102,11 @@ class FlowPolicyConfig:
     """Pictures are decoded in overlapping tiles: less memory, and slightly other pictures."""
     offload: tuple[Literal["encoders", "decoder"], ...] = field(default=(), metadata=FREE)
     """Parts that stay in main memory except while they are used."""
+
+    @property
+    def blocks_in_order(self) -> bool:
+        """Whether each forward goes through all blocks of the network, one after the other, so that their weights may come and go."""
+        return not getattr(self.model, "experts", False)
 
     @property
     def provides(self) -> frozenset[str]:
@@ -195,7 +209,10 @@ class FlowPolicyConfig:
                 "so what a run leaves could not be used as it was trained."
             )
         if self.merge_adapter is not None:
-            check_adapter(self.merge_adapter)
+            for file in adapters.files_of(self.merge_adapter).values():
+                check_adapter(file)
+        if hasattr(self.model, "check_policy"):
+            self.model.check_policy(self)
         if hasattr(self.media, "check"):
             self.media.check()
         if self.detach_unconditional and not hasattr(self.model, "halves"):
@@ -209,13 +226,48 @@ class FlowPolicyConfig:
             value = getattr(self, name)
             if value is not None:
                 sizes.check(f"policy.{name}", value)
+        for name in ("frames", "fps", "eval_frames"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not self.draws_clips:
+                raise ConfigError(
+                    f"policy.{name} = {value:g}: {type(self.model).__name__} draws pictures; leave it out."
+                )
+            if name != "fps":
+                sizes.check_frames(f"policy.{name}", int(value))
+            elif not 0 < value < math.inf:
+                raise ConfigError(f"policy.fps = {value:g}; wanted above 0.")
 
-    def stand_ins(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """What rewards are tried with before anything is sampled: pictures of random pixels, and a light and a
-        dark one, [M, 3, H, W] uint8."""
-        size = (len(prompts), 3, self.height, self.width)
+    @property
+    def draws_clips(self) -> bool:
+        return getattr(self.model, "frames", None) is not None
+
+    @property
+    def makes(self) -> Literal["pictures", "clips"]:
+        """What rewards are asked about."""
+        return "clips" if self.draws_clips else "pictures"
+
+    @property
+    def frame_rate(self) -> float:
+        """Of the clips of a model that draws clips, frames a second."""
+        return float(self.model.fps if self.fps is None else self.fps)
+
+    def size(self, *, evaluation: bool) -> Size:
+        """What is drawn in training, or in evaluation: (height, width) in pixels, of clips (frames, height, width)."""
+        height, width, frames = self.height, self.width, self.frames
+        if evaluation:
+            height, width, frames = self.eval_height or height, self.eval_width or width, self.eval_frames or frames
+        return ((frames or self.model.frames), height, width) if self.draws_clips else (height, width)
+
+    def stand_ins(self, prompts: Sequence[Prompt]) -> list[Any]:
+        """What rewards are tried with before anything is sampled: pictures or clips of random pixels, and a light and a
+        dark one, as `decode` gives them."""
+        *frames, height, width = self.size(evaluation=False)
+        size = (len(prompts), *frames, 3, height, width)
         noise = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        return [noise, 192 + noise // 4, noise // 4]
+        sorts = [noise, 192 + noise // 4, noise // 4]
+        return [Clips(Clip(clip, self.frame_rate) for clip in sort) for sort in sorts] if frames else sorts
 
     def load(self, device: torch.device, *, shard: Shard | None = None) -> FlowPolicy:
         """shard: cuts the transformer's weights over processes; None: this one holds all of them."""
@@ -242,22 +294,32 @@ class FlowPolicy:
                 "0 is for checkpoints without it."
             )
         self.merged = {} if config.merge_adapter is None else adapters.merge(self.pipe, config.merge_adapter)
-        self.network: nn.Module = self.pipe.transformer
-        if config.quantize is not None:
-            blocks = [part for part in self.network.children() if isinstance(part, nn.ModuleList)]
+        self.network: nn.Module = network_of(self.pipe)
+        self.trained = tuple(getattr(self.family, "trained", None) or networks_of(self.pipe))
+        """Of the pipeline's networks, the names of those that are trained."""
+        for network in each_of(self.network) if config.quantize is not None else ():
+            blocks = [part for part in network.children() if isinstance(part, nn.ModuleList)]
             quantize(blocks, config.quantize, compute=self.dtype)
-            mark_quantized(self.network, config.quantize)
+            mark_quantized(network, config.quantize)
         if config.lora is None:
-            self.network.requires_grad_(True)
+            for name in self.trained:
+                getattr(self.pipe, name).requires_grad_(True)
         else:
-            adapters.add(self.pipe, config.lora, targets=self.family.lora_targets, dtype=self.math_dtype)
+            adapters.add(
+                self.pipe,
+                config.lora,
+                targets=self.family.lora_targets,
+                dtype=self.math_dtype,
+                trained=self.trained,
+            )
         self._reduced = config.lora is None and self.dtype == torch.bfloat16
         compute = self.dtype if self._reduced else None
         self.shards = None if shard is None else shard(self.network, units_of(self.network), compute=compute)
         self.trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self._place()
         if config.gradient_checkpointing:
-            self.network.enable_gradient_checkpointing()
+            for network in each_of(self.network):
+                network.enable_gradient_checkpointing()
         if config.vae_slicing:
             self.pipe.vae.enable_slicing()
         if config.vae_tiling:
@@ -268,6 +330,8 @@ class FlowPolicy:
         self._conditions: dict[Any, dict[str, Tensor]] = {}
         """By what `key_of` says of a prompt, on the CPU."""
         self.pictured = False  # whether a prompt with pictures was seen
+        self.unreadable: set[str] = set()
+        """Ids of prompts whose pictures could not be read."""
         self.grid_is_told = False  # whether the log says that another grid than the checkpoint's is sampled on
 
     def _place(self) -> None:
@@ -278,24 +342,26 @@ class FlowPolicy:
                 )
                 part.to("cpu" if away else self.device)
 
-    def size(self, *, evaluation: bool) -> tuple[int, int]:
-        """(height, width) in pixels, to sample with.
+    def size(self, *, evaluation: bool) -> Size:
+        """(height, width) in pixels, of clips (frames, height, width), to sample with.
 
         Raises:
             ConfigError: the network has no positions for a picture of this size; known here of a checkpoint that was not on the disk
                 when the config was checked.
         """
-        c = self.config
-        c.check_sizes(self._sizes)
-        return (c.eval_height or c.height, c.eval_width or c.width) if evaluation else (c.height, c.width)
+        self.config.check_sizes(self._sizes)
+        return self.config.size(evaluation=evaluation)
 
-    def encode(self, prompts: Sequence[Prompt], *, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    def encode(self, prompts: Sequence[Prompt], *, size: Size | None = None) -> dict[str, Tensor]:
         """The condition of each prompt, [P, ...]; each is encoded once and alone, so that a batch cannot change it.
 
         size: (height, width) in pixels of what is drawn with it, which counts for models that read pictures; None: that of rollouts.
 
+        A prompt whose pictures cannot be read is encoded with grey ones and named in `unreadable`: what is drawn of it is nothing
+        (`without_unreadable`), and the log says why.
+
         Raises:
-            UserError: a prompt with pictures for a model that reads none, or one without what it reads; pictures that cannot be opened.
+            UserError: a prompt with pictures for a model that reads none, or one without what it reads.
         """
         size = size or self.size(evaluation=False)
         with phase("encode"):
@@ -309,14 +375,7 @@ class FlowPolicy:
                         self._move(self.family.encoders, self.device, "encoders")
                         self._move(["vae"] if self.config.pictures[1] else [], self.device, "decoder")
                         moved = True
-                    of_pictures = {"pictures": given, "size": size} if self.config.pictures[1] else {}
-                    c = self.family.encode(
-                        self.pipe,
-                        prompt.text,
-                        text_length=self.config.text_length,
-                        guidance=self.config.guidance,
-                        **of_pictures,
-                    )
+                    c = self._encoded(prompt, given, size)
                     self._conditions[key] = {k: v.to("cpu") for k, v in c.items()}
                 rows.append(self._conditions[key])
             if moved:
@@ -327,12 +386,34 @@ class FlowPolicy:
         return condition
 
     def _pictures(self, prompt: Prompt) -> list[Any]:
+        """Grey ones for a prompt that is unreadable."""
+        if prompt.id not in self.unreadable:
+            try:
+                return self.config.open_pictures(prompt)
+            except UserError:
+                raise
+            except (ValueError, OSError) as error:
+                self._say_unreadable(prompt, error)
+        return stand_ins_for(prompt)
+
+    def _encoded(self, prompt: Prompt, given: list[Any], size: Size) -> Mapping[str, Tensor]:
+        asked = {"text_length": self.config.text_length, "guidance": self.config.guidance}
+        if self.config.pictures[1] == 0:
+            return self.family.encode(self.pipe, prompt.text, **asked)
         try:
-            return self.config.open_pictures(prompt)
-        except UserError:
-            raise
-        except (ValueError, OSError) as error:
-            raise UserError(f"prompt {shown(prompt.id)}: a picture of it cannot be read ({reason(error)}).") from error
+            return self.family.encode(self.pipe, prompt.text, **asked, pictures=given, size=size)
+        except ValueError as error:  # what a pipeline says of pictures that are too small, or too long and narrow
+            if not given or prompt.id in self.unreadable:
+                raise
+            self._say_unreadable(prompt, error)
+            return self.family.encode(self.pipe, prompt.text, **asked, pictures=stand_ins_for(prompt), size=size)
+
+    def _say_unreadable(self, prompt: Prompt, error: Exception) -> None:
+        self.unreadable.add(prompt.id)
+        log.warning(
+            "prompt %s: a picture of it cannot be read (%s): what is drawn of it comes to nothing; %d such prompts so far",
+            shown(prompt.id), reason(error), len(self.unreadable),
+        )  # fmt: skip
 
     def forget_texts(self) -> None:
         """What is kept of encoded texts is encoded again when it is asked for."""
@@ -346,29 +427,30 @@ class FlowPolicy:
                     module.to(device)
 
     def velocity(
-        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: Size, guidance: float
     ) -> Tensor:
         """The guided velocity in float32 (float64 for a float64 model), [n, ...]."""
         return self.velocity_and_half(x, sigma, condition, size=size, guidance=guidance)[0]
 
     def velocity_and_half(
-        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int], guidance: float,
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: Size, guidance: float,
         of_none: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The guided velocity, and the unconditional half of it where that is a constant (`detach_unconditional`), [n, ...] each.
 
-        Rows whose pictures are of unlike sizes go through the network one kind after the other (`by_geometry`).
+        Rows whose pictures are of unlike sizes, and those of either expert, go through the network one kind after the other (`by_kind`).
 
         of_none: that half, where these weights have said it before.
         """
-        if GEOMETRY in condition:
-            return by_geometry(
-                partial(self._velocity_and_half, size=size, guidance=guidance), x, sigma, condition, of_none
-            )
-        return self._velocity_and_half(x, sigma, condition, of_none, size=size, guidance=guidance)
+        call = partial(self._velocity_and_half, size=size, guidance=guidance)
+        kinds = [condition[GEOMETRY]] if GEOMETRY in condition else []
+        kinds += [self._expert(sigma)[:, None]] if self._has_experts and not sigma.is_meta else []
+        if kinds:
+            return by_kind(call, torch.cat(kinds, dim=1), x, sigma, condition, of_none)
+        return call(x, sigma, condition, of_none)
 
     def _velocity_and_half(
-        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], of_none: Tensor | None, *, size: tuple[int, int], guidance: float
+        self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], of_none: Tensor | None, *, size: Size, guidance: float
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         # Trained weights are float32, those of an adapter as well, and products are taken in the network's own precision. Every
         # weight is met once, so that a cache of what was cast would be copies that nobody asks for.
@@ -386,11 +468,40 @@ class FlowPolicy:
                     with torch.no_grad():
                         of_none = self.family.half(*at, size=size, text=False)
                 of_text = self.family.half(*at, size=size, text=True)
+            if hasattr(self.family, "guidance_at"):
+                guidance = self.family.guidance_at(self.pipe, sigma, guidance)
         return self.family.guided(of_none, of_text, guidance), of_none
 
+    @property
+    def _has_experts(self) -> bool:
+        return isinstance(self.network, nn.ModuleDict)
+
+    def _expert(self, sigma: Tensor) -> Tensor:
+        """Which network says the velocity at noise levels [...], int64 of that shape."""
+        if not self._has_experts:
+            return torch.zeros_like(sigma, dtype=torch.int64)
+        return self.family.expert_of(self.pipe, sigma.flatten().to(self.math_dtype)).view(sigma.shape)
+
+    def trains_at(self, sigma: Tensor) -> Tensor:
+        """Whether a network that is trained says the velocity at noise levels [...], bool of that shape.
+
+        Raises:
+            ConfigError: at none of them.
+        """
+        names = list(networks_of(self.pipe))
+        own = torch.tensor([names.index(name) for name in self.trained], device=sigma.device)
+        found = torch.isin(self._expert(sigma), own)
+        if found.numel() and not found.any():
+            raise ConfigError(
+                f"policy.model.trained names {' and '.join(self.trained)}, and no step that could be trained is at its noise levels. "
+                "Move the noisy steps (engine.noise), or train the other network."
+            )
+        return found
+
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, size: tuple[int, int]) -> Tensor | Pictures:
-        """Latents [n, ...] to uint8 images [n, 3, H, W] on the CPU; `Pictures` if some hold NaN or infinities, None for these.
+    def decode(self, latents: Tensor, *, size: Size) -> Tensor | Pictures | Clips:
+        """Latents [n, ...] to uint8 images [n, 3, H, W] on the CPU; `Pictures` if some hold NaN or infinities, None for these. Of a
+        model that draws clips: `Clips`.
 
         Beside the pictures themselves, memory holds one batch of `decode_batch`.
         """
@@ -400,6 +511,7 @@ class FlowPolicy:
             start = 0
             for part in latents.split(self.config.decode_batch):
                 decoded = self.family.decode(self.pipe, part, size=size).float()
+                decoded = decoded.transpose(1, 2) if self.config.draws_clips else decoded  # clips: [n, F, 3, H, W]
                 here = slice(start, start := start + len(part))
                 sound_n[here] = decoded.isfinite().flatten(1).all(1).cpu()
                 unit = (decoded / 2 + 0.5).clamp(0, 1)
@@ -407,6 +519,9 @@ class FlowPolicy:
                     images = torch.empty(len(latents), *unit.shape[1:], dtype=torch.uint8)
                 images[here] = (unit * 255).round().nan_to_num().to(torch.uint8).cpu()
             self._move(["vae"], "cpu", "decoder")
+        if self.config.draws_clips:
+            rate, found = self.config.frame_rate, zip(images, sound_n.tolist(), strict=True)
+            return Clips(Clip(frames, rate) if sound else None for frames, sound in found)
         if sound_n.all():
             return images
         return Pictures(image if sound else None for image, sound in zip(images, sound_n.tolist(), strict=True))
@@ -414,17 +529,15 @@ class FlowPolicy:
     def plan(self, rollout: Rollout, mask_NA: Tensor) -> list[Tensor]:
         """Flat positions of the masked actions in forwards of at most `micro_batch` latents, in the order of sampling.
 
-        Actions that start from one latent come in one forward and share its network call.
+        Actions that start from one latent come in one forward and share its network call; a forward has rows of one expert.
         """
         position = torch.nonzero(mask_NA.flatten().bool()).flatten()
         if not position.numel():
             return []
-        _, place = torch.unique(rollout.record.states(position), return_inverse=True)
-        position, forward = (
-            position[torch.argsort(place, stable=True)],
-            place.sort(stable=True).values // self.config.micro_batch,
-        )
-        return list(position.split(torch.bincount(forward).tolist()))
+        state, place = torch.unique(rollout.record.states(position), return_inverse=True)
+        forward = batches(self._expert(rollout.record.sigma_of(state)), self.config.micro_batch)
+        order = torch.argsort(forward[place] * len(state) + place, stable=True)
+        return list(position[order].split(torch.bincount(forward[place]).tolist()))
 
     def logprobs(
         self, rollout: Rollout, plan: Sequence[Tensor], *, needs: frozenset[str], grad: bool
@@ -467,7 +580,11 @@ class FlowPolicy:
         state = record.states(position).unique()
         swapped = self.snapshots.use(weights) if weights else nullcontext()
         with phase(f"{name}_network"), swapped, gathered(self.shards):
-            found = [self._velocity_at(record, part) for part in state.split(self.config.micro_batch) if part.numel()]
+            forward = batches(self._expert(record.sigma_of(state)), self.config.micro_batch)
+            order = torch.argsort(forward, stable=True)
+            parts = state[order].split(torch.bincount(forward).tolist()) if len(state) else ()
+            found = [self._velocity_at(record, part) for part in parts]
+            state = state[order]
             count(f"{name}_calls", state.numel() * self.family.network_rows(record.guidance))
         velocity = torch.cat(found) if found else record.network_input(state)[0]
         return replace(rollout, record=record.with_velocity(name, state, velocity))
@@ -519,9 +636,3 @@ class FlowPolicy:
             adapters.save_adapter(self.pipe, folder)
             if self.merged:
                 adapters.save_placed(self.pipe, self.merged, folder / MERGED)
-
-
-def units_of(network: nn.Module) -> list[list[nn.Module]]:
-    """What of a transformer is gathered at once: each block of its lists of blocks."""
-    lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
-    return [[block] for part in lists for block in part]

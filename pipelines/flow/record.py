@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.pipelines.flow.kernels import Kernel, cps_logprob, gaussian_logprob
-from grpo_mm.pipelines.flow.models.family import joined
+from grpo_mm.pipelines.flow.models.family import Size, joined
 
 Logprob = Literal["gaussian", "cps"]
 
@@ -43,8 +43,8 @@ class FlowRecord:
     sigma_S1: Tensor
     condition: Mapping[str, Tensor]
     """[C, ...] each: what the network saw, one entry per prompt on this rank."""
-    size: tuple[int, int]
-    """Height and width in pixels."""
+    size: Size
+    """What was drawn."""
     guidance: float
     kernel: Kernel
     logprob: Logprob
@@ -72,6 +72,10 @@ class FlowRecord:
     def states(self, index: Tensor) -> Tensor:
         """The node that each flat position into [N · A] starts from: one forward serves all that share it."""
         return self.from_NA.flatten()[index]
+
+    def sigma_of(self, node: Tensor) -> Tensor:
+        """[n]"""
+        return self.sigma_S1[self.level_V[node]]
 
     def network_input(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(latents [n, ...], σ [n], condition index [n]) of nodes [n]."""

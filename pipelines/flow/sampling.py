@@ -9,28 +9,34 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.own_schedule import grid_of, in_plain_diffusers, own_schedule, tell_of_another_grid
+from grpo_mm.pipelines.flow.conditions import without_unreadable
+from grpo_mm.pipelines.flow.models.family import Size
+from grpo_mm.pipelines.flow.own_schedule import (
+    grid_of,
+    in_plain_diffusers,
+    own_schedule,
+    tell_of_a_stand_in,
+    tell_of_another_grid,
+)
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.schedule import DiffusersSd3, Schedule
 from grpo_mm.pipelines.flow.solver import Euler
 from grpo_mm.processes.clock import count, phase
 from grpo_mm.processes.progress import report
 from grpo_mm.processes.rng import stream
-from grpo_mm.types import Pictures, Prompt, Rows
+from grpo_mm.types import Clips, Pictures, Prompt, Rows
 
 EULER = Euler()
 
 
-def encode_rows(
-    policy: FlowPolicy, rows: Rows, *, size: tuple[int, int] | None = None
-) -> tuple[dict[str, Tensor], Tensor]:
+def encode_rows(policy: FlowPolicy, rows: Rows, *, size: Size | None = None) -> tuple[dict[str, Tensor], Tensor]:
     """The condition of each distinct prompt of the rows, to draw pictures of `size` (as `encode`), and which one each row has, [N]."""
     prompt_C, condition_N = torch.unique(rows.prompt_N, return_inverse=True)
     return policy.encode([rows.prompts[p] for p in prompt_C.tolist()], size=size), condition_N.to(policy.device)
 
 
 def initial_noise(
-    policy: FlowPolicy, keys: Sequence[tuple[Prompt, int]], *, seed: int, step: int | str, size: tuple[int, int]
+    policy: FlowPolicy, keys: Sequence[tuple[Prompt, int]], *, seed: int, step: int | str, size: Size
 ) -> Tensor:
     """A standard normal latent for each (prompt, number), [n, ...]: the same whatever the device, rank or batch."""
     shape = policy.family.latent_shape(policy.pipe, *size)
@@ -39,7 +45,7 @@ def initial_noise(
 
 
 def sampling_velocity(
-    policy: FlowPolicy, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: tuple[int, int]
+    policy: FlowPolicy, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], *, size: Size
 ) -> tuple[Tensor, Tensor | None]:
     """`policy.velocity_and_half` at latents [n, ...] and σ [n], timed and counted as a rollout call."""
     guidance = policy.config.guidance
@@ -69,6 +75,7 @@ class OdeSampler:
             ConfigError: the config names none, and the checkpoint's scheduler cannot be followed.
         """
         if self.schedule is None:
+            policy.grid_is_told = policy.grid_is_told or tell_of_a_stand_in(policy.pipe)
             return replace(self, schedule=own_schedule(policy.pipe, **grid_of(policy.family)))  # type: ignore[type-var]
         if not policy.grid_is_told:
             policy.grid_is_told = True
@@ -97,7 +104,7 @@ class OdeSampler:
                 before, x = x, solver.step(x, velocity, sigma, sigma_next, history)
                 history[:] = [sigma, before - sigma * velocity]
             finished.append(x)
-            report("pictures", int(chunk[-1]) + 1, len(rows))
+            report("clips" if policy.config.draws_clips else "pictures", int(chunk[-1]) + 1, len(rows))
         return torch.cat(finished)
 
     def evaluation_noise(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor:
@@ -118,15 +125,17 @@ class OdeSampler:
 
     def _in_words(self, policy: FlowPolicy, schedule: Schedule) -> str:
         """How evaluation draws: steps, guidance, shift, size."""
-        height, width = policy.size(evaluation=True)
-        tokens = policy.family.image_tokens(policy.pipe, height, width)
+        *frames, height, width = size = policy.size(evaluation=True)
+        tokens = policy.family.image_tokens(policy.pipe, *size)
         words = getattr(schedule, "in_words", None)
         shift = words(image_tokens=tokens) if words else "noise levels as the code lists them"
+        what = "".join(f"Clips of {n} frames at {policy.config.frame_rate:g} a second," for n in frames) or "Pictures"
         return (
-            f"Pictures of {width} × {height} pixels are drawn in {self.eval_steps} steps of Euler's method, without noise between "
+            f"{what} of {width} × {height} pixels are drawn in {self.eval_steps} steps of Euler's method, without noise between "
             f"them; guidance {policy.config.guidance:g}; {shift}."
         )
 
-    def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor | Pictures:
-        """Pictures of the rows for evaluation, uint8 [N, 3, H, W]; `Pictures` where some came to nothing."""
-        return policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
+    def render(self, policy: FlowPolicy, rows: Rows, *, seed: int) -> Tensor | Pictures | Clips:
+        """Pictures of the rows for evaluation, uint8 [N, 3, H, W]; `Pictures` where some came to nothing; or clips."""
+        drawn = policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
+        return without_unreadable(drawn, [rows.prompts[p] for p in rows.prompt_N.tolist()], policy.unreadable)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -117,6 +117,9 @@ class VlmPolicyConfig:
     @property
     def provides(self) -> frozenset[str]:
         return PROVIDES
+
+    makes: ClassVar[str] = "texts"
+    """What rewards are asked about."""
 
     @property
     def unit(self) -> Couples:

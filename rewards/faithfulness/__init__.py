@@ -5,6 +5,8 @@ Plain right or wrong is scored in `text`.
 
 from grpo_mm.registry import Entry
 
+TAKES = "texts"
+"""What the rewards of this room score."""
 KINDS = (
     Entry("reward", "consistency", "grpo_mm.rewards.faithfulness.consistency:Consistency", "arXiv:2604.08476"),
     Entry("reward", "semantic_grounding", "grpo_mm.rewards.faithfulness.semantic_grounding:SemanticGrounding", "arXiv:2604.08476"),

@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from grpo_mm.errors import ConfigError
+from grpo_mm.errors import ConfigError, UserError
 from grpo_mm.registry import Role
 from grpo_mm.rewards.judges.unified_reward import (
     FLEX_CATEGORIES,
+    clip_pair_question,
+    edit_pair_question,
     flex_question,
     parse_flex,
     parse_think,
@@ -24,17 +26,18 @@ from grpo_mm.rewards.judges.vlm import Question, TransformersVlm, Vlm, answers_o
 from grpo_mm.rewards.judges.vlm_server import ServerVlm
 from grpo_mm.rollout.reward_use import as_reward
 from grpo_mm.rollout.safe_call import score_safely
-from grpo_mm.types import Prompt, is_relative
+from grpo_mm.source_picture import source_of
+from grpo_mm.types import Clip, Clips, Prompt, evenly, is_relative
 
 logger = logging.getLogger(__name__)
 
 
 class Pair(NamedTuple):
-    """Two pictures for one prompt, in the order in which they are shown."""
+    """Two pictures, or two clips, for one prompt, in the order in which they are shown."""
 
-    first: Tensor
-    """uint8 [3, H, W]."""
-    second: Tensor
+    first: Any
+    """uint8 [3, H, W], or a `Clip`."""
+    second: Any
     prompt: Prompt
 
 
@@ -93,7 +96,8 @@ class PointwiseJudge:
         if not shown:
             return []
         images, prompts = zip(*shown.values())
-        scores, errors = score_safely(as_reward(self.reward), torch.stack(images), prompts)
+        shown_items: Any = Clips(images) if isinstance(images[0], Clip) else torch.stack(images)
+        scores, errors = score_safely(as_reward(self.reward), shown_items, prompts)
         if errors:
             _warn_once(errors[0])
         of = dict(zip(shown, scores["score"].double().tolist()))
@@ -114,8 +118,11 @@ def _warn_once(error: str) -> None:
     logger.warning("pointwise judge: the reward failed (such comparisons fail): %s", error)
 
 
-Form = Literal["think", "flex"]
-"""think: reasoning, then which is better (UnifiedReward-Think). flex: one winner per category and overall."""
+CLIP_FRAMES = 8
+"""Of each of two clips that a model is shown."""
+Form = Literal["think", "flex", "edit", "clip"]
+"""think: reasoning, then which is better (UnifiedReward-Think). flex: one winner per category and overall. edit: two edits beside the
+picture that the prompt brings; clip: two clips by 8 frames of each; both in our own words with the answer of think."""
 
 
 class ReadsPairs:
@@ -136,7 +143,7 @@ class TransformersJudge(ReadsPairs, TransformersVlm):
     """A local vision-language model with UnifiedReward's questions and answers."""
 
     form: Form = "think"
-    """think: one verdict after reasoning; flex: verdicts in categories as well."""
+    """think: one verdict after reasoning; flex: verdicts in categories as well; edit: of two edits, beside their source; clip: of two clips."""
 
 
 @dataclass
@@ -144,18 +151,36 @@ class ServerJudge(ReadsPairs, ServerVlm):
     """A vision-language model behind a server, with UnifiedReward's questions and answers; how Pref-GRPO was run."""
 
     form: Form = "think"
-    """think: one verdict after reasoning; flex: verdicts in categories as well."""
+    """think: one verdict after reasoning; flex: verdicts in categories as well; edit: of two edits, beside their source; clip: of two clips."""
 
 
 def judge_with(vlm: Vlm, pairs: Sequence[Pair], *, form: Form) -> list[Verdict | None]:
     """Verdicts by a model's answers; None where it gave none, or one that decides nothing."""
-    question, parse = (flex_question, parse_flex) if form == "flex" else (think_question, parse_think)
-    answers = answers_of(vlm, [Question(question(pair.prompt.text), (pair.first, pair.second)) for pair in pairs])
+    parse = parse_flex if form == "flex" else parse_think
+    answers = answers_of(vlm, [_question(pair, form) for pair in pairs])
     verdicts = [parse(answer) for answer in answers]
     unread = [answer for answer, verdict in zip(answers, verdicts) if answer is not None and verdict is None]
     if unread:
         _warn_unread(unread[0][-200:])
     return verdicts
+
+
+def _question(pair: Pair, form: Form) -> Question:
+    """Raises UserError where an edit has no source, and for clips that are asked about as pictures are, or the other way round."""
+    text = pair.prompt.text
+    if isinstance(pair.first, Clip) != (form == "clip"):
+        made = "clips" if isinstance(pair.first, Clip) else "pictures"
+        wanted = "clip" if made == "clips" else "think, flex or edit"
+        raise UserError(f"the judge compares {made} by form: {form}; wanted {wanted}.")
+    if form == "clip":
+        sides = (pair.first, pair.second)
+        frames = [clip.frames_FCHW[evenly(len(clip.frames_FCHW), CLIP_FRAMES)].unbind() for clip in sides]
+        shown = (len(frames[0]), len(frames[1]))
+        lasts = (len(pair.first.frames_FCHW) / pair.first.fps, len(pair.second.frames_FCHW) / pair.second.fps)
+        return Question(clip_pair_question(text, shown, lasts), (*frames[0], *frames[1]))
+    if form == "edit":
+        return Question(edit_pair_question(text), (source_of(pair.prompt), pair.first, pair.second))
+    return Question(flex_question(text) if form == "flex" else think_question(text), (pair.first, pair.second))
 
 
 _told: list[str] = []

@@ -22,7 +22,8 @@ from grpo_mm.registry import Role
 from grpo_mm.rewards.answers import tags
 from grpo_mm.rewards.answers.numbers import read_number
 from grpo_mm.rewards.answers.writing import unmarked
-from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS, Question, answers_of
+from grpo_mm.rewards.judges.asks_vlm import AsksVlm
+from grpo_mm.rewards.judges.vlm import Question, answers_of
 from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.types import Prompt
 
@@ -31,7 +32,7 @@ FLEX_CATEGORIES = ("alignment", "quality", "aesthetics")
 
 
 @dataclass
-class UnifiedReward:
+class UnifiedReward(AsksVlm):
     """score = final score of the model / 5, so 0.2 to 1; NaN where there is no answer or no score in it.
 
     Deviates: Flow-GRPO shrinks pictures to 512 pixels before it asks; here they go as they are.
@@ -39,24 +40,9 @@ class UnifiedReward:
 
     goldens: ClassVar[str] = "pictures"
     """What it is tried on (`grpo_mm/golden`)."""
-    timeout_seconds: ClassVar[float] = JUDGE_SECONDS
 
     vlm: Annotated[Any, Role("vlm")]
     """Who is asked: kind transformers (a local model) or server."""
-
-    def check(self) -> None:
-        """Raises ConfigError if the model's folder is missing or the server's address is malformed."""
-        if hasattr(self.vlm, "check"):
-            self.vlm.check()
-
-    @property
-    def needs_device(self) -> bool:
-        return bool(getattr(self.vlm, "needs_device", hasattr(self.vlm, "to")))
-
-    def to(self, device: torch.device | str) -> UnifiedReward:
-        if hasattr(self.vlm, "to"):
-            self.vlm.to(device)
-        return self
 
     @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -119,8 +105,54 @@ Image 2: n+n+n=sum
 <answer>Image 1 is better</answer> or <answer>Image 2 is better</answer>"""
 
 
+def edit_pair_question(instruction: str) -> str:
+    """Asks which of two edits of one picture is better, for `parse_think`; the pictures are the source, Image 1, Image 2."""
+    return f"""The first picture was edited by one instruction, twice; the second picture is Image 1, the third is Image 2. Find out which edit is better.
+
+Instruction: [{instruction}]
+
+Score both from 1 to 10 in each of these dimensions:
+1. Instruction: is everything done that it asks, and where it asks?
+2. Keeping: is all else as it was in the first picture?
+3. Quality: is it without seams, smears and broken shapes?
+Give two short sentences of reasons for each score, then add up. Reasons and scores belong into the think block, the decision alone into the answer block, and nothing outside of them. No Markdown. This is the format:
+
+<think>
+1. Instruction: Image 1 (n/10) - reasons; Image 2 (n/10) - reasons
+2. Keeping: Image 1 (n/10) - reasons; Image 2 (n/10) - reasons
+3. Quality: Image 1 (n/10) - reasons; Image 2 (n/10) - reasons
+Total score:
+Image 1: n+n+n=sum
+Image 2: n+n+n=sum
+</think>
+<answer>Image 1 is better</answer> or <answer>Image 2 is better</answer>"""
+
+
+def clip_pair_question(caption: str, frames: tuple[int, int], seconds: tuple[float, float]) -> str:
+    """Asks which of two clips is better, for `parse_think`; the pictures are frames of the first, then of the second."""
+    return f"""Two videos were generated from one caption. The first {frames[0]} pictures are frames of Video 1 ({seconds[0]:.2f} seconds long), the other {frames[1]} are frames of Video 2 ({seconds[1]:.2f} seconds long), evenly spread and in their order. Find out which video is better.
+
+Caption: [{caption}]
+
+Score both from 1 to 10 in each of these dimensions:
+1. Alignment: does it show what the caption says, the movement it names among it?
+2. Motion: does what moves go on from frame to frame as it would in the world, without jumps, and without standing still where the caption moves?
+3. Quality: is each frame clear and free of faults, and do things keep their shape and colour?
+Give two short sentences of reasons for each score, then add up. Reasons and scores belong into the think block, the decision alone into the answer block, and nothing outside of them. No Markdown. This is the format:
+
+<think>
+1. Alignment: Video 1 (n/10) - reasons; Video 2 (n/10) - reasons
+2. Motion: Video 1 (n/10) - reasons; Video 2 (n/10) - reasons
+3. Quality: Video 1 (n/10) - reasons; Video 2 (n/10) - reasons
+Total score:
+Video 1: n+n+n=sum
+Video 2: n+n+n=sum
+</think>
+<answer>Video 1 is better</answer> or <answer>Video 2 is better</answer>"""
+
+
 _STATEMENT = re.compile(
-    r"\bimage\s*([12])\W{0,4}\s*is\s+(?:the\s+|clearly\s+|slightly\s+|much\s+)?better\b"
+    r"\b(?:image|video)\s*([12])\W{0,4}\s*is\s+(?:the\s+|clearly\s+|slightly\s+|much\s+)?better\b"
     r"|\bequally\s+(?:good|bad)\b|\bneither\s+(?:image\s+|one\s+)?is\s+better\b|^[^\w\n]*+(?:tie|draw)[^\w\n]*+$",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -20,8 +20,10 @@ from grpo_mm.registry import Role
 from grpo_mm.rewards.judges.comparing import Pair, Verdict
 from grpo_mm.rewards.judges.pairing import all_pairs, bradley_terry, expected_win_rates, next_pairs, opening_pairs
 from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS
+from grpo_mm.rewards.shared.clips import ready_clips
 from grpo_mm.rewards.shared.pictures import takes_pictures
-from grpo_mm.types import Prompt
+from grpo_mm.rollout.outputs.takes import takes_of
+from grpo_mm.types import Clips, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -148,16 +150,41 @@ class WinRate:
             )
         return min(total, self.max_pairs or total) * (2 if self.both_orders else 1)
 
-    @takes_pictures
-    def __call__(self, items: Tensor, prompts: Sequence[Prompt], group_M: Tensor) -> dict[str, Tensor]:
-        """uint8 [M, 3, H, W], M prompts and [M] comparison sets -> score and parts, each [M].
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What its judge compares: pictures, clips, or either."""
+        form, inner = getattr(self.judge, "form", None), getattr(self.judge, "reward", None)
+        if form is not None:
+            return ("clips",) if form == "clip" else ("pictures",)
+        return ("pictures", "clips") if inner is None else tuple(takes_of(inner))
+
+    def __call__(self, items: Any, prompts: Sequence[Prompt], group_M: Tensor) -> dict[str, Tensor]:
+        """uint8 [M, 3, H, W] (and what else `takes_pictures` does) or `Clips`, M prompts and [M] comparison sets -> score and parts, [M].
 
         Parts: failed and ties (shares of a picture's comparisons), comparisons (how many there were), swapped_disagree
         (with both_orders: the share of comparisons whose two verdicts differ), and with categories the win rate
         overall and in each.
         """
+        return (self._of_clips if isinstance(items, Clips) else self._of_pictures)(items, prompts, group_M)
+
+    @takes_pictures
+    def _of_pictures(self, items: Tensor, prompts: Sequence[Prompt], group_M: Tensor) -> dict[str, Tensor]:
         pictures = list(items.cpu())
-        digests = [_digest(image) for image in pictures]
+        return self._found(pictures, [_digest(image) for image in pictures], prompts, group_M)
+
+    def _of_clips(self, items: Clips, prompts: Sequence[Prompt], group_M: Tensor) -> dict[str, Tensor]:
+        clips = ready_clips(items, who="win_rate")
+        sound = [i for i, clip in enumerate(clips) if clip is not None]
+        digests = [_hash(_digest(clips[i].frames_FCHW.cpu()), str(clips[i].fps).encode()) for i in sound]
+        found = self._found([clips[i] for i in sound], digests, [prompts[i] for i in sound], group_M[sound])
+        whole = {name: torch.full((len(clips),), torch.nan) for name in found}
+        for name, value in found.items():
+            whole[name][sound] = value
+        return whole
+
+    def _found(
+        self, pictures: Sequence[Any], digests: Sequence[bytes], prompts: Sequence[Prompt], group_M: Tensor
+    ) -> dict[str, Tensor]:
         sets = []
         group_M = group_M.cpu()
         for group in group_M.unique().tolist():
@@ -264,7 +291,7 @@ _SAME: Verdict = {}
 class _Set:
     """The pictures of one comparison set (G of them) and what is known about them."""
 
-    def __init__(self, rows: list[int], prompt: Prompt, pictures: list[Tensor], digests: list[bytes]) -> None:
+    def __init__(self, rows: list[int], prompt: Prompt, pictures: list[Any], digests: list[bytes]) -> None:
         self.rows, self.prompt, self.pictures, self.digests = rows, prompt, pictures, digests
         self.asked_GG = torch.zeros(len(rows), len(rows), dtype=torch.bool)
         self._shown: dict[str, Tensor] = {}

@@ -10,9 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from grpo_mm.errors import UserError
 from grpo_mm.identity import FREE
-from grpo_mm.outside import reason, shown
 from grpo_mm.rewards.reward_models.body import (
     PIXELS,
     BodyReward,
@@ -23,8 +21,9 @@ from grpo_mm.rewards.reward_models.body import (
     template_of,
     tensors_of,
 )
-from grpo_mm.rewards.shared.pictures import ready, takes_pictures
+from grpo_mm.rewards.shared.pictures import takes_pictures
 from grpo_mm.rewards.shared.weights import DType
+from grpo_mm.source_picture import source_of
 from grpo_mm.types import Prompt
 
 TOKEN = "<|Reward|>"
@@ -50,6 +49,7 @@ class EditReward(BodyReward):
     authors' as templates; a prompt that names a special token has it broken up.
     """
 
+    needs_source: ClassVar[bool] = True
     goldens: ClassVar[str] = "edits"
     """What it is tried on (`grpo_mm/golden`)."""
     tokens: ClassVar[tuple[str, ...]] = (TOKEN,)
@@ -113,19 +113,3 @@ def pooled(said_HM2: Tensor, how: str) -> Tensor:
         log_sigma = (2 * said_HM2[:, :, 1]).exp().sum(0).log() / 2
         return torch.stack([said_HM2[:, :, 0].sum(0), log_sigma], -1)
     return said_HM2.min(0).values if how == "min" else said_HM2.mean(0)
-
-
-def source_of(prompt: Prompt) -> Tensor:
-    """The picture before the edit, uint8 [3, H, W]; raises UserError where the prompt brings none."""
-    if not prompt.media:
-        raise UserError(f"prompt {shown(prompt.id)} brings no picture; an edit is judged beside its source.")
-    medium = prompt.media[0]
-    try:
-        opened = medium.open() if hasattr(medium, "open") and not hasattr(medium, "convert") else medium
-        opened = opened.convert("RGB") if hasattr(opened, "convert") else opened
-        (picture,) = ready([opened])
-    except (ValueError, OSError) as error:
-        raise UserError(f"prompt {shown(prompt.id)}: its picture cannot be opened ({reason(error)}).") from error
-    if picture is None:
-        raise UserError(f"prompt {shown(prompt.id)}: its picture holds NaN.")
-    return picture

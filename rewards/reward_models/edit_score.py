@@ -13,14 +13,15 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
 from grpo_mm.rewards.answers import tags
-from grpo_mm.rewards.judges.vlm import JUDGE_SECONDS, Question, answers_of
-from grpo_mm.rewards.reward_models.edit_reward import source_of
+from grpo_mm.rewards.judges.asks_vlm import AsksVlm
+from grpo_mm.rewards.judges.vlm import Question, answers_of
 from grpo_mm.rewards.shared.pictures import takes_pictures
+from grpo_mm.source_picture import source_of
 from grpo_mm.types import Prompt
 
 
 @dataclass
-class EditScore:
+class EditScore(AsksVlm):
     """score = √(min(following, consistency) × min(naturalness, cleanness)), each from 0 to 1; all four are parts. NaN without an answer.
 
     The model is asked twice: with the picture before and after, and with the one after alone.
@@ -30,7 +31,7 @@ class EditScore:
     answer cannot be read they take a random or a middle score.
     """
 
-    timeout_seconds: ClassVar[float] = JUDGE_SECONDS
+    needs_source: ClassVar[bool] = True
     goldens: ClassVar[str] = "edits"
     """What it is tried on (`grpo_mm/golden`)."""
 
@@ -42,20 +43,6 @@ class EditScore:
     def __post_init__(self) -> None:
         if self.score_range < 1:
             raise ConfigError(f"edit_score: score_range = {self.score_range}; wanted at least 1.")
-
-    def check(self) -> None:
-        """Raises ConfigError if the model's folder is missing or the server's address is malformed."""
-        if hasattr(self.vlm, "check"):
-            self.vlm.check()
-
-    @property
-    def needs_device(self) -> bool:
-        return bool(getattr(self.vlm, "needs_device", hasattr(self.vlm, "to")))
-
-    def to(self, device: torch.device | str) -> EditScore:
-        if hasattr(self.vlm, "to"):
-            self.vlm.to(device)
-        return self
 
     @takes_pictures
     def __call__(self, items: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:

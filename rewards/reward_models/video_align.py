@@ -28,7 +28,7 @@ from grpo_mm.rewards.reward_models.body import (
     tensors_of,
 )
 from grpo_mm.rewards.shared.weights import DType
-from grpo_mm.types import Prompt
+from grpo_mm.types import Clip, Prompt
 from grpo_mm.weights.weight_files import read_settings
 
 DIMENSIONS = ("VQ", "MQ", "TA")
@@ -71,8 +71,9 @@ class VideoAlign(BodyReward):
     """Where the architecture, the tokenizer and the preparation of frames come from; a name or a folder."""
     template: str | None = None
     """A text file with the question: {prompt} and the three reward tokens stand in it once; null: our own words."""
+    takes: ClassVar[str] = "clips"
     clip_fps: float = 8.0
-    """Frames a second of the clips that are scored."""
+    """Frames a second of clips that do not say it themselves (tensors); `Clips` do, and this is not read then."""
     fps: float = 2.0
     """Frames a second that the network sees, as published."""
     pixels: int = PIXELS
@@ -95,14 +96,14 @@ class VideoAlign(BodyReward):
 
     @torch.no_grad()
     def __call__(self, items: Any, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Clips, uint8 [M, F, 3, H, W] or a list of [F, 3, H, W], and M prompts -> score [M], VQ, MQ, TA [M].
+        """`Clips`, or uint8 [M, F, 3, H, W] or a list of [F, 3, H, W], and M prompts -> score [M], VQ, MQ, TA [M].
 
         Raises:
             UserError: outputs that are no clips.
         """
         self._load()
         (template,) = self._questions()
-        clips = [frames_of(item, self.clip_fps, self.fps, self.pixels) for item in items]
+        clips = [frames_of(*_with_rate(item, self.clip_fps), self.fps, self.pixels) for item in items]
         found = []
         for start in range(0, len(clips), self.batch_size):
             rows = slice(start, start + self.batch_size)
@@ -138,6 +139,10 @@ class VideoAlign(BodyReward):
         self._norm = settings["norm"]
         tensors = ours(tensors_of(_weights(folder)), lora_scale=settings["lora_scale"])
         return self._load_body(1, partial(linear_head, outputs=1), tensors)
+
+
+def _with_rate(item: Any, otherwise: float) -> tuple[Any, float]:
+    return (item.frames_FCHW, item.fps) if isinstance(item, Clip) else (item, otherwise)
 
 
 def frames_of(clip: Any, clip_fps: float, fps: float, pixels: int) -> Tensor:

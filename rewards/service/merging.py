@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpo_mm.rewards.service.scorers import Scorers
 from grpo_mm.rewards.service.wire import Asked
-from grpo_mm.types import join_items
+from grpo_mm.types import Clips, join_items
 
 ROWS = 256
 """Outputs of one call that several requests share."""
@@ -168,6 +168,8 @@ def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
         return tensors and one.shape[1:] == other.shape[1:] and one.dtype == other.dtype
+    if isinstance(one, Clips) or isinstance(other, Clips):
+        return isinstance(one, Clips) and isinstance(other, Clips)
     texts = {isinstance(item, str) for items in (one, other) for item in items}
     ranks = {item.ndim for items in (one, other) for item in items if isinstance(item, torch.Tensor)}
     return len(texts) == 1 and len(ranks) <= 1

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from grpo_mm.errors import UserError
-from grpo_mm.outside import is_text, plain, reason, shown
+from grpo_mm.outside import finite_number, is_text, plain, reason, shown
 from grpo_mm.rewards.service.png import Pixels, Refused, image_of, picture_of, png_of, png_of_image
 from grpo_mm.rewards.service.values import packed, unpacked
 from grpo_mm.rollout.returned_scores import MOST_PARTS
 from grpo_mm.rollout.safe_call import MOST_ERRORS
-from grpo_mm.types import Prompt
+from grpo_mm.types import Clip, Clips, Prompt
 
 MOST_ROWS = 4096
 """Outputs, or prompts, of one request."""
@@ -63,11 +63,13 @@ class Asked:
 
 
 def pack_items(items: Any) -> dict[str, Any]:
-    """Texts, uint8 pictures [U, 3, H, W] or a list of [3, H, W], clips [U, F, 3, H, W] or a list of [F, 3, H, W].
+    """Texts, uint8 pictures [U, 3, H, W] or a list of [3, H, W], `Clips`, clips [U, F, 3, H, W] or a list of [F, 3, H, W].
 
     Raises:
         Refused: anything else.
     """
+    if isinstance(items, Clips):
+        return _pack_clips(items)
     stacked = isinstance(items, Tensor)
     values = list(items)
     if not stacked and all(isinstance(one, str) for one in values):
@@ -87,6 +89,19 @@ def pack_items(items: Any) -> dict[str, Any]:
         "stacked": stacked,
         "values": [png_of(one, f"output {i}") for i, one in enumerate(values)],
     }
+
+
+def _pack_clips(clips: Clips) -> dict[str, Any]:
+    """With the frames a second of each, which a list of tensors does not have."""
+    for i, clip in enumerate(clips):
+        if clip is None or not len(clip.frames_FCHW) or not (finite_number(clip.fps) or 0) > 0:
+            raise Refused(
+                f"output {i} is {shown(clip, 80)}, which cannot be sent; wanted a clip with a frame, and its fps."
+            )
+    frames = [
+        [png_of(frame, f"output {i}, frame {f}") for f, frame in enumerate(c.frames_FCHW)] for i, c in enumerate(clips)
+    ]
+    return {"kind": "clips", "stacked": False, "values": frames, "fps": [float(clip.fps) for clip in clips]}
 
 
 def pack_prompt(prompt: Prompt, *, with_media: bool = True) -> dict[str, Any]:
@@ -204,7 +219,23 @@ def _read_items(value: Any, rows: int, pixels: Pixels) -> Any:
         if not all(isinstance(one, list) and 1 <= len(one) <= MOST_FRAMES for one in values):
             raise Refused(f"items: wanted clips, lists of 1 to {MOST_FRAMES} frames.")
         read = [_read_clip(one, pixels, f"output {i}") for i, one in enumerate(values)]
+        if "fps" in value:
+            fps = _read_fps(value["fps"], rows)
+            return Clips(Clip(_in_colour(one, i), rate) for i, (one, rate) in enumerate(zip(read, fps)))
     return _stacked(read, "items") if value.get("stacked") is True else read
+
+
+def _read_fps(value: Any, rows: int) -> list[float]:
+    found = [finite_number(one) for one in value] if isinstance(value, list) else []
+    if len(found) != rows or not all(one is not None and one > 0 for one in found):
+        raise Refused(f"items: fps is {shown(value, 80)}; wanted {rows} numbers above 0, one for each clip.")
+    return [float(one) for one in found if one is not None]
+
+
+def _in_colour(frames_FCHW: Tensor, i: int) -> Tensor:
+    if frames_FCHW.shape[1] != 3:
+        raise Refused(f"output {i}: a clip of {frames_FCHW.shape[1]} channels; wanted 3.")
+    return frames_FCHW
 
 
 def _read_clip(frames: list[Any], pixels: Pixels, where: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grpo_mm.errors import UserError
 from grpo_mm.outside import finite_number, shown
-from grpo_mm.types import is_relative
+from grpo_mm.types import Clips, is_relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +41,17 @@ def takes_pictures(score: Callable[..., Any]) -> Callable[..., Any]:
     Pictures of different sizes are scored size by size; what is no picture (None, NaN) gets NaN.
 
     Raises:
-        UserError: as `ready`, or a reward that compares pictures gets them in several sizes.
+        UserError: as `ready`, or a reward that compares pictures gets them in several sizes; clips.
     """
 
     @functools.wraps(score)
     def scored(self: Any, items: Any, prompts: Sequence[Any], *groups: Tensor) -> dict[str, Tensor]:
         if isinstance(items, Tensor) and items.dtype == torch.uint8 and items.ndim == 4 and items.shape[1] == 3:
             return score(self, items, prompts, *groups)
+        if isinstance(items, Clips):
+            raise UserError(
+                f"{type(self).__name__} scores pictures, and these are clips: say frames: mean, or min, beside its `use`."
+            )
         pictures = ready(items)
         if len(prompts) != len(pictures):
             raise UserError(f"{len(pictures)} pictures and {len(prompts)} prompts; wanted one prompt for each picture.")
@@ -67,6 +71,7 @@ def takes_pictures(score: Callable[..., Any]) -> Callable[..., Any]:
                 found.setdefault(name, torch.full((len(pictures),), torch.nan))[index] = value
         return found
 
+    scored.takes = "pictures"  # type: ignore[attr-defined]
     return scored
 
 

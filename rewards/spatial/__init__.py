@@ -5,6 +5,8 @@ Whether a reasoning bears out its answer is scored in `faithfulness`.
 
 from grpo_mm.registry import Entry
 
+TAKES = "texts"
+"""What the rewards of this room score."""
 KINDS = (
     Entry("reward", "spatial_grounding", "grpo_mm.rewards.spatial.box_grounding:SpatialGrounding", "arXiv:2604.08476"),
     Entry("reward", "dual_box_iou", "grpo_mm.rewards.spatial.box_grounding:DualBoxIou", "arXiv:2507.07999"),

@@ -7,6 +7,8 @@ from grpo_mm.registry import Entry
 
 _VIDEO = "configs/video/"
 
+TAKES = "texts"
+"""What the rewards of this room score."""
 KINDS = (
     Entry("reward", "peer_similarity", "grpo_mm.rewards.text.peer_similarity:PeerSimilarity", "arXiv:2510.04392"),
     Entry("reward", "information_consistency", "grpo_mm.rewards.text.information_consistency:InformationConsistency", "arXiv:2512.12858"),

@@ -7,6 +7,8 @@ from grpo_mm.registry import Entry
 
 _VIDEO = "configs/video/"
 
+TAKES = "texts"
+"""What the rewards of this room score."""
 KINDS = (
     Entry("reward", "temporal_iou", "grpo_mm.rewards.video.temporal_iou:TemporalIou", "arXiv:2503.13377", _VIDEO + "time_r1_qwen25vl_7b.yaml"),
     Entry("reward", "timestamp_matching", "grpo_mm.rewards.video.timestamp_matching:TimestampMatching", "arXiv:2509.18056"),

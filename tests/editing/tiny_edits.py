@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,18 @@ SMALLER = 16
 """By which sides of sources are divided in quick tests: the pipelines' own are of about 1024 pixels."""
 
 
-def build_flux_kontext(folder: Path) -> Path:
-    """A FluxKontextPipeline: the parts of a FluxPipeline."""
-    from diffusers import FluxKontextPipeline, FluxPipeline
+def build_flux_kontext(folder: Path, *, halvings: int = 1) -> Path:
+    """A FluxKontextPipeline: the parts of a FluxPipeline, with an autoencoder that halves the sides so often."""
+    from diffusers import AutoencoderKL, FluxKontextPipeline, FluxPipeline
 
     parts = FluxPipeline.from_pretrained(build_flux(folder / "parts")).components
+    if halvings > 1:
+        blocks = halvings + 1
+        parts["vae"] = AutoencoderKL(
+            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8,) * blocks, layers_per_block=1,
+            norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+            scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False, sample_size=16,
+        )  # fmt: skip
     FluxKontextPipeline(
         **{name: part for name, part in parts.items() if name not in ("image_encoder", "feature_extractor")}
     ).save_pretrained(folder)
@@ -90,3 +98,27 @@ def smaller_sources() -> Iterator[None]:
         patch.setattr(plus, "VAE_IMAGE_SIZE", 64 * 64)
         patch.setattr(plus, "CONDITION_IMAGE_SIZE", 96 * 96)
         yield
+
+
+SLOW = ("qwen_image_edit", "flux2", "flux2_klein")
+"""Whose twins are tried in every run of the tests: another template, or an optional picture, is what is their own."""
+KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in BUILDERS]
+SIZES = ((96, 64), (64, 128))
+"""(width, height) of the pictures before."""
+
+
+def written_edits(folder: Path) -> Path:
+    """JSON lines of two edits of pictures of unlike sizes, with the pictures beside them."""
+    from PIL import Image
+
+    rows = []
+    for i, (size, colour, text) in enumerate(
+        zip(SIZES, ("red", "blue"), ("a green circle", "the red square and a blue circle"))
+    ):
+        picture = Image.new("RGB", size, colour)
+        picture.paste("white", (8, 8 + 8 * i, 40, 48))
+        picture.save(folder / f"{i}.png")
+        rows.append({"source_image": f"{i}.png", "instruction": text})
+    path = folder / "edits.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

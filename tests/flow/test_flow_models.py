@@ -29,7 +29,7 @@ from grpo_mm.processes.distributed import Processes
 from grpo_mm.rollout.rows import plan_rows
 from grpo_mm.run.run_folder import open_folder
 from grpo_mm.training.trainer import Trainer
-from grpo_mm.types import Counts, Prompt, Rollout, View
+from grpo_mm.types import Counts, Prompt, Rollout, Rows, View
 from grpo_mm.weights.optim import Optim
 from grpo_mm.weights.snapshots import Ema
 
@@ -509,11 +509,11 @@ def run_config(model: Model, runs_dir: Path, *, name: str = "run", policy: dict 
     return RunConfig(**(defaults | settings))
 
 
-def train(config: RunConfig) -> SimpleNamespace:
+def train(config: RunConfig, rows: Rows = EVAL_ROWS) -> SimpleNamespace:
     """A finished run: its trainer, the logged steps, and the evaluation latents of the untrained policy."""
     config.check()
     trainer = Trainer(config, open_folder(config, fresh=True), Processes(device="cpu"))
-    start = config.engine.latents(trainer.learner.policy, EVAL_ROWS, seed=0)
+    start = config.engine.latents(trainer.learner.policy, rows, seed=0)
     steps: list[dict[str, float]] = []
     trainer.run(on_step=lambda _, row: steps.append(row))
     return SimpleNamespace(trainer=trainer, policy=trainer.learner.policy, steps=steps, start=start, config=config)

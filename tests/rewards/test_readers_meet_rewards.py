@@ -11,19 +11,23 @@ from grpo_mm.config.typed_yaml import component
 from grpo_mm.errors import ConfigError
 from grpo_mm.registry import Role
 from grpo_mm.rewards.video.timestamp_matching import TimestampMatching
+from grpo_mm.rollout.outputs.takes import takes_of
 from grpo_mm.rollout.prompt_check import check_prompts
 from grpo_mm.rollout.scoring import Scorer, Scoring
-from grpo_mm.types import Prompt
+from grpo_mm.types import Clip, Clips, Prompt
 
 SETTINGS = {"information_consistency": {"max_gap": 0.5}}
 NEEDS_MORE = {
     "function": "a function of the user", "geneval": "a detector", "clip_score": "weights", "pick_score": "weights", "hps": "weights",
     "image_reward": "weights", "aesthetic": "weights", "nearest_neighbour": "weights", "win_rate": "a judge", "vlm_yes_no": "weights",
     "unified_reward": "a judge", "ocr": "a reader of letters", "remote": "a server", "hpsv3": "weights", "video_align": "weights",
-    "edit_reward": "weights", "edit_score": "a judge",
+    "edit_reward": "weights", "edit_score": "a judge", "temporal_consistency": "weights", "clip_judge": "a judge",
+    "video_ocr": "a reader of letters", "source_similarity": "weights", "target_similarity": "weights", "clip_direction": "weights",
+    "edit_judge": "a judge",
 }  # fmt: skip
 """Rewards that need more than their settings: what they take of a prompt their own tests say."""
 PICTURES = ("shape_world", "quality_guard", "jpeg", "image_quality")
+CLIPS = ("temporal_flicker", "motion_amount", "motion_smoothness")
 TEXTS = (
     "", " ", "<think>a</think><answer>B</answer>", "<answer>2.0 to 5.5</answer>", "<answer>" * 50, "[" * 300, "{" * 300,
     '<answer>[{"bbox_2d": [1, 2, 30, 40], "label": "cup"}]</answer>', "9" * 500, "<answer>1e999 to nan</answer>", "\x00\u2028\ufeff",
@@ -61,7 +65,7 @@ def test_every_reward_takes_or_leaves_the_prompts_of_a_reader(name, tmp_path):
     """The demonstration scores a number wherever a reward applies; nothing raises, whatever was written."""
     prompts = prompts_of(name, tmp_path)
     before = repr(prompts)
-    texts = {kind: scorer for kind, scorer in rewards().items() if kind not in PICTURES}
+    texts = {kind: scorer for kind, scorer in rewards().items() if kind not in (*PICTURES, *CLIPS)}
     check_prompts({"a": prompts}, texts | benchmarks(), shows_media=True, engine="vlm")
     answers = [(p.demo if isinstance(p.demo, str) else "a", p) for p in prompts] + [
         (t, p) for t in TEXTS for p in prompts
@@ -97,6 +101,26 @@ def test_every_reward_of_pictures_takes_the_prompts_of_a_reader(name, tmp_path):
         kind: error for kind, error in scoring.first_error.items() if kind != "shape_world" or name == "shape_world"
     }
     assert errors == {} and found["jpeg"]["score"].isfinite().all()
+
+
+def test_what_a_reward_takes_is_known_of_every_kind():
+    for kind, scorer in rewards().items():
+        wanted = "pictures" if kind in PICTURES else "clips" if kind in CLIPS else "texts"
+        assert takes_of(scorer.use) == {wanted}, kind
+    for entry in registry.entries("reward"):
+        if entry.kind in NEEDS_MORE and entry.kind not in ("function", "remote"):
+            assert takes_of(registry.lookup("reward", entry.kind).__new__(registry.lookup("reward", entry.kind))), (
+                entry.kind
+            )
+
+
+@pytest.mark.parametrize("name", ["prompts as lines", "prompts as json lines", "geneval", "shape_world", "hub"])
+def test_every_reward_of_clips_takes_the_prompts_of_a_reader(name, tmp_path):
+    prompts = prompts_of(name, tmp_path)
+    asked = {kind: scorer for kind, scorer in rewards().items() if kind in CLIPS}
+    clips = Clips(Clip(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 8.0) for _ in prompts)
+    found = (scoring := Scoring(asked, torch.device("cpu")))(clips, prompts)
+    assert scoring.first_error == {} and all(found[kind]["score"].isfinite().all() for kind in CLIPS)
 
 
 def test_saliency_by_several_annotators_counts_with_its_mean():

@@ -25,6 +25,7 @@ from grpo_mm.rewards.images.pick_score import PickScore
 from grpo_mm.rewards.service.remote import Remote
 from grpo_mm.rollout.scoring import Scorer, Scoring
 from grpo_mm.tools.golden import golden
+from grpo_mm.types import Clips
 
 CPU = torch.device("cpu")
 
@@ -63,8 +64,9 @@ def test_the_drawn_bytes_are_these_everywhere():
     digest = hashlib.sha256()
     for kind in sorted(KINDS):
         for one in subjects(kind):
-            assert one.items.dtype == torch.uint8 and one.items.shape[0] == 1
-            digest.update(repr(tuple(one.items.shape)).encode() + one.items.numpy().tobytes())
+            items = one.items[0].frames_FCHW[None] if isinstance(one.items, Clips) else one.items
+            assert items.dtype == torch.uint8 and items.shape[0] == 1
+            digest.update(repr(tuple(items.shape)).encode() + items.numpy().tobytes())
             digest.update(b"".join(medium.tobytes() for medium in one.prompt.media) + one.prompt.text.encode())
     assert digest.hexdigest()[:16] == "31d7b1529f6829be"
     pictures = [one.items for one in subjects("pictures")]

@@ -70,7 +70,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, tuple[str, ...], dict[str, Any], str
     "a span as a text": ({"video_path": CLIP, "caption": "a dog", "timestamp": "1.0-2.5"}, "a dog", (CLIP,), {"spans": [[1.0, 2.5]]}, None),
     "a span as an object": ({"video": CLIP, "query": "a dog", "segment": {"start": 1, "end": 2}}, "a dog", (CLIP,), {"spans": [[1.0, 2.0]]}, None),
     "text to image": ({"caption": "a cat", "seed": 3}, "a cat", (), {"seed": 3}, None),
-    "editing": ({"input_image": A, "edit_prompt": "make it blue"}, "make it blue", (), {"source_image": ImageFile(A)}, None),
+    "editing": ({"input_image": A, "edit_prompt": "make it blue"}, "make it blue", (A,), {}, None),
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_rows_of_other_tool_kits_are_read_as_they_come(tmp_path, form, suffix):
     expected = {k: ImageFile(str(tmp_path / v.path)) if isinstance(v, ImageFile) else v for k, v in target.items()}
     assert {key: (found.target or {})[key] for key in target} == expected
     assert demo is None or found.demo == demo
-    check_prompts({"s": [found]}, {}, shows_media=True, engine="vlm", edits=True)
+    check_prompts({"s": [found]}, {}, shows_media=True, engine="vlm")
 
 
 NOT_IN_TABLES = ("OpenAI, parts", "editing")
@@ -198,7 +198,9 @@ def test_media_may_be_kept_for_rewards_or_left_out(tmp_path):
 
 def test_a_picture_to_be_edited_is_refused_by_an_engine_that_does_not_edit(tmp_path):
     found = read(write(tmp_path, {"source_image": A, "instruction": "bluer"}))
-    with pytest.raises(ConfigError, match=r"source_image.*the engine flow edits none"):
+    with pytest.raises(
+        ConfigError, match=r"has pictures or videos, of which the engine flow would show the model nothing"
+    ):
         check_prompts({"s": [found]}, {}, shows_media=False, engine="flow")
     kept = read(tmp_path / "rows.json", for_rewards=["source_image"])
     check_prompts({"s": [kept]}, {}, shows_media=False, engine="flow")

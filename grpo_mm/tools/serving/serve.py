@@ -91,7 +91,7 @@ def served_scorers(
             told(f"{name}: its sources are not looked at here; the run that asks has its own")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    names = ("use", "timeout_seconds", "isolate", "device", "workers", "environment", "golden")
+    names = ("use", "timeout_seconds", "isolate", "device", "workers", "environment", "golden", "frames")
     made = {name: Scorer(**{key: getattr(entry, key) for key in names}) for name, entry in entries.items()}
     device = Processes(device=settings.device, matmul=settings.matmul).device
     scorers = Scorers(made, device, most_seconds=seconds)

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from grpo_mm.pipelines.flow.models.networks import networks_of
+
 
 @dataclass(frozen=True)
 class Call:
@@ -18,6 +20,8 @@ class Call:
     inputs: Mapping[str, Any]
     """By the names that the network has for them; lists are taken apart, "x.0", "x.1"; what is None or empty is left out."""
     output: Any
+    network: str = "transformer"
+    """Its name in the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,17 @@ class Heard:
 def listening(pipe: Any) -> Iterator[Heard]:
     """Records what a pipeline does meanwhile; what it does stays the same."""
     heard = Heard()
-    hook = pipe.transformer.register_forward_hook(
-        lambda network, args, kwargs, output: heard.calls.append(
-            Call(_named(network.forward, args, kwargs), kept(output[0] if isinstance(output, tuple) else output))
-        ),
-        with_kwargs=True,
-    )
+
+    def called(name: str) -> Any:
+        def hear(network: Any, args: Any, kwargs: Any, output: Any) -> None:
+            said = kept(output[0] if isinstance(output, tuple) else output)
+            heard.calls.append(Call(_named(network.forward, args, kwargs), said, name))
+
+        return hear
+
+    hooks = [
+        network.register_forward_hook(called(name), with_kwargs=True) for name, network in networks_of(pipe).items()
+    ]
     step, decode = pipe.scheduler.step, pipe.vae.decode
 
     def stepped(velocity: Tensor, timestep: Any, before: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +73,8 @@ def listening(pipe: Any) -> Iterator[Heard]:
     try:
         yield heard
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         del pipe.scheduler.step, pipe.vae.decode  # those of the classes are there again
 
 

@@ -40,6 +40,23 @@ def prompts_of(how: Drawing) -> tuple[Prompt, ...]:
     return tuple(Prompt(f"conform/{i}", text, media=pictures) for i, (text, pictures) in enumerate(pairs))
 
 
+def looked_at(plain: Plain) -> dict[str, int]:
+    """Network of the pipeline → the step at which it is looked at: AT, or the first at which the plain pipeline asks it."""
+    each = len(plain.heard.calls) // len(plain.heard.steps)
+    asked = [call.network for call in plain.heard.calls[::each]]
+    return {name: AT if asked[AT] == name else asked.index(name) for name in dict.fromkeys(asked)}
+
+
+def of_network(name: str, plain: Plain) -> str:
+    """What is put behind the name of a row where there are two."""
+    return f", {name}" if len(looked_at(plain)) > 1 else ""
+
+
+def drawn_of(policy: FlowPolicy, latents: Tensor) -> Tensor:
+    """What of latents, or of their velocity, a network draws, where a part of them is given."""
+    return policy.family.drawn(latents) if hasattr(policy.family, "drawn") else latents
+
+
 def velocity_at(policy: FlowPolicy, plain: Plain, how: Drawing, step: int = AT) -> tuple[Tensor, Heard]:
     """Our guided velocity at the latents that the plain pipeline had, and what the network was asked on the way."""
     x = plain.heard.steps[step].before.to(policy.device, policy.math_dtype)
@@ -68,31 +85,61 @@ def network_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fin
     yield row("shape of latents", float(shape != ours), 0, f"{ours} here, {shape} in the plain pipeline")
     if shape != ours:
         return
-    velocity, heard = velocity_at(policy, plain, how)
+    if len(looked_at(plain)) > 1:
+        yield _routing(policy, plain, how)
+    for name, at in looked_at(plain).items():
+        yield from _at_step(policy, plain, how, at, of_network(name, plain))
+
+
+def _routing(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
+    """Which of two networks says the velocity at each step."""
     each = len(plain.heard.calls) // len(plain.heard.steps)
-    there = plain.heard.calls[AT * each : (AT + 1) * each]
+    steps = range(len(plain.heard.steps))
+    there = [plain.heard.calls[step * each].network for step in steps]
+    heard = [velocity_at(policy, plain, how, step)[1].calls for step in steps]
+    here = [" and ".join(dict.fromkeys(call.network for call in calls)) for calls in heard]
+    words = f"here {', '.join(here)}; plain {', '.join(there)}"
+    wrong = sum(a != b for a, b in zip(here, there))
+    return row(
+        "network of each step",
+        float(wrong),
+        0,
+        words,
+        "rows go to the wrong expert: another boundary, or the other way round",
+    )
+
+
+def _at_step(policy: FlowPolicy, plain: Plain, how: Drawing, at: int, which: str) -> Iterator[Finding]:
+    velocity, heard = velocity_at(policy, plain, how, at)
+    each = len(plain.heard.calls) // len(plain.heard.steps)
+    there = plain.heard.calls[at * each : (at + 1) * each]
     here_rows, there_rows = (sum(len(call.output) for call in calls) for calls in (heard.calls, there))
     words = f"{here_rows} here, {there_rows} in the plain pipeline, for {len(how.texts)} latents"
-    yield row("rows through the network", float(abs(here_rows - there_rows)), 0, words, "guidance dropped, or doubled")
+    yield row(
+        f"rows through the network{which}", float(abs(here_rows - there_rows)), 0, words, "guidance dropped, or doubled"
+    )
     bound, apart_of = SHARES[policy.dtype], measure(policy.dtype)
     if len(heard.calls) == each and here_rows == there_rows:
-        yield from picture_row(heard.calls, there, shape, bound, apart_of)
-        yield from _inputs(heard.calls, there, policy.dtype)
+        shape = plain.heard.steps[at].before.shape[1:]
+        yield from picture_row(heard.calls, there, shape, bound, apart_of, which)
+        yield from _inputs(heard.calls, there, policy.dtype, which)
         apart = max(apart_of(a.output, b.output) for a, b in zip(heard.calls, there))
-        yield row("network, one call", apart, bound, "of the same inputs", "other weights or precision")
-    apart = apart_of(velocity, plain.heard.steps[AT].velocity)
+        yield row(f"network, one call{which}", apart, bound, "of the same inputs", "other weights or precision")
+    apart = apart_of(drawn_of(policy, velocity), drawn_of(policy, plain.heard.steps[at].velocity))
     cause = "guidance dropped, of another form or strength, not renormalised, or a velocity of the other sign"
-    yield row("guided velocity", apart, bound, "what the scheduler is given", cause)
+    yield row(f"guided velocity{which}", apart, bound, "what the scheduler is given", cause)
 
 
-def _inputs(ours: Sequence[Call], plain: Sequence[Call], dtype: torch.dtype) -> Iterator[Finding]:
+def _inputs(ours: Sequence[Call], plain: Sequence[Call], dtype: torch.dtype, which: str) -> Iterator[Finding]:
     """The worst of all calls by argument: of the text first, then of time and guidance, then the others."""
     bound, apart_of = INPUTS[dtype], measure(dtype)
     names = list(dict.fromkeys(name for call in (*plain, *ours) for name in call.inputs))
     for name in sorted(names, key=lambda name: list(KINDS).index(_kind(name))):
         label, cause = KINDS[_kind(name)]
         apart = max(apart_of(a.inputs.get(name), b.inputs.get(name)) for a, b in zip(ours, plain))
-        yield row(f"{label}: {name}", apart, bound, "as the network is given it", cause + _where(name, ours, plain))
+        yield row(
+            f"{label}: {name}{which}", apart, bound, "as the network is given it", cause + _where(name, ours, plain)
+        )
 
 
 def _kind(name: str) -> str:

@@ -12,13 +12,13 @@ from torch import Tensor
 from grpo_mm.errors import ConfigError
 from grpo_mm.findings import Finding, row
 from grpo_mm.pipelines.flow.conforming.heard import kept
-from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, measure, prompts_of
+from grpo_mm.pipelines.flow.conforming.network_rows import SHARES, apart_of, drawn_of, measure, prompts_of
 from grpo_mm.pipelines.flow.conforming.plain import STEPS, Drawing, Plain, read, spelled
 from grpo_mm.pipelines.flow.engines.engine import FlowEngine
 from grpo_mm.pipelines.flow.own_schedule import grid_of, own_schedule
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.rollout.rows import plan_rows
-from grpo_mm.types import Rows
+from grpo_mm.types import Clips, Rows
 
 WHOLE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float64: 1e-5}
 """Of a whole drawing, in which rounding adds up."""
@@ -57,8 +57,8 @@ class _From(FlowEngine):
 def drawing_row(policy: FlowPolicy, plain: Plain, how: Drawing) -> Finding:
     start = plain.heard.steps[0].before.to(policy.device, policy.math_dtype)
     latents = _From(eval_steps=STEPS, start=start).latents(policy, rows_of(how, 1), seed=0)
-    apart = measure(policy.dtype)(latents, plain.heard.steps[-1].after)
-    same = torch.equal(latents.cpu(), plain.heard.steps[-1].after.to(latents.dtype))
+    latents, there = (drawn_of(policy, v) for v in (latents.cpu(), plain.heard.steps[-1].after))
+    apart, same = measure(policy.dtype)(latents, there), torch.equal(latents, there.to(latents.dtype))
     words = f"{STEPS} steps without noise from the same latents; {'bit for bit' if same else 'not bit for bit'}"
     return row("whole drawing", apart, WHOLE[policy.dtype], words, "σ, the sign of the velocity, or precision")
 
@@ -72,7 +72,13 @@ def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fi
         there = plain.sources.view(ours.shape) if alike else None
         moved = float("inf") if there is None else float((ours != there).sum())
         words = f"of {ours.numel()} numbers before the decoder, how many come from elsewhere in a latent"
-        yield row("packing of latents", moved, 0, words, "packed in another order, or height taken for width")
+        yield row(
+            "packing of latents",
+            moved,
+            0,
+            words,
+            "packed in another order, frames in another order, or height taken for width",
+        )
     here = _before_decoder(policy, latents, how)
     apart, cause = (
         measure(policy.dtype)(here, plain.heard.decoded[0]),
@@ -80,6 +86,8 @@ def decoding_rows(policy: FlowPolicy, plain: Plain, how: Drawing) -> Iterator[Fi
     )
     yield row("latents before the decoder", apart, SHARES[policy.dtype], "of the same last latents", cause)
     picture = policy.decode(latents.to(policy.device, policy.math_dtype), size=how.size)
+    if isinstance(picture, Clips) and None not in picture:
+        picture = torch.stack([clip.frames_FCHW for clip in picture])
     if not isinstance(picture, Tensor):
         yield Finding("picture", float("inf"), 0, "it has NaN or infinities")
         return

@@ -29,11 +29,11 @@ class AsGiven:
 
 
 def example_pictures(family: Any, prompts: int) -> tuple[tuple[Any, ...], ...]:
-    """PIL pictures for each prompt: as few as the family reads for the first, up to two for the others; no two are alike."""
+    """PIL pictures for each prompt: as few as the family reads for the first, more for the others if it reads many; no two are alike."""
     from PIL import Image
 
     least, most = getattr(family, "pictures", (0, 0))
-    numbers = [least, *[min(most, max(least, 2))] * (prompts - 1)]
+    numbers = [least, *[max(least, min(most, 2 if most > 2 else 1))] * (prompts - 1)]
     made = iter(range(sum(numbers)))
 
     def picture(i: int) -> Any:
@@ -61,7 +61,7 @@ def _parts(step: Step) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def picture_row(
-    ours: Sequence[Call], plain: Sequence[Call], shape: Sequence[int], bound: float, apart_of: Any
+    ours: Sequence[Call], plain: Sequence[Call], shape: Sequence[int], bound: float, apart_of: Any, of_network: str = ""
 ) -> Iterator[Finding]:
     """What stands behind latents of `shape` in the network's input, on axis 1: the pictures of a prompt."""
     here, there = [_behind(call, shape) for call in ours], [_behind(call, shape) for call in plain]
@@ -74,7 +74,7 @@ def picture_row(
     elif apart > bound and max(apart_of(a, b) for a, b in zip(here, reversed(there))) <= bound:
         words += "; they are those of another prompt"
     cause = "forgotten, those of another prompt, of another size, not normalised, or in another order"
-    yield row(NAME, apart, bound, words, cause)
+    yield row(NAME + of_network, apart, bound, words, cause)
 
 
 def _behind(call: Call, shape: Sequence[int]) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from grpo_mm.pipelines.flow.conforming.heard import Heard, listening
 from grpo_mm.pipelines.flow.conforming.pictured import in_turn
-from grpo_mm.pipelines.flow.models.family import read_index
+from grpo_mm.pipelines.flow.models.family import Size, read_index
+from grpo_mm.pipelines.flow.models.networks import networks_of
+from grpo_mm.pipelines.flow.own_schedule import followed
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import refusing
 
@@ -26,8 +29,8 @@ STEPS = 3
 class Drawing:
     """How both sides draw."""
 
-    size: tuple[int, int]
-    """Height and width in pixels; they differ, so that a side taken for the other shows."""
+    size: Size
+    """Height and width in pixels, of clips after the number of frames; they differ, so that a side taken for the other shows."""
     guidance: float
     text_length: int
     seed: int = 0
@@ -49,28 +52,34 @@ class Plain:
     heard: Heard
     sigma_S1: Tensor
     picture: Tensor
-    """[n, 3, H, W] in 0..1."""
+    """[n, 3, H, W] in 0..1, of clips [n, F, 3, H, W]."""
     sources: Tensor | None
     """Of the numbers that the decoder is given for one picture, in their shape: which of a latent's, counted from 1, each comes
     from; 0: from none. None where it was not asked for."""
 
 
-def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True) -> Plain:
-    """Draws the texts with the plain pipeline."""
+def drawn(pipe: Any, family: Any, how: Drawing, *, sources: bool = True, along: Plain | None = None) -> Plain:
+    """Draws the texts with the plain pipeline; each step from the latents of the drawing `along`, if there is one."""
     heard, pictures = [], []
     for batch in how.batches:
+        asked = dict(num_inference_steps=STEPS, output_type="pt", return_dict=False)
+        if along is not None:
+            asked["callback_on_step_end"] = partial(_as_there, along, batch)
         with listening(pipe) as said, torch.no_grad():
-            called = _settings(pipe, family, how, batch)
-            pictures.append(pipe(num_inference_steps=STEPS, output_type="pt", **called).images)
+            pictures.append(pipe(**asked, **_settings(pipe, family, how, batch))[0])
         heard.append(said)
     sigma_S1 = pipe.scheduler.sigmas.detach().float().cpu().clone()
     found = _sources(pipe, heard[0], _settings(pipe, family, how, how.batches[0])) if sources else None
     return Plain(in_turn(heard), sigma_S1, in_three(family, torch.cat(pictures).float().cpu()), found)
 
 
+def _as_there(along: Plain, batch: list[int], pipe: Any, step: int, *_: Any) -> dict[str, Tensor]:
+    return {"latents": along.heard.steps[step].after[batch].to(pipe.transformer.device)}
+
+
 def in_three(family: Any, picture: Tensor) -> Tensor:
     """Pictures in 0..1 with three channels: those that have an opaque one are laid on what the family lays them on."""
-    return picture if picture.shape[1] == 3 else family.in_three(picture * 2 - 1) / 2 + 0.5
+    return picture if picture.shape[-3] == 3 else family.in_three(picture * 2 - 1) / 2 + 0.5
 
 
 def _settings(pipe: Any, family: Any, how: Drawing, batch: list[int]) -> dict[str, Any]:
@@ -109,7 +118,8 @@ def read(found: Sequence[Tensor]) -> Tensor:
 def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: Tensor) -> Tensor:
     """What the decoder gets for these last latents, of the first picture; network and decoder repeat what they said."""
     output = heard.calls[0].output
-    network, decode, taken = pipe.transformer.forward, pipe.vae.decode, []
+    networks, decode, taken = networks_of(pipe).values(), pipe.vae.decode, []
+    forwards = [network.forward for network in networks]
 
     def said(*args: Any, **kwargs: Any) -> tuple[Any]:
         return ([v.to(probe_device) for v in output] if isinstance(output, list) else output.to(probe_device),)
@@ -119,7 +129,9 @@ def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: 
         raise _Seen
 
     probe_device = pipe.transformer.device
-    pipe.transformer.forward, pipe.vae.decode = said, given
+    pipe.vae.decode = given
+    for network in networks:
+        network.forward = said
     try:
         with torch.no_grad():
             pipe(
@@ -131,7 +143,9 @@ def _decoder_input(pipe: Any, heard: Heard, settings: Mapping[str, Any], probe: 
     except _Seen:
         pass
     finally:
-        pipe.transformer.forward, pipe.vae.decode = network, decode
+        pipe.vae.decode = decode
+        for network, forward in zip(networks, forwards):
+            network.forward = forward
     return taken[0][0]
 
 
@@ -140,7 +154,7 @@ class _Seen(Exception):
 
 
 def plain_pipeline(family: Any, folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """As a user loads it; parts that the checkpoint was saved without are left out, as its card says."""
+    """As a user loads it, with the scheduler whose steps are followed here; parts that the checkpoint was saved without are left out, as its card says."""
     import diffusers
     from transformers.utils import logging
 
@@ -151,4 +165,5 @@ def plain_pipeline(family: Any, folder: str | Path, dtype: torch.dtype, device: 
     with refusing(str(folder)):
         pipe = getattr(diffusers, family.pipeline).from_pretrained(place, dtype=dtype, variant=family.variant, **absent)
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = followed(pipe.scheduler)
     return pipe.to(device)

@@ -297,6 +297,7 @@ class FlowEngine(OdeSampler):
         action_NA = tree.action_GA[rows.sample_N].gather(1, picked_NA)
         before_NA = tree.parent_V[action_NA]
         mask_NA = tree.train_GA[rows.sample_N].gather(1, picked_NA)
+        mask_NA &= policy.trains_at(sigma_S1[tree.level_V[before_NA]])
         constant_half = policy.config.detach_unconditional and policy.family.network_rows(policy.config.guidance) == 2
         keeps = {"velocity": "mean_shift_old" in needs, "of_none": constant_half}
         forest = grow_rows(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.models.family import joined
+from grpo_mm.pipelines.flow.models.family import Size, joined
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ForwardRecord:
     """[N, A] noise level t."""
     condition: Mapping[str, Tensor]
     condition_N: Tensor
-    size: tuple[int, int]
+    size: Size
     guidance: float
     beta: float
     velocity_NA: Mapping[str, Tensor] = field(default_factory=dict)
@@ -32,6 +32,10 @@ class ForwardRecord:
     def states(self, index: Tensor) -> Tensor:
         """Every action starts from a state of its own."""
         return index
+
+    def sigma_of(self, state: Tensor) -> Tensor:
+        """[n]"""
+        return self.sigma_NA.flatten()[state]
 
     def network_input(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x_t [n, ...], t [n], condition index [n])."""

@@ -11,6 +11,8 @@ KINDS = (
     Entry("flow_model", "flux2", "grpo_mm.pipelines.flow.models.flux2:Flux2"),
     Entry("flow_model", "flux2_klein", "grpo_mm.pipelines.flow.models.flux2:Flux2Klein"),
     Entry("flow_model", "z_image", "grpo_mm.pipelines.flow.models.z_image:ZImage", "arXiv:2511.22699"),
+    Entry("flow_model", "wan", "grpo_mm.pipelines.flow.models.wan:Wan", "arXiv:2503.20314"),
+    Entry("flow_model", "wan_i2v", "grpo_mm.pipelines.flow.models.wan_i2v:WanI2V", "arXiv:2503.20314"),
     Entry("flow_model", "qwen_image", "grpo_mm.pipelines.flow.models.qwen_image:QwenImage", "arXiv:2508.02324"),
     Entry("flow_model", "qwen_image21", "grpo_mm.pipelines.flow.models.qwen_image21:QwenImage21"),
     Entry("flow_model", "sana", "grpo_mm.pipelines.flow.models.sana:Sana", "arXiv:2410.10629"),

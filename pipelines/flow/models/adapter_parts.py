@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from grpo_mm.pipelines.flow.models.networks import SECOND, networks_of
 from grpo_mm.pipelines.flow.published.layouts import NEWER
 from grpo_mm.weights.adapter_places import Part, Place
 
@@ -22,7 +23,9 @@ TRANSFORMER_FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
 
 def adapter_parts(pipe: Any) -> list[Part]:
     """The transformer first, then the text encoders; what plain diffusers would leave out is refused by name."""
-    parts = [Part("transformer", pipe.transformer, TRANSFORMER, TRANSFORMER_FLAT, original_names(pipe.transformer))]
+    parts = [transformer_part(pipe)]
+    if SECOND in networks_of(pipe):
+        parts.append(transformer_part(pipe, SECOND, prefixes=(f"{SECOND}.",), flat=(f"lora_{SECOND}_",)))
     clips = 0
     for number, name in enumerate(("text_encoder", "text_encoder_2", "text_encoder_3"), start=1):
         encoder = getattr(pipe, name, None)
@@ -43,6 +46,17 @@ def adapter_parts(pipe: Any) -> list[Part]:
         refusal = None if loads else "plain diffusers does not load an adapter of that part. Take it out of the file."
         parts.append(Part(name, encoder, tuple(prefixes), tuple(flat), _with_text_model(encoder), refusal))
     return parts
+
+
+def transformer_part(
+    pipe: Any,
+    name: str = "transformer",
+    *,
+    prefixes: tuple[str, ...] = TRANSFORMER,
+    flat: tuple[str, ...] = TRANSFORMER_FLAT,
+) -> Part:
+    network = getattr(pipe, name)
+    return Part(name, network, prefixes, flat, original_names(network))
 
 
 def _with_text_model(encoder: nn.Module) -> dict[str, Place]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grpo_mm.outside import as_python, from_root
+from grpo_mm.pipelines.flow.models.adapters import adapted
 from grpo_mm.pipelines.flow.models.checkpoint import Checkpoint
 from grpo_mm.pipelines.flow.models.family import resolve
+from grpo_mm.pipelines.flow.models.networks import SECOND
 
 FOLDER = '"path/of/this/folder"'
+
+
+class Code(str):
+    """Python text, which stands in a call as it is."""
+
+
 MERGED = "merged"
 """Where, beside an adapter, the one lies that was merged before training."""
 
@@ -36,20 +44,26 @@ def loading_code(
     """
     name = type(pipe).__name__
     adapter, euler = config.lora is not None and not config.save_merged, "FlowMatchEulerDiscreteScheduler"
+    *frames, height, width = config.size(evaluation=True)
     lines = ["import numpy"] if sigmas and "numpy" in sigmas else []
     lines += ["import diffusers"] if pictured else []
-    lines += ["import torch", f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}", ""]
+    lines += [
+        "import torch",
+        *["from diffusers.utils import export_to_video" for _ in frames],
+        f"from diffusers import {', '.join([euler] * (scheduler is not None) + [name])}",
+        "",
+    ]
     lines.append(
         f"pipe = {name}.from_pretrained({', '.join([_source(config, adapter=adapter), *_settings(config, pipe, adapter=adapter)])})"
     )
     if merged and adapter:
         lines += [
-            f'pipe.load_lora_weights({FOLDER[:-1]}/{MERGED}")  # was merged before training',
+            *_loads(f'{FOLDER[:-1]}/{MERGED}"', merged, "  # was merged before training"),
             f"pipe.fuse_lora(components={as_python(list(merged))})",
             "pipe.unload_lora_weights()",
         ]
     if adapter:
-        lines.append(f"pipe.load_lora_weights({FOLDER})")
+        lines += _loads(FOLDER, adapted(pipe))
     if scheduler is not None:
         lines.append(f"pipe.scheduler = {euler}({_arguments(scheduler)})  # the run's grid, not the checkpoint's")
     if config.vae_tiling:
@@ -57,23 +71,39 @@ def loading_code(
     called = getattr(config.model, "plain_call", Checkpoint(config.model.path).plain_call)
     sized = getattr(config.model, "plain_size", Checkpoint(config.model.path).plain_size)
     call = {
-        **sized((config.eval_height or config.height, config.eval_width or config.width)),
+        **sized(config.size(evaluation=True)),
         **called(guidance=config.guidance, text_length=config.text_length),
     }  # fmt: skip
     if sigmas is None and steps is not None:
         call["num_inference_steps"] = steps
+    takes = inspect.signature(type(pipe).__call__).parameters
     if sigmas is not None:
         lines.append(f"sigmas = {sigmas}  # as many steps as the run's evaluation takes")
-    call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None else "")
-    if pictured:
+    if sigmas is not None and "sigmas" not in takes:
         lines += [
-            'picture = diffusers.utils.load_image("path/or/address/of/a/picture")',
-            *getattr(config.model, "plain_lines", lambda size: [])((call["height"], call["width"])),
+            "set_timesteps = pipe.scheduler.set_timesteps  # the pipeline does not take noise levels itself",
+            "pipe.scheduler.set_timesteps = lambda steps, device=None: set_timesteps(sigmas=sigmas, device=device)",
         ]
+        call["num_inference_steps"] = Code("len(sigmas)")
+    call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None and "sigmas" in takes else "")
+    if pictured:
+        lines.append('picture = diffusers.utils.load_image("path/or/address/of/a/picture")')
+        lines += getattr(config.model, "plain_lines", lambda size: [])((height, width))
         call_text = f"image=picture, {call_text}"
-    comes_first = list(inspect.signature(type(pipe).__call__).parameters)[1] == "prompt"
+    comes_first = list(takes)[1] == "prompt"
     prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
+    if frames:
+        export = f'export_to_video(frames, "clip.mp4", fps={config.frame_rate:g})'
+        return "\n".join([*lines, f"frames = pipe({prompt}, {call_text}).frames[0]", export])
     return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])
+
+
+def _loads(folder: str, parts: Iterable[str], why: str = "") -> list[str]:
+    """Of an adapter that lies as `adapters.files_of` says."""
+    parts = list(parts)
+    lines = [] if parts == [SECOND] else [f"pipe.load_lora_weights({folder}){why}"]
+    more = f'pipe.load_lora_weights({folder[:-1]}/{SECOND}", load_into_transformer_2=True){why}'
+    return [*lines, more] if SECOND in parts else lines
 
 
 def _source(config: Any, *, adapter: bool) -> str:
@@ -91,4 +121,6 @@ def _settings(config: Any, pipe: Any, *, adapter: bool) -> list[str]:
 
 
 def _arguments(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={as_python(value)}" for name, value in values.items())
+    return ", ".join(
+        f"{name}={value if isinstance(value, Code) else as_python(value)}" for name, value in values.items()
+    )

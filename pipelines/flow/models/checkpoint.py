@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_mm.identity import FREE
-from grpo_mm.pipelines.flow.models.family import Condition, check_pipeline, guided, load_pipeline
+from grpo_mm.pipelines.flow.models.family import Condition, Size, check_pipeline, guided, load_pipeline
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Checkpoint:
     def plain_call(self, *, guidance: float, text_length: int) -> dict[str, Any]:
         return {"guidance_scale": guidance, "max_sequence_length": text_length}
 
-    def plain_size(self, size: tuple[int, int]) -> dict[str, Any]:
-        """What makes the plain pipeline draw (height, width) pixels."""
+    def plain_size(self, size: Size) -> dict[str, Any]:
+        """What makes the plain pipeline draw this size."""
         return {"height": size[0], "width": size[1]}
 
-    def plain_pictures(self, pipe: Any, pictures: list[Any], size: tuple[int, int]) -> dict[str, Any]:
+    def plain_pictures(self, pipe: Any, pictures: list[Any], size: Size) -> dict[str, Any]:
         """What gives a prompt's pictures to the plain pipeline, as they are encoded here where `size` is drawn."""
         return {"image": pictures} if pictures else {}
 
@@ -70,21 +70,17 @@ class Guided(Checkpoint):
         return guided(of_none, of_text, guidance)
 
     def velocity(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: Size
     ) -> Tensor:
         if self.network_rows(guidance) == 1:
             return self.half(pipe, x, sigma, condition, size=size, text=True)
         return self.guided(*self.halves(pipe, x, sigma, condition, size=size), guidance)
 
-    def halves(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def halves(self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: Size) -> tuple[Tensor, Tensor]:
         """What the network says of the empty text and of the text, [n, ...] each, as precise as `sigma`."""
         of_text = self.half(pipe, x, sigma, condition, size=size, text=True)
         return self.half(pipe, x, sigma, condition, size=size, text=False), of_text
 
-    def half(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int], text: bool
-    ) -> Tensor:
+    def half(self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: Size, text: bool) -> Tensor:
         """One of the two."""
         raise NotImplementedError

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import plain, shown
 from grpo_mm.pipelines import zoo
+from grpo_mm.pipelines.flow.models.networks import NETWORKS, networks_of
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import random_pipeline
 from grpo_mm.weights.pretrained import check_positions, check_vocabulary, load_model, load_other
@@ -25,6 +26,10 @@ GEOMETRY = "geometry"
 Condition = Mapping[str, Tensor]
 """What the network sees of a prompt; every tensor is [n, ...], one entry per prompt or row. Texts of their own lengths are [n, T, ...],
 and a mask [n, T] beside them tells what is text."""
+
+
+Size = tuple[int, ...]
+"""What is drawn: (height, width) in pixels; of clips (frames, height, width)."""
 
 
 class Family(Protocol):
@@ -84,11 +89,17 @@ class Family(Protocol):
         """
         ...
 
-    def latent_shape(self, pipe: Any, height: int, width: int) -> tuple[int, ...]:
+    # A family of two networks also has `expert_of(pipe, sigma)`, which of them says the velocity at noise levels [n], 0 or 1; where each is
+    # guided in its own way, `guidance_at(pipe, sigma, guidance)`; and `trained`, the names of those that are trained. Forwards have rows of one.
+    # A family with something to refuse of a policy's other settings, or to say of them, has `check_policy(policy)` and
+    # `said(pipe, policy)`, sentences for `show`.
+    # A family that draws clips also has `frames` and `fps`, what its checkpoint draws where a config says nothing.
+
+    def latent_shape(self, pipe: Any, *size: int) -> tuple[int, ...]:
         """The shape of one latent as the network takes it, without the batch axis."""
         ...
 
-    def image_tokens(self, pipe: Any, height: int, width: int) -> int: ...
+    def image_tokens(self, pipe: Any, *size: int) -> int: ...
 
     def network_rows(self, guidance: float) -> int:
         """How many rows go through the network for one row of latents: 2 with classifier-free guidance."""
@@ -108,16 +119,18 @@ class Family(Protocol):
         """What gives the pictures of one prompt to the plain pipeline, as `encode` reads them where `size` is drawn."""
         ...
 
+    # A family whose plain pipeline must be handed a `picture` in another size has `plain_lines(size)`, lines of Python for the model card.
+
     def velocity(
-        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: tuple[int, int]
+        self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: Size
     ) -> Tensor:
         """The guided velocity at latents x [n, ...] and noise levels sigma [n]; same shape as x."""
         ...
 
     # A family that is guided from outside also has `halves`, `half` and `guided`, see `Guided`: its unconditional half can be a constant.
 
-    def decode(self, pipe: Any, latents: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Latents [n, ...] to images in [-1, 1], [n, 3, H, W]."""
+    def decode(self, pipe: Any, latents: Tensor, *, size: Size) -> Tensor:
+        """Latents [n, ...] to images in [-1, 1], [n, 3, H, W]; to clips, [n, 3, F, H, W]."""
         ...
 
 
@@ -255,7 +268,7 @@ def load_pipeline(cls: Any, family: Family, dtype: torch.dtype, *, full: bool) -
         return _frozen(random_pipeline(family.path.removeprefix("random:"), dtype), dtype, full=full)
     wide = torch.promote_types(dtype, torch.float32)
     # Read in their own precision: loading in bfloat16 and widening afterwards would round what is stored as float32.
-    dtypes = {"default": dtype, "vae": wide} | ({"transformer": wide} if full else {})
+    dtypes = {"default": dtype, "vae": wide} | (dict.fromkeys(NETWORKS, wide) if full else {})
     folder = _folder(resolve(family.path), family)
     index = read_index(folder)
     variant = family.variant
@@ -332,7 +345,7 @@ def _check_parts(cls: Any, parts: Mapping[str, Any], family: Family) -> None:
     wanted, optional = cls._get_signature_keys(cls)
     may_lack = {*optional, *cls._optional_components, *family.may_lack}
     missing = sorted(name for name in wanted if parts.get(name) is None and name not in may_lack)
-    for name in family.encoders:
+    for name in (name for name in family.encoders if name.startswith("text_encoder")):
         tokenizer = name.replace("text_encoder", "tokenizer")
         tokenizer = tokenizer if tokenizer in wanted or tokenizer in parts else "processor"  # which has one
         if (parts.get(name) is None) != (parts.get(tokenizer) is None):
@@ -356,7 +369,7 @@ def _frozen(pipe: Any, dtype: torch.dtype, *, full: bool) -> Any:
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     wide = torch.promote_types(dtype, torch.float32)
-    for part in (pipe.transformer, pipe.vae) if full else (pipe.vae,):
+    for part in (*networks_of(pipe).values(), pipe.vae) if full else (pipe.vae,):
         if part.dtype != wide:
             part.to(wide)
     return pipe

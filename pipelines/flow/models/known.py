@@ -33,6 +33,7 @@ SD3: dict[str, dict[str, Any]] = {
 }
 FLUX: dict[str, dict[str, Any]] = {
     "black-forest-labs/FLUX.1-dev": FLUX_TRANSFORMERS["flux_dev"] | {"guidance_embeds": True},
+    "black-forest-labs/FLUX.1-Kontext-dev": FLUX_TRANSFORMERS["flux_dev"] | {"guidance_embeds": True},
     "black-forest-labs/FLUX.1-schnell": FLUX_TRANSFORMERS["flux_dev"] | {"guidance_embeds": False},
 }
 SIZES = {"sd35_medium": "stabilityai/stable-diffusion-3.5-medium", "sd35_large": "stabilityai/stable-diffusion-3.5-large",
@@ -60,7 +61,9 @@ def known_pipeline(family: Any) -> tuple[Any, str]:
     if name in SD3:
         return _sd3(SD3[name]), f"{shown(path)}: the published configuration, from the table of known sizes"
     if name in FLUX:
-        return _flux(FLUX[name]), f"{shown(path)}: the published configuration, from the table of known sizes"
+        return _flux(
+            FLUX[name], family.pipeline
+        ), f"{shown(path)}: the published configuration, from the table of known sizes"
     if name in NAMED:
         return NAMED[name](), f"{shown(path)}: the published configuration, from the table of known sizes"
     raise ConfigError(
@@ -107,8 +110,9 @@ def _sd3(size: dict[str, Any]) -> Any:
         )  # fmt: skip
 
 
-def _flux(size: dict[str, Any]) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+def _flux(size: dict[str, Any], pipeline: str) -> Any:
+    import diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(
@@ -119,7 +123,7 @@ def _flux(size: dict[str, Any]) -> Any:
             axes_dims_rope=(16, 56, 56),
             **size,
         )
-        return FluxPipeline(
+        return getattr(diffusers, pipeline)(
             transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             vae=_vae(scaling=0.3611, shift=0.1159), text_encoder=_clip(768, 12, projected=False), tokenizer=_tokenizer(),
             text_encoder_2=_t5(), tokenizer_2=_t5_tokenizer(),

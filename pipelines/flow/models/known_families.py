@@ -21,14 +21,10 @@ KLEIN_4B = dict(num_layers=5, num_single_layers=20, num_attention_heads=24, join
 KLEIN_9B = dict(num_layers=8, num_single_layers=24, num_attention_heads=32, joint_attention_dim=3 * 4096)
 
 
-def _qwen_image() -> Any:
+def _qwen_image(pipeline: str = "QwenImagePipeline", **transformer: Any) -> Any:
     """20.43 · 10⁹ weights in the transformer, 8.29 · 10⁹ in the text encoder."""
-    from diffusers import (
-        AutoencoderKLQwenImage,
-        FlowMatchEulerDiscreteScheduler,
-        QwenImagePipeline,
-        QwenImageTransformer2DModel,
-    )
+    import diffusers
+    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     config, processor = vision_language_config("qwen2_5_vl/7b")
@@ -40,12 +36,13 @@ def _qwen_image() -> Any:
         parts = {
             "transformer": QwenImageTransformer2DModel(
                 patch_size=2, in_channels=64, out_channels=16, num_layers=60, attention_head_dim=128, num_attention_heads=24,
-                joint_attention_dim=3584, axes_dims_rope=(16, 56, 56),
+                joint_attention_dim=3584, axes_dims_rope=(16, 56, 56), **transformer,
             ),
             "vae": AutoencoderKLQwenImage(),
             "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
         }  # fmt: skip
-    return QwenImagePipeline(scheduler=scheduler, tokenizer=processor.tokenizer, **parts)
+    sees = {} if pipeline == "QwenImagePipeline" else {"processor": processor}
+    return getattr(diffusers, pipeline)(scheduler=scheduler, tokenizer=processor.tokenizer, **parts, **sees)
 
 
 def _z_image() -> Any:
@@ -135,6 +132,9 @@ def _tokenizer() -> Any:
 NAMED: dict[str, Callable[[], Any]] = {
     "Qwen/Qwen-Image": _qwen_image,
     "Qwen/Qwen-Image-2512": _qwen_image,
+    "Qwen/Qwen-Image-Edit": partial(_qwen_image, "QwenImageEditPipeline"),
+    "Qwen/Qwen-Image-Edit-2509": partial(_qwen_image, "QwenImageEditPlusPipeline"),
+    "Qwen/Qwen-Image-Edit-2511": partial(_qwen_image, "QwenImageEditPlusPipeline", zero_cond_t=True),
     "Tongyi-MAI/Z-Image": _z_image,
     "Tongyi-MAI/Z-Image-Turbo": _z_image,
     "black-forest-labs/FLUX.2-dev": _flux2,

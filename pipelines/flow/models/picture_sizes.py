@@ -12,6 +12,7 @@ from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.weights.weight_files import read_settings
 
 USUAL_TOKEN_PX = 16
+USUAL_FRAMES = 4
 PACKED = 2
 """Latents along a side of one image token, for networks without a table of positions."""
 
@@ -27,6 +28,18 @@ class PictureSizes:
     """The side of one image token, in pixels."""
     most_px: int | None = None
     """The longest side for which the network's table has positions; None: positions are computed, for any side."""
+
+    latent_frames: int = USUAL_FRAMES
+    """Of clips: frames that one latent frame stands for, after the first, which stands for one."""
+
+    def check_frames(self, setting: str, frames: int) -> None:
+        """Raises ConfigError unless a clip of so many frames can be made."""
+        if frames < 1 or (frames - 1) % self.latent_frames:
+            least = max(0, frames - 1) // self.latent_frames * self.latent_frames + 1
+            raise ConfigError(
+                f"{setting} = {frames}; wanted one more than a multiple of {self.latent_frames}, of which the decoder makes them: "
+                f"{least} or {least + self.latent_frames}."
+            )
 
     def check(self, setting: str, side_px: int) -> None:
         """Raises ConfigError unless a side of so many pixels can be made."""
@@ -60,20 +73,30 @@ def sizes_of(vae: Mapping[str, Any], transformer: Mapping[str, Any], *, where: s
         return PictureSizes()
     if not isinstance(vae[name], (list, tuple)):
         raise ConfigError(f"{where}, vae/config.json: {name} is {shown(vae[name])}; wanted a list.")
-    latent_px = 2 ** (len(vae[name]) - HALVINGS[name])
+    latent_px = _count(
+        vae.get("scale_factor_spatial") or 2 ** (len(vae[name]) - HALVINGS[name]), "scale_factor_spatial", where, "vae"
+    )
+    frames = _count(
+        vae.get("scale_factor_temporal") or _frames_of(vae) or USUAL_FRAMES, "scale_factor_temporal", where, "vae"
+    )
     positions = transformer.get("pos_embed_max_size")
     if name == "encoder_block_out_channels":  # so deep that its latents are not packed
         return PictureSizes(latent_px * _count(transformer.get("patch_size", 1), "patch_size", where))
     if positions is None:
-        return PictureSizes(PACKED * latent_px)
+        return PictureSizes(PACKED * latent_px, latent_frames=frames)
     token_px = latent_px * _count(transformer.get("patch_size", PACKED), "patch_size", where)
     return PictureSizes(token_px, token_px * _count(positions, "pos_embed_max_size", where))
 
 
-def _count(value: Any, name: str, where: str) -> int:
+def _frames_of(vae: Mapping[str, Any]) -> int:
+    halved = vae.get("temperal_downsample")
+    return 2 ** sum(map(bool, halved)) if isinstance(halved, (list, tuple)) else 0
+
+
+def _count(value: Any, name: str, where: str, part: str = "transformer") -> int:
     number = finite_number(value)
     if number is None or number < 1 or number != int(number):
         raise ConfigError(
-            f"{where}, transformer/config.json: {name} is {shown(value)}; wanted a whole number of at least 1."
+            f"{where}, {part}/config.json: {name} is {shown(value)}; wanted a whole number of at least 1."
         )
     return int(number)

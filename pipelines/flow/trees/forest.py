@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from grpo_mm.pipelines.flow.conditions import without_unreadable
 from grpo_mm.pipelines.flow.policy import FlowPolicy
 from grpo_mm.pipelines.flow.sampling import encode_rows, initial_noise, sampling_velocity
 from grpo_mm.pipelines.flow.trees.grow import Grown, Moves, grow
@@ -107,6 +108,8 @@ def grow_rows(
         tree, wanted_PV, keep_PV, roots=start.view(len(prompts), roots, *start.shape[1:]), moves=moves, network=network,
         normal=normal, finish=lambda latents: policy.decode(latents, size=size), batch=batch, keep_network=keep_network,
     )  # fmt: skip
+    shown = [prompts[place] for place in (grown.node_U // nodes).tolist()]
+    grown = replace(grown, items=without_unreadable(grown.items, shown, policy.unreadable))
     return Forest(tree, grown, condition, place_N, rows.sample_N)
 
 
