@@ -14,15 +14,14 @@ import torch
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
-from grpo_mm.pipelines.flow.models import known_families
 from grpo_mm.pipelines.flow.models.family import parts_of, read_index, resolve
-from grpo_mm.pipelines.flow.models.known_wan import NAMED_WAN, t5_tokenizer
-from grpo_mm.pipelines.flow.published.sizes import PUBLISHED
+from grpo_mm.pipelines.flow.published import families, sizes, wan
+from grpo_mm.pipelines.flow.published.wan import t5_tokenizer
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import FLUX_TRANSFORMERS, SD3_TRANSFORMERS
 from grpo_mm.pipelines.zoo.word_tokenizer import word_tokenizer
 
-NAMED = known_families.NAMED | PUBLISHED | NAMED_WAN
+NAMED = families.NAMED | sizes.NAMED | wan.NAMED
 RANDOM = "random:"
 _DUAL = {"qk_norm": "rms_norm"}
 SD3: dict[str, dict[str, Any]] = {
