@@ -96,8 +96,9 @@ def _check_dropped(prompt: Prompt, where: str, engine: str) -> None:
     dropped = "pictures or videos" if prompt.media else "earlier turns" if prompt.messages else ""
     if dropped:
         raise ConfigError(
-            f"{where} has {dropped}, of which the engine {engine} would show the model nothing. Use other prompts, or an engine that "
-            "shows them; with {kind: table} a column of pictures is left out by `ignore`, or kept for rewards by `for_rewards`."
+            f"{where} has {dropped}, of which the engine {engine} would show the model nothing. Use other prompts, or a model or engine "
+            "that reads them (a policy.model.kind that edits, or that draws clips from a first frame); with {kind: table} a column of "
+            "pictures is left out by `ignore`, or kept for rewards by `for_rewards`."
         )
 
 

@@ -59,7 +59,10 @@ class Wan(Guided):
 
     def check_policy(self, policy: Any) -> None:
         if not self.experts and (self.guidance_2 is not None or SECOND in self.trained):
-            raise ConfigError(f"policy.model.guidance_2 and trained={list(self.trained)}: {self.path} has one network.")
+            given = f"trained={list(self.trained)}" if SECOND in self.trained else f"guidance_2={self.guidance_2:g}"
+            raise ConfigError(
+                f"policy.model.{given}: {self.path} has one network; leave it out. Two are in checkpoints such as Wan2.2's A14B."
+            )
         if self.guidance_2 is not None and policy.guidance <= 1:
             raise ConfigError("policy.model.guidance_2: the plain pipeline guides where policy.guidance is above 1.")
 
