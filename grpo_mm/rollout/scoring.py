@@ -374,7 +374,8 @@ class Scoring:
             what = "clips" if isinstance(items, Clips) else "pictures"
             text = f"{len(lost)} of {len(items)} {what} hold NaN or infinities and are not scored; prompts {named}"
             log.warning("%s", text)
-            for name in self.scorers:
+            # Where some are left, a row that fails besides has a reason of its own.
+            for name in self.scorers if len(lost) == len(items) else ():
                 self.first_error.setdefault(name, text)
 
     def _known_parts(self, name: str, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -91,3 +91,6 @@ def test_a_picture_that_is_none_is_counted_and_told_once_however_many_rewards_th
     assert [r.getMessage() for r in caplog.records] == [
         "1 of 2 pictures hold NaN or infinities and are not scored; prompts 'a'"
     ]
+    assert not scoring.first_error  # the other one was scored
+    scoring(Pictures([None]), [Prompt("a", "x", target={})])
+    assert set(scoring.first_error) == {"a", "b"}

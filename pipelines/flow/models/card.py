@@ -91,7 +91,7 @@ def loading_code(
     comes_first = list(takes)[1] == "prompt"
     prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
     if frames:
-        export = f'diffusers.utils.export_to_video(frames, "clip.mp4", fps={config.frame_rate:g})'
+        export = f'diffusers.utils.export_to_video(frames, "clip.mp4", fps={config.frame_rate:g})  # by imageio and imageio-ffmpeg'
         return "\n".join([*lines, f"frames = pipe({prompt}, {call_text}).frames[0]", export])
     return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])
 
