@@ -36,12 +36,12 @@ def take_edit(
 ) -> None:
     """Puts the columns of an edit into `found`, out of `free` (folded name → column); nothing where no column is the picture before.
 
-    The picture after is looked for beside a column `image` too, as many sets call the one before.
+    The picture after and the mask are looked for beside a column `image` too, as many sets call the picture before.
     """
     for role in ("source_image", "reference_image", "edited_image", "mask"):
-        if role in named or (role in ("reference_image", "mask") and not {"source_image"} & {*named, *found}):
+        if role in named or (role == "reference_image" and not {"source_image"} & {*named, *found}):
             continue
-        if role == "edited_image" and not (
+        if role in ("edited_image", "mask") and not (
             {"source_image", "image"} & {*named, *found} or {"image", "image_file"} & set(free)
         ):
             continue

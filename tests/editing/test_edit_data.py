@@ -67,6 +67,11 @@ def test_names_of_columns_are_overridden(tmp_path):
     assert names(prompt.media) == (A, B) and names([prompt.target["edited_image"]]) == (C,)
 
 
+def test_a_mask_beside_a_column_called_image_is_for_rewards(tmp_path):
+    (prompt,) = Table(write(tmp_path, {"image": A, "instruction": "bluer", "mask": B, "edited_image": C})).load()
+    assert names(prompt.media) == (A,) and names([prompt.target["mask"]]) == (B,)
+
+
 def test_captions_called_source_and_target_are_no_pictures(tmp_path):
     (prompt,) = Table(write(tmp_path, {"source": "coco", "instruction": "a cat", "target": "a dog"})).load()
     assert prompt.media == () and prompt.target["answer"] == "a dog" and prompt.target["source"] == "coco"
