@@ -13,7 +13,7 @@ from grpo_mm.ledger.page import HEAD, line_of, row, table_head
 from grpo_mm.training.forecast import ledger_of, plan_of
 
 DOCS = Path(__file__).parents[1]
-FOLDERS = ("flow", "edit", "vlm", "video", "spatial", "cards", "own_data", "quickstart", "bench")
+FOLDERS = ("flow", "edit", "clips", "vlm", "video", "spatial", "cards", "own_data", "quickstart", "bench")
 
 
 def page(only: Sequence[str]) -> Iterator[str]:

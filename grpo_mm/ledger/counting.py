@@ -145,8 +145,8 @@ class AsOnDevice(TorchFunctionMode):
             args, kwargs = tree_map_only(Tensor, self._cast, (args, kwargs))
         elif func in _WIDER:
             args, kwargs = tree_map_only(Tensor, lambda t: t.float() if _is_low(t) else t, (args, kwargs))
-        if func is F.scaled_dot_product_attention and args and args[0].is_meta:
-            return _attention(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and (args[0] if args else kwargs["query"]).is_meta:
+            return _attention(*args, **kwargs)  # some callers name its arguments, as diffusers does
         return func(*args, **kwargs)
 
     def _cast(self, tensor: Tensor) -> Tensor:

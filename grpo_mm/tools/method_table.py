@@ -37,6 +37,7 @@ advantage:
 
 CONFIGS = {
     "flow": "flow models",
+    "edit": "edits of pictures",
     "video": "video temporal grounding",
     "spatial": "spatial and grounded reasoning",
     "vlm": "families of vision-language models",

@@ -7,6 +7,7 @@ Model families, trees and engines have rooms of their own; no reward and no data
 from grpo_mm.registry import Entry
 
 _FLOW = "configs/flow/"
+_CLIPS = "configs/clips/"
 
 KINDS = (
     Entry("preset", "flow_grpo", _FLOW + "flow_grpo_sd35.yaml", "arXiv:2505.05470", _FLOW + "flow_grpo_sd35.yaml"),
@@ -53,6 +54,11 @@ KINDS = (
     Entry("preset", "diffusion_nft_sana", _FLOW + "nft_sana.yaml", "arXiv:2509.16117", _FLOW + "nft_sana.yaml"),
     Entry("preset", "flow_grpo_fast_qwen_image21", _FLOW + "fast_qwen_image21.yaml", "arXiv:2505.05470", _FLOW + "fast_qwen_image21.yaml"),
     Entry("preset", "flow_grpo_fast_sd35_large", _FLOW + "fast_sd35_large.yaml", "arXiv:2505.05470", _FLOW + "fast_sd35_large.yaml"),
+    Entry("preset", "flow_grpo_wan", _CLIPS + "flow_grpo_wan21_1b.yaml", "arXiv:2505.05470", _CLIPS + "flow_grpo_wan21_1b.yaml"),
+    Entry("preset", "diffusion_nft_wan", _CLIPS + "nft_wan21_1b.yaml", "arXiv:2509.16117", _CLIPS + "nft_wan21_1b.yaml"),
+    Entry("preset", "dance_grpo_wan_i2v", _CLIPS + "dance_wan21_i2v.yaml", "arXiv:2505.07818", _CLIPS + "dance_wan21_i2v.yaml"),
+    Entry("preset", "flow_grpo_fast_wan_i2v", _CLIPS + "fast_wan22_5b_i2v.yaml", "arXiv:2505.05470", _CLIPS + "fast_wan22_5b_i2v.yaml"),
+    Entry("preset", "flow_grpo_fast_wan_a14b", _CLIPS + "fast_wan22_a14b.yaml", "arXiv:2505.05470", _CLIPS + "fast_wan22_a14b.yaml"),
     Entry("policy", "flow", "grpo_mm.pipelines.flow.policy:FlowPolicyConfig", "arXiv:2505.05470"),
     Entry("schedule", "shifted", "grpo_mm.pipelines.flow.schedule:Shifted", "arXiv:2403.03206"),
     Entry("schedule", "flux", "grpo_mm.pipelines.flow.schedule:FluxShift"),

@@ -18,6 +18,7 @@ from grpo_mm.ledger.state import bytes_of, held, of_forward, of_optimiser, of_tr
 from grpo_mm.pipelines.flow.models.family import Size
 from grpo_mm.pipelines.flow.models.known import known_pipeline
 from grpo_mm.pipelines.flow.models.networks import NETWORKS, units_of
+from grpo_mm.pipelines.flow.models.sources import SOURCES
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 
 PICTURE_PX = 1024
@@ -111,10 +112,13 @@ def _counted(key: _Key, *, several: bool, evaluated: bool) -> _Counted:
     net.device = torch.device("cpu")
     size, eval_size = net.size(evaluation=False), net.size(evaluation=True)
     with AsOnDevice():
-        condition, encode = _encode(net)
+        condition, encode = _encode(net, size)
         micro = policy.micro_batch
         value = _forward(net, condition, micro, size)
-        other = _forward(net, condition, micro, eval_size) if evaluated and eval_size != size else None
+        other = None
+        if evaluated and eval_size != size:
+            own = _encode(net, eval_size)[0] if net.config.pictures[1] else condition
+            other = _forward(net, own, micro, eval_size)
         update = _update(net, condition, micro, size, several=several)
         return _Counted(net, source, condition, encode, value, update, other, _decode(net, policy.decode_batch, size))
 
@@ -187,7 +191,7 @@ def _written(
     count = sum(p.numel() for p in net.trainable.values())
     said = (
         f"sizes of {counted.source}",
-        *_drawn(net, size, engine),
+        *_drawn(counted, size, engine),
     )
     return Ledger(
         resident, phases, flops, low_precision=net.dtype == torch.bfloat16, trained=count,
@@ -201,10 +205,20 @@ def _said_of(size: Size) -> str:
     return "".join(f"{n} frames of " for n in frames) + f"{height} × {width} pixels"
 
 
-def _drawn(net: FlowPolicy, size: Size, engine: Any) -> list[str]:
+def _said_of_pictures(counted: _Counted) -> str:
+    """Behind the latents go those of the prompt's pictures, where the model reads some."""
+    if SOURCES not in counted.condition:
+        return ""
+    number = len(_blank(counted.net))
+    words = f"{number} picture{'s' if number > 1 else ''} of {PICTURE_PX} × {PICTURE_PX} pixels"
+    return f" and {counted.condition[SOURCES].shape[1]} of {words}"
+
+
+def _drawn(counted: _Counted, size: Size, engine: Any) -> list[str]:
     """What is drawn in training, and what in evaluation where that is another or may be, and what the family says."""
+    net = counted.net
     tokens, evaluated = net.family.image_tokens, net.size(evaluation=True)
-    lines = [f"a prompt: {tokens(net.pipe, *size)} image tokens ({_said_of(size)})"]
+    lines = [f"a prompt: {tokens(net.pipe, *size)} image tokens ({_said_of(size)}){_said_of_pictures(counted)}"]
     if net.config.draws_clips:
         lines[0] += f" in {engine.steps} steps"
         lines.append(
@@ -214,10 +228,10 @@ def _drawn(net: FlowPolicy, size: Size, engine: Any) -> list[str]:
     return [*lines, *(net.family.said(net.pipe, net.config) if hasattr(net.family, "said") else ())]
 
 
-def _encode(net: FlowPolicy) -> tuple[Mapping[str, Tensor], _Pass]:
+def _encode(net: FlowPolicy, size: Size) -> tuple[Mapping[str, Tensor], _Pass]:
     """(the condition of one prompt, what making it takes)."""
     longest = "a photo " * (net.config.text_length if getattr(net.family, "ragged", False) else 1)
-    of_pictures = {} if net.config.pictures[1] == 0 else {"pictures": _blank(net), "size": net.size(evaluation=False)}
+    of_pictures = {} if net.config.pictures[1] == 0 else {"pictures": _blank(net), "size": size}
     with Counter() as counter:
         condition = net.family.encode(
             net.pipe,

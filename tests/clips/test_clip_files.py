@@ -185,7 +185,7 @@ def a_run(folder, *, sources=None, ends=(0, 1)):
 def test_held_out_clips_play_in_the_page_itself_and_rollouts_beside_it(tmp_path):
     run = a_run(tmp_path / "run")
     page = write_report(run).read_text()
-    assert len(re.findall(r'<video [^>]*class="inside"><source src="data:video/mp4;base64,', page)) == 4
+    assert len(re.findall(r'<video [^>]*class="inside"[^>]*><source src="data:video/mp4;base64,', page)) == 4
     beside = re.findall(r'<source src="(samples/clips/[^"]+)"', page)
     assert len(beside) == 3 and all((run / name).is_file() for name in beside)
     assert "media-src data: file: 'self'" in page and "frames with their times" in page

@@ -27,7 +27,7 @@ FORMS = {
     "a14b": (Wan, "a14b"), "a14b_i2v": (WanI2V, "a14b_i2v"),
 }  # fmt: skip
 """Form -> (family, checkpoint)."""
-SIZE = (5, 32, 48)
+SIZE = (5, 32, 64)
 
 
 @cache

@@ -31,6 +31,8 @@ class Versioned(SpelledRight):
         return {**scores, "version": torch.full_like(scores["score"], tinyscore.VERSION)}
 """
 STEPS = 4
+pytestmark = pytest.mark.timeout(900)
+"""It makes an environment and starts three processes, each of which imports everything: 300 s may pass on a machine with much else to do."""
 
 
 @pytest.fixture

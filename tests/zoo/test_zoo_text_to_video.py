@@ -111,7 +111,7 @@ def test_two_steps_of_the_quickstart_leave_a_model_that_plain_diffusers_draws_wi
     few = "eval_prompts={moving: {use: {kind: moving_shapes, split: report, limit: 4}}}"
     found = train(QUICKSTART, [*small, few, f"runs_dir={tmp_path}"])
     assert 0 <= found["eval_before"]["score"] <= 1 and np.isfinite(found["eval_after"]["moving/motion"])
-    pipe = WanPipeline.from_pretrained(Path(found["folder"]) / "model", local_files_only=True)
+    pipe = WanPipeline.from_pretrained(tmp_path / "quickstart_clips" / "model", local_files_only=True)
     clips = text_to_video.sample(pipe, ["a red circle moves left"], steps=2, **SIZE)
     assert clips.shape == (1, FRAMES, 3, SIZE_PX, SIZE_PX)
     before = WanPipeline.from_pretrained(zoo.path("text_to_video"), local_files_only=True).transformer.state_dict()

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from grpo_mm.pipelines.flow.models.family import Condition
 from grpo_mm.pipelines.flow.models.flux import Flux
-from grpo_mm.pipelines.flow.models.sources import Sources, area_of, encoded, grids_of, of_sources, with_sources
+from grpo_mm.pipelines.flow.models.sources import (
+    Sources,
+    area_of,
+    encoded,
+    grids_of,
+    of_sources,
+    resizing,
+    with_sources,
+)
 
 
 @dataclass(frozen=True)
@@ -24,13 +32,16 @@ class FluxKontext(Flux):
     as_output: it keeps its shape, and has as many pixels as what is drawn; the plain pipeline does so with _auto_resize=False."""
 
     def plain_size(self, size: tuple[int, int]) -> dict[str, Any]:
-        return super().plain_size(size) | {"max_area": size[0] * size[1]}
+        as_given = {} if self.sources == "as_pipeline" else {"_auto_resize": False}
+        return super().plain_size(size) | {"max_area": size[0] * size[1]} | as_given
 
     def plain_pictures(self, pipe: Any, pictures: list[Any], size: tuple[int, int]) -> dict[str, Any]:
         if self.sources == "as_pipeline":
             return {"image": pictures[0]}
-        height, width = self._size(pipe, pictures[0], size)
-        return {"image": pipe.image_processor.resize(pictures[0], height, width), "_auto_resize": False}
+        return {"image": pipe.image_processor.resize(pictures[0], *self._size(pipe, pictures[0], size))}
+
+    def plain_lines(self, size: tuple[int, int]) -> list[str]:
+        return [] if self.sources == "as_pipeline" else resizing(size)
 
     def encode(
         self, pipe: Any, text: str, *, text_length: int, guidance: float, pictures: list[Any], size: tuple[int, int]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grpo_mm.pipelines.flow.models.family import Condition
 from grpo_mm.pipelines.flow.models.qwen_image import NO_TEXT, QwenImage
-from grpo_mm.pipelines.flow.models.sources import Sources, area_of, encoded, grids_of, of_sources, with_sources
+from grpo_mm.pipelines.flow.models.sources import AREA, Sources, area_of, encoded, grids_of, of_sources, with_sources
 
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
@@ -30,6 +30,10 @@ class QwenImageEdit(QwenImage):
 
     def plain_pictures(self, pipe: Any, pictures: list[Any], size: tuple[int, int]) -> dict[str, Any]:
         return {"image": pictures[0]}
+
+    def plain_lines(self, size: tuple[int, int]) -> list[str]:
+        words = f"# the run's pictures had about {size[0]} × {size[1]} pixels; this pipeline brings them to about 1024 × 1024"
+        return [] if self.sources == "as_pipeline" or area_of(self.sources, size) == AREA else [words]
 
     def encode(
         self, pipe: Any, text: str, *, text_length: int, guidance: float, pictures: list[Any], size: tuple[int, int]

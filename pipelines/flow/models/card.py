@@ -83,6 +83,7 @@ def loading_code(
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None and "sigmas" in takes else "")
     if pictured:
         lines.append('picture = diffusers.utils.load_image("path/or/address/of/a/picture")')
+        lines += getattr(config.model, "plain_lines", lambda size: [])(config.size(evaluation=True)[-2:])
         call_text = f"image=picture, {call_text}"
         if config.pictures[0] == 2:
             lines.append('last = diffusers.utils.load_image("path/or/address/of/the/last/picture")')

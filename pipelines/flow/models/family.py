@@ -120,6 +120,8 @@ class Family(Protocol):
         """What gives the pictures of one prompt to the plain pipeline, as `encode` reads them where `size` is drawn."""
         ...
 
+    # A family whose plain pipeline must be handed a `picture` in another size has `plain_lines(size)`, lines of Python for the model card.
+
     def velocity(
         self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, guidance: float, size: Size
     ) -> Tensor:

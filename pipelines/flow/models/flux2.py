@@ -13,7 +13,15 @@ from torch import Tensor
 
 from grpo_mm.pipelines.flow.models.checkpoint import Checkpoint, Guided
 from grpo_mm.pipelines.flow.models.family import Condition, encode_prompt, said_of_pipeline
-from grpo_mm.pipelines.flow.models.sources import Sources, area_of, encoded, grids_of, of_sources, with_sources
+from grpo_mm.pipelines.flow.models.sources import (
+    Sources,
+    area_of,
+    encoded,
+    grids_of,
+    of_sources,
+    resizing,
+    with_sources,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,9 @@ class _Packed(Checkpoint):
     def plain_pictures(self, pipe: Any, pictures: list[Any], size: tuple[int, int]) -> dict[str, Any]:
         fitting = [_fitting(pipe, picture, area_of(self.sources, size)) for picture in pictures]
         return {"image": fitting} if fitting else {}
+
+    def plain_lines(self, size: tuple[int, int]) -> list[str]:
+        return [] if self.sources == "as_pipeline" else resizing(size, only_smaller=True)
 
     def references(self, pipe: Any, pictures: list[Any], size: tuple[int, int]) -> dict[str, Tensor]:
         """What a condition says of the pictures of a prompt; nothing if there are none."""

@@ -6,6 +6,7 @@ The test compares the number of weights that follow with the published ones.
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,14 @@ import torch
 
 from grpo_mm.errors import ConfigError
 from grpo_mm.outside import shown
-from grpo_mm.pipelines.flow.models import known_families
 from grpo_mm.pipelines.flow.models.family import parts_of, read_index, resolve
-from grpo_mm.pipelines.flow.models.known_wan import NAMED_WAN, t5_tokenizer
-from grpo_mm.pipelines.flow.published.sizes import PUBLISHED
+from grpo_mm.pipelines.flow.published import families, sizes, wan
+from grpo_mm.pipelines.flow.published.wan import t5_tokenizer
 from grpo_mm.pipelines.weight_files import on_this_disk
 from grpo_mm.pipelines.zoo.random_weights import FLUX_TRANSFORMERS, SD3_TRANSFORMERS
 from grpo_mm.pipelines.zoo.word_tokenizer import word_tokenizer
 
-NAMED = known_families.NAMED | PUBLISHED | NAMED_WAN
+NAMED = families.NAMED | sizes.NAMED | wan.NAMED
 RANDOM = "random:"
 _DUAL = {"qk_norm": "rms_norm"}
 SD3: dict[str, dict[str, Any]] = {
@@ -79,8 +79,9 @@ def _from_folder(folder: Path) -> Any:
     index = read_index(folder)
     parts = {name: _part(folder, name, value) for name, value in parts_of(index).items()}
     cls = getattr(diffusers, index["_class_name"])
-    known = cls._get_signature_keys(cls)[0] | set(cls._get_signature_keys(cls)[1])
-    return cls(**{name: part for name, part in parts.items() if part is not None or name in known})
+    takes = set(inspect.signature(cls.__init__).parameters)
+    settings = {name: value for name, value in index.items() if name in takes - set(parts)}
+    return cls(**{name: part for name, part in parts.items() if part is not None or name in takes}, **settings)
 
 
 def _part(folder: Path, name: str, value: list[Any]) -> Any:

@@ -25,6 +25,16 @@ def area_of(sources: Sources, size: tuple[int, int]) -> int:
     return AREA if sources == "as_pipeline" else size[0] * size[1]
 
 
+def resizing(size: tuple[int, int], *, only_smaller: bool = False) -> list[str]:
+    """Lines of Python that bring a `picture` to as many pixels as are drawn, for model cards."""
+    pixels = f"{size[0]} * {size[1]}"
+    factor = f"({pixels} / (picture.width * picture.height)) ** 0.5"
+    return [
+        f"factor = {f'min(1, {factor})' if only_smaller else factor}  # as many pixels as are drawn, as in the run",
+        "picture = picture.resize((int(picture.width * factor), int(picture.height * factor)), 1)",
+    ]
+
+
 def of_sources(tokens: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
     """The entries of a condition from [1, rows · columns, channels] of each picture, with its (rows, columns); none without pictures.
 

@@ -1,6 +1,6 @@
 """Published sizes of Sana and Qwen-Image 2.1, by hub name; networks without numbers.
 
-Tokenizers are stand-ins, see `known_families`.
+Tokenizers are stand-ins, see `families`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _qwen_image21() -> Any:
 
 
 _OWNER = "Efficient-Large-Model/"
-PUBLISHED: dict[str, Callable[[], Any]] = {
+NAMED: dict[str, Callable[[], Any]] = {
     "Qwen/Qwen-Image-2.1": _qwen_image21,
     f"{_OWNER}Sana_600M_512px_diffusers": partial(_sana, num_layers=28, picture=512, **NARROW),
     f"{_OWNER}Sana_600M_1024px_diffusers": partial(_sana, num_layers=28, **NARROW),

@@ -89,7 +89,7 @@ def t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
-NAMED_WAN: dict[str, Callable[[], Any]] = {
+NAMED: dict[str, Callable[[], Any]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": partial(_wan, SMALL, shift=3.0),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": partial(_wan, LARGE, shift=3.0),
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": partial(_i2v, LARGE | SEES, shift=3.0),
