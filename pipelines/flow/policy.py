@@ -610,6 +610,7 @@ class FlowPolicy:
         return {
             "base_model": resolve(self.family.path),
             "library": "diffusers",
+            "tags": f"{'image' if self.pictured or self.config.pictures[0] else 'text'}-to-{'video' if self.config.draws_clips else 'image'}",
             "code": loading_code(
                 self.config,
                 self.pipe,

@@ -104,6 +104,8 @@ def test_three_steps_train_and_the_product_draws_the_same_clips_in_the_plain_pip
     for row in steps:
         assert row["policy/logprob_gap"] <= 1e-5 and row["optim/grad_norm"] > 0 and row["reward/failed_frac"] == 0
     assert steps[-1]["objective/ref_kl"] > 1e-12
+    card = (config.folder / way / "README.md").read_text()
+    assert f"tags: [{'image' if model.family.pictures[0] else 'text'}-to-video, " in card
     pipe = model.pipeline(None if way == "adapter" else config.folder / "model")
     if way == "adapter":
         load_plain(pipe, config.folder / "adapter")

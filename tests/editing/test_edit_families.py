@@ -208,7 +208,7 @@ def test_three_steps_train_and_the_product_edits_alike_in_plain_diffusers(model,
         )  # fmt: skip
         assert ((drawn.images[0] * 255).round().int() - ours[i]).abs().max() <= 1
     card = (trained.product / "README.md").read_text()
-    assert model.family.pipeline in card and "image=picture" in card
+    assert model.family.pipeline in card and "image=picture" in card and "tags: [image-to-image, " in card
 
 
 def test_a_tree_and_the_forward_process_train(model, tmp_path):
