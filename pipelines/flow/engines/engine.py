@@ -174,8 +174,10 @@ class FlowEngine(OdeSampler):
     def _check_experts(self, policy: FlowPolicyConfig, group_size: int, training_steps: int) -> None:
         """Of two networks one is trained: at every training step some noisy steps are its own, as far as files on this disk tell."""
         trains_at = getattr(policy.model, "trains_at", None)
+        if trains_at is None or trains_at(torch.ones(1)) is None:
+            return
         schedule = schedule_on_disk(policy.model) if self.schedule is None else self.schedule
-        if trains_at is None or schedule is None:
+        if schedule is None:
             return
         known = replace(self, schedule=schedule)
         for step in known._unlike_steps(training_steps):
