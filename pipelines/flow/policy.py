@@ -251,20 +251,18 @@ class FlowPolicy:
         return self.family.expert_of(self.pipe, sigma.flatten().to(self.math_dtype)).view(sigma.shape)
 
     def trains_at(self, sigma: Tensor) -> Tensor:
-        """Whether a network that is trained says the velocity at noise levels [...], bool of that shape.
-
-        Raises:
-            ConfigError: at none of them.
-        """
+        """Whether a network that is trained says the velocity at noise levels [...], bool of that shape."""
         names = list(networks_of(self.pipe))
         own = torch.tensor([names.index(name) for name in self.trained], device=sigma.device)
-        found = torch.isin(self._expert(sigma), own)
-        if found.numel() and not found.any():
+        return torch.isin(self._expert(sigma), own)
+
+    def check_trains_at(self, sigma: Tensor) -> None:
+        """Raises ConfigError if no network that is trained says the velocity at any of the noise levels [n] of a step, whoever draws which."""
+        if sigma.numel() and not self.trains_at(sigma).any():
             raise ConfigError(
                 f"policy.model.trained names {' and '.join(self.trained)}, and no step that could be trained is at its noise levels. "
                 "Move the noisy steps (engine.noise), or train the other network."
             )
-        return found
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, size: Size) -> Tensor | Pictures | Clips:
@@ -380,6 +378,7 @@ class FlowPolicy:
         return {
             "base_model": resolve(self.family.path),
             "library": "diffusers",
+            "tags": f"{'image' if self.pictured or self.config.pictures[0] else 'text'}-to-{'video' if self.config.draws_clips else 'image'}",
             "code": loading_code(
                 self.config,
                 self.pipe,
