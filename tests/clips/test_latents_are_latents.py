@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_show_says_both_geometries_and_which_expert_is_trained(folder):  # noqa:
     pipe, _ = known_pipeline(model.family)
     policy = model.load(eval_frames=9)
     policy.pipe = pipe
-    lines = "\n".join(_drawn(policy, policy.size(evaluation=False), model.engine()))
+    lines = "\n".join(_drawn(SimpleNamespace(net=policy, condition={}), policy.size(evaluation=False), model.engine()))
     assert "16 image tokens (5 frames of 32 × 64 pixels) in 3 steps" in lines
     assert "24 image tokens (9 frames of 32 × 64 pixels) in 3 steps; 16 frames a second" in lines
     assert "transformer from σ = 0.875 up, guidance 4; transformer_2 below, guidance 2; trained: transformer" in lines
