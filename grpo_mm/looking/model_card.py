@@ -28,7 +28,7 @@ def write_model_card(
 
     Args:
         usage: "base_model", the "library" that loads the product, the "code" that does, the settings that the code draws at in
-            words ("drawn"), and where it makes no pictures the hub's "tags" for what it does.
+            words ("drawn"), and unless it makes pictures of texts the hub's "tags" for what it does.
         origin: which weights of the run they are.
         asked: source → template, where training put one around its questions.
     """

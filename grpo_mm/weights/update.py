@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def accumulate(
             here = _with_old(view.at(index), trained)
             terms = [term(trained, here) for term in objective]
             with phase("train_network"):
-                sum(t.value() for t in terms).backward()
+                _backward(sum(t.value() for t in terms), index)
             log.add(terms, here)
             log.gap(values, rollout, index, here)
             log.entropy(values, here)
@@ -109,9 +109,15 @@ def accumulate(
             trained = _trained(values, view.at(index))
             parts = [(gradient[k].flatten()[index] * v).sum() for k, v in trained.items() if v.requires_grad]
             with phase("train_network"):
-                sum(parts).backward()
+                _backward(sum(parts), index)
             log.forward_is_done(len(plan))
     return log.result(processes, len(plan))
+
+
+def _backward(loss: Any, index: Tensor) -> None:
+    """Of a forward of nothing, whose stand-in may have gone through a network that is not trained, there may be no gradient."""
+    if index.numel() or getattr(loss, "requires_grad", False):
+        loss.backward()
 
 
 def _with_columns(view: View, rollout: Rollout, objective: Sequence[Objective]) -> View:

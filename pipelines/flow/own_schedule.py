@@ -198,10 +198,29 @@ def _check_unipc(config: Mapping[str, Any]) -> None:
 
 def check_scheduler_files(model: Any) -> None:
     """The same before anything is loaded, as far as the local folder of a family's `path` tells."""
+    config = _settings_on_disk(model)
+    if config is not None:
+        check_scheduler(str(config.get("_class_name", FOLLOWED)), config)
+
+
+def schedule_on_disk(model: Any) -> OfCheckpoint | None:
+    """The grid of a checkpoint of which nothing is loaded; None where its folder is not here. Its scheduler is one that is followed."""
+    import diffusers
+
+    config = _settings_on_disk(model)
+    if config is None:
+        return None
+    name = str(config.get("_class_name", FOLLOWED))
+    scheduler = followed(getattr(diffusers, name).from_config(config))
+    return OfCheckpoint(scheduler, **grid_of(model), instead_of=name if name == UNIPC else "")
+
+
+def _settings_on_disk(model: Any) -> dict[str, Any] | None:
+    """Those of the scheduler in the local folder of a family's `path`. Raises ConfigError for a folder without, or a file that is none."""
     path = getattr(model, "path", None) or "random:"
     file = Path(resolve(path)) / "scheduler" / "scheduler_config.json"
     if path.startswith("random:") or not (file.parent.parent / "model_index.json").is_file():
-        return
+        return None
     if not file.is_file():
         raise ConfigError(f"{shown(path)} has no scheduler/{file.name}, so it has no grid of its own. {NAME_ONE}")
     try:
@@ -212,7 +231,7 @@ def check_scheduler_files(model: Any) -> None:
         raise ConfigError(f"{shown(str(file))} cannot be read: {reason(error)}.") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{shown(str(file))} holds {shown(config)}; wanted the settings of a scheduler.")
-    check_scheduler(str(config.get("_class_name", FOLLOWED)), config)
+    return config
 
 
 def tell_of_a_stand_in(pipe: Any) -> bool:

@@ -120,8 +120,8 @@ class OdeSampler:
             image_tokens=policy.family.image_tokens(policy.pipe, *size),
         )  # fmt: skip
         return policy.usage(sigmas=sigmas, scheduler=settings, steps=self.eval_steps) | {
-            "drawn": self._in_words(policy, schedule), "tags": _tags(policy.family.pictures, clips=len(size) == 3),
-        }  # fmt: skip
+            "drawn": self._in_words(policy, schedule)
+        }
 
     def _in_words(self, policy: FlowPolicy, schedule: Schedule) -> str:
         """How evaluation draws: steps, guidance, shift, size."""
@@ -139,10 +139,3 @@ class OdeSampler:
         """Pictures of the rows for evaluation, uint8 [N, 3, H, W]; `Pictures` where some came to nothing; or clips."""
         drawn = policy.decode(self.latents(policy, rows, seed=seed), size=policy.size(evaluation=True))
         return without_unreadable(drawn, [rows.prompts[p] for p in rows.prompt_N.tolist()], policy.unreadable)
-
-
-def _tags(pictures: tuple[int, int], *, clips: bool) -> str:
-    """The hub's names for what is drawn of what."""
-    made = "video" if clips else "image"
-    of = ("text",) * (pictures[0] == 0) + ("image",) * (pictures[1] > 0)
-    return ", ".join(f"{one}-to-{made}" for one in of)

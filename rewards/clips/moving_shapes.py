@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from grpo_mm.rewards.images.shape_world import Detection, credit, match, read
-from grpo_mm.types import Clip, Clips, Prompt
+from grpo_mm.rewards.shared.clips import takes_clips
+from grpo_mm.types import Clip, Prompt
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 PARTS = ("score", "all_correct", "color", "shape", "motion", "rest", "extras")
@@ -87,20 +88,17 @@ class MovingShapesReward:
     """`score` for a batch of clips; `scope` says that it looks at one output at a time."""
 
     scope = "output"
-    takes = "clips"
 
-    def __call__(self, clips: Clips, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    @takes_clips
+    def __call__(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """M clips and M prompts -> the parts of `score`, each float32 [M], without `rest` where nothing should; NaN for what is no
         clip."""
-        rows = [_scored(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        rows = [
+            score(clip.frames_FCHW.permute(0, 2, 3, 1).cpu().numpy(), prompt.target)
+            for clip, prompt in zip(clips, prompts)
+        ]
         rests = any(len(prompt.target["things"]) > 1 for prompt in prompts)
         return {name: torch.tensor([row[name] for row in rows]) for name in PARTS if rests or name != "rest"}
-
-
-def _scored(clip: Clip | None, prompt: Prompt) -> dict[str, float]:
-    if clip is None:
-        return dict.fromkeys(PARTS, float("nan"))
-    return score(clip.frames_FCHW.permute(0, 2, 3, 1).cpu().numpy(), prompt.target)
 
 
 def _frame(frame_HWC: np.ndarray, wanted: Sequence[Mapping[str, str]]) -> _Frame:

@@ -87,10 +87,9 @@ def test_settings_of_clips_and_of_experts_are_refused_where_there_are_none():
         FlowPolicyConfig(model=QwenImage("Qwen/Qwen-Image"), frames=5).check()
     with pytest.raises(ConfigError, match=r"guidance_2=3: Wan-AI/\S+ has one network"):
         FlowPolicyConfig(model=Wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", guidance_2=3.0), guidance=4.0).check()
+    one = Wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", trained=("transformer_2",))
     with pytest.raises(ConfigError, match=r"trained=\['transformer_2'\]: Wan-AI/\S+ has one network"):
-        FlowPolicyConfig(
-            model=Wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", trained=("transformer_2",)), guidance=4.0
-        ).check()
+        FlowPolicyConfig(model=one, guidance=4.0).check()
     with pytest.raises(ConfigError, match="wanted 512: the checkpoint's network takes the last 512 tokens"):
         FlowPolicyConfig(model=WanI2V("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"), text_length=128).check()
 
@@ -135,9 +134,7 @@ def test_the_lines_of_the_model_card_draw_the_clip_of_the_evaluation(folder):  #
     model = WanModel("t2v", checkpoint("t2v", folder))
     policy = model.load(lora=None)
     engine = model.engine(schedule=Shifted(5.0))
-    usage = engine.usage(policy)
-    code = usage["code"]
-    assert usage["tags"] == ("image-to-video" if policy.family.pictures[0] else "text-to-video")
+    code = engine.usage(policy)["code"]
     assert f"num_frames={SIZE[0]}" in code and "fps=16" in code
     latents = engine.evaluation_noise(policy, model.rows(1), seed=0)[:1]
     lines = [line for line in code.splitlines() if "export_to_video" not in line]
@@ -157,8 +154,7 @@ def test_show_says_both_geometries_and_which_expert_is_trained(folder):  # noqa:
     pipe, _ = known_pipeline(model.family)
     policy = model.load(eval_frames=9)
     policy.pipe = pipe
-    counted = SimpleNamespace(net=policy, condition={})
-    lines = "\n".join(_drawn(counted, policy.size(evaluation=False), model.engine()))
+    lines = "\n".join(_drawn(SimpleNamespace(net=policy, condition={}), policy.size(evaluation=False), model.engine()))
     assert "16 image tokens (5 frames of 32 × 64 pixels) in 3 steps" in lines
     assert "24 image tokens (9 frames of 32 × 64 pixels) in 3 steps; 16 frames a second" in lines
     assert "transformer from σ = 0.875 up, guidance 4; transformer_2 below, guidance 2; trained: transformer" in lines

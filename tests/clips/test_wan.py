@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from test_flow_models import gap, perturb, values_of
@@ -16,7 +18,7 @@ from grpo_mm.objectives import ClippedRatio, Nft
 from grpo_mm.pipelines.flow.engines.forward import EveryTimestep, ForwardProcess
 from grpo_mm.pipelines.flow.kernels import cps, dance_sde, ddim, flow_sde
 from grpo_mm.pipelines.flow.models.adapters import Lora, load_plain
-from grpo_mm.pipelines.flow.noise import AllSteps, Window
+from grpo_mm.pipelines.flow.noise import AllSteps, SlidingWindow, Window
 from grpo_mm.pipelines.flow.schedule import Shifted
 from grpo_mm.pipelines.flow.trees.branching import Splits
 from grpo_mm.processes.distributed import Processes
@@ -102,6 +104,8 @@ def test_three_steps_train_and_the_product_draws_the_same_clips_in_the_plain_pip
     for row in steps:
         assert row["policy/logprob_gap"] <= 1e-5 and row["optim/grad_norm"] > 0 and row["reward/failed_frac"] == 0
     assert steps[-1]["objective/ref_kl"] > 1e-12
+    card = (config.folder / way / "README.md").read_text()
+    assert f"tags: [{'image' if model.family.pictures[0] else 'text'}-to-video, " in card
     pipe = model.pipeline(None if way == "adapter" else config.folder / "model")
     if way == "adapter":
         load_plain(pipe, config.folder / "adapter")
@@ -165,6 +169,40 @@ def test_one_expert_is_trained_and_the_other_stays(model, which, tmp_path):
     )
     with pytest.raises(ConfigError, match="no step that could be trained is at its noise levels"):
         roll(alone, trained, engine)
+
+
+@dataclass(frozen=True)
+class Lowest:
+    """Of the sampler's noise levels the lowest alone, which the expert of low noise has."""
+
+    def count(self, steps: int) -> int:
+        return 1
+
+    def __call__(self, sigma_S1, generator):
+        return sigma_S1[-2:-1]
+
+
+@pytest.mark.parametrize("model", ["a14b_i2v"], indirect=True)
+def test_draws_that_are_all_of_the_other_expert_train_nothing_and_end_nothing(model, tmp_path):
+    """Which noise levels are drawn is luck, of each process too."""
+    alone = WanModel(model.kind, model.path, settings=(("trained", ("transformer",)),))
+    nft = ForwardProcess(steps=3, eval_steps=2, draws=Lowest(), beta=1.0)
+    _, steps = train(alone.run(tmp_path, name="nft", steps=1, engine=nft, objective=(Nft(),)))
+    assert steps[0]["optim/grad_norm"] == 0 and steps[0]["optim/bad_updates"] == 0
+
+
+@pytest.mark.parametrize("model", ["a14b_i2v"], indirect=True)
+def test_a_window_that_leaves_the_trained_expert_is_refused_before_anything_is_loaded(model, tmp_path):
+    alone = WanModel(model.kind, model.path, settings=(("trained", ("transformer",)),))
+    moves = SlidingWindow(size=1, every=1, stride=1, strategy="progressive")
+    for schedule in (None, Shifted()):
+        engine = alone.engine(steps=4, noise=moves, schedule=schedule)
+        engine.check(alone.config(), group_size=2, training_steps=1)
+        with pytest.raises(
+            ConfigError, match="names transformer, and at training step [23] no noisy step is at its noise"
+        ):
+            engine.check(alone.config(), group_size=2, training_steps=3)
+    model.engine(steps=4, noise=moves).check(model.config(), group_size=2, training_steps=3)
 
 
 @pytest.mark.slow

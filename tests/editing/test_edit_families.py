@@ -131,6 +131,22 @@ def test_pictures_have_as_many_pixels_as_are_drawn_where_the_config_says_so(mode
     )  # never made larger there
 
 
+def test_kontext_compares_shapes_in_whole_tokens_as_its_pipeline_does(monkeypatch):
+    """634 × 509 pixels are 39 × 31 tokens of 16, nearer to 1184 / 880 than to 1104 / 944, and 634 / 509 is not."""
+    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.pipelines.flux import pipeline_flux_kontext as plain
+    from PIL import Image
+
+    sizes = [(1104, 944), (1184, 880)]
+    monkeypatch.setattr(plain, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)
+    picture = Image.new("RGB", (634, 509))
+    height, width = VaeImageProcessor(vae_scale_factor=16).get_default_height_width(picture)
+    wanted = min((abs(width / height - w / h), w, h) for w, h in sizes)[1:]
+    family = lookup("flow_model", "flux_kontext")("any/kontext")
+    found = family._size(SimpleNamespace(vae_scale_factor=8), picture, (1024, 1024))
+    assert found == wanted[::-1] == (880, 1184)
+
+
 def test_a_prompt_without_its_picture_is_refused(model, policy):
     if model.family.pictures[0]:
         with pytest.raises(UserError, match=r"'none' cannot be put to .*: it shows no pictures, and the model needs"):
@@ -192,7 +208,7 @@ def test_three_steps_train_and_the_product_edits_alike_in_plain_diffusers(model,
         )  # fmt: skip
         assert ((drawn.images[0] * 255).round().int() - ours[i]).abs().max() <= 1
     card = (trained.product / "README.md").read_text()
-    assert model.family.pipeline in card and "image=picture" in card
+    assert model.family.pipeline in card and "image=picture" in card and "tags: [image-to-image, " in card
 
 
 def test_a_tree_and_the_forward_process_train(model, tmp_path):

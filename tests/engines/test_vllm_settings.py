@@ -34,7 +34,7 @@ class Engine:
 
     def collective_rpc(self, name: str, kwargs: dict[str, Any]) -> None:
         if "weights_path" in kwargs:
-            for path in sorted(Path(kwargs["weights_path"]).iterdir()):
+            for path in sorted(Path(kwargs["weights_path"]).glob("*.safetensors")):
                 self.files |= load_file(path)
         self.calls.append((name, *kwargs))
 

@@ -63,8 +63,8 @@ def test_mistakes_of_a_flow_sampler_are_found(what, tiny_sd3, tmp_path, monkeypa
     elif what == "stale kept texts":
         there = flow_policy.FlowPolicy.encode
 
-        def encode(self, prompts):
-            found = there(self, prompts)
+        def encode(self, prompts, **how):
+            found = there(self, prompts, **how)
             self._seen = getattr(self, "_seen", 0) + 1
             return {k: v + 0.1 for k, v in found.items()} if self._seen == 1 else found
 

@@ -121,6 +121,14 @@ class Wan(Guided):
     def expert_of(self, pipe: Any, sigma: Tensor) -> Tensor:
         return (sigma * 1000 < pipe.config.boundary_ratio * 1000).long()
 
+    def trains_at(self, sigma: Tensor) -> Tensor | None:
+        """Whether a network that is trained says the velocity at noise levels [n]; None where no file on this disk tells, or both are."""
+        boundary = said_of_pipeline(self.path, "boundary_ratio", revision=self.revision)
+        if boundary is None or len(set(self.trained)) != 1:
+            return None
+        is_second = sigma * 1000 < boundary * 1000
+        return is_second if SECOND in self.trained else ~is_second
+
     def guidance_at(self, pipe: Any, sigma: Tensor, guidance: float) -> float:
         """Of rows of one network."""
         is_second = self.network(pipe, sigma) is getattr(pipe, SECOND, None)

@@ -31,7 +31,8 @@ from grpo_mm.pipelines.flow.models.adapters import Lora, load_plain
 from grpo_mm.pipelines.flow.models.family import Size, resolve
 from grpo_mm.pipelines.flow.models.networks import networks_of
 from grpo_mm.pipelines.flow.models.picture_sizes import PictureSizes, sizes_on_disk
-from grpo_mm.pipelines.flow.policy import DTYPES, FlowPolicy, FlowPolicyConfig
+from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
+from grpo_mm.pipelines.flow.settings import DTYPES
 from grpo_mm.processes.rng import stream
 
 TOKENS, TOKENS_OF_CLIPS = (8, 12), (2, 3)

@@ -59,6 +59,10 @@ class FluxKontext(Flux):
 
         side, shape = pipe.vae_scale_factor * 2, picture.width / picture.height
         if self.sources == "as_pipeline":
+            if (
+                min(picture.size) >= side
+            ):  # the plain pipeline compares the shape in whole tokens, and divides by 0 below one
+                shape = (picture.width // side) / (picture.height // side)
             _, width, height = min((abs(shape - w / h), w, h) for w, h in plain.PREFERRED_KONTEXT_RESOLUTIONS)
         else:
             area = area_of(self.sources, size)

@@ -18,7 +18,7 @@ from grpo_mm.pipelines.flow.calibrated import Calibrated, NoiseFile
 from grpo_mm.pipelines.flow.engines.examine import examine
 from grpo_mm.pipelines.flow.ledger import flow_ledger
 from grpo_mm.pipelines.flow.noise import AllSteps, trained_subset
-from grpo_mm.pipelines.flow.own_schedule import check_scheduler_files
+from grpo_mm.pipelines.flow.own_schedule import check_scheduler_files, schedule_on_disk
 from grpo_mm.pipelines.flow.policy import FlowPolicy, FlowPolicyConfig
 from grpo_mm.pipelines.flow.record import PROVIDES, FlowRecord, Half, Logprob
 from grpo_mm.pipelines.flow.sampling import OdeSampler
@@ -130,6 +130,7 @@ class FlowEngine(OdeSampler):
                 "by engine.noise."
             )
         self._check_tree(group_size, training_steps)
+        self._check_experts(policy, group_size, training_steps)
         # What a tree makes of the level counts: splitting steps may scale it.
         level = float(self.grid_and_tree(step=0, seed=0, group_size=group_size)[1].noise_V.max())
         if self.kernel in (kernels.cps, kernels.ddim) and level > 1:
@@ -169,6 +170,25 @@ class FlowEngine(OdeSampler):
                 f"engine.train_fraction = {self.train_fraction} would sample and score branches that are not trained. "
                 "Choose the steps with engine.noise instead."
             )
+
+    def _check_experts(self, policy: FlowPolicyConfig, group_size: int, training_steps: int) -> None:
+        """Of two networks one is trained: at every training step some noisy steps are its own, as far as files on this disk tell."""
+        trains_at = getattr(policy.model, "trains_at", None)
+        if trains_at is None or trains_at(torch.ones(1)) is None:
+            return
+        schedule = schedule_on_disk(policy.model) if self.schedule is None else self.schedule
+        if schedule is None:
+            return
+        known = replace(self, schedule=schedule)
+        for step in known._unlike_steps(training_steps):
+            sigma_S1, tree = known.grid_and_tree(step=step, seed=0, group_size=group_size)
+            trained = trains_at(sigma_S1[tree.level_V[tree.parent_V[tree.action_GA[tree.train_GA]]]])
+            if trained is not None and not trained.any():
+                raise ConfigError(
+                    f"policy.model.trained names {' and '.join(policy.model.trained)}, and at training step {step + 1} no noisy step "
+                    "is at its noise levels, so nothing would be trained there. Keep the noisy steps (engine.noise) where it says the "
+                    "velocity, or train the other network too."
+                )
 
     @property
     def _shape(self) -> Any:
@@ -297,6 +317,7 @@ class FlowEngine(OdeSampler):
         action_NA = tree.action_GA[rows.sample_N].gather(1, picked_NA)
         before_NA = tree.parent_V[action_NA]
         mask_NA = tree.train_GA[rows.sample_N].gather(1, picked_NA)
+        policy.check_trains_at(sigma_S1[tree.level_V[tree.parent_V[tree.action_GA[tree.train_GA]]]])
         mask_NA &= policy.trains_at(sigma_S1[tree.level_V[before_NA]])
         constant_half = policy.config.detach_unconditional and policy.family.network_rows(policy.config.guidance) == 2
         keeps = {"velocity": "mean_shift_old" in needs, "of_none": constant_half}

@@ -179,6 +179,7 @@ class ForwardProcess(OdeSampler):
         )  # fmt: skip
         clean_N = forest.grown.latent_K[forest.kept(end_N).to(policy.device)]
         sigma_NA, noise_NA = self._draw(policy, rows, sigma_S1, step=step, seed=seed, shape=clean_N.shape[1:])
+        policy.check_trains_at(sigma_S1[:-1])
         mask_NA = policy.trains_at(sigma_NA)
         rollout = Rollout(
             prompts=rows.prompts,

@@ -91,6 +91,7 @@ class Family(Protocol):
 
     # A family of two networks also has `expert_of(pipe, sigma)`, which of them says the velocity at noise levels [n], 0 or 1; where each is
     # guided in its own way, `guidance_at(pipe, sigma, guidance)`; and `trained`, the names of those that are trained. Forwards have rows of one.
+    # Its `trains_at(sigma)` says of noise levels [n], before anything is loaded, whether they are those of a trained one, or None if no file tells.
     # A family with something to refuse of a policy's other settings, or to say of them, has `check_policy(policy)` and
     # `said(pipe, policy)`, sentences for `show`.
     # A family that draws clips also has `frames` and `fps`, what its checkpoint draws where a config says nothing.
