@@ -41,8 +41,10 @@ def _look(item: Any, content: Mapping[str, Any]) -> Any:
     """Something that is equal for the same picture or video alone."""
     path = getattr(item, "path", None)
     if isinstance(path, str):
-        part = tuple(getattr(item, name, None) for name in ("start", "end", "at", "fps"))
-        return type(item).__name__, content.get(path, path), part
+        within = [name for name in ("start", "end", "at", "fps") if hasattr(item, name)]
+        if not within:  # a picture, which may also lie within a table
+            return "encoded", content.get(path, path)
+        return type(item).__name__, content.get(path, path), tuple(getattr(item, name) for name in within)
     data = getattr(item, "encoded", item)
     if hasattr(item, "getexif"):
         return "pixels", item.mode, item.size, _digest(item.tobytes())
@@ -61,7 +63,7 @@ def _look(item: Any, content: Mapping[str, Any]) -> Any:
 
 
 def _contents(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Path → what tells its file from others. Files are read only where another one has the same size."""
+    """Path → what tells its file from others. Files are read only where another one, or a picture within a table, has the same size."""
     paths = {path for p in prompts for item in p.media if isinstance(path := getattr(item, "path", None), str)}
     by_size: dict[int, set[str]] = {}
     real: dict[str, str] = {}
@@ -69,7 +71,10 @@ def _contents(prompts: Sequence[Prompt]) -> dict[str, Any]:
         real[path] = os.path.realpath(path)
         if os.path.isfile(real[path]):
             by_size.setdefault(os.path.getsize(real[path]), set()).add(real[path])
-    alike = {path for same in by_size.values() if len(same) > 1 for path in same}
+    within = {
+        len(data) for p in prompts for item in p.media if isinstance(data := getattr(item, "encoded", item), bytes)
+    }
+    alike = {path for size, same in by_size.items() if len(same) > 1 or size in within for path in same}
     found = {path: _of_file(path) for path in alike}
     return {path: found.get(place, place) for path, place in real.items()}
 

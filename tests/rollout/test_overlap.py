@@ -37,6 +37,14 @@ def test_the_same_text_and_media_are_found_whatever_their_names(tmp_path):
     ) == ["0"]
 
 
+def test_a_file_and_a_picture_within_a_table_are_compared(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"1234")
+    file = ImageFile(str(tmp_path / "a.png"))
+    same, other = EncodedPicture(b"1234", "x"), EncodedPicture(b"1235", "y")
+    held_out = [Prompt("same", "x", media=(same,)), Prompt("other", "x", media=(other,))]
+    assert ids([Prompt("0", "x", media=(file,))], held_out) == ["same"]
+
+
 def test_pictures_in_memory_are_compared_by_their_pixels():
     red, again, blue = (Image.new("RGB", (4, 4), shade) for shade in ("red", "red", "blue"))
     arrays = [
