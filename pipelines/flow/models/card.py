@@ -82,7 +82,8 @@ def loading_code(
         call["num_inference_steps"] = Code("len(sigmas)")
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None and "sigmas" in takes else "")
     if pictured:
-        lines.append('picture = diffusers.utils.load_image("path/or/address/of/a/picture")')
+        several = f"  # of several: image=[picture, …], up to {config.pictures[1]}" if config.pictures[1] > 2 else ""
+        lines.append(f'picture = diffusers.utils.load_image("path/or/address/of/a/picture"){several}')
         lines += getattr(config.model, "plain_lines", lambda size: [])(config.size(evaluation=True)[-2:])
         call_text = f"image=picture, {call_text}"
         if config.pictures[0] == 2:
