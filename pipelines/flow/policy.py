@@ -386,7 +386,7 @@ class FlowPolicy:
                 sigmas=sigmas,
                 scheduler=scheduler,
                 steps=steps,
-                pictured=self.pictured,
+                pictured=self.pictured or self.config.pictures[0] > 0,  # an export has seen no prompt
             ),
         }
 
