@@ -57,7 +57,7 @@ class Loaded:
         self.config = config = _config(run, overrides, scores=scores, trust=trust)
         if media and not hasattr(config.engine, "illustrate") and getattr(config.policy, "pictures", (0, 0))[1] == 0:
             raise ConfigError(
-                f"the engine {registry.kind_of('engine', type(config.engine))} looks at no media; leave them out."
+                f"the engine {registry.kind_of('engine', type(config.engine))} looks at no media; leave them out, or take a model that reads some."
             )
         if scores:
             config.check()

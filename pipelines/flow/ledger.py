@@ -156,7 +156,7 @@ def _written(
             Entry("latents of a step", stored * latent, "float32", split="rows"),
             Entry("velocities of other policies", velocities * latent, "float32", split="rows"),
             Entry("velocities of the empty text", stored * latent * constant_half, "float32", split="rows"),
-            Entry("pictures of a step", plan.rows * 3 * math.prod(size), "uint8", place="device" if cpu else "host", split="rows"),
+            Entry(f"{net.config.makes} of a step", plan.rows * 3 * math.prod(size), "uint8", place="device" if cpu else "host", split="rows"),
         ) if entry.bytes
     )  # fmt: skip
     encode = (
@@ -177,7 +177,7 @@ def _written(
         Phase(others, copies, LOWER, ("policy.micro_batch", micro)),
         Phase("encoding prompts", encode, "policy.offload=[encoders]"),
         Phase(
-            "decoding pictures", decode, "policy.decode_batch, policy.vae_slicing=true, policy.offload=[decoder]",
+            f"decoding {net.config.makes}", decode, "policy.decode_batch, policy.vae_slicing=true, policy.offload=[decoder]",
             ("policy.decode_batch", net.config.decode_batch),
         ),
     )  # fmt: skip

@@ -146,6 +146,12 @@ def test_the_lines_of_the_model_card_draw_the_clip_of_the_evaluation(folder):  #
     assert (ours - (there["frames"] * 255).round().int()).abs().max() <= 1
 
 
+def test_the_lines_of_a_card_take_the_first_frame_though_no_prompt_was_seen(folder):  # noqa: F811
+    """As `grpo-mm export` writes them."""
+    policy = WanModel("i2v", checkpoint("i2v", folder)).load()
+    assert "image=picture" in policy.usage()["code"]
+
+
 def test_show_says_both_geometries_and_which_expert_is_trained(folder):  # noqa: F811
     from grpo_mm.pipelines.flow.ledger import _drawn
     from grpo_mm.pipelines.flow.models.known import known_pipeline

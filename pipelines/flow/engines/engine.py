@@ -276,7 +276,7 @@ class FlowEngine(OdeSampler):
     def describe(self, policy: FlowPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
         """The tree of a prompt and an estimate of memory for `rows` on one process, in words; loads no model."""
         sigma_S1, tree = self.grid_and_tree(step=0, seed=0, group_size=group_size)
-        report = drawing(tree, sigma_S1.numel() - 1)
+        report = drawing(tree, sigma_S1.numel() - 1, makes=policy.makes)
         if self.train_fraction < 1:
             report.append("  training at most: rows draw their steps")
         if self._moves(tree, group_size):

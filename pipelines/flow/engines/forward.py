@@ -153,8 +153,8 @@ class ForwardProcess(OdeSampler):
     def describe(self, policy: FlowPolicyConfig, *, rows: int, group_size: int, needs: frozenset[str]) -> list[str]:
         """The tree of a prompt and an estimate of memory for `rows` on one process, in words; loads no model."""
         tree = self._tree(self.nominal_schedule(self.steps, image_tokens=NOMINAL_TOKENS), group_size)
-        report = drawing(tree, self.steps)
-        report[-1] = f"  {group_size} pictures, each trained at {self.actions()} draws of (t, noise)"
+        report = drawing(tree, self.steps, makes=policy.makes)
+        report[-1] = f"  {group_size} {policy.makes}, each trained at {self.actions()} draws of (t, noise)"
         return report
 
     def ledger(self, policy: FlowPolicyConfig, plan: Plan) -> Ledger:

@@ -8,7 +8,7 @@ from grpo_mm.pipelines.flow.trees.tree import Tree
 from grpo_mm.types import BASELINE
 
 
-def drawing(tree: Tree, last: int) -> list[str]:
+def drawing(tree: Tree, last: int, *, makes: str = "pictures") -> list[str]:
     """One line for the initial latents, one for each depth that branches or is scored differently, one for the sum.
 
     Depths at which nothing new happens are drawn together.
@@ -26,7 +26,7 @@ def drawing(tree: Tree, last: int) -> list[str]:
     base = int((tree.action_C == BASELINE).sum())
     what = "actions" if tree.credits_actions else "whole samples"
     lines.append(
-        f"  {tree.pictures()} pictures for {credits} credits of {what}{f' ({base} of them baselines)' * (base > 0)}; "
+        f"  {tree.pictures()} {makes} for {credits} credits of {what}{f' ({base} of them baselines)' * (base > 0)}; "
         f"{tree.rollout_calls()} latents through the network, {tree.training_calls()} again in training"
     )
     return lines
