@@ -22,13 +22,13 @@ CONTROL = "advantage=[{kind: shuffle}, {kind: weighted_sum}, {kind: group_norm},
 ROWS = {
     "score": "held-out reward (optimised)",
     "moving/all_correct": "all correct",
-    "moving/color": "colours right, share of frames and things",
+    "moving/color": "colours right, share of frames",
     "moving/shape": "shapes right, the same",
     "moving/motion": "motion the right way",
-    "moving/rest": "the other one stays",
     "moving/extras": "extra things a frame",
     "quality/sharpness": "sharpness of frames (not optimised)",
     "quality/contrast": "contrast of frames (not optimised)",
+    "diversity": "diversity within a prompt (not optimised)",
 }
 
 
@@ -38,8 +38,8 @@ def main() -> None:
     lines = [
         "# The quickstart of clips, measured",
         "",
-        f"`python docs/scripts/clips.py`: {CONFIG.name} with seeds {', '.join(map(str, SEEDS))}; 288 held-out prompts (pairs of things "
-        "that training never asks for), one clip of 9 frames each, 20 ODE steps from fixed noise. Mean ± standard error over seeds. "
+        f"`python docs/scripts/clips.py`: {CONFIG.name} with seeds {', '.join(map(str, SEEDS))}; 24 held-out prompts (combinations of "
+        "colour, shape and direction that training never asks for) × 12 clips of 9 frames, 20 ODE steps from fixed noise. Mean ± standard error over seeds. "
         "The control trains on the same rewards permuted within the batch.",
         "",
     ]
