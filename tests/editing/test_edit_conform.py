@@ -83,7 +83,7 @@ def test_pictures_of_two_prompts_swapped_are_named(family, monkeypatch):
     own = conforming.example_pictures
 
     def alike(family, prompts):
-        made = [pictures or own(family, 3)[1][:1] for pictures in own(family, prompts)]
+        made = [pictures or own(family, 3)[2][:1] for pictures in own(family, prompts)]
         return tuple((pictures[0].resize((96, 80)),) for pictures in made)
 
     monkeypatch.setattr(conforming, "example_pictures", alike)
@@ -95,7 +95,7 @@ def test_pictures_of_two_prompts_swapped_are_named(family, monkeypatch):
     assert said.startswith(NAME) and "they are those of another prompt" in said
 
 
-def drawn_plain(family, folder, how, dtype, device):
+def drawn_plain(family, folder, how, dtype, device, **_):
     from grpo_mm.pipelines.flow.conforming.plain import drawn, plain_pipeline
 
     return drawn(plain_pipeline(family, folder, torch.float32, device), family, how, sources=False)
