@@ -84,9 +84,9 @@ def test_figures_that_are_none_are_refused_by_their_name(value):
 
 def test_a_checkpoint_that_was_not_at_hand_is_asked_once_it_is(monkeypatch):
     """As one on the hub: the settings are not there when the config is read."""
-    from grpo_mm.pipelines.flow import policy
+    from grpo_mm.pipelines.flow import settings
 
-    monkeypatch.setattr(policy, "sizes_on_disk", lambda path, revision=None: PictureSizes())
+    monkeypatch.setattr(settings, "sizes_on_disk", lambda path, revision=None: PictureSizes())
     config = FlowPolicyConfig(model=Sd3(ZOO), text_length=0, height=32, width=32)
     config.check()
     policy = config.load(torch.device("cpu"))

@@ -16,6 +16,7 @@ from grpo_mm.launch.here import Here
 from grpo_mm.tools.serving.launch import job_of
 
 MODULE = """
+import time
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +28,12 @@ class Versioned(SpelledRight):
     def __call__(self, items, prompts):
         import tinyscore  # in the environment alone
 
+        time.sleep(0.2)  # so that the run is there for long after its second step
+
         scores = super().__call__(items, prompts)
         return {**scores, "version": torch.full_like(scores["score"], tinyscore.VERSION)}
 """
-STEPS = 4
+STEPS = 20
 pytestmark = pytest.mark.timeout(900)
 """It makes an environment and starts three processes, each of which imports everything: 300 s may pass on a machine with much else to do."""
 
