@@ -82,19 +82,27 @@ def loading_code(
         call["num_inference_steps"] = Code("len(sigmas)")
     call_text = _arguments(call) + (", sigmas=sigmas" if sigmas is not None and "sigmas" in takes else "")
     if pictured:
-        several = f"  # of several: image=[picture, …], up to {config.pictures[1]}" if config.pictures[1] > 2 else ""
-        lines.append(f'picture = diffusers.utils.load_image("path/or/address/of/a/picture"){several}')
-        lines += getattr(config.model, "plain_lines", lambda size: [])(config.size(evaluation=True)[-2:])
-        call_text = f"image=picture, {call_text}"
-        if config.pictures[0] == 2:
-            lines.append('last = diffusers.utils.load_image("path/or/address/of/the/last/picture")')
-            call_text = f"last_image=last, {call_text}"
+        opened, given = _opened(config)
+        lines, call_text = [*lines, *opened], f"{given}, {call_text}"
     comes_first = list(takes)[1] == "prompt"
     prompt = '"a prompt"' if comes_first else 'prompt="a prompt"'
     if frames:
         export = f'diffusers.utils.export_to_video(frames, "clip.mp4", fps={config.frame_rate:g})  # by imageio and imageio-ffmpeg'
         return "\n".join([*lines, f"frames = pipe({prompt}, {call_text}).frames[0]", export])
     return "\n".join([*lines, f"image = pipe({prompt}, {call_text}).images[0]"])
+
+
+def _opened(config: Any) -> tuple[list[str], str]:
+    """(lines that open the pictures of a prompt, how they are given)."""
+    several = f"  # of several: image=[picture, …], up to {config.pictures[1]}" if config.pictures[1] > 2 else ""
+    lines = [f'picture = diffusers.utils.load_image("path/or/address/of/a/picture"){several}']
+    lines += getattr(config.model, "plain_lines", lambda size: [])(config.size(evaluation=True)[-2:])
+    if config.pictures[0] != 2:
+        return lines, "image=picture"
+    return [
+        *lines,
+        'last = diffusers.utils.load_image("path/or/address/of/the/last/picture")',
+    ], "last_image=last, image=picture"
 
 
 def _loads(folder: str, parts: Iterable[str], why: str = "") -> list[str]:

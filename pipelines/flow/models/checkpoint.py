@@ -84,3 +84,16 @@ class Guided(Checkpoint):
     def half(self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: Size, text: bool) -> Tensor:
         """One of the two."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Planes(Guided):
+    """One whose network takes latents as they are, [C, h, w], and cuts them into patches itself."""
+
+    def latent_shape(self, pipe: Any, height: int, width: int) -> tuple[int, ...]:
+        factor = pipe.vae_scale_factor
+        return (pipe.transformer.config.in_channels, height // factor, width // factor)
+
+    def image_tokens(self, pipe: Any, height: int, width: int) -> int:
+        side = pipe.vae_scale_factor * pipe.transformer.config.patch_size
+        return (height // side) * (width // side)

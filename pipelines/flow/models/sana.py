@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.models.checkpoint import Guided
+from grpo_mm.pipelines.flow.models.checkpoint import Planes
 from grpo_mm.pipelines.flow.models.family import Condition, encode_prompt
 
 
 @dataclass(frozen=True)
-class Sana(Guided):
+class Sana(Planes):
     """A SanaPipeline by hub name or folder, e.g. Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers."""
 
     pipeline = "SanaPipeline"
@@ -41,14 +41,6 @@ class Sana(Guided):
             max_sequence_length=text_length,
             complex_human_instruction=asked,
         )
-
-    def latent_shape(self, pipe: Any, height: int, width: int) -> tuple[int, ...]:
-        factor = pipe.vae_scale_factor
-        return (pipe.transformer.config.in_channels, height // factor, width // factor)
-
-    def image_tokens(self, pipe: Any, height: int, width: int) -> int:
-        side = pipe.vae_scale_factor * pipe.transformer.config.patch_size
-        return (height // side) * (width // side)
 
     def halves(
         self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int]

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_mm.pipelines.flow.models.checkpoint import Guided
+from grpo_mm.pipelines.flow.models.checkpoint import Planes
 from grpo_mm.pipelines.flow.models.family import Condition, encode_prompt
 
 
 @dataclass(frozen=True)
-class Sd3(Guided):
+class Sd3(Planes):
     """A StableDiffusion3Pipeline by hub name or folder, e.g. stabilityai/stable-diffusion-3.5-medium."""
 
     pipeline = "StableDiffusion3Pipeline"
@@ -36,14 +36,6 @@ class Sd3(Guided):
             do_classifier_free_guidance=guidance > 1,
             max_sequence_length=text_length,
         )
-
-    def latent_shape(self, pipe: Any, height: int, width: int) -> tuple[int, ...]:
-        factor = pipe.vae_scale_factor
-        return (pipe.transformer.config.in_channels, height // factor, width // factor)
-
-    def image_tokens(self, pipe: Any, height: int, width: int) -> int:
-        side = pipe.vae_scale_factor * pipe.transformer.config.patch_size
-        return (height // side) * (width // side)
 
     def halves(
         self, pipe: Any, x: Tensor, sigma: Tensor, condition: Condition, *, size: tuple[int, int]
